@@ -1,0 +1,48 @@
+# Two commands are all a newcomer needs: `make run` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run setup dev-setup test lint format bench throughput clean
+
+run: setup            ## install, then start the service with its own Postgres
+	$(BIN)/ingest dev
+
+setup: .venv/installed       ## make .venv with `ingest` in it, start nothing
+
+dev-setup: .venv/dev-installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "ingest needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/dev-installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+test: dev-setup tests/node_modules        ## everything, against a real Postgres; under ten minutes
+	$(BIN)/python -m pytest
+
+tests/node_modules: tests/package.json
+	cd tests && npm install --no-audit --no-fund --silent
+	@touch $@
+
+lint: dev-setup       ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: dev-setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: dev-setup      ## Locust against a fresh service: 1,000+ events/s, all of them stored once
+	$(BIN)/python -m bench.locust_run
+
+throughput: dev-setup ## events/s against raw COPY, requests/s against bare aiohttp, latency, memory
+	$(BIN)/python -m bench.throughput
+
+clean:
+	rm -rf .venv tests/node_modules .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,54 @@
+"""The books: every event that came in is stored, a duplicate, rejected with a reason, or pending. Always.
+
+One Accounts a process, changed on the event loop's thread only, in the same turn of the loop as the thing it
+counts; a reader on that thread therefore always finds them balanced.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from ingest.rejects import RejectReason
+
+
+class Accounts:
+    """Events counted since the process started. `recovered` are those it found in journals, received by an
+    earlier process; `duplicate_at_door` and `duplicate_in_database` say who caught the retry."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.recovered = 0
+        self.stored = 0
+        self.duplicate_at_door = 0
+        self.duplicate_in_database = 0
+        self.rejected: Counter[RejectReason] = Counter()
+        self.cleaned = 0
+        # Asked, not kept: journals count what waits in them.
+        self._pending: list[Callable[[], int]] = []
+
+    def watch_pending(self, pending: Callable[[], int]) -> Callable[[], None]:
+        """Add a journal's count of pending events; call what is returned to take it out again."""
+        self._pending.append(pending)
+        return lambda: self._pending.remove(pending)
+
+    def reject(self, reason: RejectReason, events: int = 1) -> None:
+        self.rejected[reason] += events
+
+    @property
+    def pending(self) -> int:
+        return sum(count() for count in self._pending)
+
+    @property
+    def unaccounted(self) -> int:
+        """received - (stored + duplicate + rejected + pending). Zero, or there is a bug to report."""
+        duplicate = self.duplicate_at_door + self.duplicate_in_database
+        settled = self.stored + duplicate + self.rejected.total() + self.pending
+        return self.received + self.recovered - settled
+
+    def __repr__(self) -> str:
+        return (
+            f"Accounts(received={self.received}, recovered={self.recovered}, stored={self.stored}, "
+            f"duplicate={self.duplicate_at_door}+{self.duplicate_in_database}, "
+            f"rejected={dict(self.rejected)}, pending={self.pending})"
+        )

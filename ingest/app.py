@@ -1,0 +1,386 @@
+"""The composition root: the only place that reads the Config and wires things together.
+
+`start_worker` starts one collector with its journal and writer; `ingest dev`, `ingest serve` and the tests all
+call it. What it returns is stopped by `stop`, which may be called again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+from aiohttp import web
+
+from ingest import control, database, journals, migrations, partitions
+from ingest.accounts import Accounts
+from ingest.addresses import CountryDatabase, anonymise, country_from_headers, parse_networks
+from ingest.config import Config
+from ingest.dedupe import DedupeWindow
+from ingest.errors import DatabaseError, IngestError
+from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
+from ingest.handlers import health
+from ingest.handlers.collect import Collector, CollectSettings, segment_settings, unknown_route
+from ingest.http import Cors, RateLimit
+from ingest.journal import Journal, OpenRecord
+from ingest.logs import fields
+from ingest.metrics import Gauges, Metrics, merge
+from ingest.periodic import run_every
+from ingest.rejects import RejectReason
+from ingest.server import Server, bind_unix
+from ingest.tail import Tail
+from ingest.writer import Outcome, Writer
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 10.0
+ADOPT_SECONDS: Final = 15.0
+PARTITIONS_SECONDS: Final = 3600.0
+
+
+class Worker:
+    """A running collector: `port` it listens on, `stop` it. Everything else is for tests to look at."""
+
+    def __init__(self, config: Config, index: int) -> None:
+        self.config = config
+        self.index = index
+        self.port = 0
+        self.accounts = Accounts()
+        self.tail = Tail()
+        self.window = DedupeWindow(config.dedupe_window_events)
+        self.metrics = Metrics(self.accounts, Gauges(self._stores, self.can_accept), index)
+        self.journal: Journal
+        self.writer: Writer
+        # Set to end the background loops; before that, `closing` says that no more events are wanted.
+        self.stopping = asyncio.Event()
+        self.closing = False
+        self._stopped = False
+        # Journals of workers that are gone, being drained; the adopting loop changes it.
+        self.adopted: dict[Path, tuple[Journal, Writer]] = {}
+        # When a journal that we drained was last changed: no need to look again until it does.
+        self._drained: dict[Path, float] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: Server | None = None
+        self._control: Server | None = None
+        self._write_failing = False
+
+    def _stores(self) -> list[tuple[Journal, Writer]]:
+        return [(self.journal, self.writer), *self.adopted.values()]
+
+    def can_accept(self) -> bool:
+        """Whether an event that came now could be made durable. A database outage does not matter here."""
+        return not self.closing and not self._write_failing and self.journal.has_room
+
+    # Opening.
+
+    async def open_journal(self) -> None:
+        """Take a journal that is on disk, or make one with a number from the database."""
+        config = self.config
+        position = None
+        claimed = journals.claim(config.data_dir)
+        try:
+            connection = await self._first_connection(must=claimed is None)
+            if connection is not None:
+                try:
+                    await migrations.check(connection)
+                    await partitions.ensure_ahead(
+                        connection, today=datetime.now(UTC).date(), days_ahead=config.partitions_ahead_days
+                    )
+                    if claimed is None:
+                        claimed = await journals.create(config.data_dir, connection)
+                    position = await journals.position(connection, claimed.layout)
+                finally:
+                    await connection.close()
+        except BaseException:
+            if claimed is not None:
+                claimed.release()
+            raise
+        assert claimed is not None
+        self.journal, self.writer = await self._open(claimed, position)
+
+    async def _first_connection(self, must: bool) -> asyncpg.Connection | None:
+        """A connection at the start. A worker that has a journal goes on without one; a new one waits for it."""
+        deadline = time.monotonic() + self.config.database_wait_seconds
+        waiting = False
+        while True:
+            try:
+                return await self.connect("start")
+            except DatabaseError as error:
+                if not must:
+                    logger.warning("starting without the database, events wait in the journal: %s", error)
+                    return None
+                if time.monotonic() >= deadline:
+                    raise
+                if not waiting:
+                    waiting = True
+                    logger.warning("waiting for the database, a new journal needs a number from it: %s", error)
+            await asyncio.sleep(0.5)
+
+    async def connect(self, purpose: str) -> asyncpg.Connection:
+        assert self.config.database_url is not None
+        return await database.connect(
+            self.config.database_url,
+            purpose=purpose,
+            timeout_seconds=min(10.0, self.config.statement_timeout_seconds),
+            statement_timeout_seconds=self.config.statement_timeout_seconds,
+        )
+
+    async def _open(self, claimed: journals.Claimed, position: int | None) -> tuple[Journal, Writer]:
+        config = self.config
+        journal = Journal(
+            claimed,
+            segment_bytes=config.segment_bytes,
+            max_bytes=config.journal_max_bytes,
+            memory_max_bytes=config.memory_max_bytes,
+            on_settled=self._on_settled,
+            on_lost=lambda events: self.accounts.reject(RejectReason.JOURNAL_CORRUPT, events),
+        )
+        journal.on_fsync = lambda seconds, _: self.metrics.fsync.observe(seconds)
+        await asyncio.to_thread(journal.recover, position)
+        self.accounts.recovered += journal.backlog.events
+        self.accounts.watch_pending(lambda: journal.backlog.events)
+        if journal.backlog.events:
+            logger.info(
+                "found events in the journal that are not stored yet",
+                extra=fields(journal=journal.number, events=journal.backlog.events),
+            )
+        writer = Writer(
+            journal,
+            lambda: self.connect("writer"),
+            self.accounts,
+            flush_max_bytes=config.flush_max_bytes,
+            on_flush=self._on_flush,
+        )
+        return journal, writer
+
+    def _on_settled(self, record: OpenRecord) -> None:
+        self.window.settle(record)
+        self._write_failing = not record.outcome
+        if not record.outcome:
+            self.accounts.reject(RejectReason.JOURNAL_UNAVAILABLE, record.events)
+
+    def _on_flush(self, seconds: float, outcome: Outcome) -> None:
+        self.metrics.flush.observe(seconds)
+        self.metrics.flush_rows.observe(sum(outcome))
+
+    # Running.
+
+    def start_loops(self) -> None:
+        """The background of the worker, as one table of {what, function, period}."""
+        for what, run_once, seconds in (
+            ("partitions ahead", self.ensure_partitions, PARTITIONS_SECONDS),
+            ("adopting journals", self.adopt, ADOPT_SECONDS),
+            ("hanging up on silent connections", self._sweep, SWEEP_SECONDS),
+        ):
+            self._start(self._loop(what, run_once, seconds))
+        self._start(self.writer.run(self.stopping))
+
+    def _start(self, coroutine: Awaitable[None]) -> None:
+        self._tasks.append(asyncio.ensure_future(coroutine))
+
+    async def _loop(self, what: str, run_once: Callable[[], Awaitable[object]], seconds: float) -> None:
+        failed = self.metrics.loop_failures.labels(what)
+        await run_every(seconds, run_once, self.stopping, what=what, on_failure=failed.inc)
+
+    async def ensure_partitions(self) -> None:
+        connection = await self.connect("partitions")
+        try:
+            today = datetime.now(UTC).date()
+            await partitions.ensure_ahead(connection, today=today, days_ahead=self.config.partitions_ahead_days)
+        finally:
+            await connection.close()
+
+    async def adopt(self) -> None:
+        """Drain the journals that nobody holds: there are fewer workers now, or one could not come back."""
+        held = {self.journal.folder, *self.adopted}
+        for folder in journals.folders(self.config.data_dir):
+            if folder in held or self._drained.get(folder) == journals.changed_at(folder):
+                continue
+            claimed = journals.claim_folder(folder)
+            if claimed is None:
+                continue
+            journal, writer = await self._open(claimed, None)
+            self.adopted[folder] = journal, writer
+            if journal.backlog.events:
+                logger.info("adopted journal %d with %d events", journal.number, journal.backlog.events)
+            self._start(self._drain_adopted(folder, journal, writer))
+
+    async def abandon(self) -> None:
+        """Undo a start that failed half-way."""
+        for server in (self._server, self._control):
+            if server is not None:
+                await server.stop()
+        if hasattr(self, "journal"):
+            await self.journal.close()
+
+    async def _drain_adopted(self, folder: Path, journal: Journal, writer: Writer) -> None:
+        empty = asyncio.Event()
+
+        async def check() -> None:
+            if self.stopping.is_set() or not journal.has_backlog:
+                empty.set()
+
+        await asyncio.gather(writer.run(empty), run_every(0.2, check, empty, what="draining a journal"))
+        await writer.close()
+        await journal.close()
+        self._drained[folder] = journals.changed_at(folder)
+        if not journal.has_backlog:
+            del self.adopted[folder]
+
+    async def _sweep(self) -> None:
+        if self._server is not None:
+            await self._server.connections.sweep()
+
+    # HTTP.
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Serve HTTP on a bound socket, and the control socket for siblings and commands."""
+        self.port = sock.getsockname()[1]
+        settings = self._collect_settings()
+        timeout_seconds = self.config.shutdown_timeout_seconds
+        cors = Cors(self.config.cors_origins)
+        self._server = Server(
+            self._collector(settings).routes(), self._application(), cors, self.metrics, timeout_seconds
+        )
+        # What comes by the control socket is a replay: no key, no limit, and refused again it is not kept twice.
+        unlimited = RateLimit(0.0, 1, time.monotonic)
+        replays = settings._replace(write_keys=(), rate_limit=unlimited, keep_rejected=unlimited)
+        control_app = control.application(self.metrics.page, self.tail)
+        self._control = Server(
+            self._collector(replays).routes(), control_app, Cors(()), self.metrics, timeout_seconds
+        )
+        await self._server.start(sock)
+        await self._control.start(bind_unix(control.socket_path(self.config.data_dir, self.index)))
+
+    def _collector(self, settings: CollectSettings) -> Collector:
+        return Collector(settings, self.journal, self.window, self.accounts, self.metrics, self.tail)
+
+    def _application(self) -> web.Application:
+        app = web.Application(client_max_size=self.config.max_body_bytes)
+        app.add_routes(
+            [
+                web.get("/healthz", health.healthz),
+                web.get("/readyz", health.readyz(self.state)),
+                web.get("/metrics", health.metrics(self.metrics_page)),
+                web.get("/v1/projects/{key}/settings", segment_settings),
+                web.route("*", "/{anything:.*}", unknown_route),
+            ]
+        )
+        return app
+
+    def state(self) -> tuple[bool, dict[str, object]]:
+        """What /readyz tells."""
+        told = {"postgres": "up" if self.writer.postgres_up else "down", "pending": self.accounts.pending}
+        return self.can_accept(), told
+
+    async def metrics_page(self) -> str:
+        """The metrics of all workers of this service."""
+        own = control.socket_path(self.config.data_dir, self.index)
+        siblings = [path for path in control.running(self.config.data_dir) if path != own]
+        pages = await asyncio.gather(*[control.metrics_page(path) for path in siblings])
+        return merge([self.metrics.page(), *[page for page in pages if page is not None]])
+
+    def _collect_settings(self) -> CollectSettings:
+        config = self.config
+        limits = Limits(
+            max_event_bytes=config.max_event_bytes,
+            max_depth=config.max_depth,
+            retention=timedelta(days=config.retention_days),
+            max_future=timedelta(seconds=config.max_future_seconds),
+            skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
+            conversion_events=frozenset(config.conversion_events),
+        )
+        kept = config.rejected_kept_per_second
+        return CollectSettings(
+            limits=limits,
+            max_body_bytes=config.max_body_bytes,
+            max_batch_events=config.max_batch_events,
+            body_timeout_seconds=config.body_timeout_seconds,
+            write_keys=config.write_keys,
+            keep_rejected=RateLimit(kept, kept, time.monotonic),
+            rate_limit=RateLimit(config.rate_limit_per_second, config.rate_limit_burst, time.monotonic),
+            trusted_proxies=parse_networks(config.trusted_proxies),
+            make_sender=_sender_maker(config),
+        )
+
+    # Stopping.
+
+    async def stop(self) -> None:
+        """Stop accepting, answer what is in flight, store what can be stored, close. Repeatable."""
+        if self._stopped:
+            return
+        self._stopped = True
+        # /readyz says no from here on, and a follower of the tail would keep its connection for ever.
+        self.closing = True
+        self.tail.close()
+        for server in (self._server, self._control):
+            if server is not None:
+                await server.stop()
+        self.stopping.set()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.writer.drain(self.config.shutdown_timeout_seconds)
+        await self.writer.close()
+        await self.journal.close()
+        if self.journal.backlog.events:
+            logger.warning(
+                "stopped with events that are not stored yet; they are stored at the next start",
+                extra=fields(events=self.journal.backlog.events, journal=self.journal.number),
+            )
+
+
+def _sender_maker(config: Config) -> Callable[[str, str, web.BaseRequest], Sender]:
+    """How a request's sender is described: country from the CDN or the MaxMind file, then the address anonymised."""
+    countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
+    conceal = anonymise if config.anonymise_ip else str
+
+    def make_sender(address: str, user_agent: str, request: web.BaseRequest) -> Sender:
+        country, region = country_from_headers(request.headers), None
+        if country is None and countries is not None and address:
+            country, region = countries.locate(address)
+        return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region)
+
+    return make_sender
+
+
+async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> Worker:
+    """Start one collector on a bound socket: journal, writer, HTTP. It accepts events when this returns."""
+    worker = Worker(config, index)
+    try:
+        await worker.open_journal()
+        await worker.listen(sock)
+    except BaseException:
+        sock.close()
+        await worker.abandon()
+        raise
+    worker.start_loops()
+    return worker
+
+
+class DataFolder:
+    """The folder of one running service, held so that no second one uses it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise IngestError(f"cannot use the data folder {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise IngestError(f"the data folder {path} is in use by another ingest process") from None
+
+    def release(self) -> None:
+        """Repeatable."""
+        with contextlib.suppress(OSError):
+            os.close(self._lock)

@@ -1,0 +1,113 @@
+"""`ingest rejected`: list what was refused, and send it again once the reason is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid5
+
+import aiohttp
+import asyncpg
+import orjson
+
+from ingest import control, database
+from ingest.commands.target import database_url
+from ingest.config import Config
+from ingest.errors import IngestError
+
+_REPLAY_NAMESPACE = UUID("0d9a4f0e-7a57-5d0c-8f0b-3c2f2b6f7c55")
+
+
+def list_rejected(config: Config, reason: str | None, limit: int, replayed: bool) -> int:
+    """Counts by reason, then the newest refused events."""
+    with database_url(config) as url:
+        counts, events = asyncio.run(_read(url, reason, limit, replayed))
+    for count in counts:
+        print(f"{count['events']:>8}  {count['reason']:<24} {count['replayed']} replayed, latest {count['latest']}")
+    for event in events:
+        print(f"\n#{event['id']}  {event['received_at']}  {event['reason']}: {event['detail']}  {event['route']}")
+        print(f"  {event['payload']}")
+    if not counts:
+        print("no refused event is kept")
+    return 0
+
+
+async def _read(
+    url: str, reason: str | None, limit: int, replayed: bool
+) -> tuple[list[asyncpg.Record], list[asyncpg.Record]]:
+    queries = database.load_queries("rejected")
+    connection = await database.connect(url, purpose="rejected")
+    try:
+        counts = await connection.fetch(queries["count_rejected"])
+        return counts, await connection.fetch(queries["list_rejected"], reason, replayed, limit)
+    finally:
+        await connection.close()
+
+
+def replay(config: Config, reason: str | None, number: int | None) -> int:
+    """Send refused events again, to the collector that runs on this data folder; exit code 1 if any is
+    refused again."""
+    with database_url(config) as url:
+        accepted, refused = asyncio.run(_replay(config, url, reason, number))
+    print(f"{accepted} accepted, {refused} refused again")
+    return 1 if refused else 0
+
+
+async def _replay(config: Config, url: str, reason: str | None, number: int | None) -> tuple[int, int]:
+    paths = [path for path in control.running(config.data_dir) if await control.metrics_page(path) is not None]
+    if not paths:
+        raise IngestError(f"no collector runs on the data folder {config.data_dir}: start it, it does the storing")
+    queries = database.load_queries("rejected")
+    connection = await database.connect(url, purpose="rejected")
+    accepted = refused = after = 0
+    try:
+        async with control.client(paths[0], aiohttp.ClientTimeout(total=30)) as session:
+            while events := await connection.fetch(queries["replayable"], reason, number, after):
+                for event in events:
+                    after = event["id"]
+                    answer = await _send(session, event)
+                    if answer is None:
+                        await connection.execute(queries["mark_replayed"], event["id"])
+                        accepted += 1
+                    else:
+                        refused += 1
+                        print(f"#{event['id']}: {answer}")
+    finally:
+        await connection.close()
+    return accepted, refused
+
+
+async def _send(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
+    """None when it was accepted, else why not."""
+    body = with_identity(event["payload"], event["id"], event["received_at"].isoformat(), event["route"])
+    async with session.post(f"http://worker{event['route']}", data=body) as response:
+        if response.status == 200:
+            told = await response.json()
+            return (
+                None if not told["rejected"] else f"{told['rejected'][0]['reason']}: {told['rejected'][0]['detail']}"
+            )
+        try:
+            told = await response.json()
+            return f"{told['code']}: {told['message']}"
+        except (aiohttp.ContentTypeError, KeyError):
+            return f"HTTP {response.status}"
+
+
+def with_identity(payload: str, number: int, received_at: str, route: str) -> bytes:
+    """The refused event with an id of its own, if it had none, and the time it came, if it named none: so that it
+    is stored once however often it is replayed, and where it belongs. What is not a JSON object stays as it is."""
+    try:
+        event: Any = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return payload.encode()
+    if not isinstance(event, dict) or "batch" in event:
+        return payload.encode()
+    native = route == "/v1/events"
+    id_key, type_id = (
+        ("id", str(uuid5(_REPLAY_NAMESPACE, str(number)))) if native else ("messageId", f"replay-{number}")
+    )
+    if not event.get(id_key):
+        event[id_key] = type_id
+    if event.get("timestamp") is None and (native or event.get("originalTimestamp") is None):
+        event["timestamp"] = received_at
+    return orjson.dumps(event)

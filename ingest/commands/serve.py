@@ -1,0 +1,125 @@
+"""`ingest dev` and `ingest serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvloop
+
+from ingest import database, logs, migrations
+from ingest.app import DataFolder, start_worker
+from ingest.commands.target import embedded_folder
+from ingest.config import Config
+from ingest.embedded import EmbeddedPostgres
+from ingest.errors import IngestError
+from ingest.periodic import run_every
+from ingest.server import bind
+from ingest.supervisor import run_workers, serve_until_stopped, stop_on_signals
+
+logger = logging.getLogger(__name__)
+CHECK_POSTGRES_SECONDS: Final = 1.0
+
+
+def serve(config: Config) -> int:
+    """Collectors against DATABASE_URL, each in a process of its own, until SIGTERM or SIGINT."""
+    if config.database_url is None:
+        raise IngestError("serve needs DATABASE_URL; for a Postgres in a folder use `ingest dev`")
+    logs.configure(config.log_level, config.log_format)
+    folder = DataFolder(config.data_dir)
+    try:
+        where = f"{_shown(config.host)}:{{port}}"
+        return run_workers(config, f"collecting on http://{where}/v1/events")
+    finally:
+        folder.release()
+
+
+def dev(config: Config) -> int:
+    """Everything in one process tree: a Postgres in the data folder (unless DATABASE_URL names one), its
+    migrations, one collector."""
+    logs.configure("warning" if config.log_level == "info" else config.log_level, config.log_format)
+    sock = bind(config.host, config.port)
+    folder = DataFolder(config.data_dir)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_dev(config, sock))
+    finally:
+        sock.close()
+        folder.release()
+
+
+async def _dev(config: Config, sock: object) -> int:
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    postgres = None
+    if config.database_url is None:
+        postgres = EmbeddedPostgres(embedded_folder(config.data_dir))
+        _say(f"starting PostgreSQL in {postgres.folder} ...")
+        await asyncio.to_thread(postgres.start)
+        config = msgspec.structs.replace(config, database_url=postgres.dsn)
+    guard: asyncio.Task[None] | None = None
+    try:
+        await _migrate(config)
+        worker = await start_worker(config, sock)  # type: ignore[arg-type]
+        if postgres is not None:
+            guard = asyncio.create_task(_keep_running(postgres, stop))
+        _say(_welcome(config, worker.port))
+        await serve_until_stopped(worker, stop)
+    finally:
+        stop.set()
+        if guard is not None:
+            await guard
+        if postgres is not None:
+            await asyncio.to_thread(postgres.stop)
+    left = worker.accounts.pending
+    _say(f"stopped; {left} events wait in the journal" if left else "stopped; every accepted event is stored")
+    return 0
+
+
+async def _migrate(config: Config) -> None:
+    assert config.database_url is not None
+    connection = await database.connect(config.database_url, purpose="migrate")
+    try:
+        await migrations.migrate(connection)
+    finally:
+        await connection.close()
+
+
+async def _keep_running(postgres: EmbeddedPostgres, stop: asyncio.Event) -> None:
+    """Start the embedded Postgres again when it died; until then events wait in the journal."""
+
+    async def check() -> None:
+        if not await asyncio.to_thread(postgres.is_running) and not stop.is_set():
+            logger.warning("PostgreSQL is gone, starting it again")
+            await asyncio.to_thread(postgres.start)
+
+    await run_every(CHECK_POSTGRES_SECONDS, check, stop, what="keeping PostgreSQL running")
+
+
+def _welcome(config: Config, port: int) -> str:
+    where = f"http://{_shown(config.host)}:{port}"
+    return f"""
+  events      POST {where}/v1/events
+  Segment     {where}  (set it as your SDK's host)
+  metrics     {where}/metrics
+  database    {database.describe(config.database_url or "")}
+  journal     {config.data_dir / "journals"}
+
+Try it, in another terminal:
+  curl -d '{{"name": "hello", "properties": {{"plan": "pro"}}}}' {where}/v1/events
+  {Path(sys.argv[0])} psql -c 'select name, properties from analytics.events'
+
+Ctrl-C stops everything; what was accepted is kept.
+"""
+
+
+def _shown(host: str) -> str:
+    return "localhost" if host in ("", "0.0.0.0", "127.0.0.1", "::", "::1") else f"[{host}]" if ":" in host else host
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,41 @@
+"""The database a command works on: the configured one, or the embedded one, started for as long as it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ingest.config import Config
+from ingest.embedded import EmbeddedPostgres
+from ingest.errors import IngestError
+
+
+def embedded_folder(data_dir: Path) -> Path:
+    """Where `ingest dev` keeps its Postgres."""
+    return data_dir / "postgres"
+
+
+@contextmanager
+def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
+    """The URL of the database to work on. An embedded one that does not run is started, and stopped again.
+
+    `make`: make the embedded one if there is none; otherwise that is an error.
+    """
+    if config.database_url is not None:
+        yield config.database_url
+        return
+    folder = embedded_folder(config.data_dir)
+    if not make and not folder.exists():
+        raise IngestError(
+            f"there is no database yet: no DATABASE_URL is set, and {folder} does not exist (`ingest dev` makes it)"
+        )
+    postgres = EmbeddedPostgres(folder)
+    was_running = postgres.is_running()
+    if not was_running:
+        postgres.start()
+    try:
+        yield postgres.dsn
+    finally:
+        if not was_running:
+            postgres.stop()

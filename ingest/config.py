@@ -1,0 +1,397 @@
+"""One frozen Config, read from built-in defaults < a TOML file < the environment < flags.
+
+Its annotations are the only table of settings: parsing, limits, `--help` and the README follow from it.
+"""
+
+import argparse
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import msgspec
+from msgspec import Meta
+
+from ingest.errors import IngestError
+
+KB, KIB, MIB, GIB, TIB, YEAR = 1000, 1 << 10, 1 << 20, 1 << 30, 1 << 40, 365 * 86_400
+UNITS = {"TiB": TIB, "GiB": GIB, "MiB": MIB, "KiB": KIB, "TB": KB**4, "GB": KB**3, "MB": KB**2, "kB": KB}
+SWITCHES = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+
+# A Kubernetes Service called "ingest" puts these into every pod of its namespace: they are not ours, and to
+# refuse them would keep the pod from starting.
+KUBERNETES = re.compile(r"INGEST_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+])(:[0-9]{1,5})?")
+
+
+class ConfigError(IngestError):
+    """A setting is unknown, malformed or out of bounds; the message is one line and never holds a secret."""
+
+
+def _origin(text: str) -> str:
+    """An origin in the form in which browsers send it: lower case, without its scheme's own port."""
+    if text == "*":
+        return text
+    parts = ORIGIN.fullmatch(text.lower())
+    if parts is None or int((parts[3] or ":0")[1:]) > 65535:
+        raise ValueError
+    own_port = {"http": ":80", "https": ":443"}.get(parts[1])
+    return parts[0].removesuffix(own_port) if own_port and parts[3] == own_port else parts[0]
+
+
+def _network(text: str) -> str:
+    return str(ipaddress.ip_network(text) if "/" in text else ipaddress.ip_address(text))
+
+
+def _database_url(text: str) -> str:
+    # Only the scheme: asyncpg knows more forms (several hosts, a socket's folder) than a check here would.
+    if not re.match(r"postgres(ql)?://", text):
+        raise ValueError
+    return text
+
+
+# What an element must be, and the sentence that says so. "secret" keeps a value out of errors and reprs.
+ORIGINS = {"each": _origin, "what": "a list, each `*` or an origin such as https://app.example.com"}
+NETWORKS = {"each": _network, "what": "a list of addresses or networks such as 10.0.0.0/8"}
+URL = {"each": _database_url, "what": "a URL such as postgresql://user@host:5432/name", "secret": True}
+SECRET = {"secret": True}
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+
+def about(description: str, extra: dict[Any, Any] | None = None) -> Meta:
+    return Meta(description=description, extra=extra)
+
+
+def within(low: float, high: float, description: str) -> Meta:
+    return Meta(ge=low, le=high, description=description)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting, with its unit in its name. `load` is the checked way to make one."""
+
+    host: Annotated[str, about("Address to listen on; 0.0.0.0 for every IPv4 address")] = "127.0.0.1"
+    port: Annotated[int, within(0, 65535, "Port to listen on; 0 takes any free one")] = 8080
+    data_dir: Annotated[Path, about("Folder of the journals and the embedded Postgres")] = Path(".ingest")
+    database_url: Annotated[str | None, about("Postgres to use; without it, the embedded one", URL)] = None
+    workers: Annotated[int, within(1, 64, "Collector processes, each with its own journal")] = 1
+
+    journal_max_bytes: Annotated[int, within(2 * MIB, 64 * TIB, "Disk for one journal; full is 503")] = GIB
+    segment_bytes: Annotated[int, within(MIB, 4 * GIB, "Size of one journal file")] = 64 * MIB
+    memory_max_bytes: Annotated[
+        int, within(MIB, 64 * GIB, "Records kept in memory until stored; others are read back from disk")
+    ] = 32 * MIB
+    flush_max_bytes: Annotated[int, within(KB, GIB, "Rows stored in one transaction")] = 4 * MIB
+
+    max_body_bytes: Annotated[int, within(KB, GIB, "Largest request body, after decompression")] = 5 * MIB
+    max_event_bytes: Annotated[int, within(KB, 64 * MIB, "Largest single event")] = 64 * KIB
+    max_batch_events: Annotated[int, within(1, 10**6, "Most events in one request")] = 10_000
+    max_depth: Annotated[int, within(1, 500, "Deepest nesting of properties and context")] = 32
+    body_timeout_seconds: Annotated[float, within(0.1, 3600, "Longest time a body may take to arrive")] = 30.0
+
+    retention_days: Annotated[int, within(1, 3650, "Age of the oldest timestamp accepted")] = 90
+    max_future_seconds: Annotated[int, within(0, YEAR, "How far ahead of us a timestamp may be")] = 3600
+    skew_tolerance_seconds: Annotated[
+        int, within(0, YEAR, "How wrong a client's clock may be before its times are shifted")
+    ] = 300
+    dedupe_window_events: Annotated[
+        int, within(0, 10_000_000, "Recent ids remembered in memory to catch retries early; 0 is off")
+    ] = 100_000
+    rejected_kept_per_second: Annotated[
+        int, within(0, 100_000, "Refused events a worker keeps for replay; those above it are only counted")
+    ] = 100
+    conversion_events: Annotated[tuple[str, ...], about("Event names that count as conversions")] = ()
+
+    write_keys: Annotated[tuple[str, ...], about("Keys that may write; when empty, anybody may", SECRET)] = ()
+    cors_origins: Annotated[tuple[str, ...], about("Origins whose pages may send events", ORIGINS)] = ("*",)
+    trusted_proxies: Annotated[tuple[str, ...], about("Whose X-Forwarded-For is believed", NETWORKS)] = ()
+    rate_limit_per_second: Annotated[float, within(0, 10**6, "Requests of one address; 0 is no limit")] = 0.0
+    rate_limit_burst: Annotated[int, within(1, 10**6, "Requests at once before that limit counts")] = 100
+    anonymise_ip: Annotated[bool, about("Store client addresses without their last part")] = True
+    geoip_database: Annotated[Path | None, about("MaxMind file (.mmdb) to look addresses up in")] = None
+
+    statement_timeout_seconds: Annotated[
+        float, within(0.1, 3600, "Longest COPY transaction; after it, reconnect and ask the ledger")
+    ] = 30.0
+    shutdown_timeout_seconds: Annotated[float, within(0, 3600, "Time to finish when told to stop")] = 10.0
+    database_wait_seconds: Annotated[float, within(0, 86_400, "Wait for the database at first start")] = 60.0
+    partitions_ahead_days: Annotated[int, within(1, 366, "Days that have their partition in advance")] = 7
+    log_level: Annotated[LogLevel, about("Least to log: debug, info, warning or error")] = "info"
+    log_format: Annotated[LogFormat, about("text for people, json for machines")] = "text"
+
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in SETTINGS}
+        values |= {name: "***" for name, value in values.items() if value and "secret" in SETTINGS[name].extra}
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError  # int() would take true for 1 and cut 1.5 to 1
+    return int(value)
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, str):
+        return _whole(value)
+    parts = re.fullmatch(r"([0-9_]+)\s*([a-z]*)", value.strip().lower())
+    factors = {unit.lower(): factor for unit, factor in UNITS.items()} | {"b": 1, "": 1}
+    if parts is None or parts[2] not in factors:
+        raise ValueError
+    return int(parts[1]) * factors[parts[2]]
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    return float(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value.strip()
+
+
+def _path(value: object) -> Path:
+    return value if isinstance(value, Path) else Path(_text(value))
+
+
+def _words(value: object) -> tuple[str, ...]:
+    words = _split(value) if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        raise ValueError
+    return tuple(_text(word) for word in words)
+
+
+def _split(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+class Kind(NamedTuple):
+    """How values of one type are read, what `--help` calls them, and what an error says they must be."""
+
+    read: Callable[[object], Any]
+    metavar: str
+    what: str
+
+
+def _choice(of: Any) -> Kind:
+    words = get_args(of)
+    return Kind(lambda value: words[words.index(str(value).lower())], "WORD", f"one of {', '.join(words)}")
+
+
+SIZE = Kind(_size, "SIZE", "a size such as 500kB or 64MiB,")
+KINDS: dict[Any, Kind] = {
+    int: Kind(_whole, "N", "a whole number"),
+    float: Kind(_number, "N", "a number"),
+    bool: Kind(lambda value: SWITCHES[str(value).strip().lower()], "", "true or false"),
+    str: Kind(_text, "TEXT", "a text that is not empty"),
+    # An empty DATABASE_URL is a secret that did not arrive more often than a wish for the embedded Postgres.
+    str | None: Kind(_text, "URL", "a text that is not empty"),
+    Path: Kind(_path, "PATH", "a path"),
+    Path | None: Kind(lambda value: None if value == "" else _path(value), "PATH", "a path or empty"),
+    tuple[str, ...]: Kind(_words, "A,B", "a list of texts"),
+    LogLevel: _choice(LogLevel),
+    LogFormat: _choice(LogFormat),
+}
+
+
+class Setting(NamedTuple):
+    """One field of `Config` with what its annotation says."""
+
+    name: str
+    type: Any
+    meta: Meta
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "DATABASE_URL" if self.name == "database_url" else f"INGEST_{self.name.upper()}"
+
+    @property
+    def extra(self) -> dict[Any, Any]:
+        return self.meta.extra or {}
+
+    @property
+    def kind(self) -> Kind:
+        return SIZE if self.name.endswith("_bytes") else KINDS[self.type]
+
+    @property
+    def bounds(self) -> str:
+        low, high = self.meta.ge, self.meta.le
+        return "" if low is None else f"from {_human(self, low)} to {_human(self, high)}"
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.extra.get('what', self.kind.what)} {self.bounds}".strip()
+
+    def parse(self, value: object) -> Any:
+        """The checked value. Raises ValueError, KeyError or OverflowError, whose texts are not for users."""
+        parsed = self.kind.read(value)
+        if each := self.extra.get("each"):
+            parsed = tuple(map(each, parsed)) if isinstance(parsed, tuple) else each(parsed)
+        # Written so that NaN, which is on neither side of anything, is out of bounds.
+        if self.meta.ge is not None and not self.meta.ge <= parsed <= (self.meta.le or 0):
+            raise ValueError
+        return parsed
+
+
+SETTINGS = {
+    field.name: Setting(field.name, field.type.__origin__, field.type.__metadata__[0], field.default)
+    for field in msgspec.structs.fields(Config)
+}
+# (larger, times, smaller): the first must be at least so many times the last.
+AT_LEAST = (
+    ("journal_max_bytes", 2, "segment_bytes"),
+    ("max_body_bytes", 1, "max_event_bytes"),
+    ("memory_max_bytes", 1, "flush_max_bytes"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser, only: Iterable[str] | None = None) -> None:
+    """Adds `--config` and a flag for each setting (or each of `only`); flags not given leave no attribute."""
+    parser.allow_abbrev = False  # `--max` must be a question, not the first setting that begins so
+    group = parser.add_argument_group("settings")
+    group.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help="TOML file [ingest.toml]")
+    for setting in [SETTINGS[name] for name in only] if only is not None else SETTINGS.values():
+        text = f"{setting.meta.description} [{_human(setting, setting.default)}]".replace("%", "%%")
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        if setting.type is bool:
+            options |= {"action": argparse.BooleanOptionalAction}
+        elif setting.kind.read is _words:
+            options |= {"action": "extend", "type": _split, "metavar": setting.kind.metavar}
+        else:
+            options |= {"metavar": setting.kind.metavar}
+        group.add_argument(setting.flag, **options)
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], folder: Path) -> Config:
+    """The effective configuration.
+
+    `flags` holds those given, by field name, and `config`; None counts as not given. `folder` is where
+    `ingest.toml` is looked for. Raises ConfigError.
+    """
+    given = _from_file(flags, environ, folder) | _from_environment(environ) | _from_flags(flags)
+    config = Config(**{name: _parsed(SETTINGS[name], *value) for name, value in given.items()})
+    for larger, times, smaller in AT_LEAST:
+        if getattr(config, larger) < times * getattr(config, smaller):
+            large, small = (_sourced(config, name, given) for name in (larger, smaller))
+            raise ConfigError(f"{large} must be at least {'twice ' if times == 2 else ''}{small}")
+    return config
+
+
+def unknown_flag(flag: str, only: Iterable[str] | None = None) -> ConfigError:
+    """The error for a flag the parser did not know, without its `=value`; `only` as for `add_arguments`."""
+    flag = flag.partition("=")[0].partition("://")[0]
+    name = flag.lstrip("-").replace("-", "_")
+    if name.removeprefix("no_") in SETTINGS and only is not None:
+        return ConfigError(f"{flag} is not a setting of this command")
+    names = ["config", *(SETTINGS if only is None else only)]
+    names += [f"no_{name}" for name in names if name in SETTINGS and SETTINGS[name].type is bool]
+    return _unknown(flag, name, {name: "--" + name.replace("_", "-") for name in names})
+
+
+def documentation() -> str:
+    """The README's table of settings, in Markdown."""
+    lines = ["| Setting | Environment | Default | What it is |", "|---|---|---|---|"]
+    for setting in SETTINGS.values():
+        default = _human(setting, setting.default)
+        told = setting.bounds or setting.extra.get("what")
+        text = f"{setting.meta.description} ({told})" if told else setting.meta.description
+        lines.append(f"| `{setting.name}` | `{setting.variable}` | `{default}` | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+# A value as given, with where it came from.
+Given = dict[str, tuple[object, str]]
+
+
+def _from_file(flags: Mapping[str, object], environ: Mapping[str, str], folder: Path) -> Given:
+    named = flags.get("config") or environ.get("INGEST_CONFIG")
+    path = Path(str(named or "ingest.toml"))
+    if not named and not (folder / path).exists():
+        return {}
+    try:
+        table = tomllib.loads((folder / path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"file {path}: {error.strerror or 'cannot be read'}") from None
+    except ValueError as error:  # TOML's own and bad UTF-8: both name a place, neither repeats the text
+        raise ConfigError(f"file {path}: not valid TOML: {error}") from None
+    for name in table:
+        if name not in SETTINGS:
+            raise _unknown(name, name, {known: known for known in SETTINGS}, f" in file {path}")
+    return {name: (value, f"from file {path}") for name, value in table.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> Given:
+    given: Given = {}
+    variables = {f"INGEST_{name.upper()}": name for name in SETTINGS}
+    # Sorted, so that INGEST_DATABASE_URL, which is meant for us alone, comes after DATABASE_URL and wins.
+    for variable in sorted(environ):
+        value = environ[variable]
+        if variable == "DATABASE_URL":
+            given["database_url"] = (value, f"from environment {variable}")
+        if not variable.startswith("INGEST_") or _is_foreign(variable, value):
+            continue
+        if variable not in variables:
+            known = {name: setting.variable for name, setting in SETTINGS.items()}
+            raise _unknown(variable, variable.removeprefix("INGEST_"), known)
+        given[variables[variable]] = (value, f"from environment {variable}")
+    return given
+
+
+def _is_foreign(variable: str, value: str) -> bool:
+    if variable == "INGEST_CONFIG" or variable.startswith("INGEST_TEST_") or KUBERNETES.fullmatch(variable):
+        return True
+    return variable.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
+
+
+def _from_flags(flags: Mapping[str, object]) -> Given:
+    given = {name: value for name, value in flags.items() if name != "config" and value is not None}
+    for name in given.keys() - SETTINGS.keys():
+        raise unknown_flag("--" + name.replace("_", "-"))
+    return {name: (value, f"from flag {SETTINGS[name].flag}") for name, value in given.items()}
+
+
+def _parsed(setting: Setting, value: object, source: str) -> Any:
+    try:
+        return setting.parse(value)
+    except (ValueError, KeyError, OverflowError):
+        # A database's URL may have come to the wrong setting: its password is never repeated.
+        shown = "" if "secret" in setting.extra else f", not {re.sub('postgres.*', '***', repr(value))[:100]}"
+        # The chain is cut because the first error's text may hold the value.
+        raise ConfigError(f"{setting.name} ({source}) must be {setting.allowed}{shown}") from None
+
+
+def _sourced(config: Config, name: str, given: Given) -> str:
+    source = given[name][1] if name in given else "the default"
+    return f"{name} ({_human(SETTINGS[name], getattr(config, name))}, {source})"
+
+
+def _unknown(given: str, name: str, suggestions: Mapping[str, str], where: str = "") -> ConfigError:
+    """`suggestions` maps the names that `name` could have been to what the user should have written."""
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), suggestions, n=1)
+    hint = f": did you mean {suggestions[close[0]]}?" if close else ""
+    return ConfigError(f"unknown setting `{given}`{where}{hint}")
+
+
+def _human(setting: Setting, value: Any) -> str:
+    """A value as a user would write it."""
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if setting.kind is SIZE and value:
+        unit = next((unit for unit, factor in UNITS.items() if value % factor == 0), "")
+        return f"{value // UNITS.get(unit, 1)}{unit}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,69 @@
+"""The control socket of a worker: how its siblings read its metrics, and the commands talk to it.
+
+A Unix socket in the data folder, for the user who runs the service only; so no keys and no limits there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+
+from ingest.sockets import short_socket_folder
+from ingest.tail import Tail
+
+SIBLING_TIMEOUT_SECONDS: Final = 2.0
+
+
+def socket_path(data_dir: Path, worker: int) -> Path:
+    """Where the control socket of a worker stands."""
+    return short_socket_folder(data_dir / "run") / f"worker-{worker}.sock"
+
+
+def running(data_dir: Path) -> list[Path]:
+    """The control sockets there are; a process that was killed may have left one that nobody answers."""
+    return sorted(short_socket_folder(data_dir / "run").glob("worker-*.sock"))
+
+
+def application(page: Callable[[], str], tail: Tail) -> web.Application:
+    """What the control socket serves beside the routes that take events."""
+
+    async def own_metrics(request: web.Request) -> web.Response:
+        return web.Response(text=page())
+
+    async def follow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async for line in tail.follow():
+            await response.write(line)
+        return response
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", own_metrics), web.get("/tail", follow)])
+    return app
+
+
+def client(path: Path, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    """An HTTP client of the worker whose control socket stands at `path`; any host name will do in its URLs."""
+    return aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout)
+
+
+async def metrics_page(path: Path) -> str | None:
+    """A sibling's metrics; None when it does not answer."""
+    timeout = aiohttp.ClientTimeout(total=SIBLING_TIMEOUT_SECONDS)
+    try:
+        async with client(path, timeout) as session, session.get("http://worker/metrics") as response:
+            return await response.text()
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return None
+
+
+async def tail_lines(path: Path) -> AsyncIterator[bytes]:
+    """The lines of a worker's tail, until it stops."""
+    timeout = aiohttp.ClientTimeout(total=None, connect=SIBLING_TIMEOUT_SECONDS)
+    async with client(path, timeout) as session, session.get("http://worker/tail") as response:
+        async for line in response.content:
+            yield line

@@ -1,0 +1,49 @@
+"""The window of recent message ids, which catches most retries before the database has to.
+
+An id counts as seen only once its record is durable: a retry after a failed fsync is not a duplicate. While the
+record is on its way, the retry waits for it.
+"""
+
+from __future__ import annotations
+
+from ingest.journal import OpenRecord
+
+
+class DedupeWindow:
+    """The last ids, between half and all of `capacity`; 16 bytes each. Changed on the event loop's thread."""
+
+    __slots__ = ("_current", "_half", "_in_flight", "_previous")
+
+    def __init__(self, capacity: int) -> None:
+        self._half = capacity // 2
+        self._current: set[bytes] = set()
+        self._previous: set[bytes] = set()
+        self._in_flight: dict[bytes, OpenRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self._current) + len(self._previous)
+
+    def seen(self, key: bytes) -> bool:
+        """Whether an event with this id is durable."""
+        return key in self._current or key in self._previous
+
+    def in_flight(self, key: bytes) -> OpenRecord | None:
+        """The record that is being made durable with this id in it."""
+        return self._in_flight.get(key)
+
+    def begin(self, keys: list[bytes], record: OpenRecord) -> None:
+        """These ids were appended to this record."""
+        if self._half:
+            self._in_flight.update(dict.fromkeys(keys, record))
+
+    def settle(self, record: OpenRecord) -> None:
+        """The record is durable, or never will be."""
+        if not self._half:
+            return
+        for key in record.keys:
+            self._in_flight.pop(key, None)
+        if not record.outcome:
+            return
+        self._current.update(record.keys)
+        if len(self._current) >= self._half:
+            self._previous, self._current = self._current, set()

@@ -1,0 +1,549 @@
+"""From a raw event to one line of the journal: a short list of steps, each of which may refuse the event.
+
+Pure: the clock, the client's address and the limits come in as values. To add a step, write a function
+`(draft, raw, arrival) -> Refusal | None` named by its effect and put it into STEPS.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeVar
+from uuid import UUID, uuid5
+
+import msgspec
+from msgspec import Raw
+
+from ingest.enrich import describe_page, describe_user_agent, referrer_host
+from ingest.payload import NOTHING, Hazards, RawEvent, has_long_exponent
+from ingest.rejects import Refusal, RejectReason
+from ingest.row import field, fields, json_field
+
+MAX_NAME_CHARACTERS: Final = 100
+MAX_ID_CHARACTERS: Final = 255
+MAX_URL_CHARACTERS: Final = 4096
+MAX_USER_AGENT_CHARACTERS: Final = 1024
+EVENT_TYPES: Final = frozenset({"page_view", "user_action", "conversion", "system"})
+MESSAGE_ID_NAMESPACE: Final = UUID("6ba3a1f2-5d0e-5c55-9d3a-8f6a1c0b7e11")
+"""Namespace of the UUIDv5 that stands for a message id that is not a UUID. Never change it: retries depend on it."""
+
+T = TypeVar("T")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE = timedelta(minutes=1)
+
+
+class Limits(NamedTuple):
+    """What an event may be, from the configuration."""
+
+    max_event_bytes: int
+    max_depth: int
+    retention: timedelta
+    max_future: timedelta
+    skew_tolerance: timedelta
+    conversion_events: frozenset[str]
+
+
+class Sender(NamedTuple):
+    """Who sent a request, as far as the request tells; the same for each of its events.
+
+    `address` is what may be stored (already anonymised if it is to be), "" if unknown.
+    """
+
+    address: str
+    user_agent: str
+    country: str | None
+    region: str | None
+
+
+class Arrival(NamedTuple):
+    """A request as the steps see it: when it came, from whom, and what its body may hide."""
+
+    received_at: datetime
+    received_text: str
+    oldest: datetime
+    newest: datetime
+    shift: timedelta | None
+    sender: Sender
+    sender_fields: str
+    hazards: Hazards
+    limits: Limits
+
+
+class Draft:
+    """An event in the making. Each field is COPY text already, so that the line is one join at the end."""
+
+    __slots__ = (
+        "anonymous_id",
+        "context",
+        "created_at",
+        "id",
+        "key",
+        "name",
+        "page",
+        "properties",
+        "sender",
+        "session_id",
+        "type",
+        "url",
+        "user_id",
+    )
+
+    id: str
+    key: bytes | None  # 16 bytes of the client's message id, None when the id is ours
+    created_at: str
+    type: str
+    name: str
+    user_id: str
+    anonymous_id: str
+    session_id: str
+    properties: str
+    context: str
+    url: str
+    page: str
+    sender: str
+
+
+class Line(NamedTuple):
+    """One line of COPY text without its batch_id, and the client's message id (16 bytes) if it gave one."""
+
+    text: str
+    key: bytes | None
+
+
+Step = Callable[[Draft, RawEvent, Arrival], Refusal | None]
+
+
+def arrive(
+    received_at: datetime, sent_at: datetime | None, sender: Sender, hazards: Hazards, limits: Limits
+) -> Arrival:
+    """Work out once for a request what all its events share.
+
+    When the client's `sentAt` is further from our clock than the tolerance, its clock is wrong and its
+    timestamps are shifted by the difference. The difference is rounded to whole minutes, so that a retry,
+    whose sentAt is fresh, is shifted by the same amount and keeps its created_at and with it its key.
+    """
+    shift = None
+    if sent_at is not None and abs(received_at - sent_at) > limits.skew_tolerance:
+        shift = round((received_at - sent_at) / _MINUTE) * _MINUTE
+    return Arrival(
+        received_at=received_at,
+        received_text=received_at.isoformat(),
+        oldest=received_at - limits.retention,
+        newest=received_at + limits.max_future,
+        shift=shift,
+        sender=sender,
+        sender_fields=_sender_fields(sender),
+        hazards=hazards,
+        limits=limits,
+    )
+
+
+def process(raw: RawEvent, arrival: Arrival) -> Line | Refusal:
+    """Take one raw event through all the steps; a line for the journal, or the refusal of the first that objects."""
+    draft = Draft()
+    for step in STEPS:
+        refusal = step(draft, raw, arrival)
+        if refusal is not None:
+            return refusal._replace(raw=original(raw))
+    return Line(
+        f"{draft.id}\t{draft.created_at}\t{arrival.received_text}\t{draft.type}\t{draft.name}\t{draft.user_id}\t"
+        f"{draft.anonymous_id}\t{draft.session_id}\t{draft.properties}\t{draft.context}\t{draft.url}\t{draft.page}\t"
+        f"{draft.sender}\t",
+        draft.key,
+    )
+
+
+def original(raw: RawEvent) -> bytes:
+    """The event as JSON in the native dialect, to be kept with its refusal and replayed; unset fields left out."""
+    pairs = ((name, getattr(raw, name)) for name in RawEvent.__struct_fields__)
+    return msgspec.json.encode({name: value for name, value in pairs if value is not None and value != NOTHING})
+
+
+# The steps.
+
+
+def set_name(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    name = raw.name
+    if name is None or not (name := name.strip()):
+        return Refusal(RejectReason.MISSING_NAME, "an event needs a `name`")
+    if len(name) > MAX_NAME_CHARACTERS:
+        return Refusal(RejectReason.INVALID_NAME, f"`name` has {len(name)} characters, at most {MAX_NAME_CHARACTERS}")
+    draft.name = field(name) if arrival.hazards.escapes else name
+    return None
+
+
+def set_type(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    kind = raw.type
+    if kind is None:
+        kind = "page_view" if raw.name == "page_view" else "user_action"
+    elif kind not in EVENT_TYPES:
+        detail = f"`type` is one of {', '.join(sorted(EVENT_TYPES))}"
+        return Refusal(RejectReason.INVALID_TYPE, detail)
+    if kind == "user_action" and raw.name in arrival.limits.conversion_events:
+        kind = "conversion"
+    draft.type = kind
+    return None
+
+
+def set_id(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    message_id = raw.id
+    if message_id is None or message_id == "":
+        draft.id, draft.key = _fresh_id(arrival.received_at), None
+        return None
+    if isinstance(message_id, int):
+        message_id = str(message_id)
+    if len(message_id) == 36 and (key := _uuid_bytes(message_id)):
+        if key == _NIL:
+            return Refusal(RejectReason.INVALID_ID, "the nil UUID is no message id: all events would be duplicates")
+        draft.id, draft.key = message_id, key
+        return None
+    if len(message_id) > MAX_ID_CHARACTERS:
+        return Refusal(RejectReason.INVALID_ID, f"`id` has {len(message_id)} characters, at most {MAX_ID_CHARACTERS}")
+    named = uuid5(MESSAGE_ID_NAMESPACE, message_id)
+    draft.id, draft.key = str(named), named.bytes
+    return None
+
+
+def set_created_at(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    timestamp = raw.timestamp
+    if timestamp is None:
+        draft.created_at = arrival.received_text
+        return None
+    moment = parse_time(timestamp)
+    if moment is None:
+        detail = f"`timestamp` is neither an ISO 8601 time nor a Unix time: {str(timestamp)[:60]!r}"
+        return Refusal(RejectReason.INVALID_TIMESTAMP, detail)
+    shift = arrival.shift
+    if shift is not None:
+        try:
+            moment += shift
+        except OverflowError:
+            return Refusal(RejectReason.INVALID_TIMESTAMP, "`timestamp` is out of range")
+    if moment < arrival.oldest:
+        detail = f"{moment.isoformat()} is before {arrival.oldest.isoformat()}, the oldest that is kept"
+        return Refusal(RejectReason.TOO_OLD, detail)
+    if moment > arrival.newest:
+        return Refusal(RejectReason.IN_FUTURE, f"{moment.isoformat()} is in the future")
+    if shift is None and isinstance(timestamp, str) and _is_javascript_time(timestamp):
+        draft.created_at = timestamp
+    else:
+        draft.created_at = moment.astimezone(UTC).isoformat()
+    return None
+
+
+def set_person(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    escapes = arrival.hazards.escapes
+    for name, value in (
+        ("user_id", raw.user_id),
+        ("anonymous_id", raw.anonymous_id),
+        ("session_id", raw.session_id),
+    ):
+        if value is None or value == "":
+            setattr(draft, name, "\\N")
+            continue
+        if isinstance(value, int):
+            value = str(value)
+        if len(value) > MAX_ID_CHARACTERS:
+            return Refusal(
+                RejectReason.FIELD_TOO_LONG,
+                f"`{name}` has {len(value)} characters, at most {MAX_ID_CHARACTERS}",
+            )
+        setattr(draft, name, field(value) if escapes else value)
+    return None
+
+
+def check_size(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    size = len(raw.properties) + len(raw.context)
+    if size > arrival.limits.max_event_bytes:
+        detail = f"properties and context have {size} bytes, at most {arrival.limits.max_event_bytes}"
+        return Refusal(RejectReason.EVENT_TOO_LARGE, detail)
+    return None
+
+
+def set_properties(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    checked = _check_object(raw.properties, arrival)
+    if isinstance(checked, RejectReason):
+        return _refuse_object("properties", checked, RejectReason.INVALID_PROPERTIES)
+    draft.properties = checked
+    return None
+
+
+def set_context(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    checked = _check_object(raw.context, arrival)
+    if isinstance(checked, RejectReason):
+        return _refuse_object("context", checked, RejectReason.INVALID_CONTEXT)
+    draft.context = checked
+    return None
+
+
+def set_page_and_sender(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
+    """The page the event happened on and the device it came from: the event's own words, else the context's,
+    else what the request's headers say."""
+    facts = NO_FACTS if draft.context == "{}" else context_facts(bytes(raw.context))
+    url = raw.url or facts.url
+    if url is None and draft.type == "page_view" and raw.properties:
+        # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
+        facts = facts._replace(**_page_of_properties(bytes(raw.properties)))
+        url = facts.url
+    referrer = raw.referrer or facts.referrer
+    if url is None and referrer is None and facts.campaign is None:
+        draft.url, draft.page = "\\N\t\\N", _NO_PAGE
+    else:
+        draft.url, draft.page = _page_fields(_cut(url), _cut(referrer), facts.campaign)
+    if draft.session_id == "\\N" and facts.session_id:
+        draft.session_id = field(facts.session_id[:MAX_ID_CHARACTERS])
+    draft.sender = arrival.sender_fields
+    if facts.user_agent:
+        sender = arrival.sender._replace(user_agent=facts.user_agent[:MAX_USER_AGENT_CHARACTERS])
+        draft.sender = _sender_fields(sender)
+    return None
+
+
+STEPS: Final[tuple[Step, ...]] = (
+    set_name,
+    set_type,
+    set_id,
+    set_created_at,
+    set_person,
+    check_size,
+    set_properties,
+    set_context,
+    set_page_and_sender,
+)
+
+
+# Times.
+
+
+def parse_time(value: str | int | float) -> datetime | None:
+    """An ISO 8601 text (UTC where it names no zone) or a Unix time in seconds, milliseconds or microseconds,
+    told apart by size; None if it is neither."""
+    try:
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        seconds = value / 1e6 if abs(value) > 1e14 else value / 1e3 if abs(value) > 1e11 else value
+        return _EPOCH + timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _is_javascript_time(text: str) -> bool:
+    """2026-01-02T03:04:05.678Z, as Date.toISOString() writes it: Postgres reads the same moment as Python does.
+
+    Other forms are written anew: Python reads some that Postgres does not, and the other way round.
+    """
+    return len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T" and text[7] == "-"
+
+
+# Ids.
+
+_NIL = bytes(16)
+
+
+def _uuid_bytes(text: str) -> bytes | None:
+    if not (text[8] == text[13] == text[18] == text[23] == "-"):
+        return None
+    digits = text.replace("-", "")
+    if len(digits) != 32:
+        return None
+    try:
+        key = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    # fromhex passes over white space, which a UUID has none of.
+    return key if len(key) == 16 else None
+
+
+def _fresh_id(now: datetime) -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits."""
+    milliseconds = (now - _EPOCH) // timedelta(milliseconds=1)
+    tail = bytearray(os.urandom(10))
+    tail[0] = 0x70 | tail[0] & 0x0F
+    tail[2] = 0x80 | tail[2] & 0x3F
+    digits = f"{milliseconds:012x}{tail.hex()}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+# Properties and context.
+
+
+def _check_object(raw: Raw, arrival: Arrival) -> str | RejectReason:
+    """COPY text of a JSON object that jsonb will take, or why it will not. The caller names the field."""
+    if not raw:
+        return "{}"
+    text = bytes(raw)
+    if text[0] != 0x7B:  # {
+        return "{}" if text == b"null" else RejectReason.INVALID_FIELD
+    hazards, max_depth = arrival.hazards, arrival.limits.max_depth
+    if text.count(b"{") + text.count(b"[") > max_depth and _is_deeper(text, max_depth):
+        return RejectReason.NESTED_TOO_DEEP
+    suspicious = (hazards.exponent and has_long_exponent(text)) or len(text) > _LONG_NUMBER
+    if suspicious and _HUGE_NUMBER.search(_STRINGS.sub(b'""', text)):
+        return RejectReason.NUMBER_OUT_OF_RANGE
+    if hazards.invalid_utf8:
+        try:
+            decoded = text.decode()
+        except UnicodeDecodeError:
+            return RejectReason.INVALID_UTF8
+    else:
+        decoded = text.decode()
+    return json_field(decoded) if hazards.escapes or hazards.whitespace else decoded
+
+
+_DETAILS = {
+    RejectReason.INVALID_FIELD: "`{}` is a JSON object",
+    RejectReason.NESTED_TOO_DEEP: "`{}` is nested too deep",
+    RejectReason.NUMBER_OUT_OF_RANGE: "`{}` has a number that Postgres cannot hold",
+    RejectReason.INVALID_UTF8: "`{}` is not UTF-8",
+}
+
+
+def _refuse_object(name: str, reason: RejectReason, not_an_object: RejectReason) -> Refusal:
+    detail = _DETAILS[reason].format(name)
+    return Refusal(not_an_object if reason is RejectReason.INVALID_FIELD else reason, detail)
+
+
+_STRINGS = re.compile(rb'"(?:[^"\\]+|\\.)*+"', re.DOTALL)
+_BRACKETS_ONLY = bytes(i for i in range(256) if chr(i) not in "{}[]")
+_LONG_NUMBER = 15_000
+_HUGE_NUMBER = re.compile(rb"[eE][+-]?\d{5}|\d{15000}")
+"""jsonb numbers are numeric: 131,072 digits before the point, 16,383 after it. An exponent of four digits
+and a mantissa under 15,000 digits stay inside both."""
+
+
+def _is_deeper(text: bytes, max_depth: int) -> bool:
+    """Whether brackets nest deeper than `max_depth`. Each pass removes the innermost pairs; linear in the size."""
+    brackets = _STRINGS.sub(b"", text).translate(None, _BRACKETS_ONLY)
+    for _ in range(max_depth):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if not brackets:
+            return False
+    return True
+
+
+# Facts in the context.
+
+
+class _ContextPage(msgspec.Struct, gc=False):
+    url: str | None = None
+    referrer: str | None = None
+
+
+class _ContextCampaign(msgspec.Struct, gc=False):
+    source: str | None = None
+    medium: str | None = None
+    name: str | None = None
+    term: str | None = None
+    content: str | None = None
+
+
+class _Context(msgspec.Struct, gc=False):
+    """What Segment's spec puts into a context and we have a column for."""
+
+    page: Raw = NOTHING
+    campaign: Raw = NOTHING
+    userAgent: Raw = NOTHING
+    sessionId: Raw = NOTHING
+    session_id: Raw = NOTHING
+
+
+class ContextFacts(NamedTuple):
+    """What a context tells about page, campaign (source, medium, name, term, content), device and session."""
+
+    url: str | None = None
+    referrer: str | None = None
+    campaign: tuple[str | None, ...] | None = None
+    user_agent: str | None = None
+    session_id: str | None = None
+
+
+NO_FACTS = ContextFacts()
+_context = msgspec.json.Decoder(_Context)
+_page = msgspec.json.Decoder(_ContextPage)
+_campaign = msgspec.json.Decoder(_ContextCampaign)
+_text = msgspec.json.Decoder(str)
+_session = msgspec.json.Decoder(str | int)
+_CACHED_CONTEXT_BYTES = 2048
+
+
+def context_facts(context: bytes) -> ContextFacts:
+    """Read the known fields of a context. What has an unexpected type is left where it is: in the context."""
+    return _cached_facts(context) if len(context) <= _CACHED_CONTEXT_BYTES else _read_facts(context)
+
+
+def _read_facts(context: bytes) -> ContextFacts:
+    parsed = _decode(_context, context)
+    if parsed is None:
+        return NO_FACTS
+    page = _decode(_page, parsed.page)
+    campaign = _decode(_campaign, parsed.campaign)
+    named = campaign and (campaign.source, campaign.medium, campaign.name, campaign.term, campaign.content)
+    session = _decode(_session, parsed.sessionId) or _decode(_session, parsed.session_id)
+    return ContextFacts(
+        url=page.url if page else None,
+        referrer=page.referrer if page else None,
+        campaign=named if named and any(named) else None,
+        user_agent=_decode(_text, parsed.userAgent),
+        session_id=str(session) if session else None,
+    )
+
+
+# 2 kB a key at most: these caches stay under some 10 MB whatever a client sends.
+_cached_facts = lru_cache(maxsize=2048)(_read_facts)
+
+
+def _page_of_properties(properties: bytes) -> dict[str, str | None]:
+    page = _decode(_page, properties)
+    return {"url": page.url, "referrer": page.referrer} if page else {}
+
+
+def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw) -> T | None:
+    if not raw:
+        return None
+    try:
+        return decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _cut(url: str | None) -> str | None:
+    return url[:MAX_URL_CHARACTERS] if url else None
+
+
+# COPY text that many events share.
+
+_NO_PAGE = "\t".join(["\\N"] * 8)
+_CACHED_URL_CHARACTERS = 512
+
+
+def _page_fields(url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None) -> tuple[str, str]:
+    length = len(url or "") + len(referrer or "")
+    if length > _CACHED_URL_CHARACTERS or campaign is not None:
+        return _make_page_fields(url, referrer, campaign)
+    return _cached_page_fields(url, referrer, None)
+
+
+def _make_page_fields(
+    url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None
+) -> tuple[str, str]:
+    """(url and referrer, page_host … referrer_host) as COPY text; a campaign named in the context wins over
+    the one in the address."""
+    page = describe_page(url or "")
+    utm: tuple[str | None, ...] = page[2:]
+    if campaign is not None:
+        utm = tuple(named[:MAX_ID_CHARACTERS] if named else found for named, found in zip(campaign, utm, strict=True))
+    host = referrer_host(referrer) if referrer else None
+    return fields(url, referrer), fields(page.host, page.path, *utm, host)
+
+
+_cached_page_fields = lru_cache(maxsize=4096)(_make_page_fields)
+
+
+@lru_cache(maxsize=4096)
+def _sender_fields(sender: Sender) -> str:
+    device = describe_user_agent(sender.user_agent) if sender.user_agent else (None, None, None)
+    return fields(sender.user_agent or None, *device, sender.address or None, sender.country, sender.region)

@@ -1,0 +1,167 @@
+"""What every answer has in common: errors as JSON, CORS, rate limits, and the loop over open connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from ingest.payload import GZIP_MAGIC, gunzip
+from ingest.rejects import STATUS_OF_REASON, PayloadRefused, Refusal, RejectReason
+
+REASON_HEADER: Final = "X-Reject-Reason"
+OVERLOADED_RETRY_SECONDS: Final = 5
+FIRST_REQUEST_SECONDS: Final = 30.0
+"""How long a connection may take to send its first request; a client that never does is hung up on."""
+_JSON: Final = "application/json"
+
+
+def answer(status: int, body: object, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer."""
+    return web.Response(status=status, body=orjson.dumps(body), content_type=_JSON, headers=headers)
+
+
+def refuse(refusal: Refusal, retry_after_seconds: int | None = None) -> web.Response:
+    """The answer to a request nothing of which was accepted.
+
+    `code` and `message` are there for SDKs that index them and retry for ever when they are missing.
+    """
+    status = STATUS_OF_REASON.get(refusal.reason, 400)
+    headers = {REASON_HEADER: refusal.reason.value}
+    if status == 503:
+        retry_after_seconds = OVERLOADED_RETRY_SECONDS
+    if retry_after_seconds is not None:
+        headers["Retry-After"] = str(retry_after_seconds)
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Basic realm="write key"'
+    body = {
+        "accepted": 0,
+        "rejected": [{"index": None, "reason": refusal.reason.value, "detail": refusal.detail}],
+        "code": refusal.reason.value,
+        "message": refusal.detail,
+    }
+    return answer(status, body, headers)
+
+
+def problem(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """An error that is not about events: an unknown route, a wrong method."""
+    return answer(status, {"code": code, "message": message}, headers)
+
+
+async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
+    """The body, decompressed whether it says that it is gzip or not. Raises PayloadRefused.
+
+    aiohttp undoes a Content-Encoding and counts the result against its limit, so a gzip bomb ends there.
+    """
+    try:
+        if request.content.is_eof():
+            body = await request.read()
+        else:
+            async with asyncio.timeout(timeout_seconds):
+                body = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        detail = f"the body is over {max_bytes} bytes"
+        raise PayloadRefused(RejectReason.BODY_TOO_LARGE, detail) from None
+    except TimeoutError:
+        detail = f"the body did not come within {timeout_seconds:g} seconds"
+        raise PayloadRefused(RejectReason.BODY_TIMEOUT, detail) from None
+    except (web.RequestPayloadError, aiohttp.http.HttpProcessingError) as error:
+        # What aiohttp could not decompress or dechunk.
+        raise PayloadRefused(RejectReason.BAD_ENCODING, f"the body cannot be read: {error}") from None
+    except ConnectionError as error:
+        raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the client hung up: {error}") from None
+    return gunzip(body, max_bytes) if body.startswith(GZIP_MAGIC) else body
+
+
+class Cors:
+    """CORS headers for any answer, errors included: without them a browser sees a network error and retries."""
+
+    def __init__(self, origins: tuple[str, ...]) -> None:
+        self._any = "*" in origins
+        self._origins = frozenset(origins)
+
+    def add(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Put the headers on an answer. Never `*`: a beacon sends cookies, and `*` forbids those."""
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return
+        headers = response.headers
+        headers["Vary"] = "Origin"
+        if not self._any and origin not in self._origins:
+            return
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Access-Control-Allow-Credentials"] = "true"
+        headers["Access-Control-Expose-Headers"] = f"ETag, Retry-After, {REASON_HEADER}"
+
+    def preflight(self, request: web.BaseRequest) -> web.Response:
+        """The answer to OPTIONS. A refused origin gets one without permission, which the browser enforces."""
+        wanted = request.headers.get("Access-Control-Request-Headers", "")
+        return web.Response(
+            status=204,
+            headers={
+                "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+                "Access-Control-Allow-Headers": wanted[:1024] or "content-type",
+                "Access-Control-Max-Age": "86400",
+                "Allow": "GET, POST, OPTIONS",
+            },
+        )
+
+
+class RateLimit:
+    """A token bucket for each key: `burst` at once, then `per_second`. Bounded in keys.
+
+    When there are too many keys the older half is forgotten: an attacker with that many addresses is let
+    through a little more often, but cannot fill the memory.
+    """
+
+    MAX_KEYS: Final = 100_000
+
+    def __init__(self, per_second: float, burst: int, clock: Callable[[], float]) -> None:
+        self.enabled = per_second > 0
+        self._per_second = per_second
+        self._burst = float(burst)
+        self._clock = clock
+        # key -> (tokens, at): what was left when it was last asked.
+        self._recent: dict[str, tuple[float, float]] = {}
+        self._older: dict[str, tuple[float, float]] = {}
+
+    def take(self, key: str) -> float:
+        """Take a token: 0.0 when there was one, else the seconds until there is."""
+        now = self._clock()
+        tokens, at = self._recent.get(key) or self._older.get(key) or (self._burst, now)
+        tokens = min(self._burst, tokens + (now - at) * self._per_second)
+        wait = 0.0
+        if tokens >= 1.0:
+            tokens -= 1.0
+        else:
+            wait = (1.0 - tokens) / self._per_second
+        self._recent[key] = (tokens, now)
+        if len(self._recent) > self.MAX_KEYS // 2:
+            self._older, self._recent = self._recent, {}
+        return wait
+
+
+class Connections:
+    """Hangs up on connections that send no request: without this, each would hold a descriptor for ever."""
+
+    def __init__(self, server: web.Server, clock: Callable[[], float]) -> None:
+        self._server = server
+        self._clock = clock
+        # Connections that have sent a request, and since when the others are known. Changed by `sweep` and,
+        # for the first, by every request.
+        self.served: set[object] = set()
+        self._silent: dict[object, float] = {}
+
+    async def sweep(self) -> None:
+        """Run this every few seconds."""
+        open_now = set(self._server.connections)
+        self.served &= open_now
+        now = self._clock()
+        self._silent = {each: self._silent.get(each, now) for each in open_now - self.served}
+        for connection, since in list(self._silent.items()):
+            if now - since > FIRST_REQUEST_SECONDS:
+                connection.force_close()  # type: ignore[attr-defined]

@@ -1,0 +1,121 @@
+"""The journals of a data folder: `journals/<number>/`, each held by at most one process.
+
+A journal gets its number from the database once, when it is first made; from then on its worker can start
+without the database.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from ingest import row, segment
+from ingest.database import load_queries
+from ingest.errors import IngestError
+from ingest.segment import Layout
+
+_IDENTITY_FILE: Final = "journal.json"
+
+
+class JournalFolderError(IngestError):
+    """A journal's folder is not as we left it."""
+
+
+class _Identity(msgspec.Struct):
+    number: int
+    identity: str
+
+
+class Claimed:
+    """A journal's folder that this process holds (flock) until `release`. The kernel lets go when we die."""
+
+    def __init__(self, folder: Path, lock: int, layout: Layout) -> None:
+        self.folder = folder
+        self.layout = layout
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let the folder go. Repeatable."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def folders(data_dir: Path) -> list[Path]:
+    """The journals of a data folder, by number."""
+    return sorted((path.parent for path in (data_dir / "journals").glob(f"*/{_IDENTITY_FILE}")), key=lambda p: p.name)
+
+
+def claim(data_dir: Path) -> Claimed | None:
+    """Hold the first journal that nobody holds; None when there is none."""
+    for folder in folders(data_dir):
+        if (claimed := claim_folder(folder)) is not None:
+            return claimed
+    return None
+
+
+def claim_folder(folder: Path) -> Claimed | None:
+    """Hold this journal; None when another process does."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Claimed(folder, descriptor, read_layout(folder))
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_layout(folder: Path) -> Layout:
+    """Whose journal it is, with the columns of this release's rows."""
+    path = folder / _IDENTITY_FILE
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=_Identity)
+    except (OSError, msgspec.DecodeError) as error:
+        raise JournalFolderError(f"{path} cannot be read: {error}") from None
+    return Layout(known.number, known.identity, row.EVENT_COLUMNS, row.REJECTED_COLUMNS)
+
+
+async def create(data_dir: Path, connection: asyncpg.Connection) -> Claimed:
+    """Make a new journal: number from the database, then the folder, durable before its first record."""
+    identity = str(uuid.uuid4())
+    number = await connection.fetchval(load_queries("writer")["register_journal"], identity)
+    folder = data_dir / "journals" / f"{number:06d}"
+    folder.mkdir(parents=True, mode=0o700)
+    partial = folder / f"{_IDENTITY_FILE}.new"
+    with partial.open("wb") as file:
+        file.write(msgspec.json.encode(_Identity(number, identity)) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(folder / _IDENTITY_FILE)
+    for parent in (folder, folder.parent, data_dir):
+        segment.flush_folder(parent)
+    claimed = claim_folder(folder)
+    if claimed is None:
+        raise JournalFolderError(f"{folder} was taken by another process as soon as it was made")
+    return claimed
+
+
+async def position(connection: asyncpg.Connection, layout: Layout) -> int:
+    """How far the ledger says this journal is stored."""
+    query = load_queries("writer")["ledger_position"]
+    found: int | None = await connection.fetchval(query, layout.journal, layout.identity)
+    if found is None:
+        raise JournalFolderError(
+            f"the database does not know journal {layout.journal} ({layout.identity}) of this data folder: it is"
+            " another database than the one the folder was used with. Use that one, or another data folder"
+        )
+    return found
+
+
+def changed_at(folder: Path) -> float:
+    """When the newest segment of a journal was last written; 0.0 without one."""
+    return max((path.stat().st_mtime for path in segment.list_segments(folder)), default=0.0)

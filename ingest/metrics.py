@@ -1,0 +1,197 @@
+"""What Prometheus is told, one registry a process.
+
+The books (events received, stored, duplicate, rejected, pending) are read from Accounts at the moment of the
+scrape, so they balance in every scrape. Each sample carries its worker: a worker that restarts resets its own
+series and nobody else's. `merge` puts the pages of several workers together.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.samples import Sample
+
+from ingest.accounts import Accounts
+from ingest.journal import Journal
+from ingest.rejects import RejectReason
+from ingest.writer import Writer
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000)
+_SKEW = (-86_400, -3_600, -300, -60, -5, -1, 0, 1, 5, 60, 300, 3_600, 86_400)
+
+
+@dataclass
+class Gauges:
+    """What a scrape reads beside the books; filled in by the composition root."""
+
+    journals: Callable[[], Iterable[tuple[Journal, Writer]]]
+    can_accept: Callable[[], bool]
+
+
+class Metrics:
+    """The instruments of one worker. Observing is cheap; labels are resolved once where the path is hot."""
+
+    def __init__(self, accounts: Accounts, gauges: Gauges, worker: int) -> None:
+        inner = CollectorRegistry()
+        self.requests = Counter("ingest_http_requests", "Requests answered", ["route", "status"], registry=inner)
+        self.acknowledgement = Histogram(
+            "ingest_acknowledgement_seconds",
+            "From the last byte of a request to the moment its events are on stable storage",
+            buckets=_SECONDS,
+            registry=inner,
+        )
+        self.fsync = Histogram(
+            "ingest_journal_write_seconds", "Write and fsync of one record", buckets=_SECONDS, registry=inner
+        )
+        self.flush = Histogram(
+            "ingest_flush_seconds",
+            "One COPY transaction, its COMMIT included",
+            buckets=_SECONDS,
+            registry=inner,
+        )
+        self.flush_rows = Histogram(
+            "ingest_flush_rows", "Events in one COPY transaction", buckets=_ROWS, registry=inner
+        )
+        self.skew = Histogram(
+            "ingest_clock_skew_seconds", "Our clock less the client's sentAt", buckets=_SKEW, registry=inner
+        )
+        self.loop_failures = Counter(
+            "ingest_loop_failures", "Runs of a background loop that failed", ["loop"], registry=inner
+        )
+        ProcessCollector(registry=inner)
+        PlatformCollector(registry=inner)
+        inner.register(_Books(accounts, gauges))
+        self._registry = CollectorRegistry()
+        self._registry.register(_Labelled(inner, worker))
+
+    def page(self) -> str:
+        """The exposition, text format 0.0.4."""
+        return generate_latest(self._registry).decode()
+
+
+class _Labelled:
+    """Another registry's metrics with a `worker` label on each sample."""
+
+    def __init__(self, registry: CollectorRegistry, worker: int) -> None:
+        self._registry = registry
+        self._label = {"worker": str(worker)}
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [
+                Sample(s.name, {**s.labels, **self._label}, s.value, s.timestamp, s.exemplar, s.native_histogram)
+                for s in metric.samples
+            ]
+            yield metric
+
+
+class _Books:
+    """The accounts and the journals, read at the moment of the scrape."""
+
+    def __init__(self, accounts: Accounts, gauges: Gauges) -> None:
+        self._accounts = accounts
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        books = self._accounts
+        received = CounterMetricFamily(
+            "ingest_events_received",
+            "Events that came in by HTTP, and events an earlier process left in a journal",
+            labels=["source"],
+        )
+        received.add_metric(["http"], books.received)
+        received.add_metric(["recovered"], books.recovered)
+        yield received
+        yield CounterMetricFamily("ingest_events_stored", "Events stored in analytics.events", value=books.stored)
+        duplicate = CounterMetricFamily(
+            "ingest_events_duplicate", "Retries that were not stored again", labels=["caught_by"]
+        )
+        duplicate.add_metric(["window"], books.duplicate_at_door)
+        duplicate.add_metric(["database"], books.duplicate_in_database)
+        yield duplicate
+        rejected = CounterMetricFamily("ingest_events_rejected", "Events refused", labels=["reason"])
+        for reason in RejectReason:
+            rejected.add_metric([reason.value], books.rejected[reason])
+        yield rejected
+        yield CounterMetricFamily(
+            "ingest_texts_cleaned", r"\u0000 and lone surrogates replaced by U+FFFD", value=books.cleaned
+        )
+        yield _gauge("ingest_events_pending", "Events acknowledged or about to be, and not stored yet", books.pending)
+        yield _gauge(
+            "ingest_events_unaccounted",
+            "received - (stored + duplicate + rejected + pending); not zero is a bug",
+            books.unaccounted,
+        )
+        yield from self._journals()
+
+    def _journals(self) -> Iterator[Metric]:
+        journals = list(self._gauges.journals())
+        oldest = min((at for journal, _ in journals if (at := journal.oldest_us) is not None), default=None)
+        age = max(0.0, time.time() - oldest / 1e6) if oldest is not None else 0.0
+        yield _gauge(
+            "ingest_pending_bytes", "Bytes of lines not stored yet", sum(j.backlog.bytes for j, _ in journals)
+        )
+        yield _gauge("ingest_oldest_pending_seconds", "Age of the oldest event not stored yet", age)
+        yield _gauge("ingest_journal_disk_bytes", "Bytes of segments on disk", sum(j.disk_bytes for j, _ in journals))
+        yield _gauge(
+            "ingest_journal_memory_bytes",
+            "Bytes of lines held in memory",
+            sum(j.memory_bytes for j, _ in journals),
+        )
+        yield CounterMetricFamily(
+            "ingest_journal_write_failures",
+            "Records that could not be made durable",
+            value=sum(j.failed_writes for j, _ in journals),
+        )
+        yield CounterMetricFamily(
+            "ingest_journal_corrupt_segments",
+            "Segments set aside because they are damaged",
+            value=sum(j.corrupt_segments for j, _ in journals),
+        )
+        yield CounterMetricFamily(
+            "ingest_journal_torn_bytes",
+            "Bytes of records torn by a crash, never acknowledged, cut off",
+            value=sum(j.torn_bytes for j, _ in journals),
+        )
+        up = all(writer.postgres_up for _, writer in journals)
+        yield _gauge("ingest_postgres_up", "1 when the last attempt to store reached Postgres", int(up))
+        yield _gauge("ingest_ready", "1 when events can be accepted", int(self._gauges.can_accept()))
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+_FAMILY = re.compile(r"^# HELP (\S+)", re.MULTILINE)
+
+
+def merge(pages: Iterable[str]) -> str:
+    """Several workers' pages as one: each family's HELP and TYPE once, then everybody's samples."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for page in pages:
+        name = ""
+        for line in page.splitlines():
+            if line.startswith("# HELP "):
+                name = line.split(" ", 3)[2]
+                if name not in heads:
+                    heads[name], samples[name] = [line], []
+            elif line.startswith("#"):
+                if len(heads[name]) < 2:
+                    heads[name].append(line)
+            elif line:
+                samples[name].append(line)
+    return "".join("\n".join([*heads[name], *samples[name], ""]) for name in heads)

@@ -1,0 +1,389 @@
+"""From an HTTP body to raw events. Pure: bytes in, values out.
+
+Two dialects: `decode_native` for POST /v1/events and `decode_segment` for Segment's HTTP API. Both give
+a Payload whose events are in our own field names; one malformed event refuses that event, not the batch.
+`properties` and `context` stay raw JSON bytes: later steps check them, nobody re-encodes them.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import orjson
+from msgspec import Raw
+
+from ingest.rejects import PayloadRefused, Refusal, RejectReason
+
+NOTHING = Raw(b"")
+
+
+class RawEvent(msgspec.Struct, gc=False):
+    """One event as a client sent it, in the native dialect's names. Types are checked, values are not."""
+
+    name: str | None = None
+    type: str | None = None
+    id: str | int | None = None
+    timestamp: str | int | float | None = None
+    user_id: str | int | None = None
+    anonymous_id: str | int | None = None
+    session_id: str | int | None = None
+    properties: Raw = NOTHING
+    context: Raw = NOTHING
+    url: str | None = None
+    referrer: str | None = None
+
+
+class NativeBody(RawEvent, gc=False):
+    """A native body that is an object: one event, or a batch of them."""
+
+    batch: list[RawEvent] | None = None
+    sentAt: str | int | float | None = None
+    sent_at: str | int | float | None = None
+    writeKey: str | None = None
+    write_key: str | None = None
+    api_key: str | None = None
+    token: str | None = None
+
+
+class SegmentMessage(msgspec.Struct, gc=False):
+    """One message of Segment's spec. Fields nobody stores (integrations, _metadata, channel …) are skipped."""
+
+    type: str | None = None
+    event: str | None = None
+    name: str | None = None
+    category: str | None = None
+    userId: str | int | None = None
+    anonymousId: str | int | None = None
+    groupId: str | int | None = None
+    previousId: str | int | None = None
+    messageId: str | int | None = None
+    timestamp: str | int | float | None = None
+    originalTimestamp: str | int | float | None = None
+    sentAt: str | int | float | None = None
+    properties: Raw = NOTHING
+    traits: Raw = NOTHING
+    context: Raw = NOTHING
+
+
+class SegmentBody(SegmentMessage, gc=False):
+    """A body of Segment's API that is an object: one message, or a batch of them."""
+
+    batch: list[SegmentMessage] | None = None
+    writeKey: str | None = None
+    write_key: str | None = None
+    api_key: str | None = None
+    token: str | None = None
+
+
+class _Loose(msgspec.Struct, gc=False):
+    """The envelope of a batch when the strict decoder has refused the body: events are tried one by one."""
+
+    batch: Raw = NOTHING
+    sentAt: Raw = NOTHING
+    sent_at: Raw = NOTHING
+    writeKey: Raw = NOTHING
+    write_key: Raw = NOTHING
+    api_key: Raw = NOTHING
+    token: Raw = NOTHING
+
+
+class Hazards(NamedTuple):
+    """What a body may contain that a row must not; found once for the body, so that a clean event pays nothing.
+
+    escapes: some string has a backslash escape.  whitespace: a line break or tab stands between tokens.
+    exponent: a number may have five or more digits of exponent.  invalid_utf8: some byte sequence is not UTF-8.
+    """
+
+    escapes: bool
+    whitespace: bool
+    exponent: bool
+    invalid_utf8: bool
+
+
+class Payload(NamedTuple):
+    """A decoded body. `events` keeps the order of the batch; a Refusal stands where an event was malformed."""
+
+    events: list[RawEvent | Refusal]
+    sent_at: str | int | float | None
+    write_key: str | None
+    hazards: Hazards
+    cleaned: int
+
+
+T = TypeVar("T")
+_native_list = msgspec.json.Decoder(list[RawEvent])
+_native_body = msgspec.json.Decoder(NativeBody)
+_native_one = msgspec.json.Decoder(RawEvent)
+_segment_list = msgspec.json.Decoder(list[SegmentMessage])
+_segment_body = msgspec.json.Decoder(SegmentBody)
+_segment_one = msgspec.json.Decoder(SegmentMessage)
+_loose_list = msgspec.json.Decoder(list[Raw])
+_loose_body = msgspec.json.Decoder(_Loose)
+_scalar = msgspec.json.Decoder(str | int | float | None)
+
+_FOLD = bytes(
+    ord("0") if chr(i) in "0123456789" else ord("e") if chr(i) == "E" else ord("-") if chr(i) == "+" else i
+    for i in range(256)
+)
+_BAD_ESCAPE = re.compile(
+    rb"(\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def gunzip(body: bytes, max_bytes: int) -> bytes:
+    """Decompress a gzip body that came without Content-Encoding, to at most `max_bytes`."""
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        plain = stream.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise PayloadRefused(RejectReason.BAD_ENCODING, f"the gzip body is damaged: {error}") from None
+    if len(plain) > max_bytes:
+        raise PayloadRefused(RejectReason.BODY_TOO_LARGE, f"the body is over {max_bytes} bytes when decompressed")
+    if not stream.eof:
+        raise PayloadRefused(RejectReason.BAD_ENCODING, "the gzip body is cut short")
+    return plain
+
+
+def find_hazards(body: bytes) -> Hazards:
+    """Look once over a whole body, at memory speed, for what the steps must then check event by event."""
+    invalid_utf8 = False
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            invalid_utf8 = True
+    whitespace = b"\n" in body or b"\t" in body or b"\r" in body
+    return Hazards(b"\\" in body, whitespace, has_long_exponent(body), invalid_utf8)
+
+
+def has_long_exponent(text: bytes) -> bool:
+    """Whether a number in it may have five digits of exponent. Cheap, and sometimes wrong about a text in hex."""
+    folded = text.translate(_FOLD)
+    return b"0e00000" in folded or b"0e-00000" in folded
+
+
+def clean_escapes(body: bytes) -> tuple[bytes, int]:
+    r"""Replace \u0000 and lone surrogates, which Postgres refuses, by \ufffd; return the body and how many.
+
+    The same as JavaScript's toWellFormed(): a text cut in the middle of an emoji is an accident, not an attack,
+    and losing the event for it would be worse than the replacement character.
+    """
+    if not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
+        return body, 0
+    cleaned = 0
+
+    def replace(match: re.Match[bytes]) -> bytes:
+        nonlocal cleaned
+        good: bytes | None = match[1]
+        if good is not None:
+            return good
+        cleaned += 1
+        return b"\\ufffd"
+
+    return _BAD_ESCAPE.sub(replace, body), cleaned
+
+
+def decode_native(body: bytes, max_events: int) -> Payload:
+    """Decode the body of POST /v1/events: one event, an array of events, or {"batch": […], "sentAt": …}.
+
+    Raises PayloadRefused when nothing in the body can be read.
+    """
+    body, cleaned = _prepare(body)
+    hazards = find_hazards(body)
+    if body.startswith(b"["):
+        events = _decode_list(body, _native_list, _native_one, max_events)
+        return Payload(events, None, None, hazards, cleaned)
+    parsed = _try_decode(_native_body, body)
+    if parsed is None:
+        return _decode_loosely(body, _native_one, hazards, cleaned, max_events)
+    key = parsed.writeKey or parsed.write_key or parsed.api_key or parsed.token
+    sent_at = parsed.sentAt if parsed.sentAt is not None else parsed.sent_at
+    if parsed.batch is None:
+        return Payload([parsed], sent_at, key, hazards, cleaned)
+    _check_count(len(parsed.batch), max_events)
+    return Payload(list(parsed.batch), sent_at, key, hazards, cleaned)
+
+
+def decode_segment(body: bytes, call: str | None, max_events: int) -> Payload:
+    """Decode a body of Segment's HTTP API. `call` is the path's own call (track, page …), None for a batch.
+
+    Raises PayloadRefused when nothing in the body can be read.
+    """
+    body, cleaned = _prepare(body)
+    hazards = find_hazards(body)
+    sent_at: str | int | float | None = None
+    key: str | None = None
+    messages: list[Any]
+    if body.startswith(b"["):
+        messages = _decode_list(body, _segment_list, _segment_one, max_events)
+    else:
+        parsed = _try_decode(_segment_body, body)
+        if parsed is None:
+            loose = _decode_loosely(body, _segment_one, hazards, cleaned, max_events)
+            messages, sent_at, key = loose.events, loose.sent_at, loose.write_key
+        else:
+            sent_at = parsed.sentAt
+            key = parsed.writeKey or parsed.write_key or parsed.api_key or parsed.token
+            messages = [parsed] if parsed.batch is None else list(parsed.batch)
+            _check_count(len(messages), max_events)
+    if sent_at is None:
+        # Some senders stamp each message instead of the batch; they all left in the same request.
+        sent_at = next((m.sentAt for m in messages if isinstance(m, SegmentMessage) and m.sentAt), None)
+    events = [m if isinstance(m, Refusal) else _from_segment(m, call) for m in messages]
+    return Payload(events, sent_at, key, hazards, cleaned)
+
+
+_CALL_TYPES = {"page": "page_view", "screen": "page_view", "track": "user_action"}
+_CALLS = frozenset({"track", "page", "screen", "identify", "group", "alias"})
+
+
+def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refusal:
+    kind = call or message.type
+    if kind not in _CALLS:
+        detail = f"type is {kind!r}; one of {', '.join(sorted(_CALLS))} is wanted"
+        return Refusal(RejectReason.INVALID_TYPE, detail, msgspec.json.encode(message))
+    name = message.event if kind == "track" else message.name if kind in ("page", "screen") else None
+    if kind == "track" and not name:
+        return Refusal(RejectReason.MISSING_NAME, "a track call needs `event`", msgspec.json.encode(message))
+    properties = message.properties
+    if kind in ("identify", "group") and message.traits:
+        properties = message.traits
+    extra: dict[str, object] = {}
+    if kind == "group" and message.groupId is not None:
+        extra["groupId"] = message.groupId
+    if kind == "alias" and message.previousId is not None:
+        extra["previousId"] = message.previousId
+    if kind in ("page", "screen") and message.category:
+        extra["category"] = message.category
+    if extra:
+        properties = _with_fields(properties, extra)
+    return RawEvent(
+        name=name or kind,
+        type=_CALL_TYPES.get(kind, "system"),
+        id=message.messageId,
+        timestamp=message.timestamp if message.timestamp is not None else message.originalTimestamp,
+        user_id=message.userId,
+        anonymous_id=message.anonymousId,
+        properties=properties,
+        context=message.context,
+    )
+
+
+def _with_fields(properties: Raw, extra: dict[str, object]) -> Raw:
+    """Put fields that Segment keeps beside the properties in front of them, without re-encoding the rest.
+
+    In front, because jsonb keeps the last of two equal keys: what the client put in its properties wins.
+    """
+    text = bytes(properties)
+    if not text or text == b"null":
+        return Raw(orjson.dumps(extra))
+    if not text.startswith(b"{"):
+        return properties
+    rest = text[1:].lstrip()
+    head = orjson.dumps(extra)[:-1]
+    return Raw(head + rest if rest == b"}" else head + b"," + rest)
+
+
+def _prepare(body: bytes) -> tuple[bytes, int]:
+    body = body.removeprefix(b"\xef\xbb\xbf").strip()
+    if not body:
+        raise PayloadRefused(RejectReason.EMPTY_PAYLOAD, "the body is empty")
+    if body[:1] not in b"[{":
+        raise PayloadRefused(RejectReason.MALFORMED_JSON, "the body is neither a JSON object nor an array", body)
+    return clean_escapes(body)
+
+
+def _try_decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
+    """None where a closer look, event by event, may still find good ones."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.ValidationError, UnicodeDecodeError):
+        return None
+    except msgspec.DecodeError as error:
+        raise PayloadRefused(RejectReason.MALFORMED_JSON, str(error), body) from None
+    except RecursionError:
+        raise PayloadRefused(RejectReason.NESTED_TOO_DEEP, "the body is nested too deep to read") from None
+
+
+def _decode_list(
+    body: bytes, strict: msgspec.json.Decoder[list[T]], one: msgspec.json.Decoder[T], max_events: int
+) -> list[Any]:
+    events: list[Any] | None = _try_decode(strict, body)
+    if events is None:
+        pieces = _try_decode(_loose_list, body) or []
+        _check_count(len(pieces), max_events)
+        return [_decode_piece(piece, one) for piece in pieces]
+    _check_count(len(events), max_events)
+    return events
+
+
+def _decode_loosely(
+    body: bytes, one: msgspec.json.Decoder[Any], hazards: Hazards, cleaned: int, max_events: int
+) -> Payload:
+    envelope = _try_decode(_loose_body, body)
+    if envelope is None:
+        raise PayloadRefused(RejectReason.INVALID_UTF8, "a key or a value is not UTF-8", body)
+    sent_at = _decode_scalar(envelope.sentAt)
+    if sent_at is None:
+        sent_at = _decode_scalar(envelope.sent_at)
+    keys = (envelope.writeKey, envelope.write_key, envelope.api_key, envelope.token)
+    key = next((text for raw in keys if isinstance(text := _decode_scalar(raw), str) and text), None)
+    pieces = [Raw(body)]
+    if envelope.batch and bytes(envelope.batch) != b"null":
+        listed = _try_decode(_loose_list, bytes(envelope.batch))
+        if listed is None:
+            raise PayloadRefused(RejectReason.MALFORMED_JSON, "`batch` is not an array", body)
+        pieces = listed
+    _check_count(len(pieces), max_events)
+    return Payload([_decode_piece(piece, one) for piece in pieces], sent_at, key, hazards, cleaned)
+
+
+def _decode_piece(piece: Raw, decoder: msgspec.json.Decoder[Any]) -> Any:
+    raw = bytes(piece)
+    if not raw.startswith(b"{"):
+        return Refusal(RejectReason.NOT_AN_OBJECT, "an event is a JSON object", raw)
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        return Refusal(_reason_of_field(str(error)), str(error), raw)
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        return Refusal(RejectReason.INVALID_UTF8, str(error), raw)
+    except RecursionError:
+        return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read", raw)
+
+
+_REASON_OF_FIELD = {
+    "$.name": RejectReason.INVALID_NAME,
+    "$.event": RejectReason.INVALID_NAME,
+    "$.type": RejectReason.INVALID_TYPE,
+    "$.id": RejectReason.INVALID_ID,
+    "$.messageId": RejectReason.INVALID_ID,
+    "$.timestamp": RejectReason.INVALID_TIMESTAMP,
+    "$.originalTimestamp": RejectReason.INVALID_TIMESTAMP,
+}
+
+
+def _reason_of_field(message: str) -> RejectReason:
+    """msgspec ends its message with the place, as in: Expected `str`, got `int` - at `$.name`."""
+    return _REASON_OF_FIELD.get(message.rsplit("`", 2)[-2], RejectReason.INVALID_FIELD)
+
+
+def _decode_scalar(raw: Raw) -> str | int | float | None:
+    try:
+        return _scalar.decode(raw) if raw else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _check_count(count: int, max_events: int) -> None:
+    if count > max_events:
+        raise PayloadRefused(
+            RejectReason.TOO_MANY_EVENTS, f"{count} events in one request; at most {max_events} are taken"
+        )
+    if count == 0:
+        raise PayloadRefused(RejectReason.EMPTY_PAYLOAD, "there is no event in the body")

@@ -1,0 +1,82 @@
+"""Why an event was refused: the closed list that feeds the answer, the counter, the table and the tests."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class RejectReason(StrEnum):
+    """Every reason for which an event, or a whole payload, is not stored.
+
+    The value is the `reason` of the answer, the label of `ingest_events_rejected_total` and the
+    column `analytics.rejected_events.reason`.
+    """
+
+    # The whole request: counted as one event, because nobody can say how many it held.
+    UNAUTHORIZED = "unauthorized"
+    RATE_LIMITED = "rate_limited"
+    BODY_TOO_LARGE = "body_too_large"
+    BODY_TIMEOUT = "body_timeout"
+    BODY_INCOMPLETE = "body_incomplete"
+    BAD_ENCODING = "bad_encoding"
+    EMPTY_PAYLOAD = "empty_payload"
+    MALFORMED_JSON = "malformed_json"
+    TOO_MANY_EVENTS = "too_many_events"
+
+    # One event.
+    NOT_AN_OBJECT = "not_an_object"
+    INVALID_FIELD = "invalid_field"
+    FIELD_TOO_LONG = "field_too_long"
+    MISSING_NAME = "missing_name"
+    INVALID_NAME = "invalid_name"
+    INVALID_TYPE = "invalid_type"
+    INVALID_ID = "invalid_id"
+    INVALID_TIMESTAMP = "invalid_timestamp"
+    TOO_OLD = "too_old"
+    IN_FUTURE = "in_future"
+    INVALID_PROPERTIES = "invalid_properties"
+    INVALID_CONTEXT = "invalid_context"
+    INVALID_UTF8 = "invalid_utf8"
+    NESTED_TOO_DEEP = "nested_too_deep"
+    NUMBER_OUT_OF_RANGE = "number_out_of_range"
+    EVENT_TOO_LARGE = "event_too_large"
+
+    # Ours, not the client's: it may send the same again.
+    OVERLOADED = "overloaded"
+    JOURNAL_UNAVAILABLE = "journal_unavailable"
+
+    # After the acknowledgement: kept in rejected_events, or in a segment that was set aside.
+    DATABASE_REFUSED = "database_refused"
+    JOURNAL_CORRUPT = "journal_corrupt"
+
+
+class Refusal(NamedTuple):
+    """One refused event: the reason, a sentence for a person, and what the client sent (JSON, as received)."""
+
+    reason: RejectReason
+    detail: str
+    raw: bytes = b""
+
+
+class PayloadRefused(Exception):
+    """The whole payload is refused; nothing in it was accepted."""
+
+    def __init__(self, reason: RejectReason, detail: str, raw: bytes = b"") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.refusal = Refusal(reason, detail, raw)
+
+
+STATUS_OF_REASON = {
+    RejectReason.UNAUTHORIZED: 401,
+    RejectReason.BODY_TIMEOUT: 408,
+    RejectReason.BODY_TOO_LARGE: 413,
+    RejectReason.TOO_MANY_EVENTS: 413,
+    RejectReason.RATE_LIMITED: 429,
+    RejectReason.OVERLOADED: 503,
+    RejectReason.JOURNAL_UNAVAILABLE: 503,
+}
+"""HTTP status when a reason concerns the whole request; every other reason is a 400."""
+
+NOT_KEPT = frozenset(STATUS_OF_REASON) | {RejectReason.BODY_INCOMPLETE, RejectReason.EMPTY_PAYLOAD}
+"""Reasons without a payload worth keeping, or where keeping it would hand an attacker our disk."""

@@ -1,0 +1,49 @@
+"""Where Unix sockets stand: beside what they belong to, or in a short private folder if that path is too long."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from ingest.errors import IngestError
+
+MAX_FOLDER_BYTES: Final = 80
+"""A socket's whole path has 104 bytes (macOS) or 108 (Linux), the final NUL included; names have up to 20."""
+
+
+def short_socket_folder(folder: Path, *, owner: int | None = None) -> Path:
+    """The folder for the sockets that should stand in `folder`; it exists, with mode 0700, when this returns.
+
+    `owner` is the user id it is to belong to, by default ours. The answer is the same for every process of that
+    user, as long as their temporary folder is the same.
+    """
+    owner = os.geteuid() if owner is None else owner
+    folder = folder.resolve()
+    if len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
+        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()).resolve() / f"ingest-{digest}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make_private(folder, owner)
+    except OSError as error:
+        raise IngestError(f"cannot use the folder {folder} for sockets: {error.strerror}") from None
+    return folder
+
+
+def _make_private(folder: Path, owner: int) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+        if owner != os.geteuid():
+            os.chown(folder, owner, -1)
+    except FileExistsError:
+        pass
+    # Everybody may make folders in /tmp: one that somebody else made first could be theirs to listen in.
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
+        raise IngestError(f"cannot use {folder} for sockets: it is not a folder of the user with id {owner}")
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        folder.chmod(0o700)

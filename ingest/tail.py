@@ -1,0 +1,68 @@
+"""Following events live: what `ingest tail` reads from the control socket of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from ingest.rejects import Refusal
+from ingest.row import EVENT_COLUMNS, split_line
+
+_QUEUE: Final = 2000
+"""Lines a slow follower may be behind; past it lines are left out, and the follower is told how many."""
+_SHOWN: Final = ("created_at", "type", "name", "user_id", "anonymous_id", "properties", "page_path", "id")
+
+
+class Tail:
+    """Hands what the collector does to whoever follows. Costs nothing while nobody does."""
+
+    def __init__(self) -> None:
+        self._followers: dict[asyncio.Queue[bytes], int] = {}
+
+    @property
+    def followed(self) -> bool:
+        return bool(self._followers)
+
+    def publish(self, lines: Iterable[str], refusals: Iterable[tuple[int, Refusal]], route: str) -> None:
+        """Tell the followers of accepted lines (COPY text) and of refusals."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        for line in lines:
+            values = split_line(line.encode("utf-8", "replace"), EVENT_COLUMNS)
+            shown = {name: values[name] for name in _SHOWN if values.get(name) is not None}
+            self._put({"at": at, "result": "accepted", "route": route, **shown})
+        for _, refusal in refusals:
+            told: dict[str, Any] = {"at": at, "result": "rejected", "route": route}
+            text = refusal.raw[:500].decode("utf-8", "replace")
+            self._put({**told, "reason": refusal.reason.value, "detail": refusal.detail, "payload": text})
+
+    def _put(self, told: dict[str, Any]) -> None:
+        line = orjson.dumps(told) + b"\n"
+        for queue in self._followers:
+            if queue.full():
+                self._followers[queue] += 1
+            else:
+                queue.put_nowait(line)
+
+    def close(self) -> None:
+        """End every follower's lines: the service stops."""
+        for queue in self._followers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(b"")
+
+    async def follow(self) -> AsyncIterator[bytes]:
+        """JSON lines, as they come, until the caller stops asking."""
+        queue: asyncio.Queue[bytes] = asyncio.Queue(_QUEUE)
+        self._followers[queue] = 0
+        try:
+            while line := await queue.get():
+                yield line
+                if missed := self._followers[queue]:
+                    self._followers[queue] = 0
+                    yield orjson.dumps({"result": "skipped", "lines": missed}) + b"\n"
+        finally:
+            del self._followers[queue]

@@ -1,0 +1,407 @@
+"""From the journal to the table: one transaction = ledger row + COPY, and never twice.
+
+The first statement of a flush moves the journal's position in `analytics.journals`, the rest stores the rows, so
+that position and rows are one. Whatever happens to the connection, the next attempt begins by asking the ledger.
+
+A flush that meets a duplicate, or a row that the table refuses, is done again by `merge`: through a temporary
+table with ON CONFLICT DO NOTHING, halving what is refused until the bad rows stand alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, date, datetime
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+
+from ingest import partitions, row
+from ingest.accounts import Accounts
+from ingest.database import load_queries
+from ingest.errors import DatabaseError, IngestError
+from ingest.journal import RECORD_BITS, Journal
+from ingest.logs import Quiet
+from ingest.rejects import RejectReason
+from ingest.segment import Record
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS: Final = 0.1
+LAST_RETRY_SECONDS: Final = 5.0
+MERGES_AFTER_DUPLICATE: Final = 8
+"""Retries come in waves: after a duplicate the next flushes are merged at once, not copied in vain first."""
+_COMPLAINT_SECONDS: Final = 30.0
+_NO_LIMIT: Final = 1 << 30
+
+_ROW_ERRORS = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+"""Errors that a row is guilty of. Everything else is the server's or the network's, and is tried again."""
+
+
+class JournalMismatch(IngestError):
+    """The ledger contradicts the journal: another database, or another process with a copy of the folder."""
+
+
+class Outcome(NamedTuple):
+    """What one flush did, in events; `refused` were accepted and then refused by the table."""
+
+    stored: int
+    duplicate: int
+    refused: int
+
+
+class Bad(NamedTuple):
+    """A line the table refused, and Postgres' words for it."""
+
+    line: bytes
+    columns: tuple[str, ...]
+    message: str
+
+
+class Writer:
+    """Stores one journal. `run` loops over `run_once` until it is told to stop."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        connect: Callable[[], Awaitable[asyncpg.Connection]],
+        accounts: Accounts,
+        *,
+        flush_max_bytes: int,
+        on_flush: Callable[[float, Outcome], None] = lambda seconds, outcome: None,
+    ) -> None:
+        self.journal = journal
+        self.postgres_up = False
+        self.last_stored_at: float | None = None
+        self._connect = connect
+        self._accounts = accounts
+        self._flush_max_bytes = flush_max_bytes
+        self._on_flush = on_flush
+        self._queries = load_queries("writer")
+        self._connection: asyncpg.Connection | None = None
+        # The records taken from the journal and not stored yet, kept over retries; those of them that the flush
+        # at hand stores; and where the ledger stands, as far as we know.
+        self._taken: list[Record] = []
+        self._records: list[Record] = []
+        self._position = 0
+        # How many records a flush may have: fewer after a time-out, so that a slow server gets somewhere.
+        self._limit = _NO_LIMIT
+        self._merges_left = 0
+        self._quiet = Quiet(_COMPLAINT_SECONDS)
+        journal.on_already_stored = self._count_already_stored
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Store what the journal has, until `stop` is set; errors are logged and retried with back-off."""
+        delay = FIRST_RETRY_SECONDS
+        while not stop.is_set():
+            try:
+                stored = await self.run_once()
+            except (
+                DatabaseError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                OSError,
+                TimeoutError,
+            ) as error:
+                self._complain(error)
+            except IngestError as error:
+                logger.error("%s", error)
+            except Exception:
+                logger.exception("the writer of journal %d failed; its records stay pending", self.journal.number)
+            else:
+                delay = FIRST_RETRY_SECONDS
+                if not stored:
+                    await _first_of(self.journal.wait_readable(), stop.wait())
+                continue
+            self.drop_connection()
+            await _first_of(stop.wait(), asyncio.sleep(delay * random.uniform(0.75, 1.25)))
+            delay = min(delay * 2, LAST_RETRY_SECONDS)
+
+    async def run_once(self) -> bool:
+        """Store one flush; False when there was nothing to store. Raises what went wrong; then `drop_connection`
+        and call again: the records stay taken and the ledger decides what is left of them."""
+        if not self._taken:
+            self._taken = await self.journal.take(self._flush_max_bytes)
+            if not self._taken:
+                return False
+        connection = await self._connected()
+        if not self._taken:
+            return True  # The ledger had them all.
+        self._records = self._taken[: self._limit]
+        started = time.perf_counter()
+        try:
+            outcome = await self._store(connection)
+        except TimeoutError:
+            self._limit = max(1, len(self._records) // 2)
+            raise
+        self._limit = _NO_LIMIT
+        self._position = self._records[-1].number
+        self._settle(outcome, len(self._records))
+        self._on_flush(time.perf_counter() - started, outcome)
+        self._quiet.over()
+        return True
+
+    async def drain(self, seconds: float) -> bool:
+        """Store what is left, for at most so many seconds; True when nothing is left."""
+        try:
+            async with asyncio.timeout(seconds):
+                while await self.run_once():
+                    pass
+                return True
+        except (IngestError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            self._complain(error)
+            self.drop_connection()
+            return False
+
+    def drop_connection(self) -> None:
+        """Cut the connection without a word, so that nothing can hang on a server that does not answer."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+        self.postgres_up = False
+
+    async def close(self) -> None:
+        """Let the connection go. Repeatable."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                await connection.close(timeout=1)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                connection.terminate()
+
+    # The ledger.
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            connection = await self._connect()
+            self._connection = connection
+            await self._ask_ledger(connection)
+        self.postgres_up = True
+        return self._connection
+
+    async def _ask_ledger(self, connection: asyncpg.Connection) -> None:
+        """Learn how far the journal is stored, and leave out of the taken records what is: our last COMMIT may
+        have succeeded although we did not see its answer."""
+        layout = self.journal.layout
+        position = await connection.fetchval(self._queries["ledger_position"], layout.journal, layout.identity)
+        if position is None:
+            raise JournalMismatch(
+                f"the database does not know journal {layout.journal} ({layout.identity}): it is another database"
+                " than the one this data folder was used with; nothing is stored until that is put right"
+            )
+        if position > max(self.journal.last_record, self._taken[-1].number if self._taken else 0):
+            raise JournalMismatch(
+                f"the ledger has records of journal {layout.journal} up to {position}, the folder only up to"
+                f" {self.journal.last_record}: another process stores a copy of it; nothing is stored until that is"
+                " put right"
+            )
+        if position < self.journal.stored_through:
+            logger.error(
+                "the ledger of journal %d went back from record %d to %d, as after restoring a backup: what was"
+                " stored in between is no longer in the journal",
+                layout.journal,
+                self.journal.stored_through,
+                position,
+            )
+        self._position = position
+        if self._taken and position >= self._taken[0].number:
+            await self._settle_stored(connection, position)
+        self.journal.advance(position)
+
+    async def _settle_stored(self, connection: asyncpg.Connection, position: int) -> None:
+        covered = [record for record in self._taken if record.number <= position]
+        counts = await connection.fetchrow(self._queries["flush_counts"], self.journal.number, covered[-1].number)
+        events = sum(record.events for record in covered)
+        duplicate, refused = (counts["events_duplicate"], counts["events_rejected"]) if counts else (0, 0)
+        refused = max(0, refused - sum(record.rejected for record in covered))
+        self._settle(Outcome(events - duplicate - refused, duplicate, refused), len(covered))
+
+    def _count_already_stored(self, record: Record) -> None:
+        self._accounts.stored += record.events
+
+    async def _advance(self, connection: asyncpg.Connection) -> None:
+        layout = self.journal.layout
+        first, last = self._records[0], self._records[-1]
+        moved = await connection.fetchval(
+            self._queries["advance_ledger"],
+            layout.journal,
+            layout.identity,
+            self._position,
+            last.number,
+            sum(record.events for record in self._records),
+            sum(record.rejected for record in self._records),
+            first.number,
+        )
+        if not moved:
+            raise DatabaseError(f"the ledger of journal {layout.journal} has moved; asking it again")
+
+    # Storing.
+
+    async def _store(self, connection: asyncpg.Connection) -> Outcome:
+        if self._merges_left:
+            self._merges_left -= 1
+            return await self._in_transaction(connection, self._merge)
+        try:
+            return await self._in_transaction(connection, self._copy)
+        except asyncpg.UniqueViolationError:
+            self._merges_left = MERGES_AFTER_DUPLICATE
+        except _ROW_ERRORS as error:
+            if isinstance(error, asyncpg.CheckViolationError) and await self._make_partitions(connection):
+                return await self._store(connection)
+            logger.warning("a flush holds a row that the table refuses, looking for it: %s", error)
+        return await self._in_transaction(connection, self._merge)
+
+    async def _in_transaction(
+        self, connection: asyncpg.Connection, store: Callable[[asyncpg.Connection], Awaitable[Outcome]]
+    ) -> Outcome:
+        # The journal forgets what is committed, so the commit must be on disk whatever the server's default is.
+        await connection.execute("BEGIN; SET LOCAL synchronous_commit = on")
+        try:
+            await self._advance(connection)
+            outcome = await store(connection)
+        except (asyncpg.PostgresError, DatabaseError):
+            if not connection.is_closed():
+                await connection.execute("ROLLBACK")
+            raise
+        await connection.execute("COMMIT")
+        return outcome
+
+    async def _copy(self, connection: asyncpg.Connection) -> Outcome:
+        layout = self._records[0].layout
+        await _copy_lines(
+            connection, "analytics", "events", layout.event_columns, (r.event_lines for r in self._records)
+        )
+        await self._copy_rejected(connection)
+        return Outcome(sum(record.events for record in self._records), 0, 0)
+
+    async def _copy_rejected(self, connection: asyncpg.Connection) -> None:
+        layout = self._records[0].layout
+        if any(record.rejected for record in self._records):
+            lines = (record.rejected_lines for record in self._records)
+            await _copy_lines(connection, "analytics", "rejected_events", layout.rejected_columns, lines)
+
+    async def _merge(self, connection: asyncpg.Connection) -> Outcome:
+        columns = self._records[0].layout.event_columns
+        names = ", ".join(f'"{column}"' for column in columns)
+        await connection.execute(
+            f"CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT {names} FROM analytics.events WITH NO DATA"
+        )
+        lines = [line for record in self._records for line in record.event_lines.splitlines(keepends=True)]
+        bad: list[Bad] = []
+        stored = await self._merge_lines(connection, columns, names, lines, bad)
+        await self._copy_rejected(connection)
+        if bad:
+            await self._keep_bad(connection, bad)
+        duplicate = len(lines) - stored - len(bad)
+        if duplicate or bad:
+            last = self._records[-1].number
+            await connection.execute(self._queries["correct_flush"], self.journal.number, last, duplicate, len(bad))
+        if duplicate:
+            self._merges_left = MERGES_AFTER_DUPLICATE
+        return Outcome(stored, duplicate, len(bad))
+
+    async def _merge_lines(
+        self,
+        connection: asyncpg.Connection,
+        columns: tuple[str, ...],
+        names: str,
+        lines: list[bytes],
+        bad: list[Bad],
+    ) -> int:
+        """Insert the lines that are new, put those that are refused into `bad`; return how many were inserted."""
+        await connection.execute("SAVEPOINT merge")
+        try:
+            await _copy_lines(connection, None, "incoming", columns, lines)
+            status = await connection.execute(
+                f"INSERT INTO analytics.events ({names}) SELECT {names} FROM incoming ON CONFLICT DO NOTHING"
+            )
+            await connection.execute("TRUNCATE incoming; RELEASE SAVEPOINT merge")
+            return int(status.split()[-1])
+        except _ROW_ERRORS as error:
+            await connection.execute("ROLLBACK TO SAVEPOINT merge; RELEASE SAVEPOINT merge")
+            if len(lines) == 1:
+                bad.append(Bad(lines[0], columns, str(error)))
+                return 0
+        half = len(lines) // 2
+        stored = await self._merge_lines(connection, columns, names, lines[:half], bad)
+        return stored + await self._merge_lines(connection, columns, names, lines[half:], bad)
+
+    async def _keep_bad(self, connection: asyncpg.Connection, bad: Sequence[Bad]) -> None:
+        logger.error("the table refused %d accepted events; they are in analytics.rejected_events", len(bad))
+        batch_id = self.journal.number << RECORD_BITS | self._records[-1].number
+        lines = [_rejected_line(one, batch_id) for one in bad]
+        await _copy_lines(connection, "analytics", "rejected_events", row.REJECTED_COLUMNS, lines)
+
+    async def _make_partitions(self, connection: asyncpg.Connection) -> int:
+        """Make the partitions of the days in the taken records; how many were missing."""
+        days: set[date] = set()
+        for record in self._records:
+            index = record.layout.event_columns.index("created_at")
+            for line in record.event_lines.splitlines():
+                days.add(date.fromisoformat(line.split(b"\t", index + 1)[index][:10].decode()))
+        return await partitions.ensure(connection, sorted(days))
+
+    # Settling.
+
+    def _settle(self, outcome: Outcome, count: int) -> None:
+        """Book what became of the first `count` of the taken records and let them go."""
+        self.journal.forget(count)
+        self._taken = self._taken[count:]
+        self._accounts.stored += outcome.stored
+        self._accounts.duplicate_in_database += outcome.duplicate
+        if outcome.refused:
+            self._accounts.reject(RejectReason.DATABASE_REFUSED, outcome.refused)
+        self.last_stored_at = time.time()
+
+    def _complain(self, error: BaseException) -> None:
+        if self._quiet.due():
+            words = str(error) or type(error).__name__
+            pending = self.journal.backlog.events
+            logger.warning("cannot store now, %d events wait in journal %d: %s", pending, self.journal.number, words)
+
+
+async def _copy_lines(
+    connection: asyncpg.Connection,
+    schema: str | None,
+    table: str,
+    columns: tuple[str, ...],
+    lines: Any,
+) -> None:
+    source = io.BytesIO(b"".join(lines))
+    await connection.copy_to_table(table, schema_name=schema, columns=columns, source=source)
+
+
+def _rejected_line(bad: Bad, batch_id: int) -> bytes:
+    values = row.split_line(bad.line, bad.columns)
+    payload = row.event_of_line(values)
+    text = row.fields(
+        datetime.now(UTC).isoformat(),
+        RejectReason.DATABASE_REFUSED.value,
+        bad.message,
+        "/v1/events",
+        payload,
+        "f",
+        values.get("ip_address"),
+        values.get("user_agent"),
+        str(batch_id),
+    )
+    return f"{text}\n".encode()
+
+
+async def _first_of(*waits: Awaitable[Any]) -> None:
+    """Return when the first of them is done; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

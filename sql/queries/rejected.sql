@@ -1,0 +1,27 @@
+-- list_rejected --
+-- The newest refused events first, of one reason or of all.
+SELECT id, received_at, reason, detail, route, payload, replayed_at
+FROM analytics.rejected_events
+WHERE ($1::text IS NULL OR reason = $1) AND ($2 OR replayed_at IS NULL)
+ORDER BY id DESC
+LIMIT $3
+
+-- count_rejected --
+-- How many of each reason are kept, and how many of them were replayed.
+SELECT reason, count(*) AS events, count(replayed_at) AS replayed, max(received_at) AS latest
+FROM analytics.rejected_events
+GROUP BY reason
+ORDER BY events DESC
+
+-- replayable --
+-- What may be sent again, oldest first; a text that was cut short cannot be.
+SELECT id, received_at, route, payload
+FROM analytics.rejected_events
+WHERE replayed_at IS NULL AND NOT payload_truncated
+    AND ($1::text IS NULL OR reason = $1) AND ($2::bigint IS NULL OR id = $2) AND id > $3
+ORDER BY id
+LIMIT 500
+
+-- mark_replayed --
+-- It was accepted this time.
+UPDATE analytics.rejected_events SET replayed_at = now() WHERE id = $1

@@ -1,0 +1,320 @@
+"""The journal on its own: what is durable comes back, in order, once; what is not is never acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest import segment
+from ingest.journal import MAX_OPEN_BYTES, Journal, JournalFailed, JournalFull
+from ingest.journals import Claimed, claim_folder
+from ingest.segment import Damage, Layout, Reader, Record
+
+LAYOUT = Layout(7, "0b8f2f6c-3c39-4d0c-9f0e-7a1d9f5b1d11", ("id", "name"), ("reason",))
+MIB = 1024 * 1024
+
+
+def make(folder: Path, stored_through: int | None = 0, **limits) -> Journal:
+    """A journal in this folder, recovered; limits small enough to be met."""
+    folder.mkdir(exist_ok=True)
+    (folder / "journal.json").write_text(f'{{"number": 7, "identity": "{LAYOUT.identity}"}}')
+    held = claim_folder(folder)
+    assert held is not None
+    claimed = Claimed(folder, os.dup(held._lock), LAYOUT)
+    held.release()
+    known = {"segment_bytes": MIB, "max_bytes": 64 * MIB, "memory_max_bytes": MIB, **limits}
+    journal = Journal(claimed, **known)
+    journal.recover(stored_through)
+    return journal
+
+
+async def put(journal: Journal, text: str, events: int = 1) -> int:
+    """Append one line and wait until it is durable; the record's number."""
+    record = journal.append(f"{text}\n", events, [])
+    await journal.wait(record)
+    return record.number
+
+
+async def drain(journal: Journal) -> list[Record]:
+    """Everything the journal has, taken and forgotten."""
+    drained = []
+    while records := await journal.take(MIB):
+        drained += records
+        journal.forget(len(records))
+    return drained
+
+
+def lines_of(records: list[Record]) -> list[str]:
+    return [line.decode() for record in records for line in record.event_lines.splitlines()]
+
+
+async def test_what_is_appended_is_taken_in_order(tmp_path):
+    journal = make(tmp_path / "j")
+    for index in range(20):
+        await put(journal, f"event {index}")
+    assert journal.backlog.events == 20
+    assert lines_of(await drain(journal)) == [f"event {index}" for index in range(20)]
+    assert journal.backlog.events == 0 and journal.backlog.bytes == 0 and journal.memory_bytes == 0
+    await journal.close()
+
+
+async def test_requests_that_come_together_share_an_fsync(tmp_path):
+    journal = make(tmp_path / "j")
+    fsyncs = []
+    journal.on_fsync = lambda seconds, size: fsyncs.append(size)
+    await asyncio.gather(*[put(journal, f"event {index}") for index in range(500)])
+    assert len(fsyncs) <= 3
+    assert len(lines_of(await drain(journal))) == 500
+    await journal.close()
+
+
+async def test_what_is_durable_survives_and_what_is_stored_does_not_come_back(tmp_path):
+    journal = make(tmp_path / "j")
+    numbers = [await put(journal, f"event {index}") for index in range(10)]
+    await journal.close()
+    journal = make(tmp_path / "j", stored_through=numbers[5])
+    assert journal.backlog.events == 4
+    assert lines_of(await drain(journal)) == [f"event {index}" for index in range(6, 10)]
+    assert await put(journal, "next") > numbers[-1]
+    await journal.close()
+
+
+async def test_a_start_without_the_database_knows_what_was_stored_from_the_journal_itself(tmp_path):
+    journal = make(tmp_path / "j")
+    for index in range(10):
+        await put(journal, f"event {index}")
+    await drain(journal)
+    await journal.close()
+    journal = make(tmp_path / "j", stored_through=None)
+    assert journal.backlog.events == 0
+    assert await drain(journal) == []
+    await journal.close()
+
+
+async def test_records_the_ledger_turns_out_to_cover_are_settled_not_stored_again(tmp_path):
+    journal = make(tmp_path / "j")
+    numbers = [await put(journal, f"event {index}") for index in range(10)]
+    await journal.close()
+    journal = make(tmp_path / "j", stored_through=None)
+    assert journal.backlog.events == 10
+    settled = []
+    journal.on_already_stored = lambda record: settled.append(record.number)
+    journal.advance(numbers[6])
+    assert lines_of(await drain(journal)) == ["event 7", "event 8", "event 9"]
+    assert settled == numbers[:7]
+    assert journal.backlog.events == 0
+    await journal.close()
+
+
+async def test_memory_is_bounded_and_the_rest_is_read_back_from_disk_in_order(tmp_path):
+    journal = make(tmp_path / "j", memory_max_bytes=100_000, segment_bytes=300_000)
+    text = "x" * 1000
+    for index in range(1500):
+        await put(journal, f"{index} {text}")
+        assert journal.memory_bytes <= 110_000
+    assert len(segment.list_segments(tmp_path / "j")) >= 4
+    taken = []
+    while records := await journal.take(50_000):
+        assert journal.memory_bytes <= 250_000
+        taken += lines_of(records)
+        journal.forget(len(records))
+        await put(journal, f"{1500 + len(taken)} late") if len(taken) < 500 else None
+    assert [int(line.split()[0]) for line in taken[:1500]] == list(range(1500))
+    assert journal.backlog.events == 0 and journal.backlog.bytes == 0
+    assert len(segment.list_segments(tmp_path / "j")) == 1
+    await journal.close()
+
+
+async def test_past_the_byte_limit_nothing_is_taken_until_there_is_room(tmp_path):
+    journal = make(tmp_path / "j", max_bytes=300_000, segment_bytes=100_000)
+    stored = 0
+    with pytest.raises(JournalFull):
+        for _ in range(1000):
+            await put(journal, "x" * 1000)
+            stored += 1
+    assert not journal.has_room
+    assert 200 < stored < 300
+    assert len(await drain(journal)) == stored
+    await put(journal, "again")
+    await journal.close()
+
+
+async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp_path, monkeypatch):
+    journal = make(tmp_path / "j")
+    release = __import__("threading").Event()
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: (release.wait(10), real(descriptor))[1])
+    first = journal.append("first\n", 1, [])
+    await asyncio.sleep(0.01)
+    chunk = "x" * MIB + "\n"
+    with pytest.raises(JournalFull):
+        for _ in range(100):
+            journal.append(chunk, 1, [])
+    assert journal.memory_bytes <= MAX_OPEN_BYTES + 2 * MIB
+    release.set()
+    await journal.wait(first)
+    await journal.close()
+
+
+async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monkeypatch):
+    journal = make(tmp_path / "j")
+    await put(journal, "before")
+    real, failed = os.fdatasync, []
+
+    def fail_once(descriptor: int) -> None:
+        if not failed:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "Input/output error")
+        assert descriptor not in failed or len(segment.list_segments(tmp_path / "j")) > 1
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    outcomes = await asyncio.gather(put(journal, "lost"), put(journal, "lost too"), return_exceptions=True)
+    assert all(isinstance(outcome, JournalFailed) for outcome in outcomes)
+    assert journal.backlog.events == 1 and journal.failed_writes == 1
+    await put(journal, "after")
+    assert len(segment.list_segments(tmp_path / "j")) == 2, "a descriptor that failed is never fsynced again"
+    assert lines_of(await drain(journal)) == ["before", "after"]
+    await journal.close()
+    journal = make(tmp_path / "j", stored_through=0)
+    assert lines_of(await drain(journal)) == ["before", "after"], "what was not acknowledged is not stored either"
+    await journal.close()
+
+
+async def test_a_disk_that_is_full_when_a_segment_begins_leaves_nothing_behind(tmp_path, monkeypatch):
+    journal = make(tmp_path / "j")
+    real = segment.flush_folder
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(segment, "flush_folder", full)
+    with pytest.raises(JournalFailed):
+        await put(journal, "lost")
+    assert segment.list_segments(tmp_path / "j") == []
+    monkeypatch.setattr(segment, "flush_folder", real)
+    await put(journal, "kept")
+    assert lines_of(await drain(journal)) == ["kept"]
+    await journal.close()
+
+
+async def test_a_cancelled_request_does_not_disturb_its_neighbours(tmp_path):
+    journal = make(tmp_path / "j")
+    tasks = [asyncio.create_task(put(journal, f"event {index}")) for index in range(3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert results[0] == results[2] == 1
+    assert len(lines_of(await drain(journal))) == 3
+    await journal.close()
+
+
+async def test_a_flipped_byte_costs_one_record_and_sets_the_segment_aside(tmp_path):
+    journal = make(tmp_path / "j")
+    for index in range(10):
+        await put(journal, f"event {index}", events=1)
+    await journal.close()
+    (path,) = segment.list_segments(tmp_path / "j")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"event 4") + 3] ^= 0xFF
+    path.write_bytes(content)
+    lost = []
+    journal = make(tmp_path / "j", stored_through=0)
+    journal._on_lost = lost.append
+    assert journal.backlog.events == 10, "the header tells how many were in it"
+    await put(journal, "new")
+    assert lines_of(await drain(journal)) == [f"event {n}" for n in range(10) if n != 4] + ["new"]
+    assert lost == [1] and journal.corrupt_segments == 1 and journal.backlog.events == 0
+    assert path.with_suffix(".damaged").exists() and not path.exists()
+    await journal.close()
+
+
+async def test_a_segment_without_a_readable_first_line_is_set_aside_and_the_next_goes_on(tmp_path):
+    journal = make(tmp_path / "j", segment_bytes=100)
+    for index in range(4):
+        await put(journal, f"event {index}" + "x" * 200)
+    await journal.close()
+    first = segment.list_segments(tmp_path / "j")[0]
+    content = bytearray(first.read_bytes())
+    content[30] ^= 0xFF
+    first.write_bytes(content)
+    journal = make(tmp_path / "j", stored_through=0)
+    assert [line[:7] for line in lines_of(await drain(journal))] == ["event 1", "event 2", "event 3"]
+    assert journal.corrupt_segments == 1 and first.with_suffix(".damaged").exists()
+    await journal.close()
+
+
+def build(folder: Path, count: int) -> tuple[bytes, list[int]]:
+    """A segment of `count` records and the offset where each ends."""
+    content, ends = segment.encode_layout(LAYOUT), []
+    for number in range(1, count + 1):
+        lines = f"event {number} {'y' * (number * 37 % 90)}\n".encode()
+        content += segment.encode(Record(number, 1, 0, 1, 0, lines, b"", LAYOUT))
+        ends.append(len(content))
+    return content, ends
+
+
+@settings(max_examples=150, deadline=None)
+@given(cut=st.integers(min_value=0), junk=st.binary(max_size=200))
+def test_a_tail_torn_anywhere_is_cut_at_the_last_whole_record(tmp_path_factory, cut, junk):
+    folder = tmp_path_factory.mktemp("torn") / "j"
+    folder.mkdir()
+    content, ends = build(folder, 8)
+    head = len(segment.encode_layout(LAYOUT))
+    cut = head + cut % (len(content) - head + 1)
+    path = segment.path_of(folder, 1)
+    path.write_bytes(content[:cut] + (junk if cut not in (head, *ends) else b""))
+    whole = sum(end <= cut for end in ends)
+
+    async def check() -> None:
+        journal = make(folder, stored_through=0)
+        assert len(lines_of(await drain(journal))) == whole
+        assert path.stat().st_size == (ends[whole - 1] if whole else head)
+        await put(journal, "after")
+        assert lines_of(await drain(journal)) == ["after"]
+        await journal.close()
+
+    asyncio.run(check())
+
+
+@settings(max_examples=150, deadline=None)
+@given(position=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255))
+def test_a_byte_flipped_anywhere_costs_at_most_its_own_record(tmp_path_factory, position, flip):
+    folder = tmp_path_factory.mktemp("flipped")
+    content, ends = build(folder, 8)
+    head = len(segment.encode_layout(LAYOUT))
+    position = head + position % (len(content) - head)
+    broken = bytearray(content)
+    broken[position] ^= flip
+    path = segment.path_of(folder, 1)
+    path.write_bytes(broken)
+    with Reader(path) as reader:
+        pieces = list(reader)
+    hit = next(index for index, end in enumerate(ends) if position < end) + 1
+    assert [piece.number for piece in pieces if isinstance(piece, Record)] == [n for n in range(1, 9) if n != hit]
+    damages = [piece for piece in pieces if isinstance(piece, Damage)]
+    assert len(damages) == 1 and damages[0].at_end == (hit == 8)
+
+
+async def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
+    journal = make(tmp_path / "j")
+    assert claim_folder(tmp_path / "j") is None
+    await journal.close()
+    claimed = claim_folder(tmp_path / "j")
+    assert claimed is not None
+    claimed.release()
+    claimed.release()
+
+
+async def test_closing_twice_is_harmless(tmp_path):
+    journal = make(tmp_path / "j")
+    await put(journal, "event")
+    await journal.close()
+    await journal.close()
