@@ -279,7 +279,10 @@ class Worker:
 
     def state(self) -> tuple[bool, dict[str, object]]:
         """What /readyz tells."""
-        told = {"postgres": "up" if self.writer.postgres_up else "down", "pending": self.accounts.pending}
+        told: dict[str, object] = {
+            "postgres": "up" if self.writer.postgres_up else "down",
+            "pending": self.accounts.pending,
+        }
         return self.can_accept(), told
 
     async def metrics_page(self) -> str:

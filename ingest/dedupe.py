@@ -6,6 +6,8 @@ record is on its way, the retry waits for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ingest.journal import OpenRecord
 
 
@@ -31,7 +33,7 @@ class DedupeWindow:
         """The record that is being made durable with this id in it."""
         return self._in_flight.get(key)
 
-    def begin(self, keys: list[bytes], record: OpenRecord) -> None:
+    def begin(self, keys: Iterable[bytes], record: OpenRecord) -> None:
         """These ids were appended to this record."""
         if self._half:
             self._in_flight.update(dict.fromkeys(keys, record))

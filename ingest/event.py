@@ -147,19 +147,13 @@ def process(raw: RawEvent, arrival: Arrival) -> Line | Refusal:
     for step in STEPS:
         refusal = step(draft, raw, arrival)
         if refusal is not None:
-            return refusal._replace(raw=original(raw))
+            return refusal
     return Line(
         f"{draft.id}\t{draft.created_at}\t{arrival.received_text}\t{draft.type}\t{draft.name}\t{draft.user_id}\t"
         f"{draft.anonymous_id}\t{draft.session_id}\t{draft.properties}\t{draft.context}\t{draft.url}\t{draft.page}\t"
         f"{draft.sender}\t",
         draft.key,
     )
-
-
-def original(raw: RawEvent) -> bytes:
-    """The event as JSON in the native dialect, to be kept with its refusal and replayed; unset fields left out."""
-    pairs = ((name, getattr(raw, name)) for name in RawEvent.__struct_fields__)
-    return msgspec.json.encode({name: value for name, value in pairs if value is not None and value != NOTHING})
 
 
 # The steps.
@@ -286,8 +280,9 @@ def set_page_and_sender(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusa
     url = raw.url or facts.url
     if url is None and draft.type == "page_view" and raw.properties:
         # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
-        facts = facts._replace(**_page_of_properties(bytes(raw.properties)))
-        url = facts.url
+        page = _decode(_page, bytes(raw.properties))
+        if page is not None:
+            url, facts = page.url, facts._replace(referrer=page.referrer)
     referrer = raw.referrer or facts.referrer
     if url is None and referrer is None and facts.campaign is None:
         draft.url, draft.page = "\\N\t\\N", _NO_PAGE
@@ -494,11 +489,6 @@ def _read_facts(context: bytes) -> ContextFacts:
 
 # 2 kB a key at most: these caches stay under some 10 MB whatever a client sends.
 _cached_facts = lru_cache(maxsize=2048)(_read_facts)
-
-
-def _page_of_properties(properties: bytes) -> dict[str, str | None]:
-    page = _decode(_page, properties)
-    return {"url": page.url, "referrer": page.referrer} if page else {}
 
 
 def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw) -> T | None:

@@ -14,6 +14,7 @@ Everything runs on the event loop's thread except the methods that end in `_in_t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -603,7 +604,8 @@ class Journal:
             return
         if self._segments and self.stored_through > self._noted:
             # An empty record: the next start knows without the database what is stored.
-            await self.wait(self.append("", 0, []))
+            with contextlib.suppress(JournalFull, JournalFailed):
+                await self.wait(self.append("", 0, []))
             await self._idle.wait()
         self._thread.shutdown(wait=True)
         self._reading.shutdown(wait=True)

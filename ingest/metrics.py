@@ -18,6 +18,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -45,6 +46,8 @@ class Metrics:
     """The instruments of one worker. Observing is cheap; labels are resolved once where the path is hot."""
 
     def __init__(self, accounts: Accounts, gauges: Gauges, worker: int) -> None:
+        # The _created series double the page and tell what process_start_time_seconds tells.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         inner = CollectorRegistry()
         self.requests = Counter("ingest_http_requests", "Requests answered", ["route", "status"], registry=inner)
         self.acknowledgement = Histogram(

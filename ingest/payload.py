@@ -104,8 +104,12 @@ class Hazards(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """A decoded body. `events` keeps the order of the batch; a Refusal stands where an event was malformed."""
+    """A decoded body. `events` keeps the order of the batch; a Refusal stands where an event was malformed.
 
+    `body` is what was decoded, for `pieces`.
+    """
+
+    body: bytes
     events: list[RawEvent | Refusal]
     sent_at: str | int | float | None
     write_key: str | None
@@ -197,16 +201,27 @@ def decode_native(body: bytes, max_events: int) -> Payload:
     hazards = find_hazards(body)
     if body.startswith(b"["):
         events = _decode_list(body, _native_list, _native_one, max_events)
-        return Payload(events, None, None, hazards, cleaned)
+        return Payload(body, events, None, None, hazards, cleaned)
     parsed = _try_decode(_native_body, body)
     if parsed is None:
         return _decode_loosely(body, _native_one, hazards, cleaned, max_events)
     key = parsed.writeKey or parsed.write_key or parsed.api_key or parsed.token
     sent_at = parsed.sentAt if parsed.sentAt is not None else parsed.sent_at
     if parsed.batch is None:
-        return Payload([parsed], sent_at, key, hazards, cleaned)
+        return Payload(body, [parsed], sent_at, key, hazards, cleaned)
     _check_count(len(parsed.batch), max_events)
-    return Payload(list(parsed.batch), sent_at, key, hazards, cleaned)
+    return Payload(body, list(parsed.batch), sent_at, key, hazards, cleaned)
+
+
+def pieces(payload: Payload) -> list[bytes]:
+    """The events of a payload as they were sent, in order: what is kept of those that are refused."""
+    body = payload.body
+    if body.startswith(b"["):
+        return [bytes(piece) for piece in _loose_list.decode(body)]
+    batch = _loose_body.decode(body).batch
+    if batch and bytes(batch) != b"null":
+        return [bytes(piece) for piece in _loose_list.decode(batch)]
+    return [body]
 
 
 def decode_segment(body: bytes, call: str | None, max_events: int) -> Payload:
@@ -225,7 +240,7 @@ def decode_segment(body: bytes, call: str | None, max_events: int) -> Payload:
         parsed = _try_decode(_segment_body, body)
         if parsed is None:
             loose = _decode_loosely(body, _segment_one, hazards, cleaned, max_events)
-            messages, sent_at, key = loose.events, loose.sent_at, loose.write_key
+            messages, sent_at, key = list(loose.events), loose.sent_at, loose.write_key
         else:
             sent_at = parsed.sentAt
             key = parsed.writeKey or parsed.write_key or parsed.api_key or parsed.token
@@ -235,7 +250,7 @@ def decode_segment(body: bytes, call: str | None, max_events: int) -> Payload:
         # Some senders stamp each message instead of the batch; they all left in the same request.
         sent_at = next((m.sentAt for m in messages if isinstance(m, SegmentMessage) and m.sentAt), None)
     events = [m if isinstance(m, Refusal) else _from_segment(m, call) for m in messages]
-    return Payload(events, sent_at, key, hazards, cleaned)
+    return Payload(body, events, sent_at, key, hazards, cleaned)
 
 
 _CALL_TYPES = {"page": "page_view", "screen": "page_view", "track": "user_action"}
@@ -246,10 +261,10 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
     kind = call or message.type
     if kind not in _CALLS:
         detail = f"type is {kind!r}; one of {', '.join(sorted(_CALLS))} is wanted"
-        return Refusal(RejectReason.INVALID_TYPE, detail, msgspec.json.encode(message))
+        return Refusal(RejectReason.INVALID_TYPE, detail)
     name = message.event if kind == "track" else message.name if kind in ("page", "screen") else None
     if kind == "track" and not name:
-        return Refusal(RejectReason.MISSING_NAME, "a track call needs `event`", msgspec.json.encode(message))
+        return Refusal(RejectReason.MISSING_NAME, "a track call needs `event`")
     properties = message.properties
     if kind in ("identify", "group") and message.traits:
         properties = message.traits
@@ -340,21 +355,21 @@ def _decode_loosely(
             raise PayloadRefused(RejectReason.MALFORMED_JSON, "`batch` is not an array", body)
         pieces = listed
     _check_count(len(pieces), max_events)
-    return Payload([_decode_piece(piece, one) for piece in pieces], sent_at, key, hazards, cleaned)
+    return Payload(body, [_decode_piece(piece, one) for piece in pieces], sent_at, key, hazards, cleaned)
 
 
 def _decode_piece(piece: Raw, decoder: msgspec.json.Decoder[Any]) -> Any:
     raw = bytes(piece)
     if not raw.startswith(b"{"):
-        return Refusal(RejectReason.NOT_AN_OBJECT, "an event is a JSON object", raw)
+        return Refusal(RejectReason.NOT_AN_OBJECT, "an event is a JSON object")
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        return Refusal(_reason_of_field(str(error)), str(error), raw)
+        return Refusal(_reason_of_field(str(error)), str(error))
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        return Refusal(RejectReason.INVALID_UTF8, str(error), raw)
+        return Refusal(RejectReason.INVALID_UTF8, str(error))
     except RecursionError:
-        return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read", raw)
+        return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read")
 
 
 _REASON_OF_FIELD = {

@@ -80,6 +80,7 @@ class Server:
             else:
                 response = await _answer(application, request)
             cors.add(request, response)
+            response.headers["Server"] = "ingest"
             if response.status == 200 and handler is not None:
                 ok[path].inc()
             else:

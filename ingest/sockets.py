@@ -15,17 +15,25 @@ MAX_FOLDER_BYTES: Final = 80
 """A socket's whole path has 104 bytes (macOS) or 108 (Linux), the final NUL included; names have up to 20."""
 
 
-def short_socket_folder(folder: Path, *, owner: int | None = None) -> Path:
-    """The folder for the sockets that should stand in `folder`; it exists, with mode 0700, when this returns.
+def find_socket_folder(folder: Path) -> Path:
+    """Where the sockets stand that should stand in `folder`; it may not exist yet.
 
-    `owner` is the user id it is to belong to, by default ours. The answer is the same for every process of that
-    user, as long as their temporary folder is the same.
+    The same for every process, as long as they have the same temporary folder.
+    """
+    folder = folder.resolve()
+    if len(os.fsencode(folder)) <= MAX_FOLDER_BYTES:
+        return folder
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()).resolve() / f"ingest-{digest}"
+
+
+def short_socket_folder(folder: Path, *, owner: int | None = None) -> Path:
+    """Like `find_socket_folder`, but it exists, with mode 0700, when this returns.
+
+    `owner` is the user id it is to belong to, by default ours. Raises IngestError if it cannot be made private.
     """
     owner = os.geteuid() if owner is None else owner
-    folder = folder.resolve()
-    if len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
-        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()).resolve() / f"ingest-{digest}"
+    folder = find_socket_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _make_private(folder, owner)

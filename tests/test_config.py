@@ -178,10 +178,7 @@ def test_accepted(name, given, expected, tmp_path):
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        *[
-            ("port", bad)
-            for bad in ("", "http", "-1", "65536", "80.5", 80.5, True, [80], {"a": 1}, "9" * 5000)
-        ],
+        *[("port", bad) for bad in ("", "http", "-1", "65536", "80.5", 80.5, True, [80], {"a": 1}, "9" * 5000)],
         *[("max_depth", bad) for bad in (0, 501)],
         *[("dedupe_window_events", bad) for bad in (-1, 10_000_001)],
         *[("segment_bytes", bad) for bad in ("64M", "1.5GiB", "-1MiB", "MiB", "1kB", "_", 2**63, True)],
@@ -211,8 +208,7 @@ def test_an_error_says_where_the_value_came_from_and_what_is_allowed(tmp_path):
     assert refusal({}, {"INGEST_PORT": "y"}, tmp_path) == f"port (from environment INGEST_PORT) {allowed} 'y'"
     assert refusal({}, {}, tmp_path) == f"port (from file ingest.toml) {allowed} 70000"
     assert refusal({"segment_bytes": "5"}) == (
-        "segment_bytes (from flag --segment-bytes) must be "
-        "a size such as 500kB or 64MiB, from 1MiB to 4GiB, not '5'"
+        "segment_bytes (from flag --segment-bytes) must be a size such as 500kB or 64MiB, from 1MiB to 4GiB, not '5'"
     )
     assert refusal({"log_level": "loud"}).endswith("one of debug, info, warning, error, not 'loud'")
     assert issubclass(ConfigError, IngestError)
@@ -228,8 +224,7 @@ def test_an_error_says_where_the_value_came_from_and_what_is_allowed(tmp_path):
         ),
         (
             {"max_body_bytes": 1000},
-            "max_body_bytes (1kB, from flag --max-body-bytes) must be at least "
-            "max_event_bytes (64KiB, the default)",
+            "max_body_bytes (1kB, from flag --max-body-bytes) must be at least max_event_bytes (64KiB, the default)",
         ),
         (
             {"memory_max_bytes": "1MiB", "flush_max_bytes": 1048577},

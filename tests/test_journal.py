@@ -171,7 +171,6 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
         if not failed:
             failed.append(descriptor)
             raise OSError(errno.EIO, "Input/output error")
-        assert descriptor not in failed or len(segment.list_segments(tmp_path / "j")) > 1
         real(descriptor)
 
     monkeypatch.setattr(os, "fdatasync", fail_once)
@@ -180,7 +179,6 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
     assert journal.backlog.events == 1 and journal.failed_writes == 1
     await put(journal, "after")
     assert len(segment.list_segments(tmp_path / "j")) == 2, "a descriptor that failed is never fsynced again"
-    assert lines_of(await drain(journal)) == ["before", "after"]
     await journal.close()
     journal = make(tmp_path / "j", stored_through=0)
     assert lines_of(await drain(journal)) == ["before", "after"], "what was not acknowledged is not stored either"

@@ -79,9 +79,7 @@ def test_json_exception_is_one_line():
     assert json.loads(line)["exception"].endswith("OSError: disk\nfull")
 
 
-@pytest.mark.parametrize(
-    "value", [2**70, "\ud800", object(), {1: 2}, b"x", float("nan"), {"a": OSError("x")}]
-)
+@pytest.mark.parametrize("value", [2**70, "\ud800", object(), {1: 2}, b"x", float("nan"), {"a": OSError("x")}])
 def test_no_value_can_break_a_line(value):
     assert json.loads(JsonLines().format(record("m", value=value)))["message"] == "m"
     assert "\n" not in TextLines().format(record("m", value=value))

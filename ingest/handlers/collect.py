@@ -15,13 +15,13 @@ from aiohttp import web
 
 from ingest import row
 from ingest.accounts import Accounts
-from ingest.addresses import client_address, rate_limit_key
+from ingest.addresses import Network, client_address, rate_limit_key
 from ingest.dedupe import DedupeWindow
 from ingest.event import Arrival, Limits, Sender, arrive, parse_time, process
 from ingest.http import RateLimit, answer, problem, read_body, refuse
 from ingest.journal import Journal, JournalFailed, JournalFull, OpenRecord
 from ingest.metrics import Metrics
-from ingest.payload import Payload, RawEvent, decode_native, decode_segment
+from ingest.payload import Payload, RawEvent, decode_native, decode_segment, pieces
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.tail import Tail
 
@@ -60,7 +60,7 @@ class CollectSettings(NamedTuple):
     write_keys: tuple[str, ...]
     keep_rejected: RateLimit
     rate_limit: RateLimit
-    trusted_proxies: tuple[object, ...]
+    trusted_proxies: tuple[Network, ...]
     make_sender: Callable[[str, str, web.BaseRequest], Sender]
     """(address, user agent, request) -> Sender, with the country looked up and the address anonymised."""
 
@@ -182,15 +182,22 @@ class Collector:
             if start:
                 await asyncio.sleep(0)
             events = payload.events[start : start + SLICE]
-            refusals += [(start + index, refusal) for index, refusal in self._append(events, arrival, path, waits)]
+            refusals += self._append(events, start, payload, arrival, path, waits)
         for record in waits:
             await self._journal.wait(record)
         return len(payload.events) - len(refusals), refusals
 
     def _append(
-        self, events: Iterable[RawEvent | Refusal], arrival: Arrival, path: str, waits: set[OpenRecord]
+        self,
+        events: Iterable[RawEvent | Refusal],
+        start: int,
+        payload: Payload,
+        arrival: Arrival,
+        path: str,
+        waits: set[OpenRecord],
     ) -> list[tuple[int, Refusal]]:
-        """Process one slice and append it, without giving up the loop: its batch_id and the books stay true."""
+        """Process one slice, which begins at `start`, and append it without giving up the loop: its batch_id and
+        the books stay true. Returns the refused ones with their index in the payload."""
         batch_id = self._journal.batch_id
         ending = f"{batch_id}\n"
         window = self._window
@@ -199,13 +206,10 @@ class Collector:
         rejected_lines: list[str] = []
         refusals: list[tuple[int, Refusal]] = []
         duplicates = 0
-        for index, raw in enumerate(events):
+        for index, raw in enumerate(events, start):
             result = raw if isinstance(raw, Refusal) else process(raw, arrival)
             if isinstance(result, Refusal):
                 refusals.append((index, result))
-                route = path if result is raw else NATIVE_PATH
-                if line := self._rejected_line(result, arrival.received_text, arrival.sender, route, batch_id):
-                    rejected_lines.append(line)
                 continue
             key = result.key
             if key is not None:
@@ -219,6 +223,12 @@ class Collector:
                     continue
                 keys[key] = None
             lines.append(result.text + ending)
+        if refusals:
+            sent = pieces(payload)
+            refusals = [(index, refusal._replace(raw=sent[index])) for index, refusal in refusals]
+            received, sender = arrival.received_text, arrival.sender
+            kept = [self._rejected_line(refusal, received, sender, path, batch_id) for _, refusal in refusals]
+            rejected_lines = [line for line in kept if line is not None]
         accounts = self._accounts
         accounts.received += len(lines) + duplicates + len(refusals)
         accounts.duplicate_at_door += duplicates

