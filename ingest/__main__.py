@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,18 +24,35 @@ _DESCRIPTION = """Durable, exactly-once event ingestion into your own Postgres.
 """
 _EPILOG = """`ingest COMMAND --help` tells the settings of a command. All of them may also be set in the
 environment (INGEST_PORT, DATABASE_URL ...) or in ingest.toml."""
+_SETTINGS_EPILOG = "Each setting may also be given in the environment (INGEST_DATA_DIR ...) or in ingest.toml."
 _WHERE = ("data_dir", "database_url")
+# `dev` is one collector.
+_OF_DEV = tuple(name for name in configuration.SETTINGS if name != "workers")
+_ALL = tuple(configuration.SETTINGS)
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse repeats what it was given, which may be a database's URL with its password; this one does not."""
 
     def error(self, message: str) -> NoReturn:
-        text = message.partition("(choose from")[0] if "invalid choice" not in message else "unknown command"
-        raise IngestError(f"{text.strip()}; see `{self.prog} --help`")
+        see = f"see `{self.prog} --help`"
+        if "arguments are required: COMMAND" in message:
+            raise IngestError(f"which command? {see}")
+        choice = re.match(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)$", message, re.DOTALL)
+        if choice is None:
+            raise IngestError(f"{message}; {see}")
+        close = difflib.get_close_matches(choice[2].strip("'"), re.findall(r"\w+", choice[3]), n=1)
+        raise IngestError(f"unknown {choice[1].lower()}" + (f": did you mean {close[0]}?" if close else f"; {see}"))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _natural(text: str) -> int:
+    """A number that a row of the database may have. The error does not repeat the text, for the same reason."""
+    if not (text.isascii() and text.isdigit()) or int(text) > 2**63 - 1:
+        raise argparse.ArgumentTypeError("must be a whole number")
+    return int(text)
+
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="ingest",
         description=_DESCRIPTION,
@@ -43,26 +62,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ingest {version('ingest')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, text: str, settings: tuple[str, ...] | None) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+    def command(name: str, text: str, settings: tuple[str, ...]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, epilog=_SETTINGS_EPILOG)
         configuration.add_arguments(added, only=settings)
         return added
 
-    command("dev", "embedded Postgres, migrations and a collector in one process tree", None)
-    command("serve", "collectors against DATABASE_URL", None)
+    command("dev", "embedded Postgres, migrations and a collector in one process tree", _OF_DEV)
+    command("serve", "collectors against DATABASE_URL", _ALL)
     command("migrate", "bring the database to this release's schema", _WHERE)
-    psql = commands.add_parser("psql", help="a psql on the database; arguments are psql's own", add_help=False)
-    psql.add_argument("arguments", nargs=argparse.REMAINDER)
+    commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
     journal = command("journal", "what waits to be stored: pending, verify, show", _WHERE)
-    journal.add_argument("action", nargs="?", choices=("pending", "verify", "show"), default="pending")
-    journal.add_argument("record", nargs="?", type=int, help="the record to show")
-    journal.add_argument("--journal", type=int, help="which journal, when there are several")
+    journal.add_argument("action", nargs="?", choices=("pending", "verify", "show"), default="pending",
+        help="what is not stored yet; whether the files are sound; what a record holds [pending]",
+    )  # fmt: skip
+    journal.add_argument("record", nargs="?", type=_natural, help="number of the record to show")
+    journal.add_argument("--journal", metavar="N", type=_natural, help="show: which journal, when there are several")
     rejected = command("rejected", "what was refused and why: list, replay", _WHERE)
-    rejected.add_argument("action", nargs="?", choices=("list", "replay"), default="list")
-    rejected.add_argument("--reason", help="only events refused for this reason")
-    rejected.add_argument("--id", type=int, help="replay only this one")
-    rejected.add_argument("--limit", type=int, default=20, help="how many to list [20]")
-    rejected.add_argument("--replayed", action="store_true", help="list those already replayed, too")
+    rejected.add_argument("action", nargs="?", choices=("list", "replay"), default="list",
+        help="show them; send them to the running service again, once the reason is gone [list]",
+    )  # fmt: skip
+    rejected.add_argument("--reason", metavar="WORD", help="only events refused for this reason")
+    rejected.add_argument("--id", metavar="N", type=_natural, help="replay: only this one")
+    rejected.add_argument("--limit", metavar="N", type=_natural, default=20, help="list: how many [20]")
+    rejected.add_argument("--replayed", action="store_true", help="list: those already replayed, too")
     tail = command("tail", "follow events as they are accepted or refused", ("data_dir",))
     tail.add_argument("--json", action="store_true", help="JSON lines")
     return parser
@@ -74,7 +96,11 @@ _OWN = ("command", "action", "record", "journal", "reason", "id", "limit", "repl
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code."""
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            # Here, where a closed pipe is expected, and not at exit, where it would be a traceback.
+            sys.stdout.flush()
     except IngestError as error:
         print(f"ingest: {error}", file=sys.stderr)
         return 1
@@ -88,21 +114,37 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["psql"]:
-        # psql has flags of its own; everything after the command is for it.
-        given = argparse.Namespace(command="psql", arguments=arguments[1:])
+        # psql has flags of its own; whatever is not ours is for it.
+        parser = _Parser(prog="ingest psql", add_help=False)
+        configuration.add_arguments(parser, only=_WHERE)
+        given, rest = parser.parse_known_args(arguments[1:])
+        given.command, given.arguments = "psql", rest
     else:
+        if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
+            raise IngestError("the command comes first, then its settings; see `ingest --help`")
         parser = _parser()
         given, unknown = parser.parse_known_args(arguments)
         if unknown:
-            flag = next((word for word in unknown if word.startswith("-")), None)
-            if flag is None:
-                raise IngestError(
-                    f"`ingest {given.command}` takes no such argument; see `ingest {given.command} --help`"
-                )
-            raise configuration.unknown_flag(flag, None if given.command in ("dev", "serve") else _WHERE)
+            raise _unexpected(given.command, unknown)
     flags = {name: value for name, value in vars(given).items() if name not in _OWN}
     config = configuration.load(flags, os.environ, Path.cwd())
     return _COMMANDS[given.command](config, given)
+
+
+def _unexpected(command: str, unknown: list[str]) -> IngestError:
+    """The error for what the parser did not know."""
+    see = f"see `ingest {command} --help`"
+    flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+    if flag is None:
+        return IngestError(f"`ingest {command}` takes no such argument; {see}")
+    own = [word for word in _FLAGS.get(command, ()) if difflib.get_close_matches(flag, [word])]
+    if own:
+        return IngestError(f"unknown flag `{flag}`: did you mean {own[0]}?")
+    settings = {"dev": _OF_DEV, "serve": _ALL, "tail": ("data_dir",)}.get(command, _WHERE)
+    return configuration.unknown_flag(flag, settings)
+
+
+_FLAGS = {"journal": ("--journal",), "rejected": ("--reason", "--id", "--limit", "--replayed"), "tail": ("--json",)}
 
 
 # Each command imports what it needs when it runs: `ingest --help` should not wait for aiohttp.

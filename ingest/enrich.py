@@ -14,17 +14,15 @@ from urllib.parse import unquote_plus
 from ua_parser.core import Domain
 from ua_parser.loaders import load_lazy_builtins
 
-# By name, not the parser's own choice: that falls back to pure Python, three hundred times slower, in silence.
+# By name, not the parser's own choice: that falls back to pure Python in silence, 1.1 ms a miss for 16 µs.
 from ua_parser.regex import Resolver
-
-from ingest.row import well_formed
 
 MAX_USER_AGENT_CHARACTERS: Final = 1024
 MAX_URL_CHARACTERS: Final = 4096
 MAX_VALUE_CHARACTERS: Final = 255
 
 _CACHED_CHARACTERS: Final = 512
-"""The longest key of a cache. Real user agents stay under 450 characters, nearly all addresses under 300."""
+"""The longest key of a cache. Nearly all user agents and addresses are shorter."""
 _CACHED_ENTRIES: Final = 4096
 """Some 5 MB a cache at the most if all its keys are as long as they may be, and four times that off ASCII."""
 
@@ -77,8 +75,8 @@ def referrer_host(referrer: str) -> str | None:
     return _read_host(referrer[:MAX_URL_CHARACTERS])
 
 
-# User agents. Each tuple holds words in lower case, looked for with `in`: linear, and ten times faster than one
-# regular expression of alternatives. ua-parser knows most bots by name; these are those it does not.
+# User agents. Each tuple holds words in lower case, looked for with `in`: linear, and faster than one regular
+# expression of alternatives. ua-parser knows most bots by name; these are those it does not.
 
 _AUTOMATED = (
     "headless",
@@ -258,7 +256,7 @@ def _mentions(text: str, words: tuple[str, ...]) -> bool:
     return any(word in text for word in words)
 
 
-# Addresses of pages. urllib.parse raises on some texts, keeps caches of its own and is four times slower.
+# Addresses of pages. urllib.parse raises on some texts, keeps a cache of its own and is slower.
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:")
 # What the URL standard allows in a host, which is nearly everything: https://url.spec.whatwg.org/#host-miscellaneous
@@ -332,9 +330,12 @@ def _parameter(query: str, name: str) -> str | None:
     return text.strip()[:MAX_VALUE_CHARACTERS] or None
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _clean(text: str) -> str:
     """Text that Postgres takes: without NUL and lone surrogates, which become U+FFFD."""
-    return text if text.isprintable() else well_formed(text).replace("\x00", "\ufffd")
+    return text if text.isprintable() else _SURROGATE.sub("\ufffd", text.replace("\x00", "\ufffd"))
 
 
 _cached_device = lru_cache(maxsize=_CACHED_ENTRIES)(_read_device)

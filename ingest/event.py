@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Raw
 
 from ingest.enrich import describe_page, describe_user_agent, referrer_host
-from ingest.payload import NOTHING, Hazards, RawEvent, has_long_exponent
+from ingest.payload import LONG_NUMBER_DIGITS, NOTHING, Hazards, RawEvent, has_long_number
 from ingest.rejects import Refusal, RejectReason
 from ingest.row import field, fields, json_field
 
@@ -171,12 +171,13 @@ def set_name(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
 
 def set_type(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
     kind = raw.type
+    name = (raw.name or "").strip()
     if kind is None:
-        kind = "page_view" if raw.name == "page_view" else "user_action"
+        kind = "page_view" if name == "page_view" else "user_action"
     elif kind not in EVENT_TYPES:
         detail = f"`type` is one of {', '.join(sorted(EVENT_TYPES))}"
         return Refusal(RejectReason.INVALID_TYPE, detail)
-    if kind == "user_action" and raw.name in arrival.limits.conversion_events:
+    if kind == "user_action" and name in arrival.limits.conversion_events:
         kind = "conversion"
     draft.type = kind
     return None
@@ -230,22 +231,12 @@ def set_created_at(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | N
 
 def set_person(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
     escapes = arrival.hazards.escapes
-    for name, value in (
-        ("user_id", raw.user_id),
-        ("anonymous_id", raw.anonymous_id),
-        ("session_id", raw.session_id),
-    ):
-        if value is None or value == "":
-            setattr(draft, name, "\\N")
-            continue
-        if isinstance(value, int):
-            value = str(value)
-        if len(value) > MAX_ID_CHARACTERS:
-            return Refusal(
-                RejectReason.FIELD_TOO_LONG,
-                f"`{name}` has {len(value)} characters, at most {MAX_ID_CHARACTERS}",
-            )
-        setattr(draft, name, field(value) if escapes else value)
+    draft.user_id = _id_field(raw.user_id, escapes)
+    draft.anonymous_id = _id_field(raw.anonymous_id, escapes)
+    draft.session_id = _id_field(raw.session_id, escapes)
+    if not (draft.user_id and draft.anonymous_id and draft.session_id):
+        names = [name for name in ("user_id", "anonymous_id", "session_id") if not getattr(draft, name)]
+        return Refusal(RejectReason.FIELD_TOO_LONG, f"`{names[0]}` has over {MAX_ID_CHARACTERS} characters")
     return None
 
 
@@ -278,11 +269,11 @@ def set_page_and_sender(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusa
     else what the request's headers say."""
     facts = NO_FACTS if draft.context == "{}" else context_facts(bytes(raw.context))
     url = raw.url or facts.url
-    if url is None and draft.type == "page_view" and raw.properties:
+    if not url and draft.type == "page_view" and raw.properties:
         # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
         page = _decode(_page, bytes(raw.properties))
         if page is not None:
-            url, facts = page.url, facts._replace(referrer=page.referrer)
+            url, facts = page.url, facts._replace(referrer=page.referrer or facts.referrer)
     referrer = raw.referrer or facts.referrer
     if url is None and referrer is None and facts.campaign is None:
         draft.url, draft.page = "\\N\t\\N", _NO_PAGE
@@ -363,6 +354,16 @@ def _fresh_id(now: datetime) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+def _id_field(value: str | int | None, escapes: bool) -> str:
+    """An id as COPY text, "" when it is too long."""
+    if value is None or value == "":
+        return "\\N"
+    text = value if isinstance(value, str) else str(value)
+    if len(text) > MAX_ID_CHARACTERS:
+        return ""
+    return field(text) if escapes else text
+
+
 # Properties and context.
 
 
@@ -370,23 +371,19 @@ def _check_object(raw: Raw, arrival: Arrival) -> str | RejectReason:
     """COPY text of a JSON object that jsonb will take, or why it will not. The caller names the field."""
     if not raw:
         return "{}"
-    text = bytes(raw)
-    if text[0] != 0x7B:  # {
-        return "{}" if text == b"null" else RejectReason.INVALID_FIELD
     hazards, max_depth = arrival.hazards, arrival.limits.max_depth
-    if text.count(b"{") + text.count(b"[") > max_depth and _is_deeper(text, max_depth):
+    try:
+        text = str(raw, "utf-8")
+    except UnicodeDecodeError:
+        return RejectReason.INVALID_UTF8
+    if text[0] != "{":
+        return "{}" if text == "null" else RejectReason.INVALID_FIELD
+    # Two characters a level: what is shorter cannot be deeper.
+    if len(text) > 2 * max_depth and text.count("{") + text.count("[") > max_depth and _is_deeper(text, max_depth):
         return RejectReason.NESTED_TOO_DEEP
-    suspicious = (hazards.exponent and has_long_exponent(text)) or len(text) > _LONG_NUMBER
-    if suspicious and _HUGE_NUMBER.search(_STRINGS.sub(b'""', text)):
+    if hazards.numbers and _has_huge_number(text):
         return RejectReason.NUMBER_OUT_OF_RANGE
-    if hazards.invalid_utf8:
-        try:
-            decoded = text.decode()
-        except UnicodeDecodeError:
-            return RejectReason.INVALID_UTF8
-    else:
-        decoded = text.decode()
-    return json_field(decoded) if hazards.escapes or hazards.whitespace else decoded
+    return json_field(text) if hazards.escapes or hazards.whitespace else text
 
 
 _DETAILS = {
@@ -402,19 +399,24 @@ def _refuse_object(name: str, reason: RejectReason, not_an_object: RejectReason)
     return Refusal(not_an_object if reason is RejectReason.INVALID_FIELD else reason, detail)
 
 
-_STRINGS = re.compile(rb'"(?:[^"\\]+|\\.)*+"', re.DOTALL)
-_BRACKETS_ONLY = bytes(i for i in range(256) if chr(i) not in "{}[]")
-_LONG_NUMBER = 15_000
-_HUGE_NUMBER = re.compile(rb"[eE][+-]?\d{5}|\d{15000}")
-"""jsonb numbers are numeric: 131,072 digits before the point, 16,383 after it. An exponent of four digits
-and a mantissa under 15,000 digits stay inside both."""
+_STRINGS = re.compile(r'"(?:[^"\\]+|\\.)*+"', re.DOTALL)
+_NOT_BRACKETS = re.compile(r"[^\[\]{}]+")
+_HUGE_NUMBER = re.compile(rf"[eE][+-]?[0-9]{{5}}|[0-9]{{{LONG_NUMBER_DIGITS}}}")
+"""jsonb numbers are numeric: 131,072 digits before the point, 16,383 after it. An exponent of four digits, which
+moves the point by 9,999, and under 6,000 digits on either side of it stay inside both."""
 
 
-def _is_deeper(text: bytes, max_depth: int) -> bool:
+def _has_huge_number(text: str) -> bool:
+    if not has_long_number(text.encode()):
+        return False
+    return _HUGE_NUMBER.search(_STRINGS.sub('""', text)) is not None
+
+
+def _is_deeper(text: str, max_depth: int) -> bool:
     """Whether brackets nest deeper than `max_depth`. Each pass removes the innermost pairs; linear in the size."""
-    brackets = _STRINGS.sub(b"", text).translate(None, _BRACKETS_ONLY)
+    brackets = _NOT_BRACKETS.sub("", _STRINGS.sub("", text)).replace("[", "{").replace("]", "}")
     for _ in range(max_depth):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace("{}", "")
         if not brackets:
             return False
     return True

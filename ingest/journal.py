@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN_BYTES: Final = 8 * 1024 * 1024
 """Lines that may wait for the fsync in flight. More means that the disk is far behind: answer 503 instead."""
+_O_DSYNC: Final = getattr(os, "O_DSYNC", 0)
+_SYNCED_BY_WRITE: Final = bool(_O_DSYNC) and sys.platform == "linux"
+"""On Linux a write to such a descriptor is a write and an fdatasync in one system call."""
 RECORD_BITS: Final = 40
 """batch_id = journal number << 40 | record number."""
 
@@ -286,32 +290,34 @@ class Journal:
         record = self._open
         self._writing = record
         self._open = OpenRecord(record.number + 1)
+        durable = Record(
+            number=record.number,
+            events=record.events,
+            rejected=record.rejected,
+            opened_at_us=record.opened_at_us,
+            stored_through=self.stored_through,
+            # "replace" can never be needed, but one text that is not well-formed must not fail its neighbours.
+            event_lines="".join(record.lines).encode("utf-8", "replace"),
+            rejected_lines="".join(record.rejected_lines).encode("utf-8", "replace"),
+            layout=self.layout,
+        )
+        # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
+        # each time it needs it, so it should need it once, between two system calls.
         future = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._write_in_thread, record, self.stored_through
+            self._thread, self._write_in_thread, durable, segment.encode(durable)
         )
         future.add_done_callback(self._finish_write)
 
-    def _write_in_thread(self, open_record: OpenRecord, stored_through: int) -> _Written:
-        record = Record(
-            number=open_record.number,
-            events=open_record.events,
-            rejected=open_record.rejected,
-            opened_at_us=open_record.opened_at_us,
-            stored_through=stored_through,
-            # "replace" can never be needed, but one text that is not well-formed must not fail its neighbours.
-            event_lines="".join(open_record.lines).encode("utf-8", "replace"),
-            rejected_lines="".join(open_record.rejected_lines).encode("utf-8", "replace"),
-            layout=self.layout,
-        )
+    def _write_in_thread(self, record: Record, encoded: bytes) -> _Written:
         started = time.perf_counter()
         if self._descriptor is None or self._offset >= self._segment_bytes:
             self._begin_segment_in_thread(record.number)
         assert self._descriptor is not None
-        encoded = segment.encode(record)
         offset = self._offset
         try:
             _write_all(self._descriptor, encoded)
-            os.fdatasync(self._descriptor)
+            if not _SYNCED_BY_WRITE:
+                os.fdatasync(self._descriptor)
         except OSError:
             self._abandon_segment_in_thread()
             raise
@@ -324,7 +330,7 @@ class Journal:
             self._descriptor = None
         path = segment.path_of(self.folder, first_number)
         head = segment.encode_layout(self.layout)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _O_DSYNC, 0o600)
         try:
             _write_all(descriptor, head)
             segment.flush_folder(self.folder)

@@ -12,7 +12,6 @@ import zlib
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-import orjson
 from msgspec import Raw
 
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
@@ -94,12 +93,12 @@ class Hazards(NamedTuple):
     """What a body may contain that a row must not; found once for the body, so that a clean event pays nothing.
 
     escapes: some string has a backslash escape.  whitespace: a line break or tab stands between tokens.
-    exponent: a number may have five or more digits of exponent.  invalid_utf8: some byte sequence is not UTF-8.
+    numbers: a number may be too large for Postgres.  invalid_utf8: some byte sequence is not UTF-8.
     """
 
     escapes: bool
     whitespace: bool
-    exponent: bool
+    numbers: bool
     invalid_utf8: bool
 
 
@@ -136,21 +135,33 @@ _BAD_ESCAPE = re.compile(
     rb"(\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
+LONG_NUMBER_DIGITS = 6_000
+_LONG_NUMBER = b"0" * LONG_NUMBER_DIGITS
 GZIP_MAGIC = b"\x1f\x8b"
+MAX_GZIP_MEMBERS = 100
 
 
 def gunzip(body: bytes, max_bytes: int) -> bytes:
-    """Decompress a gzip body that came without Content-Encoding, to at most `max_bytes`."""
-    stream = zlib.decompressobj(wbits=31)
-    try:
-        plain = stream.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise PayloadRefused(RejectReason.BAD_ENCODING, f"the gzip body is damaged: {error}") from None
-    if len(plain) > max_bytes:
-        raise PayloadRefused(RejectReason.BODY_TOO_LARGE, f"the body is over {max_bytes} bytes when decompressed")
-    if not stream.eof:
-        raise PayloadRefused(RejectReason.BAD_ENCODING, "the gzip body is cut short")
-    return plain
+    """Decompress a gzip body that came without Content-Encoding, to at most `max_bytes`.
+
+    gzip files joined end to end are one body, as they are one file for every gzip tool. There may be a hundred:
+    what is left is copied after each, which would take minutes for a body of empty ones.
+    """
+    plain = b""
+    for _ in range(MAX_GZIP_MEMBERS):
+        stream = zlib.decompressobj(wbits=31)
+        try:
+            plain += stream.decompress(body, max_bytes + 1 - len(plain))
+        except zlib.error as error:
+            raise PayloadRefused(RejectReason.BAD_ENCODING, f"the gzip body is damaged: {error}") from None
+        if len(plain) > max_bytes:
+            raise PayloadRefused(RejectReason.BODY_TOO_LARGE, f"the body is over {max_bytes} bytes when decompressed")
+        if not stream.eof:
+            raise PayloadRefused(RejectReason.BAD_ENCODING, "the gzip body is cut short")
+        body = stream.unused_data
+        if not body:
+            return plain
+    raise PayloadRefused(RejectReason.BAD_ENCODING, f"the body is over {MAX_GZIP_MEMBERS} gzip files in a row")
 
 
 def find_hazards(body: bytes) -> Hazards:
@@ -162,13 +173,16 @@ def find_hazards(body: bytes) -> Hazards:
         except UnicodeDecodeError:
             invalid_utf8 = True
     whitespace = b"\n" in body or b"\t" in body or b"\r" in body
-    return Hazards(b"\\" in body, whitespace, has_long_exponent(body), invalid_utf8)
+    return Hazards(b"\\" in body, whitespace, has_long_number(body), invalid_utf8)
 
 
-def has_long_exponent(text: bytes) -> bool:
-    """Whether a number in it may have five digits of exponent. Cheap, and sometimes wrong about a text in hex."""
+def has_long_number(text: bytes) -> bool:
+    """Whether a number in it may have five digits of exponent, or LONG_NUMBER_DIGITS in a row.
+
+    Cheap, and sometimes wrong about a text in hex.
+    """
     folded = text.translate(_FOLD)
-    return b"0e00000" in folded or b"0e-00000" in folded
+    return b"0e00000" in folded or b"0e-00000" in folded or _LONG_NUMBER in folded
 
 
 def clean_escapes(body: bytes) -> tuple[bytes, int]:
@@ -266,7 +280,7 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
     if kind == "track" and not name:
         return Refusal(RejectReason.MISSING_NAME, "a track call needs `event`")
     properties = message.properties
-    if kind in ("identify", "group") and message.traits:
+    if kind in ("identify", "group") and message.traits and bytes(message.traits) != b"null":
         properties = message.traits
     extra: dict[str, object] = {}
     if kind == "group" and message.groupId is not None:
@@ -296,11 +310,11 @@ def _with_fields(properties: Raw, extra: dict[str, object]) -> Raw:
     """
     text = bytes(properties)
     if not text or text == b"null":
-        return Raw(orjson.dumps(extra))
+        return Raw(msgspec.json.encode(extra))
     if not text.startswith(b"{"):
         return properties
     rest = text[1:].lstrip()
-    head = orjson.dumps(extra)[:-1]
+    head = msgspec.json.encode(extra)[:-1]
     return Raw(head + rest if rest == b"}" else head + b"," + rest)
 
 

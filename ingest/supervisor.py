@@ -9,7 +9,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from typing import Final
 
 import uvloop
@@ -24,6 +26,7 @@ from ingest.server import bind
 logger = logging.getLogger(__name__)
 
 RESTART_SECONDS: Final = 1.0
+_STOPPING: Final = frozenset((signal.SIGTERM, signal.SIGINT))
 FAILED_TO_START: Final = 3
 """Exit code of a worker that cannot start: trying again would not help."""
 
@@ -34,6 +37,18 @@ async def serve_until_stopped(worker: Worker, stop: asyncio.Event) -> None:
     await worker.stop()
 
 
+async def start_unless_stopped(starting: Coroutine[None, None, Worker], stop: asyncio.Event) -> Worker | None:
+    """The started worker, or None when `stop` was set first: a start may wait a minute for the database."""
+    start = asyncio.ensure_future(starting)
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not start.done():
+        start.cancel()
+        await asyncio.wait({start})
+    return None if start.cancelled() else start.result()
+
+
 def stop_on_signals(stop: asyncio.Event) -> None:
     """SIGTERM and SIGINT set `stop`; a second one does nothing more, so that the flush is not cut short."""
     loop = asyncio.get_running_loop()
@@ -42,16 +57,29 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 
 def run_workers(config: Config, announce: str) -> int:
-    """Run `config.workers` collectors until SIGTERM or SIGINT; the exit code."""
+    """Run `config.workers` collectors until SIGTERM or SIGINT; 0. Raises IngestError when one cannot start.
+
+    `announce` is logged by each worker when it accepts events, with the `{port}` filled in.
+    """
     # Bound alone first: SO_REUSEPORT would let two services share the port without a word.
     bind(config.host, config.port).close()
     reserved = bind(config.host, config.port, shared=True)
     port = reserved.getsockname()[1]
     context = multiprocessing.get_context("spawn")
+    # Where a worker says why it could not start.
+    reasons = context.SimpleQueue()
+    announce = announce.format(port=port)
 
     def start(index: int) -> BaseProcess:
-        process = context.Process(target=_run_worker, args=(config, port, index), name=f"worker-{index}")
-        process.start()
+        args = (config, port, index, announce, reasons)
+        process = context.Process(target=_run_worker, args=args, name=f"worker-{index}")
+        # Ctrl-C goes to all of us: a worker that is still importing must not die of it with a traceback. The
+        # blocked signal waits for it, and it unblocks it when it is ready to be stopped.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         return process
 
     stopping = False
@@ -62,19 +90,20 @@ def run_workers(config: Config, announce: str) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    processes = [start(index) for index in range(config.workers)]
-    logger.info(announce.format(port=port), extra=fields(workers=config.workers))
-    failed = False
+    first = [start(index) for index in range(config.workers)]
+    processes = list(first)
     try:
         while not stopping:
             for index, process in enumerate(processes):
                 process.join(timeout=0.1)
                 if process.exitcode is None or stopping:
                     continue
-                if process.exitcode == FAILED_TO_START:
-                    failed = stopping = True
-                    break
-                logger.error("worker died, starting it again", extra=fields(worker=index, code=process.exitcode))
+                reason = reasons.get() if process.exitcode == FAILED_TO_START else f"exit code {process.exitcode}"
+                # One that ran and died is tried for ever: what keeps it from starting, such as a database that
+                # is away, must not take the others down.
+                if process.exitcode == FAILED_TO_START and process in first:
+                    raise IngestError(reason)
+                logger.error("worker died, starting it again", extra=fields(worker=index, reason=reason))
                 time.sleep(RESTART_SECONDS)
                 processes[index] = start(index)
     finally:
@@ -84,25 +113,28 @@ def run_workers(config: Config, announce: str) -> int:
         for process in processes:
             process.join()
         reserved.close()
-    return 1 if failed else 0
+    return 0
 
 
-def _run_worker(config: Config, port: int, index: int) -> None:
+def _run_worker(config: Config, port: int, index: int, announce: str, reasons: SimpleQueue[str]) -> None:
     logs.configure(config.log_level, config.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, bind(config.host, port, shared=True), index))
+            runner.run(_serve(config, bind(config.host, port, shared=True), index, announce))
     except IngestError as error:
-        print(f"ingest: {error}", file=sys.stderr)  # noqa: T201
+        reasons.put(str(error))
         sys.exit(FAILED_TO_START)
 
 
-async def _serve(config: Config, sock: socket.socket, index: int) -> None:
+async def _serve(config: Config, sock: socket.socket, index: int, announce: str) -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     # A supervisor that was killed cannot tell us to stop, but its end of this pipe closes with it.
     parent = multiprocessing.parent_process()
     if parent is not None:
         asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
-    worker = await start_worker(config, sock, index)
-    await serve_until_stopped(worker, stop)
+    worker = await start_unless_stopped(start_worker(config, sock, index), stop)
+    if worker is not None:
+        logger.info(announce, extra=fields(worker=index))
+        await serve_until_stopped(worker, stop)

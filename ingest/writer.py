@@ -37,6 +37,9 @@ MERGES_AFTER_DUPLICATE: Final = 8
 """Retries come in waves: after a duplicate the next flushes are merged at once, not copied in vain first."""
 _COMPLAINT_SECONDS: Final = 30.0
 _NO_LIMIT: Final = 1 << 30
+FLUSH_INTERVAL_SECONDS: Final = 0.1
+"""Flushes begin this far apart unless there is a full one to store. A flush costs a millisecond of this process
+and a commit of the server's disk, which the journal's fsyncs wait for, however little is in it."""
 
 _ROW_ERRORS = (
     asyncpg.DataError,
@@ -92,6 +95,7 @@ class Writer:
         self._taken: list[Record] = []
         self._records: list[Record] = []
         self._position = 0
+        self._flushed_at = 0.0
         # How many records a flush may have: fewer after a time-out, so that a slow server gets somewhere.
         self._limit = _NO_LIMIT
         self._merges_left = 0
@@ -120,10 +124,19 @@ class Writer:
                 delay = FIRST_RETRY_SECONDS
                 if not stored:
                     await _first_of(self.journal.wait_readable(), stop.wait())
+                await self._pace(stop)
                 continue
             self.drop_connection()
             await _first_of(stop.wait(), asyncio.sleep(delay * random.uniform(0.75, 1.25)))
             delay = min(delay * 2, LAST_RETRY_SECONDS)
+
+    async def _pace(self, stop: asyncio.Event) -> None:
+        """Wait until the next flush is due: at once when enough waits, else when the last one is long ago."""
+        while not stop.is_set() and self.journal.backlog.bytes < self._flush_max_bytes // 4:
+            remaining = self._flushed_at + FLUSH_INTERVAL_SECONDS - time.monotonic()
+            if remaining <= 0:
+                return
+            await asyncio.sleep(min(remaining, 0.02))
 
     async def run_once(self) -> bool:
         """Store one flush; False when there was nothing to store. Raises what went wrong; then `drop_connection`
@@ -137,6 +150,7 @@ class Writer:
             return True  # The ledger had them all.
         self._records = self._taken[: self._limit]
         started = time.perf_counter()
+        self._flushed_at = time.monotonic()
         try:
             outcome = await self._store(connection)
         except TimeoutError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,8 @@ from ingest import database, migrations
 from ingest.commands.target import database_url, embedded_folder
 from ingest.config import Config
 from ingest.embedded import EmbeddedPostgres
+
+_ASKS_NOTHING = frozenset(("--help", "-?", "--version", "-V"))
 
 
 def migrate(config: Config) -> int:
@@ -35,14 +36,17 @@ async def _migrate(url: str) -> list[str]:
 
 def psql(config: Config, arguments: list[str]) -> int:
     """A psql on the database, with psql's own arguments."""
-    shipped = EmbeddedPostgres(embedded_folder(config.data_dir)).psql_path
     # The embedded server's own psql knows its version; for others the one on the PATH may be newer than ours.
-    program = shipped if config.database_url is None else shutil.which("psql") or shipped
+    found = shutil.which("psql") if config.database_url is not None else None
+    program = found or str(EmbeddedPostgres(embedded_folder(config.data_dir)).psql_path)
+    if not _ASKS_NOTHING.isdisjoint(arguments):
+        print("Of `ingest psql` itself are --data-dir, --database-url and --config; the rest is psql's:", flush=True)
+        return subprocess.run([program, *arguments], check=False).returncode
     with database_url(config) as url:
-        command = database.psql_command(url, str(program), arguments)
+        command = database.psql_command(url, program, arguments)
         # Ctrl-C belongs to psql, which uses it to cancel a query.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            return subprocess.run(command, env=os.environ, check=False).returncode
+            return subprocess.run(command, env=database.psql_environment(url), check=False).returncode
         finally:
             signal.signal(signal.SIGINT, before)

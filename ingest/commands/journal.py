@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import asyncpg
 import orjson
 
 from ingest import database, journals, row, segment
@@ -23,15 +24,17 @@ from ingest.segment import Damage, Reader, Record, SegmentError
 def pending(config: Config) -> int:
     """A line for each journal: what it holds that the ledger does not cover."""
     folders = _folders(config)
-    positions = asyncio.run(_positions(config, folders))
-    if positions is None:
-        print("the database cannot be asked; what follows is the most that may be pending")
+    positions: dict[int, int] = {}
+    try:
+        positions = asyncio.run(_positions(config, folders))
+    except IngestError as error:
+        print(f"{error}; what follows is the most that may be pending")
     print(f"{'journal':>7}  {'pending events':>14}  {'rejected':>8}  {'bytes':>12}  {'records':>8}  oldest")
     for folder in folders:
         layout = journals.read_layout(folder)
         records = list(_summaries(folder))
         noted = max((record.stored_through for record in records), default=0)
-        position = max(noted, (positions or {}).get(layout.journal, 0))
+        position = max(noted, positions.get(layout.journal, 0))
         waiting = [record for record in records if record.number > position and record.events + record.rejected]
         oldest = _moment(waiting[0].opened_at_us) if waiting else "-"
         print(
@@ -115,20 +118,20 @@ def _pieces(path: Path) -> Iterator[Record | Damage | str]:
         yield str(error)
 
 
-async def _positions(config: Config, folders: list[Path]) -> dict[int, int] | None:
+async def _positions(config: Config, folders: list[Path]) -> dict[int, int]:
+    """How far each journal is stored. Raises IngestError when the database does not tell."""
     url = config.database_url
     if url is None:
         postgres = EmbeddedPostgres(embedded_folder(config.data_dir))
-        url = postgres.dsn if postgres.is_running() else None
-    if url is None:
-        return None
-    try:
-        connection = await database.connect(url, purpose="journal", timeout_seconds=3)
-    except DatabaseError:
-        return None
+        if not postgres.is_running():
+            raise DatabaseError("the embedded database is not running")
+        url = postgres.dsn
+    connection = await database.connect(url, purpose="journal", timeout_seconds=3)
     try:
         layouts = [journals.read_layout(folder) for folder in folders]
         return {layout.journal: await journals.position(connection, layout) for layout in layouts}
+    except asyncpg.PostgresError as error:
+        raise DatabaseError(f"the database refused: {' '.join(str(error).split())}") from error
     finally:
         await connection.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -10,26 +11,36 @@ import aiohttp
 import asyncpg
 import orjson
 
-from ingest import control, database
+from ingest import control, database, migrations
 from ingest.commands.target import database_url
 from ingest.config import Config
 from ingest.errors import IngestError
+from ingest.rejects import RejectReason
 
 _REPLAY_NAMESPACE = UUID("0d9a4f0e-7a57-5d0c-8f0b-3c2f2b6f7c55")
 
 
 def list_rejected(config: Config, reason: str | None, limit: int, replayed: bool) -> int:
     """Counts by reason, then the newest refused events."""
+    _check_reason(reason)
     with database_url(config) as url:
         counts, events = asyncio.run(_read(url, reason, limit, replayed))
+    counts = [count for count in counts if reason in (None, count["reason"])]
     for count in counts:
         print(f"{count['events']:>8}  {count['reason']:<24} {count['replayed']} replayed, latest {count['latest']}")
     for event in events:
         print(f"\n#{event['id']}  {event['received_at']}  {event['reason']}: {event['detail']}  {event['route']}")
         print(f"  {event['payload']}")
     if not counts:
-        print("no refused event is kept")
+        print("no refused event is kept" if reason is None else f"no event refused as {reason} is kept")
     return 0
+
+
+def _check_reason(reason: str | None) -> None:
+    reasons = [known.value for known in RejectReason]
+    if reason is not None and reason not in reasons:
+        close = difflib.get_close_matches(reason, reasons, n=1)
+        raise IngestError("there is no such reason" + (f": did you mean {close[0]}?" if close else ""))
 
 
 async def _read(
@@ -38,6 +49,7 @@ async def _read(
     queries = database.load_queries("rejected")
     connection = await database.connect(url, purpose="rejected")
     try:
+        await migrations.check(connection)
         counts = await connection.fetch(queries["count_rejected"])
         return counts, await connection.fetch(queries["list_rejected"], reason, replayed, limit)
     finally:
@@ -47,6 +59,7 @@ async def _read(
 def replay(config: Config, reason: str | None, number: int | None) -> int:
     """Send refused events again, to the collector that runs on this data folder; exit code 1 if any is
     refused again."""
+    _check_reason(reason)
     with database_url(config) as url:
         accepted, refused = asyncio.run(_replay(config, url, reason, number))
     print(f"{accepted} accepted, {refused} refused again")
@@ -61,6 +74,7 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
     connection = await database.connect(url, purpose="rejected")
     accepted = refused = after = 0
     try:
+        await migrations.check(connection)
         async with control.client(paths[0], aiohttp.ClientTimeout(total=30)) as session:
             while events := await connection.fetch(queries["replayable"], reason, number, after):
                 for event in events:
@@ -80,7 +94,9 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
 async def _send(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
     """None when it was accepted, else why not."""
     body = with_identity(event["payload"], event["id"], event["received_at"].isoformat(), event["route"])
-    async with session.post(f"http://worker{event['route']}", data=body) as response:
+    # Nothing about the sender is better than our own name as its user agent.
+    url, skipped = f"http://worker{event['route']}", ("User-Agent",)
+    async with session.post(url, data=body, skip_auto_headers=skipped) as response:
         if response.status == 200:
             told = await response.json()
             return (

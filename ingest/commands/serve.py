@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
+import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Final
@@ -19,7 +22,7 @@ from ingest.embedded import EmbeddedPostgres
 from ingest.errors import IngestError
 from ingest.periodic import run_every
 from ingest.server import bind
-from ingest.supervisor import run_workers, serve_until_stopped, stop_on_signals
+from ingest.supervisor import run_workers, serve_until_stopped, start_unless_stopped, stop_on_signals
 
 logger = logging.getLogger(__name__)
 CHECK_POSTGRES_SECONDS: Final = 1.0
@@ -32,8 +35,7 @@ def serve(config: Config) -> int:
     logs.configure(config.log_level, config.log_format)
     folder = DataFolder(config.data_dir)
     try:
-        where = f"{_shown(config.host)}:{{port}}"
-        return run_workers(config, f"collecting on http://{where}/v1/events")
+        return run_workers(config, f"collecting on http://{_shown(config.host)}:{{port}}/v1/events")
     finally:
         folder.release()
 
@@ -52,7 +54,7 @@ def dev(config: Config) -> int:
         folder.release()
 
 
-async def _dev(config: Config, sock: object) -> int:
+async def _dev(config: Config, sock: socket.socket) -> int:
     stop = asyncio.Event()
     stop_on_signals(stop)
     postgres = None
@@ -64,18 +66,19 @@ async def _dev(config: Config, sock: object) -> int:
     guard: asyncio.Task[None] | None = None
     try:
         await _migrate(config)
-        worker = await start_worker(config, sock)  # type: ignore[arg-type]
-        if postgres is not None:
-            guard = asyncio.create_task(_keep_running(postgres, stop))
-        _say(_welcome(config, worker.port))
-        await serve_until_stopped(worker, stop)
+        worker = await start_unless_stopped(start_worker(config, sock), stop)
+        if worker is not None:
+            if postgres is not None:
+                guard = asyncio.create_task(_keep_running(postgres, stop))
+            _say(_welcome(config, worker.port, own_database=postgres is not None))
+            await serve_until_stopped(worker, stop)
     finally:
         stop.set()
         if guard is not None:
             await guard
         if postgres is not None:
             await asyncio.to_thread(postgres.stop)
-    left = worker.accounts.pending
+    left = worker.accounts.pending if worker is not None else 0
     _say(f"stopped; {left} events wait in the journal" if left else "stopped; every accepted event is stored")
     return 0
 
@@ -100,7 +103,7 @@ async def _keep_running(postgres: EmbeddedPostgres, stop: asyncio.Event) -> None
     await run_every(CHECK_POSTGRES_SECONDS, check, stop, what="keeping PostgreSQL running")
 
 
-def _welcome(config: Config, port: int) -> str:
+def _welcome(config: Config, port: int, own_database: bool) -> str:
     where = f"http://{_shown(config.host)}:{port}"
     return f"""
   events      POST {where}/v1/events
@@ -111,10 +114,24 @@ def _welcome(config: Config, port: int) -> str:
 
 Try it, in another terminal:
   curl -d '{{"name": "hello", "properties": {{"plan": "pro"}}}}' {where}/v1/events
-  {Path(sys.argv[0])} psql -c 'select name, properties from analytics.events'
+  {_psql(config, own_database)} -c 'select name, properties from analytics.events'
 
 Ctrl-C stops everything; what was accepted is kept.
 """
+
+
+def _psql(config: Config, own_database: bool) -> str:
+    """`ingest psql` as it must be typed here to reach the same database."""
+    program = Path(sys.argv[0])
+    found = shutil.which("ingest")
+    if program.name == "__main__.py":
+        words = [sys.executable, "-m", "ingest"]
+    else:
+        words = ["ingest" if found and program.exists() and program.samefile(found) else str(program)]
+    words.append("psql")
+    if own_database and config.data_dir != Config().data_dir:
+        words += ["--data-dir", str(config.data_dir)]
+    return shlex.join(words)
 
 
 def _shown(host: str) -> str:

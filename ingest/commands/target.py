@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import asyncpg
+
 from ingest.config import Config
 from ingest.embedded import EmbeddedPostgres
-from ingest.errors import IngestError
+from ingest.errors import DatabaseError, IngestError
 
 
 def embedded_folder(data_dir: Path) -> Path:
@@ -23,7 +25,8 @@ def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
     `make`: make the embedded one if there is none; otherwise that is an error.
     """
     if config.database_url is not None:
-        yield config.database_url
+        with _told_in_one_line():
+            yield config.database_url
         return
     folder = embedded_folder(config.data_dir)
     if not make and not folder.exists():
@@ -35,7 +38,16 @@ def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
     if not was_running:
         postgres.start()
     try:
-        yield postgres.dsn
+        with _told_in_one_line():
+            yield postgres.dsn
     finally:
         if not was_running:
             postgres.stop()
+
+
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise DatabaseError(f"the database refused: {' '.join(str(error).split())}") from error

@@ -204,8 +204,10 @@ COMMENT ON COLUMN analytics.metrics.sample_count IS 'How many events or values i
 -- EXCLUSIVE lock on the parent, and everyone who comes after it waits behind the longest query. ATTACH PARTITION
 -- takes SHARE UPDATE EXCLUSIVE, which conflicts with neither SELECT nor INSERT.
 --
--- Whether the day is there is asked of the system caches, not by a query on pg_inherits: under REPEATABLE READ a
--- query would not see what another session made while we waited for the advisory lock.
+-- Two sessions that race take turns by that same lock, not by an advisory one: a session that has waited for an
+-- advisory lock does not hear of the tables made meanwhile, and would make the day once more and fail. For the same
+-- reason the system caches are asked whether the day is there, not pg_inherits: under REPEATABLE READ a query would
+-- not see it.
 CREATE FUNCTION analytics.ensure_events_partition(day date) RETURNS boolean
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
@@ -221,8 +223,8 @@ BEGIN
     IF pg_partition_root(to_regclass(qualified_name)) = events THEN
         RETURN false;
     END IF;
-    -- Held until the transaction ends: a second session finds the day made when it gets the lock.
-    PERFORM pg_advisory_xact_lock(hashtextextended('analytics.ensure_events_partition', 0));
+    -- Held until the transaction ends. ONLY, because the partitions need not be locked.
+    LOCK TABLE ONLY analytics.events IN SHARE UPDATE EXCLUSIVE MODE;
     IF pg_partition_root(to_regclass(qualified_name)) = events THEN
         RETURN false;
     END IF;
@@ -233,8 +235,7 @@ BEGIN
         EXECUTE format('CREATE TABLE analytics.%I (LIKE analytics.events INCLUDING ALL EXCLUDING COMMENTS)', partition_name);
     END IF;
     EXECUTE format('ALTER TABLE analytics.%I DROP CONSTRAINT IF EXISTS events_of_the_day', partition_name);
-    -- Says what the bounds say, so that ATTACH need not scan; only a detached day is scanned here, before the lock
-    -- on the parent is taken.
+    -- Says what the bounds say, so that ATTACH need not scan; only a detached day that comes back is scanned, here.
     EXECUTE format(
         'ALTER TABLE analytics.%I ADD CONSTRAINT events_of_the_day CHECK (created_at >= %L AND created_at < %L)',
         partition_name, starts_at, ends_at

@@ -1,0 +1,90 @@
+"""The service's database as the benchmark sees it: counts, and the raw COPY that everything is compared with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from ingest.embedded import EmbeddedPostgres
+from ingest.row import EVENT_COLUMNS
+
+_COLUMNS = ", ".join(EVENT_COLUMNS)
+STATEMENT_SECONDS = 600
+
+
+class Stored(NamedTuple):
+    """What analytics.events holds."""
+
+    rows: int
+    distinct: int
+
+
+class Database:
+    """The embedded Postgres of a data folder, by way of its own psql."""
+
+    def __init__(self, postgres: EmbeddedPostgres) -> None:
+        self._postgres = postgres
+
+    def sql(self, *statements: str) -> str:
+        """Run statements, each in a transaction of its own; what they print, unaligned."""
+        command = [str(self._postgres.psql_path), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self._postgres.dsn]
+        for statement in statements:
+            command += ["-c", statement]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=STATEMENT_SECONDS, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"psql: {done.stderr.strip()}")
+        return str(done.stdout).strip()
+
+    def version(self) -> str:
+        return self.sql("SHOW server_version").split()[0]
+
+    def stored(self) -> Stored:
+        rows, distinct = self.sql("SELECT count(*), count(DISTINCT id) FROM analytics.events").split("|")
+        return Stored(int(rows), int(distinct))
+
+    def forget_events(self) -> None:
+        """An empty table, and no checkpoint due: each measurement begins like the others."""
+        self.sql("TRUNCATE analytics.events", "CHECKPOINT")
+
+    def export_events(self, path: Path) -> None:
+        """Write all rows to a file, in the order in which they were stored, as COPY's text format."""
+        self.sql(f"\\copy (SELECT {_COLUMNS} FROM analytics.events) TO '{path}'")
+
+    def copy_events(self, path: Path) -> float:
+        """Store the rows of an exported file in one stream of COPY; the seconds it took, COMMIT included."""
+        started = time.monotonic()
+        self.sql(f"\\copy analytics.events ({_COLUMNS}) FROM '{path}'")
+        return time.monotonic() - started
+
+    # Its processes.
+
+    def processes(self) -> list[psutil.Process]:
+        """The postmaster and its children."""
+        pid = self._postgres.pid
+        if pid is None:
+            return []
+        postmaster = psutil.Process(pid)
+        return [postmaster, *postmaster.children(recursive=True)]
+
+    def freeze(self) -> list[psutil.Process]:
+        """Stop the server as if the machine it is on did not answer any more; `thaw` what this returns."""
+        # The postmaster first, so that no new child is missed.
+        self.processes()[0].suspend()
+        frozen = self.processes()
+        for process in frozen[1:]:
+            process.suspend()
+        return frozen
+
+    @staticmethod
+    def thaw(frozen: list[psutil.Process]) -> None:
+        for process in reversed(frozen):
+            if process.is_running():
+                process.resume()

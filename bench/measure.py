@@ -1,0 +1,259 @@
+"""The four measurements: batches against COPY, requests against a no-op, latency, memory.
+
+Each leaves the table empty and has checked that what was acknowledged in it was stored once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Sequence
+from statistics import quantiles
+from typing import Final, NamedTuple
+
+from bench import events
+from bench.client import Latencies, OpenLoop, precise_loop
+from bench.load import Answers, next_run, running_load
+from bench.noop import running_noop
+from bench.service import Service
+from bench.watch import Watch, cpu_seconds
+
+BATCH_EVENTS: Final = 50
+BATCH_CONNECTIONS: Final = 32
+SINGLE_CONNECTIONS: Final = 64
+OPEN_LOOP_CONNECTIONS: Final = 64
+BEFORE_OUTAGE_SECONDS: Final = 5.0
+STORE_SECONDS: Final = 300.0
+"""How long everything acknowledged may take to be stored after a load; a journal may hold a million events."""
+
+
+class OnceFailed(Exception):
+    """What was acknowledged and what is stored are not the same."""
+
+
+class Requests(NamedTuple):
+    """A load's requests, all with the same number of events."""
+
+    texts: Sequence[bytes]
+    events: int
+    connections: int
+
+
+def batches(host: str) -> Requests:
+    return Requests(events.batch_requests(60, BATCH_EVENTS, host), BATCH_EVENTS, BATCH_CONNECTIONS)
+
+
+def singles(host: str) -> Requests:
+    return Requests(events.single_requests(2000, host), 1, SINGLE_CONNECTIONS)
+
+
+def check_once(service: Service, answers: Answers, events_per_request: int, metrics: dict[str, float]) -> None:
+    """Raise OnceFailed unless the table holds what the answers acknowledged, each event once, and nothing else.
+
+    Requests whose answer did not come in time may be stored or not; there are none in an orderly run.
+    """
+    rows, distinct = service.database.stored()
+    unknown = answers.unanswered * events_per_request
+    if not (answers.accepted <= rows <= answers.accepted + unknown and rows == distinct):
+        raise OnceFailed(
+            f"{answers.accepted} events were acknowledged ({answers.unanswered} requests had no answer);"
+            f" analytics.events has {rows} rows with {distinct} distinct ids"
+        )
+    if metrics["ingest_events_unaccounted"]:
+        raise OnceFailed(f"the service's own books do not balance: {metrics}")
+
+
+class Run(NamedTuple):
+    """One load on the service. CPU in microseconds an event."""
+
+    answers: Answers
+    stored_per_second: float
+    acknowledged_per_second: float
+    peak_mb: float
+    collector_us: float
+    postgres_us: float
+    load_us: float
+
+
+def run_load(service: Service, requests: Requests, seconds: float) -> Run:
+    """A load, and the wait until all of it is in the table, where it stays."""
+    database = service.database
+    database.forget_events()
+    collector, postgres = [service.process], database.processes()
+    collector_before, postgres_before = cpu_seconds(collector), cpu_seconds(postgres)
+    with (
+        running_load(service.host, requests.texts, requests.connections, seconds, service.folder) as load,
+        Watch(service, load.process) as watch,
+    ):
+        time.sleep(seconds)
+        stored_at, metrics = service.wait_stored(load.process, STORE_SECONDS)
+        answers = load.answers()
+    collector_cpu = cpu_seconds(collector) - collector_before
+    postgres_cpu = cpu_seconds(postgres) - postgres_before
+    check_once(service, answers, requests.events, metrics)
+    microseconds = 1e6 / answers.accepted
+    return Run(
+        answers=answers,
+        stored_per_second=answers.accepted / (stored_at - answers.first),
+        acknowledged_per_second=answers.accepted / answers.seconds,
+        peak_mb=watch.peak_mb,
+        collector_us=collector_cpu * microseconds,
+        postgres_us=postgres_cpu * microseconds,
+        load_us=watch.load_cpu_seconds * microseconds,
+    )
+
+
+class BatchRound(NamedTuple):
+    """Batches through the service, and then the rows it stored through one raw COPY."""
+
+    service: Run
+    copy_per_second: float
+
+    @property
+    def ratio(self) -> float:
+        return self.service.stored_per_second / self.copy_per_second
+
+
+def measure_batches(service: Service, seconds: float) -> BatchRound:
+    run = run_load(service, batches(service.host), seconds)
+    database, file = service.database, service.folder / "rows"
+    rows = database.stored().rows
+    database.export_events(file)
+    database.forget_events()
+    copy_seconds = database.copy_events(file)
+    if database.stored().rows != rows:
+        raise OnceFailed("the raw COPY did not store the rows of the service")
+    database.forget_events()
+    file.unlink()
+    return BatchRound(run, rows / copy_seconds)
+
+
+class SingleRound(NamedTuple):
+    """Requests of one event, and the same requests to a no-op web.Application and a bare no-op web.Server."""
+
+    service: Run
+    application_per_second: float
+    server_per_second: float
+
+    @property
+    def ratio(self) -> float:
+        return self.service.answers.requests_per_second / self.application_per_second
+
+    @property
+    def server_ratio(self) -> float:
+        return self.service.answers.requests_per_second / self.server_per_second
+
+
+def measure_singles(service: Service, seconds: float) -> SingleRound:
+    run = run_load(service, singles(service.host), seconds)
+    service.database.forget_events()
+    return SingleRound(
+        run, _noop_per_second(service, "application", seconds), _noop_per_second(service, "server", seconds)
+    )
+
+
+def _noop_per_second(service: Service, kind: str, seconds: float) -> float:
+    with running_noop(kind) as host:
+        requests = singles(host)
+        with running_load(host, requests.texts, requests.connections, seconds, service.folder) as load:
+            answers = load.answers()
+    if answers.refused or answers.errors:
+        raise RuntimeError(f"the no-op {kind} failed: {answers}")
+    return answers.requests_per_second
+
+
+class Latency(NamedTuple):
+    """Milliseconds from the moment a request was due to its answer."""
+
+    p50: float
+    p90: float
+    p99: float
+    p999: float
+    longest: float
+    late_p99: float
+    """How late the client itself sent; contained in the others."""
+    requests: int
+
+
+def measure_latency(service: Service, per_second: float, seconds: float) -> Latency:
+    service.database.forget_events()
+    requests = singles(service.host)
+    load = OpenLoop(requests.texts, next_run())
+    gc.collect()
+    gc.disable()
+    try:
+        with asyncio.Runner(loop_factory=precise_loop) as runner:
+            measured = runner.run(load.run(service.host, OPEN_LOOP_CONNECTIONS, per_second, seconds))
+    finally:
+        gc.enable()
+    _, metrics = service.wait_stored(None, STORE_SECONDS)
+    if measured.failed:
+        raise OnceFailed(f"{measured.failed} requests of the open loop failed")
+    sent = len(measured.answers)
+    check_once(service, Answers(sent, sent, measured.accepted, 0, 0.0, 1.0, 0), 1, metrics)
+    service.database.forget_events()
+    return _latency(measured)
+
+
+def _latency(measured: Latencies) -> Latency:
+    cuts = quantiles(measured.answers, n=1000)
+    late = quantiles(measured.lateness, n=100)[98]
+    p50, p90, p99, p999 = (1000 * cuts[place - 1] for place in (500, 900, 990, 999))
+    return Latency(p50, p90, p99, p999, 1000 * max(measured.answers), 1000 * late, len(measured.answers))
+
+
+class Memory(NamedTuple):
+    """Resident megabytes of the collector alone: before any load, and in three stages of one full load."""
+
+    idle_mb: float
+    loaded_peak_mb: float
+    outage_peak_mb: float
+    outage_end_mb: float
+    catching_up_peak_mb: float
+    end_mb: float
+    accepted: int
+    refused_requests: int
+    catching_up_seconds: float
+
+    @property
+    def peak_mb(self) -> float:
+        return max(self.loaded_peak_mb, self.outage_peak_mb, self.catching_up_peak_mb)
+
+
+def measure_memory(service: Service, outage_seconds: float) -> Memory:
+    """Full load, during which Postgres stops answering; it comes back when the load ends."""
+    service.database.forget_events()
+    requests = batches(service.host)
+    seconds = BEFORE_OUTAGE_SECONDS + outage_seconds
+    idle_mb = service.rss_mb()
+    with (
+        running_load(service.host, requests.texts, requests.connections, seconds, service.folder) as load,
+        Watch(service) as watch,
+    ):
+        time.sleep(BEFORE_OUTAGE_SECONDS)
+        loaded_peak_mb = watch.peak_mb
+        watch.forget_peak()
+        frozen = service.database.freeze()
+        try:
+            time.sleep(outage_seconds)
+            outage_peak_mb, outage_end_mb = watch.peak_mb, service.rss_mb()
+        finally:
+            service.database.thaw(frozen)
+        thawed_at = time.monotonic()
+        watch.forget_peak()
+        stored_at, metrics = service.wait_stored(load.process, STORE_SECONDS)
+        answers = load.answers()
+    check_once(service, answers, requests.events, metrics)
+    service.database.forget_events()
+    return Memory(
+        idle_mb=idle_mb,
+        loaded_peak_mb=loaded_peak_mb,
+        outage_peak_mb=outage_peak_mb,
+        outage_end_mb=outage_end_mb,
+        catching_up_peak_mb=watch.peak_mb,
+        end_mb=service.rss_mb(),
+        accepted=answers.accepted,
+        refused_requests=answers.refused,
+        catching_up_seconds=stored_at - thawed_at,
+    )

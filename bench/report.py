@@ -1,0 +1,217 @@
+"""What was measured, as a table for people and as JSON for machines."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+import psutil
+
+from bench import load
+from bench.measure import BATCH_EVENTS, BatchRound, Latency, Memory, Run, SingleRound
+
+BATCH_TARGET: Final = 0.75
+SINGLE_TARGET: Final = 0.65
+MEMORY_TARGET_MB: Final = 150.0
+
+
+class Line(NamedTuple):
+    """A line of the table. Texts may be empty."""
+
+    what: str
+    measured: str
+    floor: str = ""
+    ratio: str = ""
+    target: str = ""
+    verdict: str = ""
+
+
+class Results(NamedTuple):
+    """All that was measured in one run; empty where a measurement was left out."""
+
+    batches: Sequence[BatchRound]
+    singles: Sequence[SingleRound]
+    latency: Latency | None
+    memory: Memory | None
+
+
+def machine(postgres_version: str) -> dict[str, Any]:
+    """Where this ran."""
+    return {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": _cpu_model(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "postgres": postgres_version,
+        "packages": {name: version(name) for name in ("aiohttp", "asyncpg", "msgspec", "uvloop")},
+        "load": load.tool(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.processor() or "unknown")
+
+
+def lines(results: Results) -> list[Line]:
+    table: list[Line] = []
+    if results.batches:
+        table += _batch_lines(results.batches)
+    if results.singles:
+        table += _single_lines(results.singles)
+    if results.latency:
+        table += _latency_lines(results.latency)
+    if results.memory:
+        table += _memory_lines(results.memory)
+    return table
+
+
+def _batch_lines(rounds: Sequence[BatchRound]) -> list[Line]:
+    ratio = median(each.ratio for each in rounds)
+    return [
+        Line(
+            f"events/s stored, batches of {BATCH_EVENTS}, against rows/s of one raw COPY",
+            _whole(median(each.service.stored_per_second for each in rounds)),
+            _whole(median(each.copy_per_second for each in rounds)),
+            f"{ratio:.2f}",
+            f">= {BATCH_TARGET}",
+            _verdict(ratio >= BATCH_TARGET),
+        ),
+        Line("  ratios of the rounds", " ".join(f"{each.ratio:.2f}" for each in rounds)),
+        Line(
+            "  events/s acknowledged meanwhile",
+            _whole(median(each.service.acknowledged_per_second for each in rounds)),
+        ),
+        Line("  CPU, µs an event: collector, Postgres, load", _cpu([each.service for each in rounds])),
+        Line("  collector memory, peak", f"{max(each.service.peak_mb for each in rounds):.0f} MB"),
+    ]
+
+
+def _single_lines(rounds: Sequence[SingleRound]) -> list[Line]:
+    ratio = median(each.ratio for each in rounds)
+    requests = _whole(median(each.service.answers.requests_per_second for each in rounds))
+    return [
+        Line(
+            "single-event requests/s, against a no-op web.Application",
+            requests,
+            _whole(median(each.application_per_second for each in rounds)),
+            f"{ratio:.2f}",
+            f">= {SINGLE_TARGET}",
+            _verdict(ratio >= SINGLE_TARGET),
+        ),
+        Line(
+            "  against a bare no-op web.Server",
+            requests,
+            _whole(median(each.server_per_second for each in rounds)),
+            f"{median(each.server_ratio for each in rounds):.2f}",
+        ),
+        Line("  ratios of the rounds", " ".join(f"{each.ratio:.2f}" for each in rounds)),
+        Line("  CPU, µs an event: collector, Postgres, load", _cpu([each.service for each in rounds])),
+        Line("  collector memory, peak", f"{max(each.service.peak_mb for each in rounds):.0f} MB"),
+    ]
+
+
+def _latency_lines(latency: Latency) -> list[Line]:
+    return [
+        Line("acknowledgement at a steady rate, from when it was due: p50", f"{latency.p50:.1f} ms"),
+        Line("  p90", f"{latency.p90:.1f} ms"),
+        Line("  p99", f"{latency.p99:.1f} ms"),
+        Line("  p99.9", f"{latency.p999:.1f} ms"),
+        Line("  longest of all", f"{latency.longest:.1f} ms"),
+        Line("  of it the client's own lateness, p99", f"{latency.late_p99:.1f} ms"),
+    ]
+
+
+def _memory_lines(memory: Memory) -> list[Line]:
+    peak = memory.peak_mb
+    return [
+        Line(
+            "collector memory at full load and through an outage of Postgres, peak",
+            f"{peak:.0f} MB",
+            target=f"< {MEMORY_TARGET_MB:.0f} MB",
+            verdict=_verdict(peak < MEMORY_TARGET_MB),
+        ),
+        Line("  before; full load, peak", f"{memory.idle_mb:.0f} MB; {memory.loaded_peak_mb:.0f} MB"),
+        Line("  outage: peak, at its end", f"{memory.outage_peak_mb:.0f} MB, {memory.outage_end_mb:.0f} MB"),
+        Line("  catching up: peak, at its end", f"{memory.catching_up_peak_mb:.0f} MB, {memory.end_mb:.0f} MB"),
+        Line(
+            "  events acknowledged in it, requests refused with 503",
+            f"{_whole(memory.accepted)}, {_whole(memory.refused_requests)}",
+        ),
+        Line("  everything stored after it was back", f"{memory.catching_up_seconds:.1f} s"),
+    ]
+
+
+def _whole(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "missed"
+
+
+def _cpu(runs: Sequence[Run]) -> str:
+    return " ".join(
+        f"{median(values):.1f}"
+        for values in (
+            [run.collector_us for run in runs],
+            [run.postgres_us for run in runs],
+            [run.load_us for run in runs],
+        )
+    )
+
+
+def as_text(where: dict[str, Any], results: Results) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
+    head = (
+        f"{where['cores']} cores, {where['cpu']}, {where['memory_gb']} GB, {where['system']}\n"
+        f"Python {where['python']}, PostgreSQL {where['postgres']}, {packages}; load by {where['load']}\n"
+        "Load, service and Postgres share this machine.\n"
+    )
+    rows = [Line("", "measured", "floor", "ratio", "target"), *lines(results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(Line._fields))]
+    return head + "\n" + "\n".join(_row(row, widths) for row in rows)
+
+
+def _row(row: Line, widths: Sequence[int]) -> str:
+    cells = [row.what.ljust(widths[0])]
+    cells += [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+    return "  ".join(cells).rstrip()
+
+
+def as_json(where: dict[str, Any], results: Results) -> dict[str, Any]:
+    """Everything, each round by itself; units are in the names."""
+    return {
+        "machine": where,
+        "batches": [{**_plain(each), "service": _run(each.service), "ratio": each.ratio} for each in results.batches],
+        "singles": [
+            {
+                **_plain(each),
+                "service": _run(each.service),
+                "ratio": each.ratio,
+                "server_ratio": each.server_ratio,
+            }
+            for each in results.singles
+        ],
+        "latency_ms": _plain(results.latency) if results.latency else None,
+        "memory": _plain(results.memory) if results.memory else None,
+        "table": [_plain(line) for line in lines(results)],
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {**_plain(run), "answers": _plain(run.answers), "requests_per_second": run.answers.requests_per_second}
+
+
+def _plain(values: Any) -> dict[str, Any]:
+    return dict(values._asdict())

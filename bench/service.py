@@ -1,0 +1,124 @@
+"""The service as users run it: `ingest dev` in a process of its own, on a fresh folder and a fresh Postgres."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from bench.database import Database
+from ingest.commands.target import embedded_folder
+from ingest.embedded import EmbeddedPostgres
+
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+_SAMPLE = re.compile(r"^(\w+)(?:\{.*\})? (\S+)$", re.MULTILINE)
+
+
+class Service:
+    """A running `ingest dev`. Made by `running_service`."""
+
+    def __init__(self, folder: Path, flags: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.host = f"127.0.0.1:{self.port}"
+        self.postgres = EmbeddedPostgres(embedded_folder(folder / "data"))
+        self.database = Database(self.postgres)
+        self._log = folder / "service.log"
+        command = [sys.executable, "-m", "ingest", "dev", "--port", str(self.port), "--data-dir", "data", *flags]
+        # Nothing but the flags may configure it, and no ingest.toml is found in its working folder.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
+        environment.pop("DATABASE_URL", None)
+        with self._log.open("wb") as log:
+            self.process = psutil.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                self._get("/readyz")
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError(f"the service does not start:\n{self.log()}")
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def _get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.host}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def metrics(self) -> dict[str, float]:
+        """Samples by name, those with different labels added up."""
+        samples: dict[str, float] = {}
+        for name, value in _SAMPLE.findall(self._get("/metrics")):
+            samples[name] = samples.get(name, 0.0) + float(value)
+        return samples
+
+    def wait_stored(self, load: psutil.Popen | None, seconds: float) -> tuple[float, dict[str, float]]:
+        """Wait until the load has ended and nothing is pending: (when the last event was stored by
+        time.monotonic(), the metrics then). Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        stored, stored_at = -1.0, 0.0
+        while True:
+            metrics = self.metrics()
+            now = time.monotonic()
+            if metrics["ingest_events_stored_total"] != stored:
+                stored, stored_at = metrics["ingest_events_stored_total"], now
+            if metrics["ingest_events_pending"] == 0 and (load is None or load.poll() is not None):
+                return stored_at, metrics
+            if now > deadline:
+                raise TimeoutError(f"{metrics['ingest_events_pending']:.0f} events are pending after {seconds:.0f} s")
+            time.sleep(0.05)
+
+    def rss_mb(self) -> float:
+        """Resident memory of the collector alone, without Postgres."""
+        return float(self.process.memory_info().rss) / 1e6
+
+    def stop(self) -> None:
+        """SIGTERM, and wait; Postgres is stopped whatever became of the collector."""
+        try:
+            if self.process.poll() is None:
+                self.process.terminate()
+                self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(STOP_SECONDS)
+        finally:
+            self.postgres.stop()
+
+
+@contextmanager
+def running_service(*flags: str) -> Iterator[Service]:
+    """A service on a fresh folder; both are gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
+    try:
+        service = Service(folder, flags)
+        try:
+            service.wait_ready()
+            yield service
+        except BaseException:
+            print(service.log(), file=sys.stderr)
+            raise
+        finally:
+            service.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

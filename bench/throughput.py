@@ -1,0 +1,97 @@
+"""How fast the service is, against the floors that nothing of its kind can beat.
+
+`python -m bench.throughput [--quick] [--json PATH]`; README.md beside this file tells what each figure means.
+Exits with 1 when an acknowledged event was not stored exactly once, whatever the speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from bench import report
+from bench.measure import (
+    OnceFailed,
+    batches,
+    measure_batches,
+    measure_latency,
+    measure_memory,
+    measure_singles,
+    run_load,
+    singles,
+)
+from bench.service import Service, running_service
+
+PARTS = ("batches", "singles", "latency", "memory")
+WARM_UP_SECONDS = 2.0
+T = TypeVar("T")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of one load [10]")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured; medians are shown [3]")
+    parser.add_argument("--latency-seconds", type=float, default=15.0, help="length of the steady rate [15]")
+    parser.add_argument("--rate", type=float, default=1000.0, help="events a second of the steady rate [1000]")
+    parser.add_argument("--outage-seconds", type=float, default=60.0, help="how long Postgres does not answer [60]")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="one short round of everything; too noisy to quote")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there, not after the table")
+    return parser
+
+
+def measure(service: Service, given: argparse.Namespace) -> report.Results:
+    """Everything that is wanted. Loads and floors take turns, because a machine's speed changes by the minute."""
+    wanted = given.only or PARTS
+    run_load(service, batches(service.host), WARM_UP_SECONDS)
+    run_load(service, singles(service.host), WARM_UP_SECONDS)
+    batch_rounds, single_rounds = [], []
+    for number in range(1, given.rounds + 1):
+        if "batches" in wanted:
+            batch_rounds.append(_told(f"batches, {number}", measure_batches, service, given.seconds))
+        if "singles" in wanted:
+            single_rounds.append(_told(f"singles, {number}", measure_singles, service, given.seconds))
+    latency = memory = None
+    if "latency" in wanted:
+        latency = _told("latency", measure_latency, service, given.rate, given.latency_seconds)
+    if "memory" in wanted:
+        memory = _told("memory", measure_memory, service, given.outage_seconds)
+    return report.Results(batch_rounds, single_rounds, latency, memory)
+
+
+def _told(what: str, measure_one: Callable[..., T], *arguments: object) -> T:
+    """Measure, and tell on standard error that it goes on."""
+    started = time.monotonic()
+    measured = measure_one(*arguments)
+    print(f"{what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    return measured
+
+
+def main() -> int:
+    given = _parser().parse_args()
+    if given.quick:
+        given.seconds, given.rounds, given.latency_seconds, given.outage_seconds = 3.0, 1, 5.0, 10.0
+    try:
+        with running_service() as service:
+            where = report.machine(service.database.version())
+            results = measure(service, given)
+    except (OnceFailed, TimeoutError) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    print(report.as_text(where, results))
+    print("\nevery acknowledged event was stored once")
+    text = json.dumps(report.as_json(where, results), indent=2)
+    if given.json:
+        given.json.write_text(text + "\n")
+    else:
+        print("\n" + text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

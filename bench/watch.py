@@ -1,0 +1,62 @@
+"""A thread that looks at processes while something else is going on: peak memory, CPU time."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Final
+
+import psutil
+
+from bench.service import Service
+
+PERIOD_SECONDS: Final = 0.1
+
+
+class Watch:
+    """Looks ten times a second, from `with` until the end of the block."""
+
+    def __init__(self, service: Service, load: psutil.Popen | None = None) -> None:
+        self._service = service
+        self._load = load
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        # Written by the thread; `peak_mb` is set back by `forget_peak`.
+        self.peak_mb = 0.0
+        self.load_cpu_seconds = 0.0
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def forget_peak(self) -> None:
+        """Begin anew: the peak is that of the time from now on."""
+        self.peak_mb = 0.0
+
+    def _run(self) -> None:
+        while not self._stop.wait(PERIOD_SECONDS):
+            try:
+                self.peak_mb = max(self.peak_mb, self._service.rss_mb())
+                if self._load is not None:
+                    # What a process has used is not known any more when it is gone, so it is asked all the time.
+                    self.load_cpu_seconds = max(self.load_cpu_seconds, cpu_seconds([self._load]))
+            except psutil.NoSuchProcess:
+                continue
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """CPU time that these processes have used so far; those that are gone count nothing."""
+    total = 0.0
+    for process in processes:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total

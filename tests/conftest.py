@@ -1,0 +1,136 @@
+"""A real Postgres for every test: one server a session, and a fresh clone of a migrated database a test.
+
+With INGEST_TEST_DATABASE_URL set, that server is used instead of the embedded one; its role must be allowed to make
+databases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from ingest import database, migrations
+from ingest.embedded import EmbeddedPostgres
+
+SMALL = {"shared_buffers": "32MB", "min_wal_size": "32MB", "max_connections": "100"}
+"""Settings of the tests' servers; fsync stays on, as what it costs is part of what is tested."""
+
+
+class Server(Protocol):
+    """A Postgres to make databases on: `dsn` is one database that exists there."""
+
+    @property
+    def dsn(self) -> str: ...
+
+
+class OutsideServer:
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+
+
+def with_database(dsn: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    parts = urlsplit(dsn)
+    return f"{parts.scheme}://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
+
+
+async def execute(dsn: str, *statements: str) -> None:
+    connection = await database.connect(dsn, purpose="tests")
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def run_apart(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine to its end in a thread's own event loop, out of the way of pytest-asyncio's."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(work())).result()
+
+
+@pytest.fixture(scope="session")
+def new_folder() -> Iterator[Callable[[], Path]]:
+    """Makes folders for servers. Not below pytest's own temporary folder: run by root, the server is another user,
+    and a second pytest would shut that user out."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        made.append(Path(tempfile.mkdtemp(prefix="ingest-test-")))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres(new_folder: Callable[[], Path]) -> Iterator[Server]:
+    """The server; do not stop it, other tests use it."""
+    if outside := os.environ.get("INGEST_TEST_DATABASE_URL"):
+        yield OutsideServer(outside)
+        return
+    embedded = EmbeddedPostgres(new_folder() / "postgres", SMALL)
+    embedded.start()
+    yield embedded
+    embedded.stop()
+
+
+@pytest.fixture(scope="session")
+def template(postgres: Server) -> Iterator[str]:
+    """The name of a migrated database without partitions, which nobody is connected to."""
+    name = f"ingest_template_{secrets.token_hex(4)}"
+
+    async def make() -> None:
+        await execute(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+        connection = await database.connect(with_database(postgres.dsn, name), purpose="tests")
+        try:
+            await migrations.migrate(connection)
+        finally:
+            await connection.close()
+
+    run_apart(make)
+    yield name
+    run_apart(lambda: execute(postgres.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+async def _lend(server: Server, template: str) -> AsyncIterator[str]:
+    name = f"ingest_test_{secrets.token_hex(4)}"
+    # 25 ms; FILE_COPY takes 70 ms, because it syncs every file.
+    await execute(server.dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
+    yield with_database(server.dsn, name)
+    await execute(server.dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database_url(postgres: Server, template: str) -> AsyncIterator[str]:
+    """A migrated database of the test's own."""
+    async for url in _lend(postgres, template):
+        yield url
+
+
+@pytest.fixture
+async def empty_database_url(postgres: Server) -> AsyncIterator[str]:
+    """A database of the test's own without anything in it."""
+    async for url in _lend(postgres, "template0"):
+        yield url
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the test's own migrated database."""
+    opened = await database.connect(database_url, purpose="tests")
+    yield opened
+    if not opened.is_closed():
+        await opened.close()

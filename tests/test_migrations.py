@@ -1,0 +1,201 @@
+"""Migrations: once each, in order, whole or not at all, also by two at once and by an ordinary role."""
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from ingest import database, migrations
+from ingest.errors import MigrationError
+from ingest.migrations import State
+from tests.conftest import Server, execute, with_database
+
+
+@pytest.fixture
+async def empty(empty_database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    opened = await database.connect(empty_database_url, purpose="tests")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "001_first.sql", "CREATE TABLE first (a int);")
+    write(tmp_path, "002_second.sql", "CREATE TABLE second (a int);")
+    return tmp_path
+
+
+def write(folder: Path, name: str, sql: str) -> None:
+    (folder / name).write_text(sql)
+
+
+async def states(connection: asyncpg.Connection, folder: Path | None = None) -> dict[str, State]:
+    return {found.name: found.state for found in await migrations.status(connection, folder=folder)}
+
+
+async def test_this_release(empty: asyncpg.Connection):
+    names = [path.name for path in sorted((database.sql_folder() / "migrations").glob("*.sql"))]
+    with pytest.raises(MigrationError, match=r"older than this release .*001_initial_schema.*run `ingest migrate`"):
+        await migrations.check(empty)
+    assert await states(empty) == dict.fromkeys(names, State.PENDING)
+    assert await migrations.migrate(empty) == names
+    await migrations.check(empty)
+    assert await states(empty) == dict.fromkeys(names, State.APPLIED)
+    assert await migrations.migrate(empty) == []
+
+
+async def test_new_file_is_applied_alone(empty: asyncpg.Connection, folder: Path):
+    assert await migrations.migrate(empty, folder=folder) == ["001_first.sql", "002_second.sql"]
+    write(folder, "003_third.sql", "CREATE TABLE third (a int)")
+    with pytest.raises(MigrationError, match=r"003_third\.sql is not applied"):
+        await migrations.check(empty, folder=folder)
+    assert await migrations.migrate(empty, folder=folder) == ["003_third.sql"]
+
+
+async def test_two_at_once_apply_each_file_once(empty_database_url: str, folder: Path):
+    write(folder, "003_slow.sql", "SELECT pg_sleep(0.05); CREATE TABLE slow (a int);")
+    connections = [await database.connect(empty_database_url, purpose="tests") for _ in range(4)]
+    try:
+        applied = await asyncio.gather(*[migrations.migrate(one, folder=folder) for one in connections])
+        assert sorted(name for names in applied for name in names) == [
+            "001_first.sql",
+            "002_second.sql",
+            "003_slow.sql",
+        ]
+    finally:
+        for one in connections:
+            await one.close()
+
+
+async def test_failing_file_leaves_nothing_and_is_named_with_its_line(empty: asyncpg.Connection, folder: Path):
+    write(folder, "002_second.sql", "CREATE TABLE second (a int);\n-- ü\nSELECT 1,\n  missing_column;\n")
+    with pytest.raises(MigrationError) as caught:
+        await migrations.migrate(empty, folder=folder)
+    assert str(caught.value) == '002_second.sql, line 4: column "missing_column" does not exist'
+    assert await states(empty, folder) == {"001_first.sql": State.APPLIED, "002_second.sql": State.PENDING}
+    assert await empty.fetchval("SELECT to_regclass('second')") is None
+
+
+async def test_error_without_a_position_has_postgres_words(empty: asyncpg.Connection, folder: Path):
+    write(folder, "003_third.sql", "INSERT INTO first VALUES (1); ALTER TABLE first ADD CONSTRAINT c CHECK (a > 1);")
+    with pytest.raises(MigrationError, match=r'^003_third\.sql: check constraint "c" .* is violated by some row$'):
+        await migrations.migrate(empty, folder=folder)
+
+
+async def test_edited_file(empty: asyncpg.Connection, folder: Path):
+    await migrations.migrate(empty, folder=folder)
+    write(folder, "001_first.sql", "CREATE TABLE first (a bigint);")
+    assert (await states(empty, folder))["001_first.sql"] is State.EDITED
+    for refuse in (migrations.check, migrations.migrate):
+        with pytest.raises(MigrationError, match=r"001_first\.sql was changed after"):
+            await refuse(empty, folder=folder)
+
+
+async def test_newer_database(empty: asyncpg.Connection, folder: Path):
+    await migrations.migrate(empty, folder=folder)
+    (folder / "002_second.sql").unlink()
+    for refuse in (migrations.check, migrations.migrate):
+        with pytest.raises(MigrationError, match=r"newer than this release \(it has had 002_second.sql\)"):
+            await refuse(empty, folder=folder)
+
+
+async def test_missing_file(empty: asyncpg.Connection, folder: Path):
+    await migrations.migrate(empty, folder=folder)
+    (folder / "001_first.sql").unlink()
+    assert (await states(empty, folder))["001_first.sql"] is State.MISSING
+    with pytest.raises(MigrationError, match="no such file"):
+        await migrations.check(empty, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("first.sql", "does not begin with a number"), ("1_again.sql", "have the same number")]
+)
+async def test_misnamed_file(empty: asyncpg.Connection, folder: Path, name: str, words: str):
+    shutil.copy(folder / "001_first.sql", folder / name)
+    with pytest.raises(MigrationError, match=words):
+        await migrations.migrate(empty, folder=folder)
+
+
+async def test_ordinary_role_that_does_not_own_the_database(postgres: Server, empty_database_url: str):
+    role = f"ordinary_{secrets.token_hex(4)}"
+    name = urlsplit(empty_database_url).path[1:]
+    await execute(
+        postgres.dsn,
+        f"CREATE ROLE {role} LOGIN PASSWORD '{role}'",
+        f"GRANT CREATE ON DATABASE {name} TO {role}",
+    )
+    parts = urlsplit(with_database(postgres.dsn, name))
+    hosts = parts.netloc.rpartition("@")[2]
+    connection = await database.connect(
+        f"{parts.scheme}://{role}:{role}@{hosts}{parts.path}?{parts.query}", purpose="tests"
+    )
+    try:
+        await migrations.migrate(connection)
+        await migrations.check(connection)
+        assert await connection.fetchval("SELECT analytics.ensure_events_partition('2026-01-02')")
+        await connection.execute(
+            "INSERT INTO analytics.events (type, name, created_at) VALUES ('system', 'ping', '2026-01-02 12:00+00')"
+        )
+    finally:
+        await connection.close()
+        await execute(with_database(postgres.dsn, name), f"DROP OWNED BY {role}")
+        await execute(postgres.dsn, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+async def test_role_that_may_not_make_a_schema(postgres: Server, empty: asyncpg.Connection):
+    role = f"nobody_{secrets.token_hex(4)}"
+    await empty.execute(f"CREATE ROLE {role}; SET ROLE {role}")
+    try:
+        with pytest.raises(MigrationError, match=r"cannot make the table .*permission denied"):
+            await migrations.migrate(empty)
+    finally:
+        await empty.execute(f"RESET ROLE; DROP ROLE {role}")
+
+
+# What the initial schema promises.
+
+
+async def test_plain_insert_and_its_checks(connection: asyncpg.Connection):
+    await connection.execute("SELECT analytics.ensure_events_partition((now() AT TIME ZONE 'UTC')::date)")
+    insert = "INSERT INTO analytics.events (type, name, properties) VALUES ($1, $2, $3)"
+    await connection.execute(insert, "page_view", "x" * 100, '{"a": 1}')
+    for type_, name, properties in (
+        ("page_view", "", "{}"),
+        ("page_view", "x" * 101, "{}"),
+        ("page_view", "x", "[]"),
+    ):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(insert, type_, name, properties)
+    stored = await connection.fetchrow("SELECT * FROM analytics.events")
+    assert stored is not None
+    assert (stored["context"], stored["batch_id"]) == ("{}", None)
+
+
+async def test_journal_number_fits_into_a_batch_id(connection: asyncpg.Connection):
+    register = "INSERT INTO analytics.journals (identity) VALUES (gen_random_uuid()) RETURNING number"
+    assert await connection.fetchval(register) == 1
+    await connection.execute("ALTER SEQUENCE analytics.journals_number_seq RESTART WITH 8388607")
+    number = await connection.fetchval(register)
+    assert (number << 40 | (1 << 40) - 1) == 2**63 - 1
+    with pytest.raises(asyncpg.SequenceGeneratorLimitExceededError):
+        await connection.fetchval(register)
+
+
+async def test_metric_without_a_window_is_one_row(connection: asyncpg.Connection):
+    insert = "INSERT INTO analytics.metrics (name, type, value_numeric) VALUES ('mrr', 'gauge', 1)"
+    await connection.execute(insert)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute(insert)
+
+
+async def test_every_table_says_what_it_is(connection: asyncpg.Connection):
+    silent = await connection.fetch(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'analytics'::regnamespace AND relkind IN ('r', 'p')"
+        " AND obj_description(oid, 'pg_class') IS NULL"
+    )
+    assert silent == []
