@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -38,11 +38,15 @@ class _Parser(argparse.ArgumentParser):
         see = f"see `{self.prog} --help`"
         if "arguments are required: COMMAND" in message:
             raise IngestError(f"which command? {see}")
-        choice = re.match(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)$", message, re.DOTALL)
-        if choice is None:
-            raise IngestError(f"{message}; {see}")
-        close = difflib.get_close_matches(choice[2].strip("'"), re.findall(r"\w+", choice[3]), n=1)
-        raise IngestError(f"unknown {choice[1].lower()}" + (f": did you mean {close[0]}?" if close else f"; {see}"))
+        if "argument COMMAND: invalid choice" in message:
+            given, _, known = message.partition("(choose from")
+            raise _unknown("command", given.split()[-1].strip("'"), re.findall(r"\w+", known), see)
+        raise IngestError(f"{message}; {see}")
+
+
+def _unknown(what: str, word: str, known: Iterable[str], see: str) -> IngestError:
+    close = difflib.get_close_matches(word, known, n=1)
+    return IngestError(f"unknown {what}: did you mean {close[0]}?" if close else f"unknown {what}; {see}")
 
 
 def _natural(text: str) -> int:
@@ -72,13 +76,13 @@ def _parser() -> _Parser:
     command("migrate", "bring the database to this release's schema", _WHERE)
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
     journal = command("journal", "what waits to be stored: pending, verify, show", _WHERE)
-    journal.add_argument("action", nargs="?", choices=("pending", "verify", "show"), default="pending",
+    journal.add_argument("action", nargs="?", metavar="{pending,verify,show}", default="pending",
         help="what is not stored yet; whether the files are sound; what a record holds [pending]",
     )  # fmt: skip
     journal.add_argument("record", nargs="?", type=_natural, help="number of the record to show")
     journal.add_argument("--journal", metavar="N", type=_natural, help="show: which journal, when there are several")
     rejected = command("rejected", "what was refused and why: list, replay", _WHERE)
-    rejected.add_argument("action", nargs="?", choices=("list", "replay"), default="list",
+    rejected.add_argument("action", nargs="?", metavar="{list,replay}", default="list",
         help="show them; send them to the running service again, once the reason is gone [list]",
     )  # fmt: skip
     rejected.add_argument("--reason", metavar="WORD", help="only events refused for this reason")
@@ -126,6 +130,9 @@ def _run(arguments: list[str]) -> int:
         given, unknown = parser.parse_known_args(arguments)
         if unknown:
             raise _unexpected(given.command, unknown)
+        if given.command in _ACTIONS and given.action not in _ACTIONS[given.command]:
+            see = f"see `ingest {given.command} --help`"
+            raise _unknown("action", given.action, _ACTIONS[given.command], see)
     flags = {name: value for name, value in vars(given).items() if name not in _OWN}
     config = configuration.load(flags, os.environ, Path.cwd())
     return _COMMANDS[given.command](config, given)
@@ -137,13 +144,13 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
     flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
     if flag is None:
         return IngestError(f"`ingest {command}` takes no such argument; {see}")
-    own = [word for word in _FLAGS.get(command, ()) if difflib.get_close_matches(flag, [word])]
-    if own:
+    if own := difflib.get_close_matches(flag, _FLAGS.get(command, ()), n=1):
         return IngestError(f"unknown flag `{flag}`: did you mean {own[0]}?")
     settings = {"dev": _OF_DEV, "serve": _ALL, "tail": ("data_dir",)}.get(command, _WHERE)
     return configuration.unknown_flag(flag, settings)
 
 
+_ACTIONS = {"journal": ("pending", "verify", "show"), "rejected": ("list", "replay")}
 _FLAGS = {"journal": ("--journal",), "rejected": ("--reason", "--id", "--limit", "--replayed"), "tail": ("--json",)}
 
 

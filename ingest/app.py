@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -31,8 +31,9 @@ from ingest.dedupe import DedupeWindow
 from ingest.errors import DatabaseError, IngestError
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.handlers import health
-from ingest.handlers.collect import Collector, CollectSettings, segment_settings, unknown_route
+from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
 from ingest.http import Cors, RateLimit
+from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal, OpenRecord
 from ingest.logs import fields
 from ingest.metrics import Gauges, Metrics, merge
@@ -247,24 +248,48 @@ class Worker:
     async def listen(self, sock: socket.socket) -> None:
         """Serve HTTP on a bound socket, and the control socket for siblings and commands."""
         self.port = sock.getsockname()[1]
-        settings = self._collect_settings()
-        timeout_seconds = self.config.shutdown_timeout_seconds
-        cors = Cors(self.config.cors_origins)
-        self._server = Server(
-            self._collector(settings).routes(), self._application(), cors, self.metrics, timeout_seconds
+        config = self.config
+        settings = CollectSettings(
+            max_body_bytes=config.max_body_bytes,
+            max_batch_events=config.max_batch_events,
+            body_timeout_seconds=config.body_timeout_seconds,
+            write_keys=config.write_keys,
+            rate_limit=RateLimit(config.rate_limit_per_second, config.rate_limit_burst, time.monotonic),
+            trusted_proxies=parse_networks(config.trusted_proxies),
         )
+        timeout_seconds = config.shutdown_timeout_seconds
+        cors = Cors(config.cors_origins)
+        kept = RateLimit(config.rejected_kept_per_second, max(1, config.rejected_kept_per_second), time.monotonic)
+        collector = Collector(settings, self._intake(config.write_keys, kept), self.metrics)
+        self._server = Server(collector.routes(), self._application(), cors, self.metrics, timeout_seconds)
         # What comes by the control socket is a replay: no key, no limit, and refused again it is not kept twice.
-        unlimited = RateLimit(0.0, 1, time.monotonic)
-        replays = settings._replace(write_keys=(), rate_limit=unlimited, keep_rejected=unlimited)
-        control_app = control.application(self.metrics.page, self.tail)
-        self._control = Server(
-            self._collector(replays).routes(), control_app, Cors(()), self.metrics, timeout_seconds
+        nothing = RateLimit(0.0, 1, time.monotonic)
+        replays = Collector(
+            settings._replace(write_keys=(), rate_limit=nothing), self._intake((), nothing), self.metrics
         )
+        control_app = control.application(self.metrics.page, self.tail)
+        self._control = Server(replays.routes(), control_app, Cors(()), self.metrics, timeout_seconds)
         await self._server.start(sock)
         await self._control.start(bind_unix(control.socket_path(self.config.data_dir, self.index)))
 
-    def _collector(self, settings: CollectSettings) -> Collector:
-        return Collector(settings, self.journal, self.window, self.accounts, self.metrics, self.tail)
+    def _intake(self, write_keys: tuple[str, ...], kept: RateLimit) -> Intake:
+        config = self.config
+        limits = Limits(
+            max_event_bytes=config.max_event_bytes,
+            max_depth=config.max_depth,
+            retention=timedelta(days=config.retention_days),
+            max_future=timedelta(seconds=config.max_future_seconds),
+            skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
+            conversion_events=frozenset(config.conversion_events),
+        )
+        settings = IntakeSettings(
+            limits=limits,
+            make_sender=_sender_maker(config),
+            check_key=key_checker(write_keys),
+            keep_rejected=lambda: kept.enabled and not kept.take(""),
+            observe_skew=self.metrics.skew.observe,
+        )
+        return Intake(self.journal, self.window, self.accounts, self.tail, settings)
 
     def _application(self) -> web.Application:
         app = web.Application(client_max_size=self.config.max_body_bytes)
@@ -294,29 +319,6 @@ class Worker:
         pages = await asyncio.gather(*[control.metrics_page(path) for path in siblings])
         return merge([self.metrics.page(), *[page for page in pages if page is not None]])
 
-    def _collect_settings(self) -> CollectSettings:
-        config = self.config
-        limits = Limits(
-            max_event_bytes=config.max_event_bytes,
-            max_depth=config.max_depth,
-            retention=timedelta(days=config.retention_days),
-            max_future=timedelta(seconds=config.max_future_seconds),
-            skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
-            conversion_events=frozenset(config.conversion_events),
-        )
-        kept = config.rejected_kept_per_second
-        return CollectSettings(
-            limits=limits,
-            max_body_bytes=config.max_body_bytes,
-            max_batch_events=config.max_batch_events,
-            body_timeout_seconds=config.body_timeout_seconds,
-            write_keys=config.write_keys,
-            keep_rejected=RateLimit(kept, kept, time.monotonic),
-            rate_limit=RateLimit(config.rate_limit_per_second, config.rate_limit_burst, time.monotonic),
-            trusted_proxies=parse_networks(config.trusted_proxies),
-            make_sender=_sender_maker(config),
-        )
-
     # Stopping.
 
     async def stop(self) -> None:
@@ -342,15 +344,16 @@ class Worker:
             )
 
 
-def _sender_maker(config: Config) -> Callable[[str, str, web.BaseRequest], Sender]:
+def _sender_maker(config: Config) -> Callable[[str, Mapping[str, str]], Sender]:
     """How a request's sender is described: country from the CDN or the MaxMind file, then the address anonymised."""
     countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
     conceal = anonymise if config.anonymise_ip else str
 
-    def make_sender(address: str, user_agent: str, request: web.BaseRequest) -> Sender:
-        country, region = country_from_headers(request.headers), None
+    def make_sender(address: str, headers: Mapping[str, str]) -> Sender:
+        country, region = country_from_headers(headers), None
         if country is None and countries is not None and address:
             country, region = countries.locate(address)
+        user_agent = headers.get("User-Agent", "")
         return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region)
 
     return make_sender

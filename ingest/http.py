@@ -57,9 +57,13 @@ async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: f
 
     aiohttp undoes a Content-Encoding and counts the result against its limit, so a gzip bomb ends there.
     """
+    content = request.content
     try:
-        if request.content.is_eof():
-            body = await request.read()
+        if content.is_eof():
+            # All of it is here already, as with nearly every request.
+            body = content.read_nowait()
+            if len(body) > max_bytes:
+                raise web.HTTPRequestEntityTooLarge(max_bytes)
         else:
             async with asyncio.timeout(timeout_seconds):
                 body = await request.read()

@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -284,6 +284,15 @@ class Journal:
             await waiter
         if not record.outcome:
             raise JournalFailed("the journal could not be written")
+
+    def settle_with(self, records: Sequence[OpenRecord], waiter: asyncio.Future[None]) -> None:
+        """Set the waiter's result when all these records are settled, one way or the other; see their `outcome`."""
+        newest = max(records, key=lambda record: record.number, default=None)
+        # Records are settled in order.
+        if newest is not None and newest.outcome is None:
+            newest.waiters.append(waiter)
+        elif not waiter.done():
+            waiter.set_result(None)
 
     def _begin_write(self) -> None:
         self._scheduled = False

@@ -7,26 +7,18 @@ import base64
 import binascii
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from ingest import row
-from ingest.accounts import Accounts
 from ingest.addresses import Network, client_address, rate_limit_key
-from ingest.dedupe import DedupeWindow
-from ingest.event import Arrival, Limits, Sender, arrive, parse_time, process
 from ingest.http import RateLimit, answer, problem, read_body, refuse
-from ingest.journal import Journal, JournalFailed, JournalFull, OpenRecord
+from ingest.intake import Intake, Submission
 from ingest.metrics import Metrics
-from ingest.payload import Payload, RawEvent, decode_native, decode_segment, pieces
-from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
-from ingest.tail import Tail
+from ingest.payload import Payload, decode_native, decode_segment
+from ingest.rejects import PayloadRefused, Refusal, RejectReason
 
-SLICE: Final = 500
-"""Events that are processed before other requests get a turn of the loop."""
 NATIVE_PATH: Final = "/v1/events"
 SEGMENT_CALLS: Final = {
     "/v1/batch": None,
@@ -51,39 +43,23 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 class CollectSettings(NamedTuple):
-    """What of the configuration the collector needs."""
+    """What of the configuration the handlers need."""
 
-    limits: Limits
     max_body_bytes: int
     max_batch_events: int
     body_timeout_seconds: float
     write_keys: tuple[str, ...]
-    keep_rejected: RateLimit
     rate_limit: RateLimit
     trusted_proxies: tuple[Network, ...]
-    make_sender: Callable[[str, str, web.BaseRequest], Sender]
-    """(address, user agent, request) -> Sender, with the country looked up and the address anonymised."""
 
 
 class Collector:
-    """Handles every route that takes events. One a worker."""
+    """Handles every route that takes events: who asks, the body, and the answer. The intake does the rest."""
 
-    def __init__(
-        self,
-        settings: CollectSettings,
-        journal: Journal,
-        window: DedupeWindow,
-        accounts: Accounts,
-        metrics: Metrics,
-        tail: Tail,
-    ) -> None:
+    def __init__(self, settings: CollectSettings, intake: Intake, metrics: Metrics) -> None:
         self._settings = settings
-        self._journal = journal
-        self._window = window
-        self._accounts = accounts
+        self._intake = intake
         self._metrics = metrics
-        self._tail = tail
-        self._write_keys = tuple(key.encode() for key in settings.write_keys)
 
     def routes(self) -> dict[str, Handler]:
         """Path -> handler of its POST requests."""
@@ -99,33 +75,37 @@ class Collector:
         return {NATIVE_PATH: self._handler(NATIVE_PATH, native), **handlers}
 
     def _handler(self, path: str, decode: Callable[[bytes], Payload]) -> Handler:
+        settings = self._settings
+        max_bytes, timeout_seconds = settings.max_body_bytes, settings.body_timeout_seconds
+        observe = self._metrics.acknowledgement.observe
+
         async def handle(request: web.BaseRequest) -> web.Response:
             address = self._address(request)
-            wait_seconds = self._limited(address)
-            if wait_seconds:
-                detail = f"too many requests from one address; try again in {wait_seconds} s"
-                return self._refuse_whole(Refusal(RejectReason.RATE_LIMITED, detail), wait_seconds)
-            sender = None
+            if settings.rate_limit.enabled and (seconds := self._seconds_to_wait(address)):
+                detail = f"too many requests from one address; try again in {seconds} s"
+                return self._refuse(Refusal(RejectReason.RATE_LIMITED, detail), path, seconds)
             try:
-                key = self._header_key(request)
-                body = await read_body(request, self._settings.max_body_bytes, self._settings.body_timeout_seconds)
-                started = time.perf_counter()
-                sender = self._settings.make_sender(address, request.headers.get("User-Agent", ""), request)
-                payload = decode(body)
-                if self._write_keys:
-                    self._check_key(key or payload.write_key)
-                self._accounts.cleaned += payload.cleaned
-                accepted, refusals = await self._accept(payload, sender, path)
+                body = await read_body(request, max_bytes, timeout_seconds)
             except PayloadRefused as refused:
-                return self._refuse_whole(refused.refusal, None, path, sender)
-            except JournalFull as error:
-                return refuse(Refusal(RejectReason.OVERLOADED, str(error)))
-            except JournalFailed as error:
-                return refuse(Refusal(RejectReason.JOURNAL_UNAVAILABLE, str(error)))
-            self._metrics.acknowledgement.observe(time.perf_counter() - started)
-            return _answer(accepted, refusals)
+                return self._refuse(refused.refusal, path)
+            started = time.perf_counter()
+            key = self._header_key(request) if settings.write_keys else None
+            settled = asyncio.get_running_loop().create_future()
+            submission = Submission(path, decode, body, address, request.headers, key, settled)
+            self._intake.submit(submission)
+            await settled
+            if submission.refused is not None:
+                return refuse(submission.refused)
+            if not submission.durable:
+                return refuse(Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written"))
+            observe(time.perf_counter() - started)
+            return _answer(submission.accepted, submission.refusals)
 
         return handle
+
+    def _refuse(self, refusal: Refusal, path: str, retry_after_seconds: int | None = None) -> web.Response:
+        self._intake.refuse(refusal, path)
+        return refuse(refusal, retry_after_seconds)
 
     # Who is asking.
 
@@ -137,17 +117,12 @@ class Collector:
             forwarded = ",".join(request.headers.getall("X-Forwarded-For", ())) or None
         return client_address(address, forwarded, self._settings.trusted_proxies)
 
-    def _limited(self, address: str) -> int:
-        limit = self._settings.rate_limit
-        if not limit.enabled:
-            return 0
-        wait = limit.take(rate_limit_key(address))
+    def _seconds_to_wait(self, address: str) -> int:
+        wait = self._settings.rate_limit.take(rate_limit_key(address))
         return int(wait) + 1 if wait else 0
 
     def _header_key(self, request: web.BaseRequest) -> str | None:
         """The write key that headers or query name; these win over the body, where some clients mask it."""
-        if not self._write_keys:
-            return None
         headers = request.headers
         return (
             _authorization_key(headers.get("Authorization"))
@@ -156,144 +131,22 @@ class Collector:
             or request.query.get("write_key")
         )
 
-    def _check_key(self, key: str | None) -> None:
+
+def key_checker(write_keys: tuple[str, ...]) -> Callable[[str | None], None]:
+    """What tells whether a write key is one of these, raising PayloadRefused if not; without any, all are welcome."""
+    known_keys = tuple(key.encode() for key in write_keys)
+
+    def check(key: str | None) -> None:
+        if not known_keys:
+            return
         if not key:
             raise PayloadRefused(RejectReason.UNAUTHORIZED, "a write key is needed")
         given = key.encode("utf-8", "replace")
         # All are compared, so that the time taken tells nothing about any of them.
-        if not sum(hmac.compare_digest(given, known) for known in self._write_keys):
+        if not sum(hmac.compare_digest(given, known) for known in known_keys):
             raise PayloadRefused(RejectReason.UNAUTHORIZED, "the write key is not one of ours")
 
-    # The events.
-
-    async def _accept(self, payload: Payload, sender: Sender, path: str) -> tuple[int, list[tuple[int, Refusal]]]:
-        """Append all that can be accepted and wait until it is durable: (accepted, [(index, refusal)]).
-
-        Raises JournalFull or JournalFailed when any of it could not be; the client may send all of it again.
-        """
-        now = datetime.now(UTC)
-        sent_at = parse_time(payload.sent_at) if payload.sent_at is not None else None
-        if sent_at is not None:
-            self._metrics.skew.observe((now - sent_at).total_seconds())
-        arrival = arrive(now, sent_at, sender, payload.hazards, self._settings.limits)
-        waits: set[OpenRecord] = set()
-        refusals: list[tuple[int, Refusal]] = []
-        for start in range(0, len(payload.events), SLICE):
-            if start:
-                await asyncio.sleep(0)
-            events = payload.events[start : start + SLICE]
-            refusals += self._append(events, start, payload, arrival, path, waits)
-        for record in waits:
-            await self._journal.wait(record)
-        return len(payload.events) - len(refusals), refusals
-
-    def _append(
-        self,
-        events: Iterable[RawEvent | Refusal],
-        start: int,
-        payload: Payload,
-        arrival: Arrival,
-        path: str,
-        waits: set[OpenRecord],
-    ) -> list[tuple[int, Refusal]]:
-        """Process one slice, which begins at `start`, and append it without giving up the loop: its batch_id and
-        the books stay true. Returns the refused ones with their index in the payload."""
-        batch_id = self._journal.batch_id
-        ending = f"{batch_id}\n"
-        window = self._window
-        lines: list[str] = []
-        keys: dict[bytes, None] = {}
-        rejected_lines: list[str] = []
-        refusals: list[tuple[int, Refusal]] = []
-        duplicates = 0
-        for index, raw in enumerate(events, start):
-            result = raw if isinstance(raw, Refusal) else process(raw, arrival)
-            if isinstance(result, Refusal):
-                refusals.append((index, result))
-                continue
-            key = result.key
-            if key is not None:
-                if key in keys or window.seen(key):
-                    duplicates += 1
-                    continue
-                if (record := window.in_flight(key)) is not None:
-                    # A retry that came before the first try was durable: it waits for that one.
-                    waits.add(record)
-                    duplicates += 1
-                    continue
-                keys[key] = None
-            lines.append(result.text + ending)
-        if refusals:
-            sent = pieces(payload)
-            refusals = [(index, refusal._replace(raw=sent[index])) for index, refusal in refusals]
-            received, sender = arrival.received_text, arrival.sender
-            kept = [self._rejected_line(refusal, received, sender, path, batch_id) for _, refusal in refusals]
-            rejected_lines = [line for line in kept if line is not None]
-        accounts = self._accounts
-        accounts.received += len(lines) + duplicates + len(refusals)
-        accounts.duplicate_at_door += duplicates
-        for _, refusal in refusals:
-            accounts.reject(refusal.reason)
-        if lines or rejected_lines:
-            try:
-                record = self._journal.append(
-                    "".join(lines), len(lines), list(keys), "".join(rejected_lines), len(rejected_lines)
-                )
-            except JournalFull:
-                accounts.reject(RejectReason.OVERLOADED, len(lines))
-                raise
-            window.begin(keys, record)
-            waits.add(record)
-        if self._tail.followed:
-            self._tail.publish(lines, refusals, path)
-        return refusals
-
-    # Refusals.
-
-    def _refuse_whole(
-        self,
-        refusal: Refusal,
-        retry_after_seconds: int | None,
-        path: str = NATIVE_PATH,
-        sender: Sender | None = None,
-    ) -> web.Response:
-        """Refuse a request as one event, keep what it held if that is worth it, and answer."""
-        self._accounts.received += 1
-        self._accounts.reject(refusal.reason)
-        if self._tail.followed:
-            self._tail.publish([], [(0, refusal)], path)
-        if refusal.raw and sender is not None:
-            now = datetime.now(UTC).isoformat()
-            line = self._rejected_line(refusal, now, sender, path, self._journal.batch_id)
-            if line:
-                try:
-                    self._journal.append("", 0, [], line, 1)
-                except JournalFull:
-                    pass  # It is refused and counted all the same; only its text is not kept.
-        return refuse(refusal, retry_after_seconds)
-
-    def _rejected_line(self, refusal: Refusal, received: str, sender: Sender, path: str, batch_id: int) -> str | None:
-        """The line for analytics.rejected_events; None when it is not kept: too many at once, or nothing in it."""
-        if refusal.reason in NOT_KEPT or not refusal.raw:
-            return None
-        keep = self._settings.keep_rejected
-        if not keep.enabled or keep.take(""):
-            return None
-        limit = self._settings.limits.max_event_bytes
-        return (
-            row.fields(
-                received,
-                refusal.reason.value,
-                refusal.detail,
-                path,
-                refusal.raw[:limit].decode("utf-8", "replace"),
-                "t" if len(refusal.raw) > limit else "f",
-                sender.address or None,
-                sender.user_agent or None,
-                str(batch_id),
-            )
-            + "\n"
-        )
+    return check
 
 
 _ALL_ACCEPTED = {n: b'{"accepted":%d,"rejected":[]}' % n for n in range(1, 1001)}
