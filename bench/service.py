@@ -54,7 +54,8 @@ class Service:
         raise RuntimeError(f"the service does not start:\n{self.log()}")
 
     def log(self) -> str:
-        return self._log.read_text(errors="replace")
+        """The end of what it wrote."""
+        return self._log.read_text(errors="replace")[-4000:]
 
     def _get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{self.host}{path}", timeout=10) as answer:

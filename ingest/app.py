@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import gc
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -370,21 +368,7 @@ async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> W
         await worker.abandon()
         raise
     worker.start_loops()
-    tune_process()
     return worker
-
-
-def tune_process() -> None:
-    """Settings of the interpreter for a process that does one thing for a long time.
-
-    What was made during the start lives until the end: the garbage collector need not look at it again. And the
-    journal's thread, which needs the interpreter's lock for microseconds between two system calls, should not
-    wait the default five milliseconds for it while the loop is busy.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    sys.setswitchinterval(0.0005)
 
 
 class DataFolder:

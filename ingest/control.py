@@ -6,13 +6,14 @@ A Unix socket in the data folder, for the user who runs the service only; so no 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
 import aiohttp
 from aiohttp import web
 
-from ingest.sockets import short_socket_folder
+from ingest.sockets import find_socket_folder, short_socket_folder
 from ingest.tail import Tail
 
 SIBLING_TIMEOUT_SECONDS: Final = 2.0
@@ -25,7 +26,7 @@ def socket_path(data_dir: Path, worker: int) -> Path:
 
 def running(data_dir: Path) -> list[Path]:
     """The control sockets there are; a process that was killed may have left one that nobody answers."""
-    return sorted(short_socket_folder(data_dir / "run").glob("worker-*.sock"))
+    return sorted(find_socket_folder(data_dir / "run").glob("worker-*.sock"))
 
 
 def application(page: Callable[[], str], tail: Tail) -> web.Application:
@@ -37,11 +38,14 @@ def application(page: Callable[[], str], tail: Tail) -> web.Application:
     async def follow(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for line in tail.follow():
-            await response.write(line)
+        # Closed as soon as the follower is gone, so that nobody goes on writing for him.
+        async with aclosing(tail.follow()) as lines:
+            async for line in lines:
+                await response.write(line)
         return response
 
-    app = web.Application()
+    # 0 is no limit of aiohttp's own: a replayed event may be as large as the settings let events be.
+    app = web.Application(client_max_size=0)
     app.add_routes([web.get("/metrics", own_metrics), web.get("/tail", follow)])
     return app
 

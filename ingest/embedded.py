@@ -50,7 +50,6 @@ SETTINGS: Final = {
     "wal_compression": "off",
     "checkpoint_timeout": "15min",
     "jit": "off",
-    "autovacuum": "on",
     "fsync": "on",
     "synchronous_commit": "on",
     "timezone": "UTC",

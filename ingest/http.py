@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import aiohttp
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from ingest.payload import GZIP_MAGIC, gunzip
 from ingest.rejects import STATUS_OF_REASON, PayloadRefused, Refusal, RejectReason
@@ -55,30 +56,73 @@ def problem(status: int, code: str, message: str, headers: Mapping[str, str] | N
 async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
     """The body, decompressed whether it says that it is gzip or not. Raises PayloadRefused.
 
-    aiohttp undoes a Content-Encoding and counts the result against its limit, so a gzip bomb ends there.
+    The connection must not decompress by itself: aiohttp takes a gzip body that is cut short for a whole one, and
+    hangs up over one that is damaged.
     """
     content = request.content
     try:
         if content.is_eof():
             # All of it is here already, as with nearly every request.
             body = content.read_nowait()
-            if len(body) > max_bytes:
-                raise web.HTTPRequestEntityTooLarge(max_bytes)
         else:
             async with asyncio.timeout(timeout_seconds):
-                body = await request.read()
+                body = await _read_rest(request, max_bytes)
     except web.HTTPRequestEntityTooLarge:
-        detail = f"the body is over {max_bytes} bytes"
-        raise PayloadRefused(RejectReason.BODY_TOO_LARGE, detail) from None
+        raise _too_large(max_bytes) from None
     except TimeoutError:
         detail = f"the body did not come within {timeout_seconds:g} seconds"
         raise PayloadRefused(RejectReason.BODY_TIMEOUT, detail) from None
     except (web.RequestPayloadError, aiohttp.http.HttpProcessingError) as error:
-        # What aiohttp could not decompress or dechunk.
+        # What aiohttp could not dechunk.
         raise PayloadRefused(RejectReason.BAD_ENCODING, f"the body cannot be read: {error}") from None
     except ConnectionError as error:
         raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the client hung up: {error}") from None
-    return gunzip(body, max_bytes) if body.startswith(GZIP_MAGIC) else body
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    if body.startswith(GZIP_MAGIC):
+        return gunzip(body, max_bytes)
+    encoding = request.headers.get("Content-Encoding")
+    return body if encoding is None else _decode(body, encoding.strip().lower(), max_bytes)
+
+
+async def _read_rest(request: web.BaseRequest, max_bytes: int) -> bytes:
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # The answer itself has not begun.
+    return await request.read()
+
+
+def _too_large(max_bytes: int) -> PayloadRefused:
+    return PayloadRefused(RejectReason.BODY_TOO_LARGE, f"the body is over {max_bytes} bytes")
+
+
+def _decode(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Undo a Content-Encoding other than gzip, which its first bytes tell."""
+    if encoding == "deflate":
+        return _inflate(body, max_bytes)
+    if encoding in ("gzip", "x-gzip", "br", "zstd", "compress"):
+        # What says gzip and is JSON was decompressed on the way by somebody who forgot the header.
+        if body.lstrip()[:1] in (b"{", b"["):
+            return body
+        detail = f"Content-Encoding is {encoding}, and the body is neither gzip nor JSON"
+        raise PayloadRefused(RejectReason.BAD_ENCODING, detail)
+    return body
+
+
+def _inflate(body: bytes, max_bytes: int) -> bytes:
+    # With zlib's header, as RFC 9110 has it, or without, as many clients send it.
+    stream = zlib.decompressobj(wbits=15 if body[:1] and body[0] & 0x0F == 8 else -15)
+    try:
+        plain = stream.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise PayloadRefused(RejectReason.BAD_ENCODING, f"the deflate body is damaged: {error}") from None
+    if len(plain) > max_bytes:
+        raise _too_large(max_bytes)
+    if body and not stream.eof:
+        raise PayloadRefused(RejectReason.BAD_ENCODING, "the deflate body is cut short")
+    return plain
 
 
 class Cors:

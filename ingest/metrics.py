@@ -7,21 +7,21 @@ series and nobody else's. `merge` puts the pages of several workers together.
 
 from __future__ import annotations
 
-import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.samples import Sample
 
 from ingest.accounts import Accounts
@@ -32,6 +32,30 @@ from ingest.writer import Writer
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000)
 _SKEW = (-86_400, -3_600, -300, -60, -5, -1, 0, 1, 5, 60, 300, 3_600, 86_400)
+
+
+class Histogram:
+    """A histogram on the hot path: an observation is a bisection and two additions, a fifth of what the client
+    library's takes with its locks, which one thread does not need."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = bounds
+        # Observations up to each bound and not up to the one before; the last counts those above all bounds.
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        totals = list(accumulate(self._counts))
+        ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        yield HistogramMetricFamily(
+            self._name, self._text, buckets=list(zip(ends, totals, strict=True)), sum_value=self._sum
+        )
 
 
 @dataclass
@@ -53,24 +77,14 @@ class Metrics:
         self.acknowledgement = Histogram(
             "ingest_acknowledgement_seconds",
             "From the last byte of a request to the moment its events are on stable storage",
-            buckets=_SECONDS,
-            registry=inner,
+            _SECONDS,
         )
-        self.fsync = Histogram(
-            "ingest_journal_write_seconds", "Write and fsync of one record", buckets=_SECONDS, registry=inner
-        )
-        self.flush = Histogram(
-            "ingest_flush_seconds",
-            "One COPY transaction, its COMMIT included",
-            buckets=_SECONDS,
-            registry=inner,
-        )
-        self.flush_rows = Histogram(
-            "ingest_flush_rows", "Events in one COPY transaction", buckets=_ROWS, registry=inner
-        )
-        self.skew = Histogram(
-            "ingest_clock_skew_seconds", "Our clock less the client's sentAt", buckets=_SKEW, registry=inner
-        )
+        self.fsync = Histogram("ingest_journal_write_seconds", "Write and fsync of one record", _SECONDS)
+        self.flush = Histogram("ingest_flush_seconds", "One COPY transaction, its COMMIT included", _SECONDS)
+        self.flush_rows = Histogram("ingest_flush_rows", "Events in one COPY transaction", _ROWS)
+        self.skew = Histogram("ingest_clock_skew_seconds", "Our clock less the client's sentAt", _SKEW)
+        for histogram in (self.acknowledgement, self.fsync, self.flush, self.flush_rows, self.skew):
+            inner.register(histogram)
         self.loop_failures = Counter(
             "ingest_loop_failures", "Runs of a background loop that failed", ["loop"], registry=inner
         )
@@ -176,9 +190,6 @@ class _Books:
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
-
-
-_FAMILY = re.compile(r"^# HELP (\S+)", re.MULTILINE)
 
 
 def merge(pages: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
 import time
@@ -10,16 +12,58 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from prometheus_client import Counter
 
 from ingest.errors import IngestError
 from ingest.http import Connections, Cors, problem
 from ingest.metrics import Metrics
 
+logger = logging.getLogger(__name__)
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 KEEPALIVE_SECONDS: Final = 75.0
 """Longer than the 60 seconds of common balancers, so that they close first and no request meets a closing end."""
+LINGER_SECONDS: Final = 10.0
+"""How long the rest of a body that is refused early is read: a client that still sends would otherwise meet a
+reset connection instead of the answer."""
+OTHER: Final = "other"
+"""The route of every request to a path that is not ours: a client cannot make the metrics grow."""
 _BACKLOG: Final = 1024
+
+
+class _Connection(web.RequestHandler):
+    """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
+    stays quiet, whoever scans the internet."""
+
+    __slots__ = ("_broken",)
+
+    def __init__(self, manager: web.Server, broken: Counter) -> None:
+        super().__init__(
+            manager,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # aiohttp passes None itself
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            lingering_time=LINGER_SECONDS,
+            auto_decompress=False,
+        )
+        self._broken = broken
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:
+            return super().handle_error(request, status, exc, message)
+        told = (message or str(exc)).partition("\n")[0].strip(": ")[:200]
+        logger.debug("broken HTTP from %s: %s", request.remote, told)
+        self._broken.inc()
+        response = problem(status, "bad_http", told)
+        response.force_close()
+        return response
 
 
 class Server:
@@ -36,12 +80,8 @@ class Server:
         self._posts = posts
         self._cors = cors
         self._metrics = metrics
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            shutdown_timeout=shutdown_timeout_seconds,
-        )
+        self._runner = web.AppRunner(app, shutdown_timeout=shutdown_timeout_seconds)
+        self._listener: asyncio.Server | None = None
         self._known = frozenset(posts) | {
             path for route in app.router.routes() if (path := _canonical(route)) is not None
         }
@@ -54,13 +94,17 @@ class Server:
         assert server is not None
         self.connections = Connections(server, time.monotonic)
         server.request_handler = self._dispatcher(server.request_handler)
-        await web.SockSite(self._runner, sock, backlog=_BACKLOG).start()
+        broken = self._metrics.requests.labels(OTHER, "400")
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(lambda: _Connection(server, broken), sock=sock, backlog=_BACKLOG)
 
     async def stop(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
         await self._runner.cleanup()
 
     def _dispatcher(self, application: Handler) -> Handler:
-        posts, cors = self._posts, self._cors
+        posts, cors, known = self._posts, self._cors, self._known
         served = self.connections.served
         labels = self._metrics.requests.labels
         ok = {path: labels(path, "200") for path in posts}
@@ -71,31 +115,54 @@ class Server:
             served.add(request.protocol)
             path = request.raw_path.partition("?")[0]
             handler = posts.get(path)
-            if handler is not None and request.method == "POST":
-                response = await handler(request)
-            elif request.method == "OPTIONS":
-                response = cors.preflight(request)
-            elif handler is not None:
-                response = problem(405, "method_not_allowed", f"{path} takes POST", {"Allow": "POST, OPTIONS"})
-            else:
-                response = await _answer(application, request)
+            if handler is None and not path.startswith("/"):
+                # A whole URL, as a proxy may send it.
+                path = request.path
+                handler = posts.get(path)
+            try:
+                if handler is not None and request.method == "POST":
+                    response: web.StreamResponse = await handler(request)
+                elif request.method == "OPTIONS":
+                    response = cors.preflight(request)
+                elif handler is not None:
+                    response = problem(405, "method_not_allowed", f"{path} takes POST", {"Allow": "POST, OPTIONS"})
+                else:
+                    response, path = await _answer(application, request, path)
+            except Exception as error:
+                response = _failed(request, error)
             cors.add(request, response)
             response.headers["Server"] = "ingest"
             if response.status == 200 and handler is not None:
                 ok[path].inc()
             else:
-                labels(path if path in self._known else "other", str(response.status)).inc()
+                labels(path if path in known else OTHER, str(response.status)).inc()
+                if not request.content.is_eof():
+                    # What is left of the body is thrown away; if it never ends, the connection does.
+                    response.force_close()
             return response
 
         return dispatch
 
 
-async def _answer(application: Handler, request: web.BaseRequest) -> web.StreamResponse:
+async def _answer(application: Handler, request: web.BaseRequest, path: str) -> tuple[web.StreamResponse, str]:
+    """The application's answer, and its route for the metrics."""
     try:
-        return await application(request)
+        response = await application(request)
     except web.HTTPException as error:
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-        return problem(error.status, error.reason.lower().replace(" ", "_"), error.text or error.reason, allow)
+        code = error.reason.lower().replace(" ", "_")
+        return problem(error.status, code, error.text or error.reason, allow), path
+    assert isinstance(request, web.Request)
+    route = request.match_info.route
+    return response, path if route.method == "*" else _canonical(route) or path
+
+
+def _failed(request: web.BaseRequest, error: Exception) -> web.StreamResponse:
+    """The answer to a request that a bug of ours has stopped."""
+    if isinstance(error, ConnectionError) or request.writer.output_size:
+        raise error  # The client is gone, or has the first half of another answer.
+    logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    return problem(500, "internal_error", "this is a bug of the server; its log says more")
 
 
 def _canonical(route: web.AbstractRoute) -> str | None:

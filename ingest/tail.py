@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ class Tail:
                 queue.get_nowait()
             queue.put_nowait(b"")
 
-    async def follow(self) -> AsyncIterator[bytes]:
+    async def follow(self) -> AsyncGenerator[bytes, None]:
         """JSON lines, as they come, until the caller stops asking."""
         queue: asyncio.Queue[bytes] = asyncio.Queue(_QUEUE)
         self._followers[queue] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.conftest import Server, execute, run_apart, with_database
 
 START_SECONDS = 30.0
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
@@ -35,11 +38,7 @@ class Service:
         self.data_dir = data_dir
         self.port = free_port()
         self.log = data_dir.parent / f"{data_dir.name}.log"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
-        kept.pop("DATABASE_URL", None)
-        if database_url:
-            kept["DATABASE_URL"] = database_url
-        self._environ = {**kept, **(environ or {})}
+        self._environ = environment(database_url, **(environ or {}))
         self._command = [
             sys.executable, "-m", "ingest", command,
             "--port", str(self.port), "--data-dir", str(data_dir), *flags,
@@ -175,7 +174,26 @@ def parse_metrics(page: str) -> dict[str, float]:
     return samples
 
 
+@contextmanager
+def lent_database(server: Server, template: str) -> Iterator[str]:
+    """A clone of the template for several tests, or a whole module, to share; gone afterwards."""
+    name = f"ingest_test_{secrets.token_hex(4)}"
+    run_apart(lambda: execute(server.dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log"))
+    try:
+        yield with_database(server.dsn, name)
+    finally:
+        run_apart(lambda: execute(server.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def environment(database_url: str | None, **more: str) -> dict[str, str]:
+    """Ours without what would configure `ingest`, then what is to configure it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
+    kept.pop("DATABASE_URL", None)
+    return {**kept, **({"DATABASE_URL": database_url} if database_url else {}), **more}
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+        port: int = sock.getsockname()[1]
+        return port

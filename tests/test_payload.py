@@ -115,7 +115,7 @@ def test_properties_stay_the_bytes_that_were_sent():
     event = native(b'{"name":"a","properties": {"b" :1.50,  "a":[ ]} ,"context":{}}').events[0]
     assert isinstance(event, RawEvent)
     assert bytes(event.properties) == b'{"b" :1.50,  "a":[ ]}'
-    assert event.context == b"{}" or bytes(event.context) == b"{}"
+    assert bytes(event.context) == b"{}"
 
 
 @pytest.mark.parametrize("number", [7, 0, -1, 2**63, 10**30])
@@ -139,15 +139,12 @@ def test_ids_and_times_may_be_whole_numbers(field, number):
         ({"sentAt": True}, None),
     ],
 )
-@pytest.mark.parametrize("decode", [native, segment])
-def test_sent_at(decode, envelope, sent_at):
-    if decode is segment and "sent_at" in envelope and "sentAt" not in envelope:
-        pytest.skip("Segment has one spelling")
-    payload = decode({"batch": [{"name": "a", "type": "page"}], **envelope})
-    if decode is segment and envelope.get("sentAt") is None:
-        sent_at = None
-    assert payload.sent_at == sent_at
-    assert reasons(payload) == ["a"]
+def test_sent_at(envelope, sent_at):
+    payload = native({"batch": [{"name": "a"}], **envelope})
+    assert (payload.sent_at, reasons(payload)) == (sent_at, ["a"])
+    if "sent_at" not in envelope:
+        payload = segment({"batch": [{"type": "page"}], **envelope})
+        assert (payload.sent_at, reasons(payload)) == (sent_at, ["page"])
 
 
 @pytest.mark.parametrize(
@@ -711,7 +708,7 @@ def test_a_damaged_gzip_body():
 
 
 def test_a_gzip_bomb_is_not_unpacked():
-    bomb = gzip.compress(bytes(256 * 1024 * 1024), compresslevel=1)
+    bomb = gzip.compress(bytes(64 * 1024 * 1024), compresslevel=1)
     started = time.process_time()
     assert refused(gunzip, bomb, 100_000).reason is RejectReason.BODY_TOO_LARGE
     assert time.process_time() - started < 0.1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hmac
 import time
 from collections.abc import Awaitable, Callable
@@ -180,16 +179,17 @@ def _authorization_key(header: str | None) -> str | None:
         return None
     try:
         return base64.b64decode(value, validate=True).decode().partition(":")[0] or None
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # Not base64, not even ASCII, or not UTF-8 inside.
         return None
 
 
 async def segment_settings(request: web.Request) -> web.Response:
     """The settings document that Segment's browser library reads first: it points the library back at us."""
     key = request.match_info["key"]
+    host = request.host.encode("utf-8", "replace").decode()
     scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
     protocol = "https" if scheme == "https" else "http"
-    destination = {"apiKey": key, "apiHost": f"{request.host}/v1", "protocol": protocol}
+    destination = {"apiKey": key, "apiHost": f"{host}/v1", "protocol": protocol}
     return answer(
         200,
         {
@@ -203,7 +203,7 @@ async def segment_settings(request: web.Request) -> web.Response:
             "legacyVideoPluginsEnabled": False,
             "remotePlugins": [],
         },
-        {"Cache-Control": "public, max-age=300"},
+        {"Cache-Control": "public, max-age=300", "Vary": "Origin"},
     )
 
 

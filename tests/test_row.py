@@ -1,0 +1,487 @@
+"""What Postgres reads from a line is what the client sent; and it reads every line that the steps let through."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import uuid
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingest import partitions
+from ingest.event import (
+    MESSAGE_ID_NAMESPACE,
+    Limits,
+    Line,
+    Sender,
+    arrive,
+    process,
+)
+from ingest.payload import Payload, decode_native, decode_segment
+from ingest.rejects import PayloadRefused, Refusal
+from ingest.row import (
+    EVENT_COLUMNS,
+    REJECTED_COLUMNS,
+    event_of_line,
+    field,
+    fields,
+    json_field,
+    split_line,
+    well_formed,
+)
+
+NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
+LIMITS = Limits(
+    max_event_bytes=64 * 1024,
+    max_depth=32,
+    retention=timedelta(days=2),
+    max_future=timedelta(hours=1),
+    skew_tolerance=timedelta(minutes=5),
+    conversion_events=frozenset({"purchase"}),
+)
+NOBODY = Sender("", "", None, None)
+
+
+# Text.
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        (None, "\\N"),
+        ("", ""),
+        (" ", " "),
+        ("click", "click"),
+        ("é😀", "é😀"),
+        ("\\", "\\\\"),
+        ("\\N", "\\\\N"),
+        ("\\.", "\\\\."),
+        ("a\tb", "a\\tb"),
+        ("a\nb", "a\\nb"),
+        ("a\r\nb", "a\\r\\nb"),
+        ("\\t", "\\\\t"),
+        ("\x00", "\ufffd"),
+        ("\x01\x0b\x0c\x7f\x85\u2028", "\x01\x0b\x0c\x7f\x85\u2028"),
+        ("\ud83d\\", "\ufffd\\\\"),
+        ("\ud83d\ude00", "😀"),
+        ("\ufeffa", "\ufeffa"),
+    ],
+)
+def test_field(text, escaped):
+    assert field(text) == escaped
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("", ""),
+        ("plain", "plain"),
+        ("\x00é", "\x00é"),
+        ("\ud800", "\ufffd"),
+        ("\udfff", "\ufffd"),
+        ("\ud800x", "\ufffdx"),
+        ("x\udc00x", "x\ufffdx"),
+        ("\udc00\ud800", "\ufffd\ufffd"),
+        ("\ud800\ud800\udc00", "\ufffd\U00010000"),
+        ("\ufeff\ud800", "\ufeff\ufffd"),
+        ("\ufffe\uffff\U0010ffff", "\ufffe\uffff\U0010ffff"),
+    ],
+)
+def test_well_formed(text, cleaned):
+    assert well_formed(text) == cleaned
+
+
+def test_fields_are_joined_by_tabs():
+    assert fields("a", None, "", "b\tc") == "a\t\\N\t\tb\\tc"
+    assert fields("a") == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ('{"a": 1}', '{"a": 1}'),
+        ('{\n"a"\t:\r\n1}', '{ "a" :  1}'),
+        (r'{"a":"\n\\"}', r'{"a":"\\n\\\\"}'),
+        (r'{"a":"\\N"}', r'{"a":"\\\\N"}'),
+    ],
+)
+def test_json_field(text, escaped):
+    assert json_field(text) == escaped
+
+
+@given(st.lists(st.none() | st.text(alphabet=st.characters()), min_size=1, max_size=9))
+def test_a_line_is_read_back(texts):
+    columns = tuple(f"c{index}" for index in range(len(texts)))
+    line = f"{fields(*texts)}\n"
+    assert line.count("\n") == 1 and line.count("\t") == len(texts) - 1
+    read = split_line(line.encode(), columns)
+    assert list(read.values()) == [text if text is None else clean(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        (b"a\tb\n", ["a", "b"]),
+        (b"a\tb", ["a", "b"]),
+        (b"\\N\t\n", [None, ""]),
+        (b"\\\\N\t\\\\\\\\\n", ["\\N", "\\\\"]),
+        (b"\\b\\f\\v\t\\x\n", ["\b\f\v", "x"]),
+        (b"\xff\ta\\\n", ["\ufffd", "a"]),
+        (b"a\n", ["a"]),
+        (b"a\tb\tc\n", ["a", "b"]),
+    ],
+)
+def test_what_a_damaged_or_foreign_line_reads_as(line, values):
+    read = split_line(line, ("one", "two"))
+    assert list(read.values()) == values
+
+
+def test_columns_are_named_once():
+    assert len(set(EVENT_COLUMNS)) == len(EVENT_COLUMNS)
+    assert EVENT_COLUMNS[-1] == REJECTED_COLUMNS[-1] == "batch_id"
+
+
+async def test_columns_are_those_of_the_tables(connection: asyncpg.Connection):
+    for table, columns in (("events", EVENT_COLUMNS), ("rejected_events", REJECTED_COLUMNS)):
+        named = await connection.fetch(
+            "SELECT column_name FROM information_schema.columns WHERE table_schema = 'analytics' AND table_name = $1",
+            table,
+        )
+        assert set(columns) <= {row["column_name"] for row in named}
+
+
+# Through the steps and COPY.
+
+
+def lines_of(payload: Payload, sender: Sender = NOBODY, sent_at: datetime | None = None) -> list[Line | Refusal]:
+    arrival = arrive(NOW, sent_at, sender, payload.hazards, LIMITS)
+    return [event if isinstance(event, Refusal) else process(event, arrival) for event in payload.events]
+
+
+async def copy(connection: asyncpg.Connection, lines: list[bytes]) -> None:
+    await connection.copy_to_table(
+        "events", schema_name="analytics", columns=EVENT_COLUMNS, source=io.BytesIO(b"".join(lines)), format="text"
+    )
+
+
+async def find_refused(connection: asyncpg.Connection, lines: list[bytes]) -> int | None:
+    """COPY the lines; the index of the first that Postgres refuses, None if it takes all."""
+    try:
+        async with connection.transaction():
+            await copy(connection, lines)
+    except asyncpg.PostgresError:
+        if len(lines) == 1:
+            return 0
+        half = len(lines) // 2
+        found = await find_refused(connection, lines[:half])
+        if found is not None:
+            return found
+        found = await find_refused(connection, lines[half:])
+        return None if found is None else half + found
+    return None
+
+
+@pytest.fixture
+async def events(connection: asyncpg.Connection) -> asyncpg.Connection:
+    """Takes every day within the limits, and the same event any number of times."""
+    days = {NOW.date() + timedelta(days=offset) for offset in range(-2, 2)}
+    await partitions.ensure(connection, sorted(days))
+    await connection.execute("ALTER TABLE analytics.events DROP CONSTRAINT events_pkey")
+    return connection
+
+
+# Rather what hurts than what is usual: each of these has a meaning to JSON, to COPY, to UTF-8 or to Postgres.
+NASTY = st.sampled_from(
+    [
+        *"\x00\t\n\r\\\"'\x01\x1f\x7f\x85\u2028\ufeff\ufffe\uffff\ud800\udbff\udc00\udfffé😀 ",
+        *("\\N", "\\.", "\ud83d\ude00", "\\u0000", "\\ud800"),
+    ]
+)
+TEXTS = st.lists(NASTY | st.text(max_size=5), max_size=8).map("".join)
+NUMBERS = (
+    st.integers()
+    | st.integers(-(10**300), 10**300)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([0, -0.0, 5e-324, 1.7976931348623157e308, 0.1, 2**53 + 1, 10**2000])
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=5)
+SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (",\n\t", "\r\n:\t"), ("\r,", " :\n")])
+SENT = st.fixed_dictionaries(
+    {"name": TEXTS.filter(lambda text: clean(text).strip())},
+    optional={
+        "id": TEXTS.filter(bool) | st.uuids(version=4).map(str) | st.integers(0, 10**30),
+        "timestamp": st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 2, 12)).map(datetime.isoformat),
+        "user_id": TEXTS | st.integers(),
+        "anonymous_id": TEXTS,
+        "session_id": TEXTS,
+        "properties": OBJECTS,
+        "context": OBJECTS,
+        "url": TEXTS | TEXTS.map(lambda text: f"https://example.com/{text}?utm_source={text}"),
+        "referrer": TEXTS | TEXTS.map(lambda text: f"https://{text}.example/"),
+    },
+)
+
+
+def clean(text: str) -> str:
+    """JavaScript's toWellFormed(), and U+0000 replaced."""
+    paired = re.sub(
+        "[\ud800-\udbff][\udc00-\udfff]",
+        lambda pair: chr(0x10000 + (ord(pair[0][0]) - 0xD800) * 0x400 + ord(pair[0][1]) - 0xDC00),
+        text,
+    )
+    return re.sub("[\x00\ud800-\udfff]", "\ufffd", paired)
+
+
+def cleaned(value: Any) -> Any:
+    """A JSON value as it is to come back; numbers exactly, so that a float is what its text says."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    if isinstance(value, list):
+        return [cleaned(each) for each in value]
+    if isinstance(value, dict):
+        return {clean(key): cleaned(each) for key, each in value.items()}
+    return value
+
+
+def stored(sent: dict[str, Any]) -> dict[str, Any]:
+    """The columns that an event is to have, as far as they follow from the event alone."""
+    wanted = {column: cleaned(sent.get(column, {})) for column in ("properties", "context")}
+    for column in ("user_id", "anonymous_id", "session_id", "url", "referrer"):
+        value = sent.get(column)
+        wanted[column] = None if value is None or value == "" else clean(str(value))
+    wanted["name"] = clean(sent["name"]).strip()
+    if "timestamp" in sent:
+        wanted["created_at"] = datetime.fromisoformat(sent["timestamp"]).replace(tzinfo=UTC)
+    if "id" in sent:
+        try:
+            wanted["id"] = uuid.UUID(sent["id"]) if len(str(sent["id"])) == 36 else None
+        except ValueError:
+            wanted["id"] = None
+        wanted["id"] = wanted["id"] or uuid.uuid5(MESSAGE_ID_NAMESPACE, clean(str(sent["id"])))
+    return wanted
+
+
+async def test_what_is_sent_comes_back(events: asyncpg.Connection):
+    lines: list[bytes] = []
+    wanted: list[dict[str, Any]] = []
+
+    @settings(max_examples=250, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(SENT, SEPARATORS, st.booleans(), TEXTS, st.integers(1, 2))
+    def send(sent, separators, ascii_only, user_agent, copies):
+        text = json.dumps(sent, separators=separators, ensure_ascii=ascii_only)
+        if not ascii_only:
+            # A lone surrogate has no UTF-8: those are always escaped.
+            text = re.sub("[\ud800-\udfff]", lambda one: f"\\u{ord(one[0]):04x}", text)
+        payload = decode_native(b"[%s]" % b",\n".join([text.encode()] * copies), 10)
+        for line in lines_of(payload, Sender("192.0.2.1", user_agent, "DE", None)):
+            assert isinstance(line, Line), (text, line)
+            lines.append(f"{line.text}{len(lines)}\n".encode())
+            wanted.append({**stored(sent), "user_agent": clean(user_agent) or None})
+
+    send()
+    refused = await find_refused(events, lines)
+    assert refused is None, lines[refused]
+    rows = await events.fetch("SELECT * FROM analytics.events ORDER BY batch_id")
+    assert len(rows) == len(lines) >= 250
+    for line, row, columns in zip(lines, rows, wanted, strict=True):
+        for column, value in columns.items():
+            read = row[column]
+            if column in ("properties", "context"):
+                read = json.loads(read, parse_float=Decimal)
+            assert read == value, (column, line)
+        # And for people: the line itself says the same, and gives the same event again when it is replayed.
+        values = split_line(line, EVENT_COLUMNS)
+        assert (values["name"], values["user_id"], values["url"]) == (row["name"], row["user_id"], row["url"])
+        again = lines_of(decode_native(event_of_line(values).encode(), 1))[0]
+        assert isinstance(again, Line), line
+        replayed = split_line(again.text.encode(), EVENT_COLUMNS)
+        for column in ("id", "type", "name", "user_id", "anonymous_id", "session_id", "url", "referrer", "page_host"):
+            assert replayed[column] == values[column], (column, line)
+        for column in ("properties", "context"):
+            assert json.loads(replayed[column] or "") == json.loads(values[column] or "")
+        assert datetime.fromisoformat(replayed["created_at"] or "") == row["created_at"]
+
+
+BODIES = [
+    b'{"name":"click","type":"user_action","id":"e1f0c7a2-9d3a-4c55-8f6a-1c0b7e110001","timestamp":"2026-01-02T03:04:05'
+    b'.678Z","user_id":"u1","anonymous_id":"a1","session_id":"s1","properties":{"plan":"pro","n":[1,2.5e3,null,true]},'
+    b'"context":{"page":{"url":"https://a.example/?utm_source=x"},"userAgent":"Mozilla/5.0","sessionId":"s"},'
+    b'"url":"https://a.example/p?utm_medium=y","referrer":"https://b.example/"}',
+    b'[{"name":"a","properties":{"x":"\\n\\u00e9\\ud83d\\ude00","y":-1.5E+10}},\n {"name":"b \\\\N","id":"m1"},\n'
+    b'{"name":"page_view","timestamp":1767323045678,"properties":{"url":"https://a.example/","referrer":"r"}}]',
+    b'{"batch":[{"name":"caf\xc3\xa9","user_id":7,"context":{"campaign":{"source":"s","name":"n"}}}],'
+    b'"sentAt":"2026-01-02T12:00:00Z","writeKey":"K"}',
+    b'{"name":"n","properties":{"long":123456789012345678901234567890,"deep":[[[{"a":[{}]}]]]},'
+    b'"user_id":123,"timestamp":1767323045.5}',
+]
+SEGMENT_BODIES = [
+    b'{"batch":[{"type":"track","event":"Order","userId":"u","messageId":"m-1","properties":{"revenue":12.5},'
+    b'"timestamp":"2026-01-02T03:04:05.000+00:00"},{"type":"group","groupId":"g1","traits":{"plan":"pro"}}],'
+    b'"sentAt":"2026-01-02T12:00Z"}',
+    b'{"type":"page","name":"Home","category":"Docs","properties":{"url":"https://a.example/","referrer":""},'
+    b'"context":{"page":{"url":"u","referrer":"r"},"campaign":{"source":"s"},"userAgent":"\\u0041"},"anonymousId":5}',
+    b'[{"type":"alias","previousId":"old\\t","userId":"new"},{"type":"identify","traits":{"e":"\\\\"},"userId":9}]',
+]
+TOKENS = [
+    # Of JSON.
+    *rb'\ " { } [ ] , : null true {} [] "" "a":1, ,"a":{"b":[]} {"a": "type":" -'.split(),
+    *(b"[" * 33, b"]" * 33, b'{"a":' * 33, b"}" * 33, b'[{"a":' * 17, b"}]" * 17),
+    # Of JSON's texts.
+    *rb"\u0000 \ud800 \uDFFF \ud83d\ude00 \\u0000 \\\u0000 \u007f \u2028 \ufeff".split(),
+    *rb"\N \\N \. \\. \n \t \r \\ \" \/ \b".split(),
+    # Bytes: controls, white space, UTF-8 and what looks like it.
+    *(bytes([byte]) for byte in b"\x00\t\n\r \x01\x1f\x7f\xff\xc3"),
+    *b"\xc3\xa9 \xed\xa0\x80 \xc0\x80 \xf4\x8f\xbf\xbf \xf4\x90\x80\x80 \xef\xbb\xbf \xef\xbf\xbf \xc2\x85".split(
+        b" "
+    ),
+    *b"\xe2\x80\xa8 \xf0\x9f\x98\x80 \xe0\xb4\xa0.example".split(b" "),
+    # Numbers.
+    *b"1e99999 1e9999 1e-9999 e9999 e-9999 E-9998 .5e-9999 -0 0.0 1e16384 1e-16384 1e131072".split(),
+    *(b"1" * 400, b"7" * 5990, b"." + b"7" * 5999, b"." + b"7" * 5999 + b"e-9999", b"9" * 16_400, b"0" * 6000),
+    # Times.
+    *b"9999 0001 -12-31 T24:00:00 :60 +14:00 Z W01 2026-W01-5 12-31T23:59:59.999Z 9999-12-31".split(),
+    # Addresses, ids, names.
+    *b"%00 %ff %ed%a0%80 utm_source=%00 //[::1] :// ? # @ page_view purchase system".split(),
+    *(b"00000000-0000-0000-0000-000000000000", b"x" * 300),
+]
+EDITS = st.lists(
+    st.tuples(
+        st.integers(0, 700),
+        # How many bytes go: mostly none or one, sometimes a piece.
+        st.sampled_from([0, 0, 0, 1, 1, 2, 5, 30]),
+        st.sampled_from(TOKENS) | st.binary(min_size=0, max_size=2),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def edit(body: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+    for place, length, token in edits:
+        start = place % (len(body) + 1)
+        body = body[:start] + token + body[start + length :]
+    return body
+
+
+# Inside a value an edit is more often still JSON than anywhere in the body.
+PLACES = [re.compile(pattern) for pattern in (rb'(?<=[^\\])"', rb"[0-9]", rb"[\[{:,]", rb"[a-z]")]
+
+
+def edit_inside(body: bytes, kind: int, place: int, token: bytes) -> bytes:
+    starts = [match.end() for match in PLACES[kind].finditer(body)]
+    start = starts[place % len(starts)]
+    return body[:start] + token + body[start:]
+
+
+async def test_whatever_the_steps_accept_postgres_accepts(events: asyncpg.Connection):
+    lines: list[bytes] = []
+    bodies: list[bytes] = []
+    examples = 0
+
+    @settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.sampled_from([*BODIES, *SEGMENT_BODIES]),
+        EDITS,
+        st.integers(0, len(PLACES) - 1),
+        st.integers(0, 10_000),
+        st.sampled_from(TOKENS),
+        st.sampled_from([None, NOW - timedelta(hours=5), datetime(1, 1, 1, tzinfo=UTC)]),
+    )
+    def send(body, edits, kind, place, token, sent_at):
+        nonlocal examples
+        for mutated in (body, edit(body, edits), edit_inside(body, kind, place, token)):
+            examples += 1
+            try:
+                payload = decode_segment(mutated, None, 50) if body in SEGMENT_BODIES else decode_native(mutated, 50)
+            except PayloadRefused:
+                continue
+            for result in lines_of(payload, NOBODY, sent_at):
+                if isinstance(result, Line):
+                    lines.append(f"{result.text}{len(lines)}\n".encode())
+                    bodies.append(mutated)
+
+    send()
+    assert examples >= 5000
+    assert len(set(bodies)) > 500, "hardly anything was accepted: the mutations are too wild to test anything"
+    refused = await find_refused(events, lines)
+    if refused is not None:
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            await copy(events, [lines[refused]])
+        raise AssertionError(f"{caught.value} for {bodies[refused]!r}: {lines[refused]!r}")
+    assert await events.fetchval("SELECT count(*) FROM analytics.events") == len(lines)
+    days = await events.fetch("SELECT DISTINCT (created_at AT TIME ZONE 'UTC')::date FROM analytics.events")
+    assert {row[0] for row in days} <= {date(2025, 12, 31), date(2026, 1, 1), date(2026, 1, 2)}
+
+
+DIGITS = "7" * 5999
+EDGES = [
+    '{"a":1e9999}',
+    '{"a":1e-9999}',
+    f'{{"a":-{DIGITS}.{DIGITS}e-9999}}',
+    f'{{"a":{DIGITS}.{DIGITS}E+9999}}',
+    f'{{"a":"{DIGITS * 10}"}}',
+    '{"a":"1e99999"}',
+    r'{"\u0000":"\ud800\udc00\ud800"}',
+    r'{"\\u0000":"\\\\N\t"}',
+    '{"":{"":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}}',
+    '{"a":1,"a":{"b":2},"a":null}',
+]
+
+
+@pytest.mark.parametrize("text", EDGES, ids=[text[:20] for text in EDGES])
+@pytest.mark.parametrize("column", ["properties", "context"])
+async def test_the_largest_and_strangest_that_is_accepted(events: asyncpg.Connection, column: str, text: str):
+    line = lines_of(decode_native(b'{"name":"a","%s":%s}' % (column.encode(), text.encode()), 1))[0]
+    assert isinstance(line, Line), line
+    await copy(events, [f"{line.text}1\n".encode()])
+    value = await events.fetchval(f"SELECT {column} FROM analytics.events")
+    assert exactly(value) == cleaned(exactly(text))
+
+
+def exactly(text: str) -> Any:
+    """JSON with its numbers as Decimals: Python refuses to make an int of more than 4,300 digits."""
+    return json.loads(text, parse_float=Decimal, parse_int=Decimal)
+
+
+async def test_a_refused_line_can_be_kept_and_replayed(events: asyncpg.Connection):
+    """The last resort of the writer: a line becomes a native event again, and that is the same line."""
+    body = rb'{"name":"a\tb\\","properties":{"x":"\\N\n\"","y":[1.50]},"url":"https://a.example/","id":"m"}'
+    line = lines_of(decode_native(body, 1))[0]
+    assert isinstance(line, Line)
+    values = split_line(f"{line.text}7\n".encode(), EVENT_COLUMNS)
+    event = event_of_line(values)
+    assert json.loads(event) == {
+        "name": "a\tb\\",
+        "type": "user_action",
+        "id": values["id"],
+        "timestamp": values["created_at"],
+        "properties": {"x": '\\N\n"', "y": [1.5]},
+        "context": {},
+        "url": "https://a.example/",
+    }
+    again = lines_of(decode_native(event.encode(), 1))[0]
+    assert isinstance(again, Line)
+    assert again.text == line.text
+    rejected = fields(NOW.isoformat(), "database_refused", "why", "/v1/events", event, "f", None, None, "7")
+    await events.copy_to_table(
+        "rejected_events",
+        schema_name="analytics",
+        columns=REJECTED_COLUMNS,
+        source=io.BytesIO(f"{rejected}\n".encode()),
+        format="text",
+    )
+    assert await events.fetchval("SELECT payload FROM analytics.rejected_events") == event
