@@ -23,6 +23,8 @@ from ingest.embedded import EmbeddedPostgres
 
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
+WRITE_KEY = "bench-write-key"
+"""For services that are started with a key."""
 _SAMPLE = re.compile(r"^(\w+)(?:\{.*\})? (\S+)$", re.MULTILINE)
 
 

@@ -100,7 +100,7 @@ class Worker:
                         claimed = await journals.create(config.data_dir, connection)
                     position = await journals.position(connection, claimed.layout)
                 finally:
-                    await connection.close()
+                    await database.close(connection)
         except BaseException:
             if claimed is not None:
                 claimed.release()
@@ -198,7 +198,7 @@ class Worker:
             today = datetime.now(UTC).date()
             await partitions.ensure_ahead(connection, today=today, days_ahead=self.config.partitions_ahead_days)
         finally:
-            await connection.close()
+            await database.close(connection)
 
     async def adopt(self) -> None:
         """Drain the journals that nobody holds: there are fewer workers now, or one could not come back."""

@@ -6,7 +6,7 @@ A Unix socket in the data folder, for the user who runs the service only; so no 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -39,9 +39,10 @@ def application(page: Callable[[], str], tail: Tail) -> web.Application:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         # Closed as soon as the follower is gone, so that nobody goes on writing for him.
-        async with aclosing(tail.follow()) as lines:
-            async for line in lines:
-                await response.write(line)
+        with suppress(ConnectionError):
+            async with aclosing(tail.follow()) as lines:
+                async for line in lines:
+                    await response.write(line)
         return response
 
     # 0 is no limit of aiohttp's own: a replayed event may be as large as the settings let events be.

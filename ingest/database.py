@@ -70,6 +70,14 @@ async def connect(
     raise DatabaseError(f"cannot connect to {describe(dsn)}: {reason}")
 
 
+async def close(connection: asyncpg.Connection, timeout_seconds: float = 2) -> None:
+    """Close a connection, politely if the server answers, and in any case."""
+    try:
+        await connection.close(timeout=timeout_seconds)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        connection.terminate()
+
+
 def _reason(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused; is the server running there?"

@@ -159,8 +159,8 @@ async def _answer(application: Handler, request: web.BaseRequest, path: str) -> 
 
 def _failed(request: web.BaseRequest, error: Exception) -> web.StreamResponse:
     """The answer to a request that a bug of ours has stopped."""
-    if isinstance(error, ConnectionError) or request.writer.output_size:
-        raise error  # The client is gone, or has the first half of another answer.
+    if request.writer.output_size:
+        raise error  # The client has the first half of another answer.
     logger.error("%s %s failed", request.method, request.path, exc_info=error)
     return problem(500, "internal_error", "this is a bug of the server; its log says more")
 

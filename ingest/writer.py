@@ -22,7 +22,7 @@ import asyncpg
 
 from ingest import partitions, row
 from ingest.accounts import Accounts
-from ingest.database import load_queries
+from ingest.database import close, load_queries
 from ingest.errors import DatabaseError, IngestError
 from ingest.journal import RECORD_BITS, Journal
 from ingest.logs import Quiet
@@ -186,10 +186,7 @@ class Writer:
         """Let the connection go. Repeatable."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                await connection.close(timeout=1)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                connection.terminate()
+            await close(connection)
 
     # The ledger.
 

@@ -45,7 +45,12 @@ class CuttingProxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.go_away()
+
+    async def go_away(self) -> None:
+        """No Postgres any more: connections are cut, new ones refused. Repeatable."""
         self._server.close()
+        self._path.unlink(missing_ok=True)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -109,6 +114,8 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
     except ConnectionError:
         pass
+    finally:
+        writer.close()
 
 
 def kill_postgres(postgres: EmbeddedPostgres) -> None:

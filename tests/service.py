@@ -50,6 +50,12 @@ class Service:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def running_process(self) -> subprocess.Popen[bytes]:
+        """The process, once started."""
+        assert self.process is not None
+        return self.process
+
     def start(self, *, wait: bool = True) -> Service:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

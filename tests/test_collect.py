@@ -14,6 +14,7 @@ import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aiohttp
@@ -136,12 +137,11 @@ async def test_damaged_compression_is_a_400_on_a_connection_that_goes_on(client:
             told = answer.json()
             assert (answer.status, told["code"]) == (400, "bad_encoding"), (content, headers, told)
             assert "connection" not in answer.headers
-        await raw.send(b'POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"name": "last"')
-        await raw.send(b"")
-        assert (await raw.answer()).status == 400
+        await raw.send(b'POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n{"name": "last"}')
+        assert (await raw.answer()).status == 200
     assert errors(caplog) == []
     assert client.worker.accounts.rejected[RejectReason.BAD_ENCODING] == len(bad)
-    assert await client.names() == []
+    assert await client.names() == ["last"]
 
 
 async def test_gzip_bombs_end_at_the_limit(start: Start):
@@ -610,7 +610,7 @@ async def test_a_failing_disk_is_a_503_and_the_retry_is_no_duplicate(client: Cli
 
 async def test_without_the_database_events_are_accepted_and_stored_later(start: Start, database_url: str, postgres):
     client = await start()
-    name = database_url.rpartition("/")[2].partition("?")[0]
+    name = urlsplit(database_url).path.lstrip("/")
     admin = await asyncpg.connect(postgres.dsn)
     try:
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")

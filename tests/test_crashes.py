@@ -178,5 +178,3 @@ def test_sigterm_under_load_answers_what_is_in_flight_and_stores_what_was_accept
 def test_metrics_text_is_read_as_prometheus_reads_it():
     page = 'a_total{worker="0",route="/x"} 2.0\na_total{worker="1",route="/x"} 3.0\nb 1\n'
     assert parse_metrics(page) == {"a_total": 5.0, 'a_total{route="/x"}': 5.0, "b": 1.0}
-
-

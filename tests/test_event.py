@@ -234,7 +234,8 @@ NOT_UUIDS = [
     f"{UUID4[:34]}\t ",
     f"{UUID4[:-2]}  ",
     UUID4.replace("-", "_"),
-    UUID4.replace("e1f0c7a2-9", "e1f0c7a-29"),
+    # A dash too early, each in turn.
+    *(f"{UUID4[: place - 1]}-{UUID4[place - 1]}{UUID4[place + 1 :]}" for place in (8, 13, 18, 23)),
     f"{UUID4[:9]}-{UUID4[10:]}",
     f"{UUID4[:-1]}-",
     f"{UUID4[:-1]}g",

@@ -159,6 +159,7 @@ def test_sent_at(envelope, sent_at):
         ({"writeKey": None, "write_key": "", "api_key": "K"}, "K"),
         ({"writeKey": 5}, None),
         ({"writeKey": 5, "token": "K"}, "K"),
+        ({"writeKey": 5, "write_key": "", "token": "K"}, "K"),
         ({"writeKey": ["K"]}, None),
     ],
 )

@@ -345,10 +345,8 @@ TOKENS = [
     *rb"\N \\N \. \\. \n \t \r \\ \" \/ \b".split(),
     # Bytes: controls, white space, UTF-8 and what looks like it.
     *(bytes([byte]) for byte in b"\x00\t\n\r \x01\x1f\x7f\xff\xc3"),
-    *b"\xc3\xa9 \xed\xa0\x80 \xc0\x80 \xf4\x8f\xbf\xbf \xf4\x90\x80\x80 \xef\xbb\xbf \xef\xbf\xbf \xc2\x85".split(
-        b" "
-    ),
-    *b"\xe2\x80\xa8 \xf0\x9f\x98\x80 \xe0\xb4\xa0.example".split(b" "),
+    *b"\xc3\xa9 \xed\xa0\x80 \xc0\x80 \xf4\x8f\xbf\xbf \xf4\x90\x80\x80 \xef\xbb\xbf \xef\xbf\xbf".split(b" "),
+    *b"\xc2\x85 \xe2\x80\xa8 \xf0\x9f\x98\x80 \xe0\xb4\xa0.example".split(b" "),
     # Numbers.
     *b"1e99999 1e9999 1e-9999 e9999 e-9999 E-9998 .5e-9999 -0 0.0 1e16384 1e-16384 1e131072".split(),
     *(b"1" * 400, b"7" * 5990, b"." + b"7" * 5999, b"." + b"7" * 5999 + b"e-9999", b"9" * 16_400, b"0" * 6000),

@@ -31,7 +31,7 @@ async def _migrate(url: str) -> list[str]:
     try:
         return await migrations.migrate(connection)
     finally:
-        await connection.close()
+        await database.close(connection)
 
 
 def psql(config: Config, arguments: list[str]) -> int:

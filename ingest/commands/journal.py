@@ -133,7 +133,7 @@ async def _positions(config: Config, folders: list[Path]) -> dict[int, int]:
     except asyncpg.PostgresError as error:
         raise DatabaseError(f"the database refused: {' '.join(str(error).split())}") from error
     finally:
-        await connection.close()
+        await database.close(connection)
 
 
 def _moment(microseconds: int) -> str:

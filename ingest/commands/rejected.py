@@ -53,7 +53,7 @@ async def _read(
         counts = await connection.fetch(queries["count_rejected"])
         return counts, await connection.fetch(queries["list_rejected"], reason, replayed, limit)
     finally:
-        await connection.close()
+        await database.close(connection)
 
 
 def replay(config: Config, reason: str | None, number: int | None) -> int:
@@ -87,7 +87,7 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
                         refused += 1
                         print(f"#{event['id']}: {answer}")
     finally:
-        await connection.close()
+        await database.close(connection)
     return accepted, refused
 
 

@@ -89,7 +89,7 @@ async def _migrate(config: Config) -> None:
     try:
         await migrations.migrate(connection)
     finally:
-        await connection.close()
+        await database.close(connection)
 
 
 async def _keep_running(postgres: EmbeddedPostgres, stop: asyncio.Event) -> None:
