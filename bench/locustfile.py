@@ -35,16 +35,18 @@ class Tally:
 tally = Tally()
 
 
-@events.init_command_line_parser.add_listener
 def _add_option(parser: Any) -> None:
     parser.add_argument("--tally", default="", help="file for what the answers acknowledged, as JSON")
 
 
-@events.quitting.add_listener
 def _write_tally(environment: Environment, **_: object) -> None:
     path = environment.parsed_options.tally if environment.parsed_options else ""
     if path:
         Path(path).write_text(json.dumps({"accepted": tally.accepted, "wrong": tally.wrong[:10]}))
+
+
+events.init_command_line_parser.add_listener(_add_option)  # type: ignore[no-untyped-call]
+events.quitting.add_listener(_write_tally)  # type: ignore[no-untyped-call]
 
 
 class _Sender(FastHttpUser):
@@ -59,7 +61,7 @@ class _Sender(FastHttpUser):
         self.random = Random()
 
     def post(self, path: str, body: str, count: int, headers: dict[str, str]) -> None:
-        with self.client.post(path, data=body.encode(), headers=headers, catch_response=True) as response:
+        with self.client.post(path, data=body, headers=headers, catch_response=True) as response:
             accepted = 0
             if response.status_code == 200:
                 accepted = int(json.loads(response.content)["accepted"])

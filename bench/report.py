@@ -38,6 +38,8 @@ class Results(NamedTuple):
     singles: Sequence[SingleRound]
     latency: Latency | None
     memory: Memory | None
+    others_cores: float
+    """The most that other processes used during one of them."""
 
 
 def machine(postgres_version: str) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def _batch_lines(rounds: Sequence[BatchRound]) -> list[Line]:
             "  events/s acknowledged meanwhile",
             _whole(median(each.service.acknowledged_per_second for each in rounds)),
         ),
-        Line("  CPU, µs an event: collector, Postgres, load", _cpu([each.service for each in rounds])),
+        Line("  CPU, µs an event: collector + Postgres + load", _cpu([each.service for each in rounds])),
         Line("  collector memory, peak", f"{max(each.service.peak_mb for each in rounds):.0f} MB"),
     ]
 
@@ -116,7 +118,7 @@ def _single_lines(rounds: Sequence[SingleRound]) -> list[Line]:
             f"{median(each.server_ratio for each in rounds):.2f}",
         ),
         Line("  ratios of the rounds", " ".join(f"{each.ratio:.2f}" for each in rounds)),
-        Line("  CPU, µs an event: collector, Postgres, load", _cpu([each.service for each in rounds])),
+        Line("  CPU, µs an event: collector + Postgres + load", _cpu([each.service for each in rounds])),
         Line("  collector memory, peak", f"{max(each.service.peak_mb for each in rounds):.0f} MB"),
     ]
 
@@ -161,7 +163,7 @@ def _verdict(met: bool) -> str:
 
 
 def _cpu(runs: Sequence[Run]) -> str:
-    return " ".join(
+    return " + ".join(
         f"{median(values):.1f}"
         for values in (
             [run.collector_us for run in runs],
@@ -180,7 +182,8 @@ def as_text(where: dict[str, Any], results: Results) -> str:
     )
     rows = [Line("", "measured", "floor", "ratio", "target"), *lines(results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(Line._fields))]
-    return head + "\n" + "\n".join(_row(row, widths) for row in rows)
+    foot = f"\nOther processes used up to {results.others_cores:.2f} cores meanwhile."
+    return head + "\n" + "\n".join([*(_row(row, widths) for row in rows), foot])
 
 
 def _row(row: Line, widths: Sequence[int]) -> str:
@@ -205,6 +208,7 @@ def as_json(where: dict[str, Any], results: Results) -> dict[str, Any]:
         ],
         "latency_ms": _plain(results.latency) if results.latency else None,
         "memory": _plain(results.memory) if results.memory else None,
+        "others_cores": results.others_cores,
         "table": [_plain(line) for line in lines(results)],
     }
 

@@ -26,6 +26,7 @@ from bench.measure import (
     singles,
 )
 from bench.service import Service, running_service
+from bench.watch import OtherCpu
 
 PARTS = ("batches", "singles", "latency", "memory")
 WARM_UP_SECONDS = 2.0
@@ -34,8 +35,8 @@ T = TypeVar("T")
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of one load [10]")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured; medians are shown [3]")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of one load [6]")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured; medians are shown [5]")
     parser.add_argument("--latency-seconds", type=float, default=15.0, help="length of the steady rate [15]")
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second of the steady rate [1000]")
     parser.add_argument("--outage-seconds", type=float, default=60.0, help="how long Postgres does not answer [60]")
@@ -45,31 +46,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(service: Service, given: argparse.Namespace) -> report.Results:
+class Measurements:
+    """Measures one thing after the other, and tells on standard error that it goes on."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._others = OtherCpu(service)
+        self.others_cores = 0.0
+
+    def measure(self, what: str, measure_one: Callable[..., T], *arguments: object) -> T:
+        started = time.monotonic()
+        measured = measure_one(self._service, *arguments)
+        cores = self._others.cores()
+        self.others_cores = max(self.others_cores, cores)
+        words = f"{what}: {time.monotonic() - started:.0f} s; others used {cores:.2f} cores"
+        print(words, file=sys.stderr, flush=True)
+        return measured
+
+
+def measure_all(service: Service, given: argparse.Namespace) -> report.Results:
     """Everything that is wanted. Loads and floors take turns, because a machine's speed changes by the minute."""
     wanted = given.only or PARTS
     run_load(service, batches(service.host), WARM_UP_SECONDS)
     run_load(service, singles(service.host), WARM_UP_SECONDS)
+    measure = (measurements := Measurements(service)).measure
     batch_rounds, single_rounds = [], []
     for number in range(1, given.rounds + 1):
         if "batches" in wanted:
-            batch_rounds.append(_told(f"batches, {number}", measure_batches, service, given.seconds))
+            batch_rounds.append(measure(f"batches, round {number}", measure_batches, given.seconds))
         if "singles" in wanted:
-            single_rounds.append(_told(f"singles, {number}", measure_singles, service, given.seconds))
+            single_rounds.append(measure(f"singles, round {number}", measure_singles, given.seconds))
     latency = memory = None
     if "latency" in wanted:
-        latency = _told("latency", measure_latency, service, given.rate, given.latency_seconds)
+        latency = measure("latency", measure_latency, given.rate, given.latency_seconds)
     if "memory" in wanted:
-        memory = _told("memory", measure_memory, service, given.outage_seconds)
-    return report.Results(batch_rounds, single_rounds, latency, memory)
-
-
-def _told(what: str, measure_one: Callable[..., T], *arguments: object) -> T:
-    """Measure, and tell on standard error that it goes on."""
-    started = time.monotonic()
-    measured = measure_one(*arguments)
-    print(f"{what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-    return measured
+        memory = measure("memory", measure_memory, given.outage_seconds)
+    return report.Results(batch_rounds, single_rounds, latency, memory, measurements.others_cores)
 
 
 def main() -> int:
@@ -79,7 +91,7 @@ def main() -> int:
     try:
         with running_service() as service:
             where = report.machine(service.database.version())
-            results = measure(service, given)
+            results = measure_all(service, given)
     except (OnceFailed, TimeoutError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

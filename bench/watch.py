@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 from typing import Final
 
@@ -60,3 +61,37 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
             continue
         total += times.user + times.system
     return total
+
+
+class OtherCpu:
+    """How busy processes that are not ours keep the machine, from one call of `cores` to the next."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._before = self._look()
+
+    def cores(self) -> float:
+        """Cores in use by others since the last call; negative only by rounding."""
+        before, self._before = self._before, self._look()
+        elapsed, busy = (now - then for now, then in zip(self._before, before, strict=True))
+        return max(0.0, busy / elapsed)
+
+    def _look(self) -> tuple[float, float]:
+        """(now, CPU seconds of others since the machine started)."""
+        times = psutil.cpu_times()
+        busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+        # What a guest uses is counted in user time already.
+        busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+        return time.monotonic(), busy - self._ours()
+
+    def _ours(self) -> float:
+        """This process and its children that ended; the service, Postgres, and the children that they had."""
+        own = psutil.Process().cpu_times()
+        total = own.user + own.system + own.children_user + own.children_system
+        for process in (self._service.process, *self._service.database.processes()):
+            try:
+                times = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += times.user + times.system + times.children_user + times.children_system
+        return float(total)

@@ -21,13 +21,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ingest import segment
 from ingest.journals import Claimed
 from ingest.segment import Damage, Reader, Record, SegmentError
+from ingest.thread import WorkThread
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +157,8 @@ class Journal:
         self._segment_bytes = segment_bytes
         self._max_bytes = max_bytes
         self._memory_max_bytes = memory_max_bytes
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"journal-{self.number}")
-        self._reading = ThreadPoolExecutor(1, thread_name_prefix=f"journal-{self.number}-read")
+        self._thread = WorkThread(f"journal-{self.number}")
+        self._reading = WorkThread(f"journal-{self.number}-read")
         self._claimed = claimed
         self._closed = False
         # On disk, oldest first, and their bytes together.
@@ -312,10 +313,7 @@ class Journal:
         )
         # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
         # each time it needs it, so it should need it once, between two system calls.
-        future = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._write_in_thread, durable, segment.encode(durable)
-        )
-        future.add_done_callback(self._finish_write)
+        self._thread.submit(partial(self._write_in_thread, durable, segment.encode(durable)), self._finish_write)
 
     def _write_in_thread(self, record: Record, encoded: bytes) -> _Written:
         started = time.perf_counter()
@@ -361,14 +359,13 @@ class Journal:
         os.close(self._descriptor)
         self._descriptor = None
 
-    def _finish_write(self, future: asyncio.Future[_Written]) -> None:
+    def _finish_write(self, written: _Written | None, error: BaseException | None) -> None:
         record = self._writing
         assert record is not None
         self._writing = None
-        error = future.exception()
-        if error is None:
+        if written is not None:
             record.outcome = True
-            self._keep(future.result())
+            self._keep(written)
         else:
             record.outcome = False
             self.failed_writes += 1
@@ -428,14 +425,11 @@ class Journal:
         return list(self._taken)
 
     async def _take_from_disk(self, max_bytes: int) -> None:
-        loop = asyncio.get_running_loop()
         assert self._spilled is not None
         path, offset = self._spilled
         index = next(i for i, known in enumerate(self._segments) if known.path == path)
         source = self._segments[index]
-        back = await loop.run_in_executor(
-            self._reading, self._read_back_in_thread, path, offset, source.end, max_bytes
-        )
+        back = await self._reading.run(partial(self._read_back_in_thread, path, offset, source.end, max_bytes))
         self._taken = back.records
         self._memory_bytes += sum(record.size for record in back.records)
         for damage in back.damages:
@@ -622,8 +616,8 @@ class Journal:
             with contextlib.suppress(JournalFull, JournalFailed):
                 await self.wait(self.append("", 0, []))
             await self._idle.wait()
-        self._thread.shutdown(wait=True)
-        self._reading.shutdown(wait=True)
+        self._thread.close()
+        self._reading.close()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

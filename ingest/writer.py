@@ -10,11 +10,10 @@ table with ON CONFLICT DO NOTHING, halving what is refused until the bad rows st
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final, NamedTuple
 
@@ -37,6 +36,7 @@ MERGES_AFTER_DUPLICATE: Final = 8
 """Retries come in waves: after a duplicate the next flushes are merged at once, not copied in vain first."""
 _COMPLAINT_SECONDS: Final = 30.0
 _NO_LIMIT: Final = 1 << 30
+_COPY_PIECE_BYTES: Final = 128 * 1024
 FLUSH_INTERVAL_SECONDS: Final = 0.1
 """Flushes begin this far apart unless there is a full one to store. A flush costs a millisecond of this process
 and a commit of the server's disk, which the journal's fsyncs wait for, however little is in it."""
@@ -384,10 +384,24 @@ async def _copy_lines(
     schema: str | None,
     table: str,
     columns: tuple[str, ...],
-    lines: Any,
+    lines: Iterable[bytes],
 ) -> None:
-    source = io.BytesIO(b"".join(lines))
-    await connection.copy_to_table(table, schema_name=schema, columns=columns, source=source)
+    await connection.copy_to_table(table, schema_name=schema, columns=columns, source=_pieces(lines))
+
+
+async def _pieces(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Lines in pieces worth a message of the protocol. (asyncpg would read a file-like source in a thread, and
+    leaves a class behind each time that holds it until the garbage collector passes.)"""
+    gathered: list[bytes] = []
+    size = 0
+    for piece in lines:
+        gathered.append(piece)
+        size += len(piece)
+        if size >= _COPY_PIECE_BYTES:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield b"".join(gathered)
 
 
 def _rejected_line(bad: Bad, batch_id: int) -> bytes:

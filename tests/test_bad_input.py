@@ -313,7 +313,7 @@ async def test_bad_http_behind_good_requests_ends_the_connection_after_their_ans
 
 
 async def test_what_comes_in_one_piece_with_bad_http_is_not_acknowledged_by_mistake(client: Client):
-    statuses = []
+    statuses: list[int] = []
     async with await client.raw() as raw:
         await raw.send(post(GOOD) + post(GOOD) + b"BAD\r\n\r\n")
         while not statuses or statuses[-1] == 200:
@@ -468,7 +468,7 @@ async def test_a_good_client_loses_nothing_among_attackers(start: Start, caplog)
         statuses.add(answer.status)
 
     async def hang_up(raw: Raw) -> None:
-        await raw.send(post(GOOD)[: random.randrange(1, 100)])
+        await raw.send(post(GOOD)[: random.randrange(1, len(post(GOOD)))])
         raw.writer.transport.abort()
 
     async def stall(raw: Raw) -> None:
@@ -520,7 +520,7 @@ async def test_a_good_client_loses_nothing_among_attackers(start: Start, caplog)
         stop.set()
         attempts = await asyncio.gather(*attackers)
     assert sum(attempts) >= 2 * len(attacks)
-    assert {200, 400, 404, 405, 413} - {200} <= statuses
+    assert {400, 404, 405, 408, 413} <= statuses
     assert await client.names() == sorted(itertools.chain(*acknowledged))
     assert errors(caplog) == []
     metrics = await client.metrics()

@@ -355,9 +355,9 @@ async def test_a_header_that_is_not_utf_8_does_no_harm(client: Client, caplog):
 async def test_every_path_of_segment(client: Client):
     kinds = {"track": ("user_action", "Bought"), "page": ("page_view", "Home"), "screen": ("page_view", "Home")}
     for path, call in SEGMENT_CALLS.items():
-        message = {"event": "Bought", "name": "Home", "messageId": path, "anonymousId": "anon"}
+        message: dict[str, object] = {"event": "Bought", "name": "Home", "messageId": path, "anonymousId": "anon"}
         message |= {"userId": "u1", "groupId": "g1", "previousId": "p1", "traits": {"plan": "pro"}}
-        body: dict[str, Any] = message if call else {"batch": [{**message, "type": "identify"}]}
+        body: object = message if call else {"batch": [{**message, "type": "identify"}]}
         answer = await client.post(body, path, Content_Type="text/plain")
         assert (answer.status, answer.json()) == (200, ACCEPTED_ONE), path
     rows = await client.fetch("SELECT type::text, name, user_id, properties FROM analytics.events ORDER BY batch_id")
@@ -613,6 +613,9 @@ async def test_without_the_database_events_are_accepted_and_stored_later(start: 
     name = urlsplit(database_url).path.lstrip("/")
     admin = await asyncpg.connect(postgres.dsn)
     try:
+        busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND application_name = 'ingest partitions'"
+        while await admin.fetchval(busy, name):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
         assert (await client.post({"name": "kept"})).json() == ACCEPTED_ONE

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from urllib.parse import quote
 import psutil
 import pytest
 
+from ingest.embedded import EmbeddedPostgres
 from tests.service import Service, environment, lent_database, running
 
 INGEST = [sys.executable, "-m", "ingest"]
@@ -153,8 +154,10 @@ def test_wrong_settings_of_the_environment_and_of_a_file_are_told_in_one_line(in
 
 @pytest.mark.parametrize("arguments", ["--help", "serve --help", "migrate --port 1"])
 def test_a_reader_that_goes_away_is_no_error(arguments):
-    ends = [*INGEST, *arguments.split()]
-    process = subprocess.Popen(ends, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(None))
+    # Buffered, as usual: what is printed meets the closed pipe only at the end.
+    kept = {name: value for name, value in environment(None).items() if name != "PYTHONUNBUFFERED"}
+    command = [*INGEST, *arguments.split()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=kept)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     errors = process.stderr.read().decode()
@@ -560,9 +563,15 @@ async def test_ctrl_c_while_workers_are_starting_is_quiet(database_url, tmp_path
 # `ingest dev`, from the first start to the last. In one test, as each step needs the folder of the one before.
 
 
-def test_the_life_of_a_development_folder(ingest, tmp_path):
-    folder = tmp_path / "a folder"
+@pytest.fixture
+def folder(new_folder) -> Iterator[Path]:
+    """A data folder, with a space in its path as a user might have one; its Postgres is gone in the end."""
+    made = new_folder() / "a folder"
+    yield made
+    EmbeddedPostgres(made / "postgres").stop()
 
+
+def test_the_life_of_a_development_folder(ingest, folder):
     def count() -> str:
         ran = ingest("psql", "--data-dir", folder, "-Atc", "select count(*) from analytics.events")
         assert (ran.code, ran.err) == (0, ""), ran

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ingest.journal
 from ingest import segment
 from ingest.journal import MAX_OPEN_BYTES, Journal, JournalFailed, JournalFull
 from ingest.journals import Claimed, claim_folder
@@ -148,8 +149,8 @@ async def test_past_the_byte_limit_nothing_is_taken_until_there_is_room(tmp_path
 async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = __import__("threading").Event()
-    real = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda descriptor: (release.wait(10), real(descriptor))[1])
+    real = ingest.journal._write_all
+    monkeypatch.setattr(ingest.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
     first = journal.append("first\n", 1, [])
     await asyncio.sleep(0.01)
     chunk = "x" * MIB + "\n"
@@ -165,15 +166,15 @@ async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp
 async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     await put(journal, "before")
-    real, failed = os.fdatasync, []
+    real, failed = ingest.journal._write_all, []
 
-    def fail_once(descriptor: int) -> None:
+    def fail_once(descriptor: int, content: bytes) -> None:
+        real(descriptor, content)
         if not failed:
             failed.append(descriptor)
             raise OSError(errno.EIO, "Input/output error")
-        real(descriptor)
 
-    monkeypatch.setattr(os, "fdatasync", fail_once)
+    monkeypatch.setattr(ingest.journal, "_write_all", fail_once)
     outcomes = await asyncio.gather(put(journal, "lost"), put(journal, "lost too"), return_exceptions=True)
     assert all(isinstance(outcome, JournalFailed) for outcome in outcomes)
     assert journal.backlog.events == 1 and journal.failed_writes == 1

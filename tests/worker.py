@@ -20,6 +20,7 @@ from ingest.server import bind
 from tests.service import parse_metrics
 
 SETTLE_SECONDS = 20.0
+QUICK = {"shutdown_timeout_seconds": 2, "partitions_ahead_days": 1}
 
 
 class Answer(NamedTuple):
@@ -153,7 +154,7 @@ async def start(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixt
 
     async def make(**settings: object) -> Client:
         data_dir = tmp_path / f"worker-{len(clients)}"
-        wanted = {"database_url": database_url, "data_dir": data_dir, "shutdown_timeout_seconds": 2, **settings}
+        wanted = {"database_url": database_url, "data_dir": data_dir, **QUICK, **settings}
         worker = await start_worker(config.load(wanted, {}, tmp_path), bind("127.0.0.1", 0))
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
         clients.append(Client(worker, session, str(wanted["database_url"])))
