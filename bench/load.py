@@ -70,7 +70,7 @@ class Load:
         output, _ = self.process.communicate(timeout=self._seconds + 60)
         line = next((line for line in output.splitlines() if line.startswith("RESULT ")), None)
         if line is None:
-            raise RuntimeError(f"the load generator failed:\n{output}")
+            raise RuntimeError(f"the load generator failed:\n{output[-2000:]}")
         result: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
         return Answers(**result)
 

@@ -7,10 +7,7 @@ call it. What it returns is stopped by `stop`, which may be called again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import logging
-import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,7 +23,7 @@ from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, anonymise, country_from_headers, parse_networks
 from ingest.config import Config
 from ingest.dedupe import DedupeWindow
-from ingest.errors import DatabaseError, IngestError
+from ingest.errors import DatabaseError
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.handlers import health
 from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
@@ -45,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 10.0
 ADOPT_SECONDS: Final = 15.0
+_REPLAYED: Final = parse_networks(("127.0.0.0/8",))
+"""For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
 PARTITIONS_SECONDS: Final = 3600.0
 
 
@@ -107,6 +106,7 @@ class Worker:
             raise
         assert claimed is not None
         self.journal, self.writer = await self._open(claimed, position)
+        self.writer.postgres_up = position is not None
 
     async def _first_connection(self, must: bool) -> asyncpg.Connection | None:
         """A connection at the start. A worker that has a journal goes on without one; a new one waits for it."""
@@ -263,7 +263,9 @@ class Worker:
         # What comes by the control socket is a replay: no key, no limit, and refused again it is not kept twice.
         nothing = RateLimit(0.0, 1, time.monotonic)
         replays = Collector(
-            settings._replace(write_keys=(), rate_limit=nothing), self._intake((), nothing), self.metrics
+            settings._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED),
+            self._intake((), nothing),
+            self.metrics,
         )
         control_app = control.application(self.metrics.page, self.tail)
         self._control = Server(replays.routes(), control_app, Cors(()), self.metrics, timeout_seconds)
@@ -369,24 +371,3 @@ async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> W
         raise
     worker.start_loops()
     return worker
-
-
-class DataFolder:
-    """The folder of one running service, held so that no second one uses it."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise IngestError(f"cannot use the data folder {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise IngestError(f"the data folder {path} is in use by another ingest process") from None
-
-    def release(self) -> None:
-        """Repeatable."""
-        with contextlib.suppress(OSError):
-            os.close(self._lock)

@@ -212,7 +212,7 @@ class Journal:
     @property
     def has_room(self) -> bool:
         """Whether the byte limit leaves room for one more full record."""
-        return self._disk_bytes + MAX_OPEN_BYTES <= self._max_bytes
+        return self._disk_bytes + min(MAX_OPEN_BYTES, self._max_bytes // 8) <= self._max_bytes
 
     @property
     def has_backlog(self) -> bool:

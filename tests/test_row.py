@@ -327,7 +327,7 @@ BODIES = [
     b'{"batch":[{"name":"caf\xc3\xa9","user_id":7,"context":{"campaign":{"source":"s","name":"n"}}}],'
     b'"sentAt":"2026-01-02T12:00:00Z","writeKey":"K"}',
     b'{"name":"n","properties":{"long":123456789012345678901234567890,"deep":[[[{"a":[{}]}]]]},'
-    b'"user_id":123,"timestamp":1767323045.5}',
+    b'"user_id":123,"timestamp":1767323045.5,"context":{"sessionId":"s","session_id":"t"}}',
 ]
 SEGMENT_BODIES = [
     b'{"batch":[{"type":"track","event":"Order","userId":"u","messageId":"m-1","properties":{"revenue":12.5},'
@@ -360,6 +360,7 @@ VALUES_SENT = [
     *(b'"2026-%s"' % rest for rest in (b"W01-5", b"W01-4T03:04:05.678Z", b"W01-4T030405.67Z", b"01-02T0304:05.67Z")),
     *(b'"e1f0c7a2-9d3a-4c55-8f6a-1c0b7e11000%s"' % rest for rest in (b"A", b" ", b"-", b"\\t", b"g")),
     b'"e1f0c7a2-9d3a-4c55-8f6-a1c0b7e110001"',
+    b'"e1f0c7a2-9d3a-4c55-8f6a-1c0b7e1100  "',
     b'"00000000-0000-0000-0000-000000000000"',
 ]
 MEMBERS = b"name id timestamp user_id properties context url session_id userAgent sessionId page campaign".split()

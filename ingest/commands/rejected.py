@@ -94,9 +94,11 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
 async def _send(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
     """None when it was accepted, else why not."""
     body = with_identity(event["payload"], event["id"], event["received_at"].isoformat(), event["route"])
-    # Nothing about the sender is better than our own name as its user agent.
+    # The sender is who sent it then. Nothing about it is better than our own name as its user agent.
+    sender = {"User-Agent": event["user_agent"], "X-Forwarded-For": event["address"]}
+    headers = {name: value for name, value in sender.items() if value}
     url, skipped = f"http://worker{event['route']}", ("User-Agent",)
-    async with session.post(url, data=body, skip_auto_headers=skipped) as response:
+    async with session.post(url, data=body, headers=headers, skip_auto_headers=skipped) as response:
         if response.status == 200:
             told = await response.json()
             return (

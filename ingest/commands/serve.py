@@ -15,9 +15,10 @@ import msgspec
 import uvloop
 
 from ingest import database, logs, migrations
-from ingest.app import DataFolder, start_worker
+from ingest.app import start_worker
 from ingest.commands.target import embedded_folder
 from ingest.config import Config
+from ingest.data_folder import DataFolder
 from ingest.embedded import EmbeddedPostgres
 from ingest.errors import IngestError
 from ingest.periodic import run_every
