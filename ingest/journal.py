@@ -27,7 +27,8 @@ from typing import Final, NamedTuple
 
 from ingest import segment
 from ingest.journals import Claimed
-from ingest.segment import Damage, Reader, Record, SegmentError
+from ingest.recovery import KnownSegment, log_damage, recover
+from ingest.segment import Damage, Reader, Record
 from ingest.thread import WorkThread
 
 logger = logging.getLogger(__name__)
@@ -100,19 +101,6 @@ class OpenRecord:
         self.outcome: bool | None = None
 
 
-class _Segment:
-    """A segment on disk: `last` is its highest record number, `end` its durable bytes; both grow while it is
-    the newest. A damaged one is set aside instead of deleted when its good records are stored."""
-
-    __slots__ = ("damaged", "end", "last", "path")
-
-    def __init__(self, path: Path, last: int, end: int, damaged: bool = False) -> None:
-        self.path = path
-        self.last = last
-        self.end = end
-        self.damaged = damaged
-
-
 class _Written(NamedTuple):
     record: Record
     path: Path
@@ -162,7 +150,7 @@ class Journal:
         self._claimed = claimed
         self._closed = False
         # On disk, oldest first, and their bytes together.
-        self._segments: deque[_Segment] = deque()
+        self._segments: deque[KnownSegment] = deque()
         self._disk_bytes = 0
         # Used by the write in flight only: where the next record goes. None: it begins a new segment.
         self._descriptor: int | None = None
@@ -385,7 +373,7 @@ class Journal:
     def _keep(self, written: _Written) -> None:
         record = written.record
         if not self._segments or self._segments[-1].path != written.path:
-            self._segments.append(_Segment(written.path, record.number, 0))
+            self._segments.append(KnownSegment(written.path, record.number, 0))
         newest = self._segments[-1]
         self._disk_bytes += written.end - newest.end
         newest.last, newest.end = record.number, written.end
@@ -465,18 +453,11 @@ class Journal:
                     size += piece.size
             return _ReadBack(records, damages, already, (path, reader.offset))
 
-    def _note_damage(self, source: _Segment, damage: Damage) -> None:
+    def _note_damage(self, source: KnownSegment, damage: Damage) -> None:
         if not source.damaged:
             source.damaged = True
             self.corrupt_segments += 1
-        logger.error(
-            "segment %s of journal %d is damaged: %d bytes at %d, %s; it will be set aside",
-            source.path.name,
-            self.number,
-            damage.size,
-            damage.offset,
-            f"{damage.events} events" if damage.events else "an unknown number of events",
-        )
+            log_damage(source.path, damage)
 
     def _reconcile(self) -> None:
         """The disk is read to its end: what is pending beyond what we hold was in a damaged stretch."""
@@ -535,76 +516,18 @@ class Journal:
         `stored_through` is the ledger's position; None when the database cannot be asked yet: then the newest
         record tells how far the ledger had come when it was written, and the writer learns the rest later.
         """
-        known = self._open_segments()
-        position = max(stored_through or 0, _noted_position(known[-1]) if known else 0)
-        self.stored_through = self._counted_after = self._noted = position
-        last = position
-        for path in known:
-            last = max(last, self._recover_segment(path, newest=path == known[-1]))
-        self._open = OpenRecord(last + 1)
+        found = recover(self.folder, stored_through)
+        self.stored_through = self._counted_after = self._noted = found.position
+        self.corrupt_segments, self.torn_bytes = found.corrupt_segments, found.torn_bytes
+        self.backlog.add(found.events, found.rejected, found.size)
+        self._segments.extend(found.segments)
+        self._disk_bytes = sum(known.end for known in found.segments)
+        self._open = OpenRecord(max(found.position, *(known.last for known in found.segments), 0) + 1)
         self._delete_stored()
         if self.has_backlog:
             self._spilled = (self._segments[0].path, 0)
+            self._spilled_at_us = found.oldest_us
             self._readable.set()
-
-    def _open_segments(self) -> list[Path]:
-        good = []
-        for path in segment.list_segments(self.folder):
-            try:
-                Reader(path).close()
-            except SegmentError as error:
-                self._set_aside(path, error)
-            else:
-                good.append(path)
-        return good
-
-    def _set_aside(self, path: Path, error: SegmentError) -> None:
-        if path.stat().st_size == 0 or not _has_record(path):
-            # A crash between making the file and writing its first record: nothing was acknowledged in it.
-            path.unlink()
-            return
-        self.corrupt_segments += 1
-        path.rename(path.with_suffix(".damaged"))
-        logger.error("segment %s of journal %d is set aside: %s", path.name, self.number, error)
-
-    def _recover_segment(self, path: Path, newest: bool) -> int:
-        known = _Segment(path, 0, path.stat().st_size)
-        with Reader(path) as reader:
-            known.last = 0
-            for piece in reader:
-                if isinstance(piece, Damage):
-                    if newest and piece.at_end:
-                        self._cut_torn_tail(known, piece)
-                    else:
-                        self._note_damage(known, piece)
-                        # Pending until the writer has read past it and knows that they are lost.
-                        self.backlog.add(piece.events, 0, 0)
-                    continue
-                known.last = piece.number
-                if piece.number > self.stored_through:
-                    if not self.has_backlog:
-                        self._spilled_at_us = piece.opened_at_us
-                    self.backlog.add(piece.events, piece.rejected, piece.size)
-        self._segments.append(known)
-        self._disk_bytes += known.end
-        return known.last
-
-    def _cut_torn_tail(self, known: _Segment, damage: Damage) -> None:
-        """A crash tore the last record; it was never acknowledged. Kept beside the segment all the same: nobody
-        can tell a torn record from one that rotted later, and nothing should vanish silently."""
-        with known.path.open("r+b") as file:
-            file.seek(damage.offset)
-            known.path.with_suffix(".torn").write_bytes(file.read(damage.size))
-            file.truncate(damage.offset)
-            os.fsync(file.fileno())
-        known.end = damage.offset
-        self.torn_bytes += damage.size
-        logger.warning(
-            "segment %s of journal %d: cut %d bytes of a record that was never acknowledged",
-            known.path.name,
-            self.number,
-            damage.size,
-        )
 
     async def close(self) -> None:
         """Wait for what is being written, note how far the ledger is, then let the folder go. Repeatable."""
@@ -629,12 +552,3 @@ def _write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _noted_position(path: Path) -> int:
-    with Reader(path) as reader:
-        return max((piece.stored_through for piece in reader if isinstance(piece, Record)), default=0)
-
-
-def _has_record(path: Path) -> bool:
-    return segment.MAGIC.to_bytes(4, "little") in path.read_bytes()
