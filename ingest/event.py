@@ -7,20 +7,18 @@ Pure: the clock, the client's address and the limits come in as values. To add a
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 from uuid import UUID, uuid5
 
-import msgspec
-from msgspec import Raw
-
+from ingest.context import NO_FACTS, context_facts
 from ingest.enrich import describe_page, describe_user_agent, referrer_host
-from ingest.payload import LONG_NUMBER_DIGITS, NOTHING, Hazards, RawEvent, has_long_number
+from ingest.jsonb import check_object
+from ingest.payload import Hazards, RawEvent
 from ingest.rejects import Refusal, RejectReason
-from ingest.row import field, fields, json_field
+from ingest.row import field, fields
 
 MAX_NAME_CHARACTERS: Final = 100
 MAX_ID_CHARACTERS: Final = 255
@@ -30,7 +28,6 @@ EVENT_TYPES: Final = frozenset({"page_view", "user_action", "conversion", "syste
 MESSAGE_ID_NAMESPACE: Final = UUID("6ba3a1f2-5d0e-5c55-9d3a-8f6a1c0b7e11")
 """Namespace of the UUIDv5 that stands for a message id that is not a UUID. Never change it: retries depend on it."""
 
-T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
 
@@ -249,7 +246,7 @@ def check_size(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
 
 
 def set_properties(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    checked = _check_object(raw.properties, arrival)
+    checked = check_object(raw.properties, arrival.hazards, arrival.limits.max_depth)
     if isinstance(checked, RejectReason):
         return _refuse_object("properties", checked, RejectReason.INVALID_PROPERTIES)
     draft.properties = checked
@@ -257,7 +254,7 @@ def set_properties(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | N
 
 
 def set_context(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    checked = _check_object(raw.context, arrival)
+    checked = check_object(raw.context, arrival.hazards, arrival.limits.max_depth)
     if isinstance(checked, RejectReason):
         return _refuse_object("context", checked, RejectReason.INVALID_CONTEXT)
     draft.context = checked
@@ -271,9 +268,8 @@ def set_page_and_sender(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusa
     url = raw.url or facts.url
     if not url and draft.type == "page_view" and raw.properties:
         # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
-        page = _decode(_page, bytes(raw.properties))
-        if page is not None:
-            url, facts = page.url, facts._replace(referrer=page.referrer or facts.referrer)
+        url, seen_from = page_of_properties(bytes(raw.properties))
+        facts = facts._replace(referrer=seen_from or facts.referrer)
     referrer = raw.referrer or facts.referrer
     if url is None and referrer is None and facts.campaign is None:
         draft.url, draft.page = "\\N\t\\N", _NO_PAGE
@@ -367,25 +363,6 @@ def _id_field(value: str | int | None, escapes: bool) -> str:
 # Properties and context.
 
 
-def _check_object(raw: Raw, arrival: Arrival) -> str | RejectReason:
-    """COPY text of a JSON object that jsonb will take, or why it will not. The caller names the field."""
-    if not raw:
-        return "{}"
-    hazards, max_depth = arrival.hazards, arrival.limits.max_depth
-    try:
-        text = str(raw, "utf-8")
-    except UnicodeDecodeError:
-        return RejectReason.INVALID_UTF8
-    if text[0] != "{":
-        return "{}" if text == "null" else RejectReason.INVALID_FIELD
-    # Two characters a level: what is shorter cannot be deeper.
-    if len(text) > 2 * max_depth and text.count("{") + text.count("[") > max_depth and _is_deeper(text, max_depth):
-        return RejectReason.NESTED_TOO_DEEP
-    if hazards.numbers and _has_huge_number(text):
-        return RejectReason.NUMBER_OUT_OF_RANGE
-    return json_field(text) if hazards.escapes or hazards.whitespace else text
-
-
 _DETAILS = {
     RejectReason.INVALID_FIELD: "`{}` is a JSON object",
     RejectReason.NESTED_TOO_DEEP: "`{}` is nested too deep",
@@ -397,109 +374,6 @@ _DETAILS = {
 def _refuse_object(name: str, reason: RejectReason, not_an_object: RejectReason) -> Refusal:
     detail = _DETAILS[reason].format(name)
     return Refusal(not_an_object if reason is RejectReason.INVALID_FIELD else reason, detail)
-
-
-_STRINGS = re.compile(r'"(?:[^"\\]+|\\.)*+"', re.DOTALL)
-_NOT_BRACKETS = re.compile(r"[^\[\]{}]+")
-_HUGE_NUMBER = re.compile(rf"[eE][+-]?[0-9]{{5}}|[0-9]{{{LONG_NUMBER_DIGITS}}}")
-"""jsonb numbers are numeric: 131,072 digits before the point, 16,383 after it. An exponent of four digits, which
-moves the point by 9,999, and under 6,000 digits on either side of it stay inside both."""
-
-
-def _has_huge_number(text: str) -> bool:
-    if not has_long_number(text.encode()):
-        return False
-    return _HUGE_NUMBER.search(_STRINGS.sub('""', text)) is not None
-
-
-def _is_deeper(text: str, max_depth: int) -> bool:
-    """Whether brackets nest deeper than `max_depth`. Each pass removes the innermost pairs; linear in the size."""
-    brackets = _NOT_BRACKETS.sub("", _STRINGS.sub("", text)).replace("[", "{").replace("]", "}")
-    for _ in range(max_depth):
-        brackets = brackets.replace("{}", "")
-        if not brackets:
-            return False
-    return True
-
-
-# Facts in the context.
-
-
-class _ContextPage(msgspec.Struct, gc=False):
-    url: str | None = None
-    referrer: str | None = None
-
-
-class _ContextCampaign(msgspec.Struct, gc=False):
-    source: str | None = None
-    medium: str | None = None
-    name: str | None = None
-    term: str | None = None
-    content: str | None = None
-
-
-class _Context(msgspec.Struct, gc=False):
-    """What Segment's spec puts into a context and we have a column for."""
-
-    page: Raw = NOTHING
-    campaign: Raw = NOTHING
-    userAgent: Raw = NOTHING
-    sessionId: Raw = NOTHING
-    session_id: Raw = NOTHING
-
-
-class ContextFacts(NamedTuple):
-    """What a context tells about page, campaign (source, medium, name, term, content), device and session."""
-
-    url: str | None = None
-    referrer: str | None = None
-    campaign: tuple[str | None, ...] | None = None
-    user_agent: str | None = None
-    session_id: str | None = None
-
-
-NO_FACTS = ContextFacts()
-_context = msgspec.json.Decoder(_Context)
-_page = msgspec.json.Decoder(_ContextPage)
-_campaign = msgspec.json.Decoder(_ContextCampaign)
-_text = msgspec.json.Decoder(str)
-_session = msgspec.json.Decoder(str | int)
-_CACHED_CONTEXT_BYTES = 2048
-
-
-def context_facts(context: bytes) -> ContextFacts:
-    """Read the known fields of a context. What has an unexpected type is left where it is: in the context."""
-    return _cached_facts(context) if len(context) <= _CACHED_CONTEXT_BYTES else _read_facts(context)
-
-
-def _read_facts(context: bytes) -> ContextFacts:
-    parsed = _decode(_context, context)
-    if parsed is None:
-        return NO_FACTS
-    page = _decode(_page, parsed.page)
-    campaign = _decode(_campaign, parsed.campaign)
-    named = campaign and (campaign.source, campaign.medium, campaign.name, campaign.term, campaign.content)
-    session = _decode(_session, parsed.sessionId) or _decode(_session, parsed.session_id)
-    return ContextFacts(
-        url=page.url if page else None,
-        referrer=page.referrer if page else None,
-        campaign=named if named and any(named) else None,
-        user_agent=_decode(_text, parsed.userAgent),
-        session_id=str(session) if session else None,
-    )
-
-
-# 2 kB a key at most: these caches stay under some 10 MB whatever a client sends.
-_cached_facts = lru_cache(maxsize=2048)(_read_facts)
-
-
-def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw) -> T | None:
-    if not raw:
-        return None
-    try:
-        return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 def _cut(url: str | None) -> str | None:

@@ -22,7 +22,7 @@ import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest import control
+from ingest import control, journal
 from ingest.handlers.collect import SEGMENT_CALLS
 from ingest.rejects import RejectReason
 from tests import worker
@@ -659,22 +659,28 @@ async def test_a_retry_in_flight_waits_for_the_first_try(client: Client, monkeyp
     event = {"id": str(uuid4()), "name": "once"}
     for fails in (True, False):
         gate = threading.Event()
-        # Holds up the journal's one thread, as a slow disk does.
-        held = client.worker.journal._thread.submit(gate.wait, 20)
-        tries = [asyncio.create_task(client.post(event)) for _ in range(3)]
-        try:
-            _, waiting = await asyncio.wait(tries, timeout=0.2)
-            assert len(waiting) == 3
-            with monkeypatch.context() as patch:
-                if fails:
-                    patch.setattr(
-                        "ingest.journal._write_all", lambda *args: (_ for _ in ()).throw(OSError(5, "broken"))
-                    )
+
+        def write_slowly(
+            descriptor: int,
+            content: bytes,
+            gate: threading.Event = gate,
+            fails: bool = fails,
+            write=journal._write_all,
+        ) -> None:
+            gate.wait(20)
+            if fails:
+                raise OSError(5, "Input/output error")
+            write(descriptor, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ingest.journal._write_all", write_slowly)
+            tries = [asyncio.create_task(client.post(event)) for _ in range(3)]
+            try:
+                _, waiting = await asyncio.wait(tries, timeout=0.2)
+                assert len(waiting) == 3
+            finally:
                 gate.set()
-                answers = [await each for each in tries]
-        finally:
-            gate.set()
-            held.result()
+            answers = [await each for each in tries]
         assert [answer.status for answer in answers] == [503 if fails else 200] * 3
     assert await client.names() == ["once"]
 

@@ -1,0 +1,58 @@
+"""Whether Postgres will take a JSON object as jsonb. Pure: raw JSON in, COPY text or the reason out.
+
+msgspec has checked the syntax; here is what jsonb refuses beyond it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from msgspec import Raw
+
+from ingest.payload import LONG_NUMBER_DIGITS, Hazards, has_long_number
+from ingest.rejects import RejectReason
+from ingest.row import json_field
+
+
+def check_object(raw: Raw, hazards: Hazards, max_depth: int) -> str | RejectReason:
+    """COPY text of a JSON object that jsonb will take, or why it will not; INVALID_FIELD when it is no object.
+
+    `hazards` are those of the body it came in. Nothing at all and null are an empty object.
+    """
+    if not raw:
+        return "{}"
+    try:
+        text = str(raw, "utf-8")
+    except UnicodeDecodeError:
+        return RejectReason.INVALID_UTF8
+    if text[0] != "{":
+        return "{}" if text == "null" else RejectReason.INVALID_FIELD
+    # Two characters a level: what is shorter cannot be deeper.
+    if len(text) > 2 * max_depth and text.count("{") + text.count("[") > max_depth and _is_deeper(text, max_depth):
+        return RejectReason.NESTED_TOO_DEEP
+    if hazards.numbers and _has_huge_number(text):
+        return RejectReason.NUMBER_OUT_OF_RANGE
+    return json_field(text) if hazards.escapes or hazards.whitespace else text
+
+
+_STRINGS = re.compile(r'"(?:[^"\\]+|\\.)*+"', re.DOTALL)
+_NOT_BRACKETS = re.compile(r"[^\[\]{}]+")
+_HUGE_NUMBER = re.compile(rf"[eE][+-]?[0-9]{{5}}|[0-9]{{{LONG_NUMBER_DIGITS}}}")
+"""jsonb numbers are numeric: 131,072 digits before the point, 16,383 after it. An exponent of four digits, which
+moves the point by 9,999, and under 6,000 digits on either side of it stay inside both."""
+
+
+def _has_huge_number(text: str) -> bool:
+    if not has_long_number(text.encode()):
+        return False
+    return _HUGE_NUMBER.search(_STRINGS.sub('""', text)) is not None
+
+
+def _is_deeper(text: str, max_depth: int) -> bool:
+    """Whether brackets nest deeper than `max_depth`. Each pass removes the innermost pairs; linear in the size."""
+    brackets = _NOT_BRACKETS.sub("", _STRINGS.sub("", text)).replace("[", "{").replace("]", "}")
+    for _ in range(max_depth):
+        brackets = brackets.replace("{}", "")
+        if not brackets:
+            return False
+    return True
