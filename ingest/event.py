@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID, uuid5
 
-from ingest.context import NO_FACTS, context_facts
+from ingest.context import NO_FACTS, context_facts, page_of_properties
 from ingest.enrich import describe_page, describe_user_agent, referrer_host
 from ingest.jsonb import check_object
 from ingest.payload import Hazards, RawEvent
