@@ -7,6 +7,7 @@ call it. What it returns is stopped by `stop`, which may be called again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -29,7 +30,7 @@ from ingest.handlers import health
 from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
 from ingest.http import Cors, RateLimit
 from ingest.intake import Intake, IntakeSettings
-from ingest.journal import Journal, OpenRecord
+from ingest.journal import Journal, JournalFailed, JournalFull, OpenRecord
 from ingest.logs import fields
 from ingest.metrics import Gauges, Metrics, merge
 from ingest.periodic import run_every
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 10.0
 ADOPT_SECONDS: Final = 15.0
+PROBE_SECONDS: Final = 1.0
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
 PARTITIONS_SECONDS: Final = 3600.0
@@ -181,6 +183,7 @@ class Worker:
             ("partitions ahead", self.ensure_partitions, PARTITIONS_SECONDS),
             ("adopting journals", self.adopt, ADOPT_SECONDS),
             ("hanging up on silent connections", self._sweep, SWEEP_SECONDS),
+            ("probing a journal that failed", self.probe_journal, PROBE_SECONDS),
         ):
             self._start(self._loop(what, run_once, seconds))
         self._start(self.writer.run(self.stopping))
@@ -236,6 +239,13 @@ class Worker:
         self._drained[folder] = journals.changed_at(folder)
         if not journal.has_backlog:
             del self.adopted[folder]
+
+    async def probe_journal(self) -> None:
+        """After a failed write, see whether the disk is well again. No balancer would send a request to find out
+        while /readyz says no."""
+        if self._write_failing:
+            with contextlib.suppress(JournalFull, JournalFailed):
+                await self.journal.wait(self.journal.append("", 0, []))
 
     async def _sweep(self) -> None:
         if self._server is not None:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SLICE: Final = 500
 """Events that are processed before the rest of the loop gets its turn."""
 _BYTES_LIKE_AN_EVENT: Final = 2048
+_OUR_FAULT: Final = "a bug of the collector, which has logged it"
 
 
 class Submission:
@@ -52,6 +53,7 @@ class Submission:
         "refusals",
         "refused",
         "sender",
+        "sent",
         "settled",
         "waits",
     )
@@ -76,6 +78,8 @@ class Submission:
         self.sender: Sender | None = None
         self.payload: Payload | None = None
         self.arrival: Arrival | None = None
+        # Its events as they were sent, once one of them is refused.
+        self.sent: list[bytes] | None = None
         self.position = 0
         # The records that hold something of it, and whether the one of this turn will be another.
         self.records: list[OpenRecord] = []
@@ -175,12 +179,10 @@ class Intake:
                 left -= self._process(submission, turn, max(1, left))
             except PayloadRefused as refused:
                 submission.refused = refused.refusal
-            except Exception as error:
+            except Exception:
                 # A bug of ours must not take along the other requests of the turn.
-                self._queue.popleft()
-                if not submission.settled.done():
-                    submission.settled.set_exception(error)
-                continue
+                logger.exception("a payload could not be decoded")
+                submission.refused = Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT, submission.body)
             if submission.refused is not None or submission.position == len(submission.events):
                 self._queue.popleft()
                 turn.done.append(submission)
@@ -200,7 +202,12 @@ class Intake:
         lines_before, duplicates = len(lines), 0
         refusals: list[tuple[int, Refusal]] = []
         for index, raw in enumerate(events, start):
-            result = raw if isinstance(raw, Refusal) else process(raw, arrival)
+            try:
+                result = raw if isinstance(raw, Refusal) else process(raw, arrival)
+            except Exception:
+                # Nor its neighbours: the event is kept, to be replayed when the bug is mended.
+                logger.exception("an event could not be processed")
+                result = Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT)
             if isinstance(result, Refusal):
                 refusals.append((index, result))
                 continue
@@ -251,7 +258,9 @@ class Intake:
         """Count them and keep what was sent; the same refusals with what was sent in them."""
         payload, arrival = submission.payload, submission.arrival
         assert payload is not None and arrival is not None
-        sent = pieces(payload)
+        if submission.sent is None:
+            submission.sent = pieces(payload)
+        sent = submission.sent
         refusals = [(index, refusal._replace(raw=sent[index])) for index, refusal in refusals]
         for _, refusal in refusals:
             self._accounts.reject(refusal.reason)
@@ -295,7 +304,7 @@ class Intake:
         elif submission.waits and record is not None:
             submission.records.append(record)
         # What waits for an fsync need not hold what was sent.
-        submission.payload = submission.arrival = None
+        submission.payload = submission.arrival = submission.sent = None
         submission.body = b""
         self._journal.settle_with(submission.records, submission.settled)
 

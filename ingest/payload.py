@@ -274,7 +274,7 @@ _CALLS = frozenset({"track", "page", "screen", "identify", "group", "alias"})
 def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refusal:
     kind = call or message.type
     if kind not in _CALLS:
-        detail = f"type is {kind!r}; one of {', '.join(sorted(_CALLS))} is wanted"
+        detail = f"type is {str(kind)[:60]!r}; one of {', '.join(sorted(_CALLS))} is wanted"
         return Refusal(RejectReason.INVALID_TYPE, detail)
     name = message.event if kind == "track" else message.name if kind in ("page", "screen") else None
     if kind == "track" and not name:

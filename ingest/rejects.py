@@ -43,6 +43,7 @@ class RejectReason(StrEnum):
     EVENT_TOO_LARGE = "event_too_large"
 
     # Ours, not the client's: it may send the same again.
+    INTERNAL_ERROR = "internal_error"
     OVERLOADED = "overloaded"
     JOURNAL_UNAVAILABLE = "journal_unavailable"
 
@@ -73,10 +74,14 @@ STATUS_OF_REASON = {
     RejectReason.BODY_TOO_LARGE: 413,
     RejectReason.TOO_MANY_EVENTS: 413,
     RejectReason.RATE_LIMITED: 429,
+    RejectReason.INTERNAL_ERROR: 500,
     RejectReason.OVERLOADED: 503,
     RejectReason.JOURNAL_UNAVAILABLE: 503,
 }
 """HTTP status when a reason concerns the whole request; every other reason is a 400."""
 
-NOT_KEPT = frozenset(STATUS_OF_REASON) | {RejectReason.BODY_INCOMPLETE, RejectReason.EMPTY_PAYLOAD}
+NOT_KEPT = frozenset(STATUS_OF_REASON) - {RejectReason.INTERNAL_ERROR} | {
+    RejectReason.BODY_INCOMPLETE,
+    RejectReason.EMPTY_PAYLOAD,
+}
 """Reasons without a payload worth keeping, or where keeping it would hand an attacker our disk."""
