@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -96,7 +95,7 @@ class Service:
             if self.process.poll() is None:
                 self.process.terminate()
                 self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        except psutil.TimeoutExpired:
             self.process.kill()
             self.process.wait(STOP_SECONDS)
         finally:

@@ -33,6 +33,10 @@ class DedupeWindow:
         """The record that is being made durable with this id in it."""
         return self._in_flight.get(key)
 
+    def sets(self) -> tuple[set[bytes], set[bytes], dict[bytes, OpenRecord]]:
+        """(durable, durable, in flight) for many questions in a row; to be read only, and before the next await."""
+        return self._current, self._previous, self._in_flight
+
     def begin(self, keys: Iterable[bytes], record: OpenRecord) -> None:
         """These ids were appended to this record."""
         if self._half:

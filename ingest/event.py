@@ -55,13 +55,19 @@ class Sender(NamedTuple):
     region: str | None
 
 
+class Moment(NamedTuple):
+    """When a request came, and the times that are accepted from then on; shared by requests that came together."""
+
+    at: datetime
+    text: str
+    oldest: datetime
+    newest: datetime
+
+
 class Arrival(NamedTuple):
     """A request as the steps see it: when it came, from whom, and what its body may hide."""
 
-    received_at: datetime
-    received_text: str
-    oldest: datetime
-    newest: datetime
+    moment: Moment
     shift: timedelta | None
     sender: Sender
     sender_fields: str
@@ -113,9 +119,14 @@ class Line(NamedTuple):
 Step = Callable[[Draft, RawEvent, Arrival], Refusal | None]
 
 
-def arrive(
-    received_at: datetime, sent_at: datetime | None, sender: Sender, hazards: Hazards, limits: Limits
-) -> Arrival:
+def moment_of(received_at: datetime, limits: Limits) -> Moment:
+    """What follows from our clock."""
+    return Moment(
+        received_at, received_at.isoformat(), received_at - limits.retention, received_at + limits.max_future
+    )
+
+
+def arrive(moment: Moment, sent_at: datetime | None, sender: Sender, hazards: Hazards, limits: Limits) -> Arrival:
     """Work out once for a request what all its events share.
 
     When the client's `sentAt` is further from our clock than the tolerance, its clock is wrong and its
@@ -123,19 +134,9 @@ def arrive(
     whose sentAt is fresh, is shifted by the same amount and keeps its created_at and with it its key.
     """
     shift = None
-    if sent_at is not None and abs(received_at - sent_at) > limits.skew_tolerance:
-        shift = round((received_at - sent_at) / _MINUTE) * _MINUTE
-    return Arrival(
-        received_at=received_at,
-        received_text=received_at.isoformat(),
-        oldest=received_at - limits.retention,
-        newest=received_at + limits.max_future,
-        shift=shift,
-        sender=sender,
-        sender_fields=_sender_fields(sender),
-        hazards=hazards,
-        limits=limits,
-    )
+    if sent_at is not None and abs(moment.at - sent_at) > limits.skew_tolerance:
+        shift = round((moment.at - sent_at) / _MINUTE) * _MINUTE
+    return Arrival(moment, shift, sender, _sender_fields(sender), hazards, limits)
 
 
 def process(raw: RawEvent, arrival: Arrival) -> Line | Refusal:
@@ -146,7 +147,7 @@ def process(raw: RawEvent, arrival: Arrival) -> Line | Refusal:
         if refusal is not None:
             return refusal
     return Line(
-        f"{draft.id}\t{draft.created_at}\t{arrival.received_text}\t{draft.type}\t{draft.name}\t{draft.user_id}\t"
+        f"{draft.id}\t{draft.created_at}\t{arrival.moment.text}\t{draft.type}\t{draft.name}\t{draft.user_id}\t"
         f"{draft.anonymous_id}\t{draft.session_id}\t{draft.properties}\t{draft.context}\t{draft.url}\t{draft.page}\t"
         f"{draft.sender}\t",
         draft.key,
@@ -182,8 +183,9 @@ def set_type(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
 
 def set_id(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
     message_id = raw.id
-    if message_id is None or message_id == "":
-        draft.id, draft.key = _fresh_id(arrival.received_at), None
+    # A blank one would make all events that have it duplicates of each other.
+    if message_id is None or message_id == "" or (isinstance(message_id, str) and message_id.isspace()):
+        draft.id, draft.key = _fresh_id(arrival.moment.at), None
         return None
     if isinstance(message_id, int):
         message_id = str(message_id)
@@ -202,7 +204,7 @@ def set_id(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
 def set_created_at(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
     timestamp = raw.timestamp
     if timestamp is None:
-        draft.created_at = arrival.received_text
+        draft.created_at = arrival.moment.text
         return None
     moment = parse_time(timestamp)
     if moment is None:
@@ -214,10 +216,10 @@ def set_created_at(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | N
             moment += shift
         except OverflowError:
             return Refusal(RejectReason.INVALID_TIMESTAMP, "`timestamp` is out of range")
-    if moment < arrival.oldest:
-        detail = f"{moment.isoformat()} is before {arrival.oldest.isoformat()}, the oldest that is kept"
+    if moment < arrival.moment.oldest:
+        detail = f"{moment.isoformat()} is before {arrival.moment.oldest.isoformat()}, the oldest that is kept"
         return Refusal(RejectReason.TOO_OLD, detail)
-    if moment > arrival.newest:
+    if moment > arrival.moment.newest:
         return Refusal(RejectReason.IN_FUTURE, f"{moment.isoformat()} is in the future")
     if shift is None and isinstance(timestamp, str) and _is_javascript_time(timestamp):
         draft.created_at = timestamp

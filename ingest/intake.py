@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from ingest import row
 from ingest.accounts import Accounts
 from ingest.dedupe import DedupeWindow
-from ingest.event import Arrival, Limits, Sender, arrive, parse_time, process
+from ingest.event import Arrival, Limits, Moment, Sender, arrive, moment_of, parse_time, process
 from ingest.journal import Journal, JournalFull, OpenRecord
 from ingest.payload import Payload, RawEvent, pieces
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
@@ -120,9 +120,10 @@ class IntakeSettings(NamedTuple):
 class _Turn:
     """The lines of one turn of the loop, on their way into the open record."""
 
-    __slots__ = ("done", "ending", "keys", "lines", "rejected_lines")
+    __slots__ = ("done", "ending", "keys", "lines", "moment", "rejected_lines")
 
-    def __init__(self, batch_id: int) -> None:
+    def __init__(self, batch_id: int, moment: Moment) -> None:
+        self.moment = moment
         self.ending = f"{batch_id}\n"
         self.lines: list[str] = []
         self.keys: dict[bytes, None] = {}
@@ -168,7 +169,7 @@ class Intake:
 
     def _run_turn(self) -> None:
         """Up to SLICE events of what waits, appended without giving up the loop: batch_id and books stay true."""
-        turn = _Turn(self._journal.batch_id)
+        turn = _Turn(self._journal.batch_id, moment_of(datetime.now(UTC), self._settings.limits))
         left = SLICE
         while self._queue and left > 0:
             submission = self._queue[0]
@@ -193,12 +194,13 @@ class Intake:
     def _process(self, submission: Submission, turn: _Turn, most: int) -> int:
         """Take up to `most` events of a submission through the steps; how many it were, at least one."""
         if submission.payload is None:
-            self._open(submission)
+            self._open(submission, turn)
         payload, arrival = submission.payload, submission.arrival
         assert payload is not None and arrival is not None
         start = submission.position
         events = payload.events if not start and len(payload.events) <= most else payload.events[start : start + most]
-        lines, keys, window, ending = turn.lines, turn.keys, self._window, turn.ending
+        lines, keys, ending = turn.lines, turn.keys, turn.ending
+        recent, older, in_flight = self._window.sets()
         lines_before, duplicates = len(lines), 0
         refusals: list[tuple[int, Refusal]] = []
         for index, raw in enumerate(events, start):
@@ -217,12 +219,12 @@ class Intake:
                     submission.waits = True
                     duplicates += 1
                     continue
-                if window.seen(key):
+                if key in recent or key in older:
                     duplicates += 1
                     continue
-                if (record := window.in_flight(key)) is not None:
+                if key in in_flight:
                     # A retry that came before the first try was durable: it waits for that one.
-                    submission.records.append(record)
+                    submission.records.append(in_flight[key])
                     duplicates += 1
                     continue
                 keys[key] = None
@@ -238,19 +240,18 @@ class Intake:
             self._tail.publish(lines[lines_before:], refusals, submission.path)
         return len(events)
 
-    def _open(self, submission: Submission) -> None:
+    def _open(self, submission: Submission, turn: _Turn) -> None:
         """Decode a submission and work out what its events share. Raises PayloadRefused."""
         settings = self._settings
         submission.sender = settings.make_sender(submission.address, submission.headers)
         payload = submission.decode(submission.body)
         settings.check_key(submission.header_key or payload.write_key)
         self._accounts.cleaned += payload.cleaned
-        now = datetime.now(UTC)
         sent_at = parse_time(payload.sent_at) if payload.sent_at is not None else None
         if sent_at is not None:
-            settings.observe_skew((now - sent_at).total_seconds())
+            settings.observe_skew((turn.moment.at - sent_at).total_seconds())
         submission.payload = payload
-        submission.arrival = arrive(now, sent_at, submission.sender, payload.hazards, settings.limits)
+        submission.arrival = arrive(turn.moment, sent_at, submission.sender, payload.hazards, settings.limits)
 
     def _book_refusals(
         self, submission: Submission, refusals: list[tuple[int, Refusal]], turn: _Turn
@@ -264,7 +265,7 @@ class Intake:
         refusals = [(index, refusal._replace(raw=sent[index])) for index, refusal in refusals]
         for _, refusal in refusals:
             self._accounts.reject(refusal.reason)
-            line = self._rejected_line(refusal, arrival.received_text, arrival.sender, submission.path, turn.ending)
+            line = self._rejected_line(refusal, arrival.moment.text, arrival.sender, submission.path, turn.ending)
             if line is not None:
                 turn.rejected_lines.append(line)
         submission.refusals += refusals

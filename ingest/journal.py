@@ -276,8 +276,8 @@ class Journal:
 
     def settle_with(self, records: Sequence[OpenRecord], waiter: asyncio.Future[None]) -> None:
         """Set the waiter's result when all these records are settled, one way or the other; see their `outcome`."""
-        newest = max(records, key=lambda record: record.number, default=None)
-        # Records are settled in order.
+        # Records are settled in order, and hardly any request is in more than one.
+        newest = records[0] if len(records) == 1 else max(records, key=lambda record: record.number, default=None)
         if newest is not None and newest.outcome is None:
             newest.waiters.append(waiter)
         elif not waiter.done():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections import Counter as TallyCounter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -73,7 +74,8 @@ class Metrics:
         # The _created series double the page and tell what process_start_time_seconds tells.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         inner = CollectorRegistry()
-        self.requests = Counter("ingest_http_requests", "Requests answered", ["route", "status"], registry=inner)
+        # (route, status) -> answers.
+        self.requests: TallyCounter[tuple[str, int]] = TallyCounter()
         self.acknowledgement = Histogram(
             "ingest_acknowledgement_seconds",
             "From the last byte of a request to the moment its events are on stable storage",
@@ -90,7 +92,7 @@ class Metrics:
         )
         ProcessCollector(registry=inner)
         PlatformCollector(registry=inner)
-        inner.register(_Books(accounts, gauges))
+        inner.register(_Books(accounts, gauges, self.requests))
         self._registry = CollectorRegistry()
         self._registry.register(_Labelled(inner, worker))
 
@@ -118,9 +120,10 @@ class _Labelled:
 class _Books:
     """The accounts and the journals, read at the moment of the scrape."""
 
-    def __init__(self, accounts: Accounts, gauges: Gauges) -> None:
+    def __init__(self, accounts: Accounts, gauges: Gauges, requests: TallyCounter[tuple[str, int]]) -> None:
         self._accounts = accounts
         self._gauges = gauges
+        self._requests = requests
 
     def collect(self) -> Iterator[Metric]:
         books = self._accounts
@@ -152,6 +155,10 @@ class _Books:
             "received - (stored + duplicate + rejected + pending); not zero is a bug",
             books.unaccounted,
         )
+        answered = CounterMetricFamily("ingest_http_requests", "Requests answered", labels=["route", "status"])
+        for (route, status), count in sorted(self._requests.items()):
+            answered.add_metric([route, str(status)], count)
+        yield answered
         yield from self._journals()
 
     def _journals(self) -> Iterator[Metric]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import Counter
 
 from ingest.errors import IngestError
 from ingest.http import Connections, Cors, problem
@@ -36,9 +35,9 @@ class _Connection(web.RequestHandler):
     """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
     stays quiet, whoever scans the internet."""
 
-    __slots__ = ("_broken",)
+    __slots__ = ("_on_broken",)
 
-    def __init__(self, manager: web.Server, broken: Counter) -> None:
+    def __init__(self, manager: web.Server, on_broken: Callable[[], None]) -> None:
         super().__init__(
             manager,
             loop=asyncio.get_running_loop(),
@@ -47,7 +46,7 @@ class _Connection(web.RequestHandler):
             lingering_time=LINGER_SECONDS,
             auto_decompress=False,
         )
-        self._broken = broken
+        self._on_broken = on_broken
 
     def handle_error(
         self,
@@ -60,7 +59,7 @@ class _Connection(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         told = (message or str(exc)).partition("\n")[0].strip(": ")[:200]
         logger.debug("broken HTTP from %s: %s", request.remote, told)
-        self._broken.inc()
+        self._on_broken()
         response = problem(status, "bad_http", told)
         response.force_close()
         return response
@@ -94,9 +93,13 @@ class Server:
         assert server is not None
         self.connections = Connections(server, time.monotonic)
         server.request_handler = self._dispatcher(server.request_handler)
-        broken = self._metrics.requests.labels(OTHER, "400")
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: _Connection(server, broken), sock=sock, backlog=_BACKLOG)
+        self._listener = await loop.create_server(
+            lambda: _Connection(server, self._count_broken), sock=sock, backlog=_BACKLOG
+        )
+
+    def _count_broken(self) -> None:
+        self._metrics.requests[OTHER, 400] += 1
 
     async def stop(self) -> None:
         if self._listener is not None:
@@ -106,8 +109,7 @@ class Server:
     def _dispatcher(self, application: Handler) -> Handler:
         posts, cors, known = self._posts, self._cors, self._known
         served = self.connections.served
-        labels = self._metrics.requests.labels
-        ok = {path: labels(path, "200") for path in posts}
+        requests = self._metrics.requests
 
         async def dispatch(request: web.BaseRequest) -> web.StreamResponse:
             # The routes that take events are found here, in front of the application: its router, match info
@@ -132,13 +134,10 @@ class Server:
                 response = _failed(request, error)
             cors.add(request, response)
             response.headers["Server"] = "ingest"
-            if response.status == 200 and handler is not None:
-                ok[path].inc()
-            else:
-                labels(path if path in known else OTHER, str(response.status)).inc()
-                if not request.content.is_eof():
-                    # What is left of the body is thrown away; if it never ends, the connection does.
-                    response.force_close()
+            requests[path if path in known else OTHER, response.status] += 1
+            if response.status != 200 and not request.content.is_eof():
+                # What is left of the body is thrown away; if it never ends, the connection does.
+                response.force_close()
             return response
 
         return dispatch

@@ -22,10 +22,8 @@ class Tail:
 
     def __init__(self) -> None:
         self._followers: dict[asyncio.Queue[bytes], int] = {}
-
-    @property
-    def followed(self) -> bool:
-        return bool(self._followers)
+        # Whether anybody follows: asked for every request.
+        self.followed = False
 
     def publish(self, lines: Iterable[str], refusals: Iterable[tuple[int, Refusal]], route: str) -> None:
         """Tell the followers of accepted lines (COPY text) and of refusals."""
@@ -58,6 +56,7 @@ class Tail:
         """JSON lines, as they come, until the caller stops asking."""
         queue: asyncio.Queue[bytes] = asyncio.Queue(_QUEUE)
         self._followers[queue] = 0
+        self.followed = True
         try:
             while line := await queue.get():
                 yield line
@@ -66,3 +65,4 @@ class Tail:
                     yield orjson.dumps({"result": "skipped", "lines": missed}) + b"\n"
         finally:
             del self._followers[queue]
+            self.followed = bool(self._followers)

@@ -16,7 +16,19 @@ LAYERS = (
     {"supervisor", "commands"},
     {"__main__"},
 )
-PURE = {"payload", "event", "context", "jsonb", "enrich", "addresses", "row", "rejects", "segment", "dedupe", "accounts"}
+PURE = {
+    "payload",
+    "event",
+    "context",
+    "jsonb",
+    "enrich",
+    "addresses",
+    "row",
+    "rejects",
+    "segment",
+    "dedupe",
+    "accounts",
+}
 READS_CONFIG = {"config", "app", "supervisor", "commands", "__main__"}
 
 
