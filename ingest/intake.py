@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 SLICE: Final = 500
 """Events that are processed before the rest of the loop gets its turn."""
 _BYTES_LIKE_AN_EVENT: Final = 2048
+_LINES_PER_BODY: Final = 2
+"""Lines have the body's texts, doubled backslashes, and columns of our own."""
 _OUR_FAULT: Final = "a bug of the collector, which has logged it"
 
 
@@ -246,6 +248,13 @@ class Intake:
         submission.sender = settings.make_sender(submission.address, submission.headers)
         payload = submission.decode(submission.body)
         settings.check_key(submission.header_key or payload.write_key)
+        if len(payload.events) > 1:
+            # It may take several turns and several records. Better refused whole now than half-way: what was
+            # taken of it by then would be stored again when the client, as it should, sends all of it again.
+            try:
+                self._journal.check_room(_LINES_PER_BODY * len(submission.body))
+            except JournalFull as error:
+                raise PayloadRefused(RejectReason.OVERLOADED, str(error)) from None
         self._accounts.cleaned += payload.cleaned
         sent_at = parse_time(payload.sent_at) if payload.sent_at is not None else None
         if sent_at is not None:

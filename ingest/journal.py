@@ -243,9 +243,7 @@ class Journal:
         size = len(lines) + len(rejected_lines)
         if record.size and record.size + size > MAX_OPEN_BYTES:
             raise JournalFull("the disk does not keep up")
-        waiting = self._writing.size if self._writing else 0
-        if self._disk_bytes + waiting + record.size + size > self._max_bytes:
-            raise JournalFull("the journal has reached its byte limit")
+        self.check_room(size)
         if not record.opened_at_us:
             record.opened_at_us = time.time_ns() // 1000
         if lines:
@@ -263,6 +261,12 @@ class Journal:
             self._idle.clear()
             asyncio.get_running_loop().call_soon(self._begin_write)
         return record
+
+    def check_room(self, size: int) -> None:
+        """Raise JournalFull unless there is room for so many bytes of lines."""
+        waiting = self._writing.size if self._writing else 0
+        if self._disk_bytes + waiting + self._open.size + size > self._max_bytes:
+            raise JournalFull("the journal has reached its byte limit")
 
     async def wait(self, record: OpenRecord) -> None:
         """Return when the record is durable; raise JournalFailed if it could not be made so."""
