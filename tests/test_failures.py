@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -21,6 +22,7 @@ import pytest
 import ingest.journal
 from ingest import journals, row, segment
 from ingest.journal import Journal
+from ingest.rejects import RejectReason
 from ingest.segment import Layout
 from tests.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres
 from tests.service import Service, running
@@ -30,7 +32,7 @@ from tests.worker import Start, client, start
 __all__ = ["client", "mortal", "start"]
 
 
-def batch(count: int, name: str = "event") -> list[dict[str, object]]:
+def batch(count: int, name: str = "event") -> list[dict[str, Any]]:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return [{"name": name, "id": str(uuid.uuid4()), "timestamp": now, "properties": {"n": n}} for n in range(count)]
 
@@ -132,7 +134,7 @@ async def test_a_row_the_table_refuses_is_found_and_kept_and_its_neighbours_are_
     assert [one["reason"] for one in kept] == ["database_refused"] * 4
     assert {json.loads(one["payload"])["name"] for one in kept} == {f"poison {n}" for n in (0, 57, 58, 199)}
     assert "no_poison" in kept[0]["detail"]
-    assert client.worker.accounts.rejected["database_refused"] == 4
+    assert client.worker.accounts.rejected[RejectReason.DATABASE_REFUSED] == 4
     assert client.worker.accounts.stored == 196
     # And the kept ones can be sent again when the table takes them.
     await connection.execute("ALTER TABLE analytics.events DROP CONSTRAINT no_poison")
@@ -253,7 +255,7 @@ async def test_a_failed_fsync_is_a_503_for_its_requests_and_the_next_ones_are_fi
     lost = batch(3, "lost")
     answer = await client.post(lost)
     assert answer.status == 503 and answer.headers["Retry-After"] and answer.json()["code"] == "journal_unavailable"
-    assert client.worker.accounts.rejected["journal_unavailable"] == 3
+    assert client.worker.accounts.rejected[RejectReason.JOURNAL_UNAVAILABLE] == 3
     assert (await client.get("/readyz")).status == 503
     # The client sends them again: not taken for duplicates, because they were never durable.
     assert (await client.post(lost)).json()["accepted"] == 3

@@ -166,7 +166,8 @@ async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp
 async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     await put(journal, "before")
-    real, failed = ingest.journal._write_all, []
+    real = ingest.journal._write_all
+    failed: list[int] = []
 
     def fail_once(descriptor: int, content: bytes) -> None:
         real(descriptor, content)
@@ -224,7 +225,7 @@ async def test_a_flipped_byte_costs_one_record_and_sets_the_segment_aside(tmp_pa
     content = bytearray(path.read_bytes())
     content[content.index(b"event 4") + 3] ^= 0xFF
     path.write_bytes(content)
-    lost = []
+    lost: list[int] = []
     journal = make(tmp_path / "j", stored_through=0)
     journal._on_lost = lost.append
     assert journal.backlog.events == 10, "the header tells how many were in it"
