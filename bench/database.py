@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -74,17 +76,23 @@ class Database:
         postmaster = psutil.Process(pid)
         return [postmaster, *postmaster.children(recursive=True)]
 
-    def freeze(self) -> list[psutil.Process]:
+    def freeze(self) -> list[int]:
         """Stop the server as if the machine it is on did not answer any more; `thaw` what this returns."""
         # The postmaster first, so that no new child is missed.
-        self.processes()[0].suspend()
-        frozen = self.processes()
-        for process in frozen[1:]:
-            process.suspend()
+        frozen = [self.processes()[0].pid]
+        os.kill(frozen[0], signal.SIGSTOP)
+        frozen += [process.pid for process in self.processes()[1:]]
+        for pid in frozen[1:]:
+            _signal(pid, signal.SIGSTOP)
         return frozen
 
     @staticmethod
-    def thaw(frozen: list[psutil.Process]) -> None:
-        for process in reversed(frozen):
-            if process.is_running():
-                process.resume()
+    def thaw(frozen: list[int]) -> None:
+        """Let the server go on. Repeatable."""
+        for pid in reversed(frozen):
+            _signal(pid, signal.SIGCONT)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -161,6 +161,7 @@ class Worker:
             lambda: self.connect("writer"),
             self.accounts,
             flush_max_bytes=config.flush_max_bytes,
+            statement_timeout_seconds=config.statement_timeout_seconds,
             on_flush=self._on_flush,
         )
         return journal, writer
@@ -343,8 +344,16 @@ class Worker:
             if server is not None:
                 await server.stop()
         self.stopping.set()
+        timeout_seconds = self.config.shutdown_timeout_seconds
+        _, late = await asyncio.wait(self._tasks, timeout=timeout_seconds) if self._tasks else (set(), set())
+        for task in late:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.writer.drain(self.config.shutdown_timeout_seconds)
+        if late:
+            # Postgres does not answer. What it has of the last flush, the ledger will tell the next start.
+            self.writer.drop_connection()
+        else:
+            await self.writer.drain(timeout_seconds)
         await self.writer.close()
         await self.journal.close()
         if self.journal.backlog.events:

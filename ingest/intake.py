@@ -175,13 +175,16 @@ class Intake:
         left = SLICE
         while self._queue and left > 0:
             submission = self._queue[0]
-            if submission.payload is None:
-                # Decoding counts, too: a large body that is refused in the end takes its time all the same.
-                left -= len(submission.body) // _BYTES_LIKE_AN_EVENT
             try:
-                left -= self._process(submission, turn, max(1, left))
+                if submission.payload is None:
+                    self._open(submission, turn)
+                    # Decoding counts, too: a large body takes its time whatever becomes of it.
+                    left -= len(submission.body) // _BYTES_LIKE_AN_EVENT
+                if left > 0:
+                    left -= self._process(submission, turn, left)
             except PayloadRefused as refused:
                 submission.refused = refused.refusal
+                left -= 1 + len(submission.body) // _BYTES_LIKE_AN_EVENT
             except Exception:
                 # A bug of ours must not take along the other requests of the turn.
                 logger.exception("a payload could not be decoded")
@@ -194,9 +197,7 @@ class Intake:
             asyncio.get_running_loop().call_soon(self._run_turn)
 
     def _process(self, submission: Submission, turn: _Turn, most: int) -> int:
-        """Take up to `most` events of a submission through the steps; how many it were, at least one."""
-        if submission.payload is None:
-            self._open(submission, turn)
+        """Take up to `most` events of an opened submission through the steps; how many it were."""
         payload, arrival = submission.payload, submission.arrival
         assert payload is not None and arrival is not None
         start = submission.position

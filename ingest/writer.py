@@ -79,6 +79,7 @@ class Writer:
         accounts: Accounts,
         *,
         flush_max_bytes: int,
+        statement_timeout_seconds: float,
         on_flush: Callable[[float, Outcome], None] = lambda seconds, outcome: None,
     ) -> None:
         self.journal = journal
@@ -87,9 +88,12 @@ class Writer:
         self._connect = connect
         self._accounts = accounts
         self._flush_max_bytes = flush_max_bytes
+        self._timeout_seconds = statement_timeout_seconds
         self._on_flush = on_flush
         self._queries = load_queries("writer")
         self._connection: asyncpg.Connection | None = None
+        # The server's process of a connection that we cut, until we know that it is gone.
+        self._given_up: int | None = None
         # The records taken from the journal and not stored yet, kept over retries; those of them that the flush
         # at hand stores; and where the ledger stands, as far as we know.
         self._taken: list[Record] = []
@@ -178,6 +182,8 @@ class Writer:
     def drop_connection(self) -> None:
         """Cut the connection without a word, so that nothing can hang on a server that does not answer."""
         if self._connection is not None:
+            if not self._connection.is_closed():
+                self._given_up = self._connection.get_server_pid()
             self._connection.terminate()
             self._connection = None
         self.postgres_up = False
@@ -194,6 +200,9 @@ class Writer:
         if self._connection is None or self._connection.is_closed():
             connection = await self._connect()
             self._connection = connection
+            if self._given_up is not None:
+                await connection.execute(self._queries["end_given_up"], self._given_up)
+                self._given_up = None
             await self._ask_ledger(connection)
         self.postgres_up = True
         return self._connection
@@ -287,9 +296,8 @@ class Writer:
 
     async def _copy(self, connection: asyncpg.Connection) -> Outcome:
         layout = self._records[0].layout
-        await _copy_lines(
-            connection, "analytics", "events", layout.event_columns, (r.event_lines for r in self._records)
-        )
+        lines = (record.event_lines for record in self._records)
+        await self._copy_lines(connection, "analytics", "events", layout.event_columns, lines)
         await self._copy_rejected(connection)
         return Outcome(sum(record.events for record in self._records), 0, 0)
 
@@ -297,7 +305,19 @@ class Writer:
         layout = self._records[0].layout
         if any(record.rejected for record in self._records):
             lines = (record.rejected_lines for record in self._records)
-            await _copy_lines(connection, "analytics", "rejected_events", layout.rejected_columns, lines)
+            await self._copy_lines(connection, "analytics", "rejected_events", layout.rejected_columns, lines)
+
+    async def _copy_lines(
+        self,
+        connection: asyncpg.Connection,
+        schema: str | None,
+        table: str,
+        columns: tuple[str, ...],
+        lines: Iterable[bytes],
+    ) -> None:
+        # asyncpg's own time-out does not count while it waits for a server that has stopped reading.
+        async with asyncio.timeout(self._timeout_seconds):
+            await connection.copy_to_table(table, schema_name=schema, columns=columns, source=_pieces(lines))
 
     async def _merge(self, connection: asyncpg.Connection) -> Outcome:
         columns = self._records[0].layout.event_columns
@@ -330,7 +350,7 @@ class Writer:
         """Insert the lines that are new, put those that are refused into `bad`; return how many were inserted."""
         await connection.execute("SAVEPOINT merge")
         try:
-            await _copy_lines(connection, None, "incoming", columns, lines)
+            await self._copy_lines(connection, None, "incoming", columns, lines)
             status = await connection.execute(
                 f"INSERT INTO analytics.events ({names}) SELECT {names} FROM incoming ON CONFLICT DO NOTHING"
             )
@@ -349,7 +369,7 @@ class Writer:
         logger.error("the table refused %d accepted events; they are in analytics.rejected_events", len(bad))
         batch_id = self.journal.number << RECORD_BITS | self._records[-1].number
         lines = [_rejected_line(one, batch_id) for one in bad]
-        await _copy_lines(connection, "analytics", "rejected_events", row.REJECTED_COLUMNS, lines)
+        await self._copy_lines(connection, "analytics", "rejected_events", row.REJECTED_COLUMNS, lines)
 
     async def _make_partitions(self, connection: asyncpg.Connection) -> int:
         """Make the partitions of the days in the taken records; how many were missing."""
@@ -377,16 +397,6 @@ class Writer:
             words = str(error) or type(error).__name__
             pending = self.journal.backlog.events
             logger.warning("cannot store now, %d events wait in journal %d: %s", pending, self.journal.number, words)
-
-
-async def _copy_lines(
-    connection: asyncpg.Connection,
-    schema: str | None,
-    table: str,
-    columns: tuple[str, ...],
-    lines: Iterable[bytes],
-) -> None:
-    await connection.copy_to_table(table, schema_name=schema, columns=columns, source=_pieces(lines))
 
 
 async def _pieces(lines: Iterable[bytes]) -> AsyncIterator[bytes]:

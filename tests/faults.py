@@ -38,6 +38,8 @@ class CuttingProxy:
         self.dsn = urlunsplit((parts.scheme, parts.netloc, parts.path, f"host={folder}&port=5432", ""))
         self.at_commit: Callable[[], str] = lambda: "pass"
         self.commits = 0
+        # Stop reading from the first connection that has sent so much, as a network that is gone without a word.
+        self.freeze_after_bytes: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> CuttingProxy:
@@ -67,7 +69,12 @@ class CuttingProxy:
             return
         back = asyncio.create_task(_pipe(server_reader, writer))
         try:
+            sent = 0
             while data := await reader.read(65536):
+                sent += len(data)
+                if self.freeze_after_bytes is not None and sent > self.freeze_after_bytes:
+                    self.freeze_after_bytes = None
+                    await asyncio.Event().wait()
                 # asyncpg sends a simple query as one message: Q, its length, the text and a zero.
                 if b"COMMIT\x00" in data:
                     self.commits += 1

@@ -201,6 +201,40 @@ async def test_events_without_an_id_are_stored_once_too_when_commit_is_cut(start
     await connection.close()
 
 
+async def test_a_server_that_stops_reading_in_the_middle_of_a_copy_is_given_up_on(
+    start: Start, database_url, tmp_path
+):
+    """As when the network is gone without a word: no time-out of the client library counts then."""
+    async with CuttingProxy(database_url, tmp_path / "px") as proxy:
+        client = await start(database_url=proxy.dsn, statement_timeout_seconds=1)
+        proxy.freeze_after_bytes = 500_000
+        events = [{**one, "properties": {"text": "x" * 20_000}} for one in batch(200)]
+        assert (await client.post(events)).status == 200
+        async with asyncio.timeout(15):
+            while client.worker.journal.has_backlog:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert proxy.freeze_after_bytes is None, "it was frozen"
+        assert client.worker.accounts.stored == 200
+    connection = await asyncpg.connect(database_url)
+    assert await connection.fetchval("SELECT count(*) FROM analytics.events") == 200
+    await connection.close()
+
+
+async def test_a_worker_stops_in_time_although_postgres_does_not_answer(start: Start, database_url, tmp_path):
+    async with CuttingProxy(database_url, tmp_path / "px") as proxy:
+        client = await start(database_url=proxy.dsn, statement_timeout_seconds=300, shutdown_timeout_seconds=1)
+        proxy.freeze_after_bytes = 500_000
+        events = [{**one, "properties": {"text": "x" * 20_000}} for one in batch(200)]
+        assert (await client.post(events)).status == 200
+        while proxy.freeze_after_bytes is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(20):
+            await client.worker.stop()
+        assert client.worker.accounts.pending == 200, "they are in the journal, for the next start"
+    again = await start(data_dir=client.worker.config.data_dir)
+    assert len(await again.events()) == 200
+
+
 def test_a_postgres_that_freezes_is_given_up_on_and_asked_again(mortal, tmp_path):
     """SIGSTOP in the middle of the load, longer than the statement time-out; then it goes on, with our old
     transaction still in it."""
