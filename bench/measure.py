@@ -21,7 +21,9 @@ from bench.watch import Watch, cpu_seconds
 
 BATCH_EVENTS: Final = 50
 BATCH_CONNECTIONS: Final = 32
-SINGLE_CONNECTIONS: Final = 64
+SINGLE_CONNECTIONS: Final = 256
+"""A collector talks to many browsers at a time, and group commit lives on it. With fewer both sides of the ratio
+change: `--connections` tells how."""
 OPEN_LOOP_CONNECTIONS: Final = 64
 BEFORE_OUTAGE_SECONDS: Final = 5.0
 STORE_SECONDS: Final = 300.0
@@ -44,8 +46,8 @@ def batches(host: str) -> Requests:
     return Requests(events.batch_requests(60, BATCH_EVENTS, host), BATCH_EVENTS, BATCH_CONNECTIONS)
 
 
-def singles(host: str) -> Requests:
-    return Requests(events.single_requests(2000, host), 1, SINGLE_CONNECTIONS)
+def singles(host: str, connections: int = SINGLE_CONNECTIONS) -> Requests:
+    return Requests(events.single_requests(2000, host), 1, connections)
 
 
 def check_once(service: Service, answers: Answers, events_per_request: int, metrics: dict[str, float]) -> None:
@@ -135,6 +137,7 @@ class SingleRound(NamedTuple):
     service: Run
     application_per_second: float
     server_per_second: float
+    connections: int
 
     @property
     def ratio(self) -> float:
@@ -145,17 +148,17 @@ class SingleRound(NamedTuple):
         return self.service.answers.requests_per_second / self.server_per_second
 
 
-def measure_singles(service: Service, seconds: float) -> SingleRound:
-    run = run_load(service, singles(service.host), seconds)
+def measure_singles(service: Service, seconds: float, connections: int) -> SingleRound:
+    run = run_load(service, singles(service.host, connections), seconds)
     service.database.forget_events()
-    return SingleRound(
-        run, _noop_per_second(service, "application", seconds), _noop_per_second(service, "server", seconds)
-    )
+    application = _noop_per_second(service, "application", seconds, connections)
+    server = _noop_per_second(service, "server", seconds, connections)
+    return SingleRound(run, application, server, connections)
 
 
-def _noop_per_second(service: Service, kind: str, seconds: float) -> float:
+def _noop_per_second(service: Service, kind: str, seconds: float, connections: int) -> float:
     with running_noop(kind) as host:
-        requests = singles(host)
+        requests = singles(host, connections)
         with running_load(host, requests.texts, requests.connections, seconds, service.folder) as load:
             answers = load.answers()
     if answers.refused or answers.errors:

@@ -104,7 +104,7 @@ def _single_lines(rounds: Sequence[SingleRound]) -> list[Line]:
     requests = _whole(median(each.service.answers.requests_per_second for each in rounds))
     return [
         Line(
-            "single-event requests/s, against a no-op web.Application",
+            f"single-event requests/s on {rounds[0].connections} connections, against a no-op web.Application",
             requests,
             _whole(median(each.application_per_second for each in rounds)),
             f"{ratio:.2f}",

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from bench import report
 from bench.measure import (
+    SINGLE_CONNECTIONS,
     OnceFailed,
     batches,
     measure_batches,
@@ -37,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="length of one load [6]")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured; medians are shown [5]")
+    parser.add_argument(
+        "--connections", type=int, default=SINGLE_CONNECTIONS, help="of single-event requests and their floors [256]"
+    )
     parser.add_argument("--latency-seconds", type=float, default=15.0, help="length of the steady rate [15]")
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second of the steady rate [1000]")
     parser.add_argument("--outage-seconds", type=float, default=60.0, help="how long Postgres does not answer [60]")
@@ -70,15 +74,17 @@ def measure_all(service: Service, given: argparse.Namespace) -> report.Results:
     run_load(service, batches(service.host), WARM_UP_SECONDS)
     run_load(service, singles(service.host), WARM_UP_SECONDS)
     measure = (measurements := Measurements(service)).measure
+    latency = memory = None
+    if "latency" in wanted:
+        # First, because the disk is busy with what the loads wrote for a while.
+        latency = measure("latency", measure_latency, given.rate, given.latency_seconds)
     batch_rounds, single_rounds = [], []
     for number in range(1, given.rounds + 1):
         if "batches" in wanted:
             batch_rounds.append(measure(f"batches, round {number}", measure_batches, given.seconds))
         if "singles" in wanted:
-            single_rounds.append(measure(f"singles, round {number}", measure_singles, given.seconds))
-    latency = memory = None
-    if "latency" in wanted:
-        latency = measure("latency", measure_latency, given.rate, given.latency_seconds)
+            what = f"singles, round {number}"
+            single_rounds.append(measure(what, measure_singles, given.seconds, given.connections))
     if "memory" in wanted:
         memory = measure("memory", measure_memory, given.outage_seconds)
     return report.Results(batch_rounds, single_rounds, latency, memory, measurements.others_cores)

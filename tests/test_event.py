@@ -224,7 +224,6 @@ def test_a_uuid_of_any_version_is_one(sent):
 NOT_UUIDS = [
     "msg-1",
     "x",
-    " ",
     "é😀",
     "x" * 255,
     UUID4.replace("-", ""),
@@ -252,6 +251,12 @@ def test_any_other_text_is_the_same_uuid_each_time(sent):
     wanted = uuid.uuid5(MESSAGE_ID_NAMESPACE, sent)
     assert accepted({"id": sent})["id"] == str(wanted)
     assert key_of({"id": sent}) == wanted.bytes
+
+
+@pytest.mark.parametrize("sent", ["", " ", "\t \n", "\u3000"])
+def test_a_blank_id_is_none_or_all_events_that_have_it_would_be_duplicates(sent):
+    assert key_of({"id": sent}) is None
+    assert accepted({"id": sent})["id"] != accepted({"id": sent})["id"]
 
 
 def test_the_namespace_of_message_ids_never_changes():

@@ -268,7 +268,7 @@ def stored(sent: dict[str, Any]) -> dict[str, Any]:
     wanted["name"] = clean(sent["name"]).strip()
     if "timestamp" in sent:
         wanted["created_at"] = datetime.fromisoformat(sent["timestamp"]).replace(tzinfo=UTC)
-    if "id" in sent:
+    if "id" in sent and str(sent["id"]).strip():
         try:
             wanted["id"] = uuid.UUID(sent["id"]) if len(str(sent["id"])) == 36 else None
         except ValueError:
