@@ -32,7 +32,7 @@ def check_object(raw: Raw, hazards: Hazards, max_depth: int) -> str | RejectReas
         return RejectReason.NESTED_TOO_DEEP
     if hazards.numbers and _has_huge_number(text):
         return RejectReason.NUMBER_OUT_OF_RANGE
-    return json_field(text) if hazards.escapes or hazards.whitespace else text
+    return json_field(text) if hazards.whitespace or (hazards.escapes and "\\" in text) else text
 
 
 _STRINGS = re.compile(r'"(?:[^"\\]+|\\.)*+"', re.DOTALL)

@@ -137,6 +137,8 @@ _BAD_ESCAPE = re.compile(
 )
 LONG_NUMBER_DIGITS = 6_000
 _LONG_NUMBER = b"0" * LONG_NUMBER_DIGITS
+_LOOK_BACK = 64
+_MOST_LOOKS = 64
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_GZIP_MEMBERS = 100
 
@@ -182,7 +184,16 @@ def has_long_number(text: bytes) -> bool:
     Cheap, and sometimes wrong about a text in hex.
     """
     folded = text.translate(_FOLD)
-    return b"0e00000" in folded or b"0e-00000" in folded or _LONG_NUMBER in folded
+    for exponent in (b"0e00000", b"0e-00000"):
+        at, looks = folded.find(exponent), 0
+        while at >= 0:
+            # The hex digits of a UUID look like that, too. A number begins after one of these, or is very long.
+            before = folded[max(0, at - _LOOK_BACK) : at + 1].rstrip(b"0.-")
+            looks += 1
+            if looks > _MOST_LOOKS or len(before) == 0 or before[-1] in b":,[ \t\r\n":
+                return True
+            at = folded.find(exponent, at + 1)
+    return _LONG_NUMBER in folded
 
 
 def clean_escapes(body: bytes) -> tuple[bytes, int]:
@@ -191,7 +202,7 @@ def clean_escapes(body: bytes) -> tuple[bytes, int]:
     The same as JavaScript's toWellFormed(): a text cut in the middle of an emoji is an accident, not an attack,
     and losing the event for it would be worse than the replacement character.
     """
-    if not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
+    if b"\\u" not in body or not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
         return body, 0
     cleaned = 0
 

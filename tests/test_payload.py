@@ -656,7 +656,8 @@ def test_hazards(body, hazards):
 
 
 def test_a_hex_text_may_look_like_a_long_number():
-    assert has_long_number(b'"a1e00042b"')
+    assert not has_long_number(b'"a1e00042b"')
+    assert has_long_number(b'"about 1e00042"')
 
 
 # gzip.
