@@ -268,15 +268,17 @@ class Writer:
     async def _store(self, connection: asyncpg.Connection) -> Outcome:
         if self._merges_left:
             self._merges_left -= 1
-            return await self._in_transaction(connection, self._merge)
-        try:
-            return await self._in_transaction(connection, self._copy)
-        except asyncpg.UniqueViolationError:
-            self._merges_left = MERGES_AFTER_DUPLICATE
-        except _ROW_ERRORS as error:
-            if isinstance(error, asyncpg.CheckViolationError) and await self._make_partitions(connection):
-                return await self._store(connection)
-            logger.warning("a flush holds a row that the table refuses, looking for it: %s", error)
+        else:
+            try:
+                return await self._in_transaction(connection, self._copy)
+            except asyncpg.UniqueViolationError:
+                self._merges_left = MERGES_AFTER_DUPLICATE
+            except _ROW_ERRORS as error:
+                if isinstance(error, asyncpg.CheckViolationError) and await self._make_partitions(connection):
+                    return await self._store(connection)
+                logger.warning("a flush holds a row that the table refuses, looking for it: %s", error)
+        # The merge puts aside what the table refuses, so a day must not be missing by then.
+        await self._make_partitions(connection)
         return await self._in_transaction(connection, self._merge)
 
     async def _in_transaction(

@@ -159,6 +159,21 @@ async def test_an_old_event_gets_its_days_partition_on_demand(client):
     assert await client.names() == ["old"] * 5
 
 
+async def test_an_old_event_beside_a_duplicate_gets_its_partition_too_and_is_not_put_aside(start: Start):
+    """The flush goes through the merge here, which keeps refused rows: a missing day is no fault of a row."""
+    client = await start(dedupe_window_events=0)
+    events = batch(5)
+    await client.post(events)
+    await client.settled()
+    for days in (41, 43):
+        old = datetime.now(UTC) - timedelta(days=days)
+        await client.post([*events, {"name": "old", "timestamp": old.isoformat()}])
+        await client.settled()
+    assert (await client.names()).count("old") == 2
+    assert await client.rejected() == []
+    assert client.worker.accounts.duplicate_in_database == 10
+
+
 # The outcome of COMMIT is unknown.
 
 
