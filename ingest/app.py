@@ -207,9 +207,17 @@ class Worker:
     async def adopt(self) -> None:
         """Drain the journals that nobody holds: there are fewer workers now, or one could not come back."""
         held = {self.journal.folder, *self.adopted}
-        for folder in journals.folders(self.config.data_dir):
-            if folder in held or self._drained.get(folder) == journals.changed_at(folder):
-                continue
+        free = [
+            folder
+            for folder in journals.folders(self.config.data_dir)
+            if folder not in held
+            and self._drained.get(folder) != journals.changed_at(folder)
+            and journals.is_free(folder)
+        ]
+        if free:
+            # Without the database we could not drain it, and a worker that is just starting could not make another.
+            await database.close(await self.connect("adopt"))
+        for folder in free:
             claimed = journals.claim_folder(folder)
             if claimed is None:
                 continue
