@@ -7,6 +7,7 @@ Pure: the clock, the client's address and the limits come in as values. To add a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -208,7 +209,7 @@ def set_created_at(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | N
         return None
     moment = parse_time(timestamp)
     if moment is None:
-        detail = f"`timestamp` is neither an ISO 8601 time nor a Unix time: {str(timestamp)[:60]!r}"
+        detail = f"`timestamp` is no ISO 8601 or RFC 2822 time, and no Unix time: {str(timestamp)[:60]!r}"
         return Refusal(RejectReason.INVALID_TIMESTAMP, detail)
     shift = arrival.shift
     if shift is not None:
@@ -303,15 +304,47 @@ STEPS: Final[tuple[Step, ...]] = (
 
 
 def parse_time(value: str | int | float) -> datetime | None:
-    """An ISO 8601 text (UTC where it names no zone) or a Unix time in seconds, milliseconds or microseconds,
-    told apart by size; None if it is neither."""
+    """An ISO 8601 text (UTC where it names no zone), an RFC 2822 date, or a Unix time in seconds, milliseconds or
+    microseconds, told apart by size, as a number or as text; None if it is none of them."""
     try:
         if isinstance(value, str):
+            # Some Unix times would pass for ISO 8601, which may leave out all that is no digit. A day has eight.
+            if value.isdigit() and len(value) != _DAY_DIGITS:
+                return _parse_unusual(value)
             moment = datetime.fromisoformat(value)
             return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
         seconds = value / 1e6 if abs(value) > 1e14 else value / 1e3 if abs(value) > 1e11 else value
         return _EPOCH + timedelta(seconds=seconds)
-    except (ValueError, OverflowError):
+    except ValueError:
+        return _parse_unusual(value) if isinstance(value, str) else None
+    except OverflowError:
+        return None
+
+
+_DAY_DIGITS = 8
+_UNIX_TIME = re.compile(r"-?[0-9]{1,17}(\.[0-9]{1,9})?")
+_RFC_2822 = re.compile(
+    r"(?:[A-Z][a-z]{2}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}:[0-9]{2}(?::[0-9]{2})?) (GMT|UTC?|[+-][0-9]{4})"
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _parse_unusual(text: str) -> datetime | None:
+    """A Unix time that was sent as text, or an RFC 2822 date, as mail and HTTP have them."""
+    if _UNIX_TIME.fullmatch(text):
+        return parse_time(float(text) if "." in text else int(text))
+    parts = _RFC_2822.fullmatch(text)
+    if parts is None or parts[2] not in _MONTHS:
+        return None
+    day, month, year, time, zone = parts.groups()
+    zone = "Z" if zone in ("GMT", "UT", "UTC") else zone
+    return _parse_iso(f"{year}-{_MONTHS.index(month) + 1:02}-{day:0>2}T{time}{zone}")
+
+
+def _parse_iso(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
         return None
 
 
