@@ -21,7 +21,7 @@ from aiohttp import web
 
 from ingest import control, database, journals, migrations, partitions
 from ingest.accounts import Accounts
-from ingest.addresses import CountryDatabase, anonymise, country_from_headers, parse_networks
+from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
 from ingest.config import Config
 from ingest.dedupe import DedupeWindow
 from ingest.errors import DatabaseError
@@ -293,6 +293,7 @@ class Worker:
 
     def _intake(self, write_keys: tuple[str, ...], kept: RateLimit) -> Intake:
         config = self.config
+        make_sender, locate = _locators(config)
         limits = Limits(
             max_event_bytes=config.max_event_bytes,
             max_depth=config.max_depth,
@@ -300,10 +301,11 @@ class Worker:
             max_future=timedelta(seconds=config.max_future_seconds),
             skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
             conversion_events=frozenset(config.conversion_events),
+            locate=locate,
         )
         settings = IntakeSettings(
             limits=limits,
-            make_sender=_sender_maker(config),
+            make_sender=make_sender,
             check_key=key_checker(write_keys),
             keep_rejected=lambda: kept.enabled and not kept.take(""),
             observe_skew=self.metrics.skew.observe,
@@ -371,8 +373,11 @@ class Worker:
             )
 
 
-def _sender_maker(config: Config) -> Callable[[str, Mapping[str, str]], Sender]:
-    """How a request's sender is described: country from the CDN or the MaxMind file, then the address anonymised."""
+def _locators(
+    config: Config,
+) -> tuple[Callable[[str, Mapping[str, str]], Sender], Callable[[str], Place | None]]:
+    """How a request's sender is described, and an address that an event names: country from the CDN (for the first)
+    or the MaxMind file, then the address anonymised."""
     countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
     conceal = anonymise if config.anonymise_ip else str
 
@@ -383,7 +388,14 @@ def _sender_maker(config: Config) -> Callable[[str, Mapping[str, str]], Sender]:
         user_agent = headers.get("User-Agent", "")
         return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region)
 
-    return make_sender
+    def locate(text: str) -> Place | None:
+        address = public_address(text)
+        if not address:
+            return None
+        country, region = countries.locate(address) if countries is not None else (None, None)
+        return Place(conceal(address), country, region)
+
+    return make_sender, locate
 
 
 async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> Worker:

@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID, uuid5
 
-from ingest.context import NO_FACTS, context_facts, page_of_properties
+from ingest.addresses import Place
+from ingest.context import NO_FACTS, ContextFacts, context_facts, page_of_properties
 from ingest.enrich import describe_page, describe_user_agent, referrer_host
 from ingest.jsonb import check_object
 from ingest.payload import Hazards, RawEvent
@@ -33,8 +34,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
 
 
+def _nowhere(text: str) -> Place | None:
+    return None
+
+
 class Limits(NamedTuple):
-    """What an event may be, from the configuration."""
+    """What an event may be, from the configuration.
+
+    locate: what may be stored of an address that an event names itself, None if it is no public one.
+    """
 
     max_event_bytes: int
     max_depth: int
@@ -42,6 +50,7 @@ class Limits(NamedTuple):
     max_future: timedelta
     skew_tolerance: timedelta
     conversion_events: frozenset[str]
+    locate: Callable[[str], Place | None] = _nowhere
 
 
 class Sender(NamedTuple):
@@ -281,9 +290,8 @@ def set_page_and_sender(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusa
     if draft.session_id == "\\N" and facts.session_id:
         draft.session_id = field(facts.session_id[:MAX_ID_CHARACTERS])
     draft.sender = arrival.sender_fields
-    if facts.user_agent:
-        sender = arrival.sender._replace(user_agent=facts.user_agent[:MAX_USER_AGENT_CHARACTERS])
-        draft.sender = _sender_fields(sender)
+    if facts.user_agent or facts.ip:
+        draft.sender = _sender_fields(_told_sender(facts, arrival))
     return None
 
 
@@ -324,7 +332,8 @@ def parse_time(value: str | int | float) -> datetime | None:
 _DAY_DIGITS = 8
 _UNIX_TIME = re.compile(r"-?[0-9]{1,17}(\.[0-9]{1,9})?")
 _RFC_2822 = re.compile(
-    r"(?:[A-Z][a-z]{2}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}:[0-9]{2}(?::[0-9]{2})?) (GMT|UTC?|[+-][0-9]{4})"
+    r"(?:[A-Z][a-z]{2}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)"
+    r" (GMT|UTC?|[+-][0-9]{4})"
 )
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -396,6 +405,20 @@ def _id_field(value: str | int | None, escapes: bool) -> str:
 
 
 # Properties and context.
+
+
+def _told_sender(facts: ContextFacts, arrival: Arrival) -> Sender:
+    """The sender as the context tells it: a server's SDK names the device and the address of its user there.
+
+    Anybody may name any address, as in other fields. It is stored, and that is all: limits go by the connection.
+    """
+    sender = arrival.sender
+    place = arrival.limits.locate(facts.ip) if facts.ip else None
+    if place is not None and place.address != sender.address:
+        sender = sender._replace(address=place.address, country=place.country, region=place.region)
+    if facts.user_agent:
+        sender = sender._replace(user_agent=facts.user_agent[:MAX_USER_AGENT_CHARACTERS])
+    return sender
 
 
 _DETAILS = {

@@ -26,6 +26,7 @@ from ingest import control, journal
 from ingest.handlers.collect import SEGMENT_CALLS
 from ingest.rejects import RejectReason
 from tests import worker
+from tests.test_addresses import write_database
 from tests.worker import Answer, Client, Start, errors
 
 start = worker.start
@@ -311,6 +312,36 @@ async def test_the_whole_address_is_kept_when_asked(start: Start):
     client = await start(anonymise_ip=False)
     await client.post({"name": "a"})
     assert str((await client.events())[0]["ip_address"]) == "127.0.0.1"
+
+
+async def test_an_address_in_the_context_is_stored_like_the_connections(start: Start, tmp_path):
+    """A server sends its user's address; anonymised, and looked up where a file is configured."""
+    message = {"type": "track", "event": "e", "userId": "u"}
+    batch = [
+        {**message, "event": "public", "context": {"ip": "1.2.3.4"}},
+        {**message, "event": "private", "context": {"ip": "10.1.2.3"}},
+        {**message, "event": "six", "context": {"ip": "2600:1f00:1:2::3"}},
+    ]
+    query = "SELECT host(ip_address) AS address, country, region FROM analytics.events ORDER BY received_at, name"
+    plain = await start(anonymise_ip=False)
+    looked_up = await start(geoip_database=write_database(tmp_path / "city.mmdb"))
+    for client in (plain, looked_up):
+        assert (await client.post({"batch": batch}, "/v1/batch", CF_IPCountry="US")).status == 200
+        await client.settled()
+    assert [tuple(row) for row in await looked_up.fetch(query)] == [
+        ("127.0.0.1", "US", None),
+        ("1.2.3.4", None, None),
+        ("2600:1f00:1:2::3", None, None),
+        ("127.0.0.0", "US", None),
+        ("1.2.3.0", "AU", "NSW"),
+        ("2600:1f00:1::", None, None),
+    ]
+
+
+async def test_an_address_in_the_context_is_nobody_to_the_rate_limit(start: Start):
+    client = await start(rate_limit_per_second=0.001, rate_limit_burst=2)
+    answers = [await client.post({"name": "a", "context": {"ip": f"1.2.3.{index}"}}) for index in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 429]
 
 
 async def test_forwarded_addresses_count_only_behind_a_trusted_proxy(start: Start):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ingest.addresses import Place
 from ingest.event import (
     MESSAGE_ID_NAMESPACE,
     STEPS,
@@ -835,6 +836,39 @@ def test_a_device_in_the_context_wins_over_the_request():
     assert cells(accepted({"context": {"userAgent": IPHONE}}), DEVICE)[1] == "mobile"
 
 
+def found(text: str) -> Place | None:
+    """What stands in for the composition root's look-up."""
+    return Place(f"near {text}", "JP", "13") if text.startswith("1.2.3") else None
+
+
+FINDING = LIMITS._replace(locate=found)
+WHERE_FROM = ("ip_address", "country", "region")
+
+
+def test_an_address_in_the_context_wins_over_the_connection():
+    """A server's SDK tells it of the person it speaks for; where the server stands says nothing."""
+    row = accepted({"context": {"ip": "1.2.3.4"}}, sender=SENDER, limits=FINDING)
+    assert cells(row, WHERE_FROM) == ("near 1.2.3.4", "JP", "13")
+    assert cells(row, DEVICE) == (CHROME, "desktop", "Chrome", "Windows")
+    assert json.loads(row["context"] or "") == {"ip": "1.2.3.4"}
+    row = accepted({"context": {"ip": "1.2.3.4", "userAgent": IPHONE}}, sender=SENDER, limits=FINDING)
+    assert (*cells(row, WHERE_FROM), row["user_agent"]) == ("near 1.2.3.4", "JP", "13", IPHONE)
+
+
+@pytest.mark.parametrize("address", ["5.6.7.8", "", "junk", 5, None, ["1.2.3.4"], {"1.2.3.4": 1}])
+def test_an_address_in_the_context_that_is_none_changes_nothing(address):
+    for limits in (FINDING, LIMITS):
+        row = accepted({"context": {"ip": address}}, sender=SENDER, limits=limits)
+        assert cells(row, WHERE_FROM) == ("203.0.113.0", "DE", "BE")
+
+
+def test_an_address_in_the_context_that_is_the_connections_keeps_what_is_known_of_it():
+    """The network in front may have told the country where no file does."""
+    limits = LIMITS._replace(locate=lambda text: Place("203.0.113.0", None, None))
+    row = accepted({"context": {"ip": "203.0.113.9"}}, sender=SENDER, limits=limits)
+    assert cells(row, WHERE_FROM) == ("203.0.113.0", "DE", "BE")
+
+
 def test_a_long_user_agent_is_cut():
     assert accepted({"context": {"userAgent": "x\t" * 5000}})["user_agent"] == ("x\t" * 5000)[:1024]
 
@@ -866,7 +900,7 @@ def test_a_session_in_the_context(context, session):
 
 
 @pytest.mark.parametrize("unexpected", [1.5, True, None, [], {}, [{"url": PAGE}], {"url": 5}, {"source": []}])
-@pytest.mark.parametrize("field", ["page", "campaign", "userAgent", "sessionId", "session_id"])
+@pytest.mark.parametrize("field", ["page", "campaign", "userAgent", "sessionId", "session_id", "ip"])
 def test_unexpected_types_in_a_context_are_left_where_they_are(field, unexpected):
     context = {field: unexpected}
     row, least = accepted({"context": context}), accepted({})
