@@ -283,7 +283,7 @@ class Worker:
         nothing = RateLimit(0.0, 1, time.monotonic)
         replays = Collector(
             settings._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED),
-            self._intake((), nothing),
+            self._intake((), nothing, replays=True),
             self.metrics,
         )
         control_app = control.application(self.metrics.page, self.tail)
@@ -291,7 +291,7 @@ class Worker:
         await self._server.start(sock)
         await self._control.start(bind_unix(control.socket_path(self.config.data_dir, self.index)))
 
-    def _intake(self, write_keys: tuple[str, ...], kept: RateLimit) -> Intake:
+    def _intake(self, write_keys: tuple[str, ...], kept: RateLimit, *, replays: bool = False) -> Intake:
         config = self.config
         make_sender, locate = _locators(config)
         limits = Limits(
@@ -309,6 +309,7 @@ class Worker:
             check_key=key_checker(write_keys),
             keep_rejected=lambda: kept.enabled and not kept.take(""),
             observe_skew=self.metrics.skew.observe,
+            replays=replays,
         )
         return Intake(self.journal, self.window, self.accounts, self.tail, settings)
 
