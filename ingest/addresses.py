@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import maxminddb
 
@@ -40,6 +40,14 @@ _CACHED_ENTRIES: Final = 8192
 _MAX_REGION_CHARACTERS: Final = 100
 
 
+class Place(NamedTuple):
+    """What is stored of an address: itself, without its last part if it is to be, and where it is."""
+
+    address: str
+    country: str | None
+    region: str | None
+
+
 # The client's address.
 
 
@@ -63,6 +71,11 @@ def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Netwo
 def anonymise(address: str) -> str:
     """The address without its last octet (IPv4) or but for its first 48 bits (IPv6); "" if it is no address."""
     return _anonymised(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""
+
+
+def public_address(text: str) -> str:
+    """The address in canonical form if it is one of the internet, "" if it is of a private network or none at all."""
+    return _public(text) if len(text) <= _MAX_ADDRESS_CHARACTERS else ""
 
 
 def rate_limit_key(address: str) -> str:
@@ -135,6 +148,12 @@ _cached_client = lru_cache(maxsize=_CACHED_ENTRIES)(_find_client)
 def _canonical(text: str) -> str:
     address = _parse(text)
     return str(address) if address is not None else ""
+
+
+@lru_cache(maxsize=_CACHED_ENTRIES)
+def _public(text: str) -> str:
+    address = _parse(text)
+    return str(address) if address is not None and address.is_global and not address.is_multicast else ""
 
 
 @lru_cache(maxsize=_CACHED_ENTRIES)

@@ -21,7 +21,7 @@ from aiohttp import web
 
 from ingest import control, database, journals, migrations, partitions
 from ingest.accounts import Accounts
-from ingest.addresses import CountryDatabase, anonymise, country_from_headers, parse_networks
+from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
 from ingest.config import Config
 from ingest.dedupe import DedupeWindow
 from ingest.errors import DatabaseError
@@ -207,9 +207,17 @@ class Worker:
     async def adopt(self) -> None:
         """Drain the journals that nobody holds: there are fewer workers now, or one could not come back."""
         held = {self.journal.folder, *self.adopted}
-        for folder in journals.folders(self.config.data_dir):
-            if folder in held or self._drained.get(folder) == journals.changed_at(folder):
-                continue
+        free = [
+            folder
+            for folder in journals.folders(self.config.data_dir)
+            if folder not in held
+            and self._drained.get(folder) != journals.changed_at(folder)
+            and journals.is_free(folder)
+        ]
+        if free:
+            # Without the database we could not drain it, and a worker that is just starting could not make another.
+            await database.close(await self.connect("adopt"))
+        for folder in free:
             claimed = journals.claim_folder(folder)
             if claimed is None:
                 continue
@@ -275,7 +283,7 @@ class Worker:
         nothing = RateLimit(0.0, 1, time.monotonic)
         replays = Collector(
             settings._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED),
-            self._intake((), nothing),
+            self._intake((), nothing, replays=True),
             self.metrics,
         )
         control_app = control.application(self.metrics.page, self.tail)
@@ -283,8 +291,9 @@ class Worker:
         await self._server.start(sock)
         await self._control.start(bind_unix(control.socket_path(self.config.data_dir, self.index)))
 
-    def _intake(self, write_keys: tuple[str, ...], kept: RateLimit) -> Intake:
+    def _intake(self, write_keys: tuple[str, ...], kept: RateLimit, *, replays: bool = False) -> Intake:
         config = self.config
+        make_sender, locate = _locators(config)
         limits = Limits(
             max_event_bytes=config.max_event_bytes,
             max_depth=config.max_depth,
@@ -292,13 +301,15 @@ class Worker:
             max_future=timedelta(seconds=config.max_future_seconds),
             skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
             conversion_events=frozenset(config.conversion_events),
+            locate=locate,
         )
         settings = IntakeSettings(
             limits=limits,
-            make_sender=_sender_maker(config),
+            make_sender=make_sender,
             check_key=key_checker(write_keys),
             keep_rejected=lambda: kept.enabled and not kept.take(""),
             observe_skew=self.metrics.skew.observe,
+            replays=replays,
         )
         return Intake(self.journal, self.window, self.accounts, self.tail, settings)
 
@@ -363,8 +374,11 @@ class Worker:
             )
 
 
-def _sender_maker(config: Config) -> Callable[[str, Mapping[str, str]], Sender]:
-    """How a request's sender is described: country from the CDN or the MaxMind file, then the address anonymised."""
+def _locators(
+    config: Config,
+) -> tuple[Callable[[str, Mapping[str, str]], Sender], Callable[[str], Place | None]]:
+    """How a request's sender is described, and an address that an event names: country from the CDN (for the first)
+    or the MaxMind file, then the address anonymised."""
     countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
     conceal = anonymise if config.anonymise_ip else str
 
@@ -375,7 +389,14 @@ def _sender_maker(config: Config) -> Callable[[str, Mapping[str, str]], Sender]:
         user_agent = headers.get("User-Agent", "")
         return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region)
 
-    return make_sender
+    def locate(text: str) -> Place | None:
+        address = public_address(text)
+        if not address:
+            return None
+        country, region = countries.locate(address) if countries is not None else (None, None)
+        return Place(conceal(address), country, region)
+
+    return make_sender, locate
 
 
 async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> Worker:

@@ -1,4 +1,4 @@
-"""What the context of an event, in Segment's spec, tells about page, campaign, device and session. Pure."""
+"""What the context of an event, in Segment's spec, tells about page, campaign, device, address and session. Pure."""
 
 from __future__ import annotations
 
@@ -34,16 +34,19 @@ class _Context(msgspec.Struct, gc=False):
     userAgent: Raw = NOTHING
     sessionId: Raw = NOTHING
     session_id: Raw = NOTHING
+    ip: Raw = NOTHING
 
 
 class ContextFacts(NamedTuple):
-    """What a context tells about page, campaign (source, medium, name, term, content), device and session."""
+    """What a context tells about page, campaign (source, medium, name, term, content), device, session and
+    the address of the person it is about."""
 
     url: str | None = None
     referrer: str | None = None
     campaign: tuple[str | None, ...] | None = None
     user_agent: str | None = None
     session_id: str | None = None
+    ip: str | None = None
 
 
 NO_FACTS = ContextFacts()
@@ -74,6 +77,7 @@ def _read_facts(context: bytes) -> ContextFacts:
         campaign=named if named and any(named) else None,
         user_agent=_decode(_text, parsed.userAgent),
         session_id=str(session) if session else None,
+        ip=_decode(_text, parsed.ip),
     )
 
 

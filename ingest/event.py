@@ -7,13 +7,15 @@ Pure: the clock, the client's address and the limits come in as values. To add a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID, uuid5
 
-from ingest.context import NO_FACTS, context_facts, page_of_properties
+from ingest.addresses import Place
+from ingest.context import NO_FACTS, ContextFacts, context_facts, page_of_properties
 from ingest.enrich import describe_page, describe_user_agent, referrer_host
 from ingest.jsonb import check_object
 from ingest.payload import Hazards, RawEvent
@@ -32,8 +34,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
 
 
+def _nowhere(text: str) -> Place | None:
+    return None
+
+
 class Limits(NamedTuple):
-    """What an event may be, from the configuration."""
+    """What an event may be, from the configuration.
+
+    locate: what may be stored of an address that an event names itself, None if it is no public one.
+    """
 
     max_event_bytes: int
     max_depth: int
@@ -41,6 +50,7 @@ class Limits(NamedTuple):
     max_future: timedelta
     skew_tolerance: timedelta
     conversion_events: frozenset[str]
+    locate: Callable[[str], Place | None] = _nowhere
 
 
 class Sender(NamedTuple):
@@ -208,7 +218,7 @@ def set_created_at(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | N
         return None
     moment = parse_time(timestamp)
     if moment is None:
-        detail = f"`timestamp` is neither an ISO 8601 time nor a Unix time: {str(timestamp)[:60]!r}"
+        detail = f"`timestamp` is no ISO 8601 or RFC 2822 time, and no Unix time: {str(timestamp)[:60]!r}"
         return Refusal(RejectReason.INVALID_TIMESTAMP, detail)
     shift = arrival.shift
     if shift is not None:
@@ -280,9 +290,8 @@ def set_page_and_sender(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusa
     if draft.session_id == "\\N" and facts.session_id:
         draft.session_id = field(facts.session_id[:MAX_ID_CHARACTERS])
     draft.sender = arrival.sender_fields
-    if facts.user_agent:
-        sender = arrival.sender._replace(user_agent=facts.user_agent[:MAX_USER_AGENT_CHARACTERS])
-        draft.sender = _sender_fields(sender)
+    if facts.user_agent or facts.ip:
+        draft.sender = _sender_fields(_told_sender(facts, arrival))
     return None
 
 
@@ -303,15 +312,48 @@ STEPS: Final[tuple[Step, ...]] = (
 
 
 def parse_time(value: str | int | float) -> datetime | None:
-    """An ISO 8601 text (UTC where it names no zone) or a Unix time in seconds, milliseconds or microseconds,
-    told apart by size; None if it is neither."""
+    """An ISO 8601 text (UTC where it names no zone), an RFC 2822 date, or a Unix time in seconds, milliseconds or
+    microseconds, told apart by size, as a number or as text; None if it is none of them."""
     try:
         if isinstance(value, str):
+            # Some Unix times would pass for ISO 8601, which may leave out all that is no digit. A day has eight.
+            if value.isdigit() and len(value) != _DAY_DIGITS:
+                return _parse_unusual(value)
             moment = datetime.fromisoformat(value)
             return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
         seconds = value / 1e6 if abs(value) > 1e14 else value / 1e3 if abs(value) > 1e11 else value
         return _EPOCH + timedelta(seconds=seconds)
-    except (ValueError, OverflowError):
+    except ValueError:
+        return _parse_unusual(value) if isinstance(value, str) else None
+    except OverflowError:
+        return None
+
+
+_DAY_DIGITS = 8
+_UNIX_TIME = re.compile(r"-?[0-9]{1,17}(\.[0-9]{1,9})?")
+_RFC_2822 = re.compile(
+    r"(?:[A-Z][a-z]{2}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)"
+    r" (GMT|UTC?|[+-][0-9]{4})"
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _parse_unusual(text: str) -> datetime | None:
+    """A Unix time that was sent as text, or an RFC 2822 date, as mail and HTTP have them."""
+    if _UNIX_TIME.fullmatch(text):
+        return parse_time(float(text) if "." in text else int(text))
+    parts = _RFC_2822.fullmatch(text)
+    if parts is None or parts[2] not in _MONTHS:
+        return None
+    day, month, year, time, zone = parts.groups()
+    zone = "Z" if zone in ("GMT", "UT", "UTC") else zone
+    return _parse_iso(f"{year}-{_MONTHS.index(month) + 1:02}-{day:0>2}T{time}{zone}")
+
+
+def _parse_iso(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
         return None
 
 
@@ -363,6 +405,20 @@ def _id_field(value: str | int | None, escapes: bool) -> str:
 
 
 # Properties and context.
+
+
+def _told_sender(facts: ContextFacts, arrival: Arrival) -> Sender:
+    """The sender as the context tells it: a server's SDK names the device and the address of its user there.
+
+    Anybody may name any address, as in other fields. It is stored, and that is all: limits go by the connection.
+    """
+    sender = arrival.sender
+    place = arrival.limits.locate(facts.ip) if facts.ip else None
+    if place is not None and place.address != sender.address:
+        sender = sender._replace(address=place.address, country=place.country, region=place.region)
+    if facts.user_agent:
+        sender = sender._replace(user_agent=facts.user_agent[:MAX_USER_AGENT_CHARACTERS])
+    return sender
 
 
 _DETAILS = {

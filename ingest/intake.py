@@ -31,6 +31,9 @@ SLICE: Final = 500
 _BYTES_LIKE_AN_EVENT: Final = 2048
 _LINES_PER_BODY: Final = 2
 """Lines have the body's texts, doubled backslashes, and columns of our own."""
+RECEIVED_AT_HEADER: Final = "X-Ingest-Received-At"
+SENT_AT_HEADER: Final = "X-Ingest-Sent-At"
+"""By these a replay tells when the event first came, and when it was sent by the client's clock."""
 _OUR_FAULT: Final = "a bug of the collector, which has logged it"
 
 
@@ -110,6 +113,7 @@ class IntakeSettings(NamedTuple):
 
     make_sender: (address, headers) -> Sender.  check_key: the write key or None -> raises PayloadRefused.
     keep_rejected: whether one more refused event may be kept for replay.  observe_skew: seconds.
+    replays: whether what comes was refused once, and came long ago.
     """
 
     limits: Limits
@@ -117,6 +121,7 @@ class IntakeSettings(NamedTuple):
     check_key: Callable[[str | None], None]
     keep_rejected: Callable[[], bool]
     observe_skew: Callable[[float], None]
+    replays: bool = False
 
 
 class _Turn:
@@ -162,7 +167,7 @@ class Intake:
         if sender is None:
             return
         received = datetime.now(UTC).isoformat()
-        line = self._rejected_line(refusal, received, sender, path, f"{self._journal.batch_id}\n")
+        line = self._rejected_line(refusal, received, None, sender, path, f"{self._journal.batch_id}\n")
         if line is not None:
             try:
                 self._journal.append("", 0, [], line, 1)
@@ -258,7 +263,9 @@ class Intake:
                 raise PayloadRefused(RejectReason.OVERLOADED, str(error)) from None
         self._accounts.cleaned += payload.cleaned
         sent_at = parse_time(payload.sent_at) if payload.sent_at is not None else None
-        if sent_at is not None:
+        if settings.replays:
+            sent_at = _sent_at_of_replay(submission.headers, sent_at, turn.moment.at)
+        elif sent_at is not None:
             settings.observe_skew((turn.moment.at - sent_at).total_seconds())
         submission.payload = payload
         submission.arrival = arrive(turn.moment, sent_at, submission.sender, payload.hazards, settings.limits)
@@ -272,10 +279,13 @@ class Intake:
         if submission.sent is None:
             submission.sent = pieces(payload)
         sent = submission.sent
+        sent_at = _utc_text(parse_time(payload.sent_at)) if payload.sent_at is not None else None
         refusals = [(index, refusal._replace(raw=sent[index])) for index, refusal in refusals]
         for _, refusal in refusals:
             self._accounts.reject(refusal.reason)
-            line = self._rejected_line(refusal, arrival.moment.text, arrival.sender, submission.path, turn.ending)
+            line = self._rejected_line(
+                refusal, arrival.moment.text, sent_at, arrival.sender, submission.path, turn.ending
+            )
             if line is not None:
                 turn.rejected_lines.append(line)
         submission.refusals += refusals
@@ -319,13 +329,16 @@ class Intake:
         submission.body = b""
         self._journal.settle_with(submission.records, submission.settled)
 
-    def _rejected_line(self, refusal: Refusal, received: str, sender: Sender, path: str, ending: str) -> str | None:
+    def _rejected_line(
+        self, refusal: Refusal, received: str, sent_at: str | None, sender: Sender, path: str, ending: str
+    ) -> str | None:
         """The line for analytics.rejected_events; None when it is not kept: too many at once, or nothing in it."""
         if refusal.reason in NOT_KEPT or not refusal.raw or not self._settings.keep_rejected():
             return None
         limit = self._settings.limits.max_event_bytes
         text = row.fields(
             received,
+            sent_at,
             refusal.reason.value,
             refusal.detail,
             path,
@@ -335,3 +348,24 @@ class Intake:
             sender.user_agent or None,
         )
         return f"{text}\t{ending}"
+
+
+def _sent_at_of_replay(headers: Mapping[str, str], sent_at: datetime | None, now: datetime) -> datetime | None:
+    """When a replay was sent by the client's clock, if it had been sent just now: then the clock is found as wrong,
+    and corrected by as much, as when it first came."""
+    received_at = parse_time(headers.get(RECEIVED_AT_HEADER, ""))
+    sent_at = parse_time(headers.get(SENT_AT_HEADER, "")) or sent_at
+    if received_at is None or sent_at is None:
+        return None
+    try:
+        return sent_at + (now - received_at)
+    except OverflowError:
+        return None
+
+
+def _utc_text(moment: datetime | None) -> str | None:
+    """A time as Postgres reads it; None also for one that no UTC date can be."""
+    try:
+        return moment.astimezone(UTC).isoformat() if moment is not None else None
+    except OverflowError:
+        return None

@@ -74,6 +74,14 @@ def claim_folder(folder: Path) -> Claimed | None:
         raise
 
 
+def is_free(folder: Path) -> bool:
+    """Whether nobody holds this journal just now."""
+    claimed = claim_folder(folder)
+    if claimed is not None:
+        claimed.release()
+    return claimed is not None
+
+
 def read_layout(folder: Path) -> Layout:
     """Whose journal it is, with the columns of this release's rows."""
     path = folder / _IDENTITY_FILE

@@ -21,10 +21,10 @@ class RejectReason(StrEnum):
     BODY_INCOMPLETE = "body_incomplete"
     BAD_ENCODING = "bad_encoding"
     EMPTY_PAYLOAD = "empty_payload"
-    MALFORMED_JSON = "malformed_json"
     TOO_MANY_EVENTS = "too_many_events"
 
-    # One event.
+    # One event; malformed, the whole request if its events cannot be told apart.
+    MALFORMED_JSON = "malformed_json"
     NOT_AN_OBJECT = "not_an_object"
     INVALID_FIELD = "invalid_field"
     FIELD_TOO_LONG = "field_too_long"

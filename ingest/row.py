@@ -43,6 +43,7 @@ EVENT_COLUMNS = (
 
 REJECTED_COLUMNS = (
     "received_at",
+    "sent_at",
     "reason",
     "detail",
     "route",

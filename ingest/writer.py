@@ -421,6 +421,7 @@ def _rejected_line(bad: Bad, batch_id: int) -> bytes:
     payload = row.event_of_line(values)
     text = row.fields(
         datetime.now(UTC).isoformat(),
+        None,  # Its time is corrected already.
         RejectReason.DATABASE_REFUSED.value,
         bad.message,
         "/v1/events",

@@ -21,6 +21,7 @@ from ingest.addresses import (
     client_address,
     country_from_headers,
     parse_networks,
+    public_address,
     rate_limit_key,
 )
 
@@ -130,6 +131,46 @@ class TestConcealing:
         assert is_canonical(concealed)
         assert anonymise(concealed) == concealed
         rate_limit_key(address).encode()
+
+
+class TestPublicAddresses:
+    @pytest.mark.parametrize(
+        ("text", "address"),
+        [
+            ("1.2.3.4", "1.2.3.4"),
+            ("::ffff:1.2.3.4", "1.2.3.4"),
+            ("2600:1F00::0001", "2600:1f00::1"),
+            ("2600:1f00::1%eth0", "2600:1f00::1"),
+            ("10.1.2.3", ""),
+            ("172.16.1.2", ""),
+            ("192.168.1.2", ""),
+            ("127.0.0.1", ""),
+            ("169.254.169.254", ""),
+            ("100.64.0.1", ""),
+            ("203.0.113.5", ""),
+            ("0.0.0.0", ""),
+            ("255.255.255.255", ""),
+            ("224.0.1.1", ""),
+            ("::", ""),
+            ("::1", ""),
+            ("fe80::1", ""),
+            ("fc00::1", ""),
+            ("ff0e::1", ""),
+            ("::ffff:10.1.2.3", ""),
+            ("1.2.3.4:80", ""),
+            ("1.2.3.4, 5.6.7.8", ""),
+            ("1.2.3", ""),
+            ("", ""),
+            ("junk", ""),
+            ("1" * 5000, ""),
+        ],
+    )
+    def test_of_a_text(self, text: str, address: str) -> None:
+        assert public_address(text) == address
+
+    @given(ANY_TEXT | st.ip_addresses().map(str))
+    def test_no_text_raises(self, text: str) -> None:
+        assert is_canonical(public_address(text))
 
 
 class TestNetworks:

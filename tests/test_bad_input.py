@@ -184,6 +184,21 @@ async def test_what_postgres_could_not_hold_is_refused_at_the_door(client: Clien
     assert client.worker.accounts.rejected[RejectReason.DATABASE_REFUSED] == 0
 
 
+async def test_an_event_no_decoder_can_read_harms_no_neighbour(client: Client):
+    deep = b'{"name":"a","properties":%b}' % (b'{"a":' * 5000 + b"1" + b"}" * 5000)
+    bad = [b'{"name":NaN}', b"{name: 'a'}", b'{"name":"a","properties":{"x":Infinity}}', deep]
+    wanted = ["malformed_json", "malformed_json", "malformed_json", "nested_too_deep"]
+    for body in (b"[%b]", b'{"batch":[%b]}'):
+        answer = await client.post(body % b",".join(each + b"," + GOOD for each in bad))
+        told = answer.json()
+        assert (answer.status, told["accepted"]) == (200, len(bad))
+        assert [(each["index"], each["reason"]) for each in told["rejected"]] == list(
+            zip(range(0, 8, 2), wanted, strict=True)
+        )
+    assert await client.names() == ["good"] * 2 * len(bad)
+    assert [row["payload"].encode() for row in await client.rejected()] == bad * 2
+
+
 @pytest.mark.parametrize("path", [NATIVE_PATH, "/v1/batch", "/v1/t"])
 async def test_a_hundred_thousand_levels_are_refused_at_once(client: Client, path: str):
     deep = b"[" * 100_000

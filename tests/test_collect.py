@@ -12,6 +12,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,8 +25,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest import control, journal
 from ingest.handlers.collect import SEGMENT_CALLS
+from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.rejects import RejectReason
 from tests import worker
+from tests.test_addresses import write_database
 from tests.worker import Answer, Client, Start, errors
 
 start = worker.start
@@ -311,6 +314,36 @@ async def test_the_whole_address_is_kept_when_asked(start: Start):
     client = await start(anonymise_ip=False)
     await client.post({"name": "a"})
     assert str((await client.events())[0]["ip_address"]) == "127.0.0.1"
+
+
+async def test_an_address_in_the_context_is_stored_like_the_connections(start: Start, tmp_path):
+    """A server sends its user's address; anonymised, and looked up where a file is configured."""
+    message = {"type": "track", "event": "e", "userId": "u"}
+    batch = [
+        {**message, "event": "public", "context": {"ip": "1.2.3.4"}},
+        {**message, "event": "private", "context": {"ip": "10.1.2.3"}},
+        {**message, "event": "six", "context": {"ip": "2600:1f00:1:2::3"}},
+    ]
+    query = "SELECT host(ip_address) AS address, country, region FROM analytics.events ORDER BY received_at, name"
+    plain = await start(anonymise_ip=False)
+    looked_up = await start(geoip_database=write_database(tmp_path / "city.mmdb"))
+    for client in (plain, looked_up):
+        assert (await client.post({"batch": batch}, "/v1/batch", CF_IPCountry="US")).status == 200
+        await client.settled()
+    assert [tuple(row) for row in await looked_up.fetch(query)] == [
+        ("127.0.0.1", "US", None),
+        ("1.2.3.4", None, None),
+        ("2600:1f00:1:2::3", None, None),
+        ("127.0.0.0", "US", None),
+        ("1.2.3.0", "AU", "NSW"),
+        ("2600:1f00:1::", None, None),
+    ]
+
+
+async def test_an_address_in_the_context_is_nobody_to_the_rate_limit(start: Start):
+    client = await start(rate_limit_per_second=0.001, rate_limit_burst=2)
+    answers = [await client.post({"name": "a", "context": {"ip": f"1.2.3.{index}"}}) for index in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 429]
 
 
 async def test_forwarded_addresses_count_only_behind_a_trusted_proxy(start: Start):
@@ -865,6 +898,50 @@ async def test_stopping_ends_a_tail(client: Client):
             stopping = asyncio.create_task(client.worker.stop())
             assert await response.content.read() == b""
             await stopping
+
+
+@pytest.mark.parametrize(
+    ("sent_at", "kept"),
+    [
+        ("2026-01-02T03:04:05.678Z", "2026-01-02 03:04:05.678+00"),
+        ("2026-01-02T03:04:05+01:00:00.5", "2026-01-02 02:04:04.5+00"),
+        (1767323045678, "2026-01-02 03:04:05.678+00"),
+        ("0001-01-01T00:00:00Z", "0001-01-01 00:00:00+00"),
+        ("9999-12-31T23:59:59Z", "9999-12-31 23:59:59+00"),
+        ("0001-01-01T00:00:00+14:00", None),
+        ("9999-12-31T23:59:59-12:00", None),
+        ("soon", None),
+        (None, None),
+    ],
+)
+async def test_when_it_was_sent_is_kept_with_a_refused_event(client: Client, sent_at, kept):
+    await client.post({"batch": [{"name": ""}, {"name": "good"}], "sentAt": sent_at})
+    await client.post({"batch": [{"type": "page"}, {"type": "odd", "sentAt": sent_at}]}, "/v1/batch")
+    rows = await client.fetch(
+        "SELECT reason, (sent_at AT TIME ZONE 'UTC')::text || '+00' AS sent_at"
+        " FROM analytics.rejected_events ORDER BY id"
+    )
+    assert [(row["reason"], row["sent_at"]) for row in rows] == [("missing_name", kept), ("invalid_type", kept)]
+
+
+async def test_only_a_replay_may_tell_when_it_first_came(client: Client):
+    now = datetime.now(UTC).replace(microsecond=0)
+    body = {"name": "a", "timestamp": (now - timedelta(hours=5)).isoformat()}
+    told = {
+        RECEIVED_AT_HEADER: (now - timedelta(hours=1)).isoformat(),
+        SENT_AT_HEADER: (now - timedelta(hours=4)).isoformat(),
+    }
+    async with client.control() as session:
+        await client.post(body, **{name.replace("-", "_"): value for name, value in told.items()})
+        for headers in (told, {**told, RECEIVED_AT_HEADER: "soon"}, {**told, SENT_AT_HEADER: "0001-01-01T00:00:00Z"}):
+            async with session.post("http://worker/v1/events", json=body, headers=headers) as response:
+                assert response.status in (200, 400)
+    rows = await client.fetch("SELECT created_at FROM analytics.events ORDER BY received_at")
+    assert [row["created_at"] for row in rows] == [
+        now - timedelta(hours=5),
+        now - timedelta(hours=2),
+        now - timedelta(hours=5),
+    ]
 
 
 async def test_a_replay_needs_no_key_and_has_no_limit(start: Start):

@@ -453,6 +453,55 @@ async def test_refused_events_are_listed_and_replayed_once(ingest, database_url,
     assert not any("aiohttp" in (row["user_agent"] or "") for row in rows)
 
 
+async def test_a_replay_corrects_the_clients_clock_as_the_first_try_would_have(
+    ingest, database_url, connection, tmp_path
+):
+    folder = tmp_path / "data"
+    slow = timedelta(hours=3)
+    happened = (datetime.now(UTC) - timedelta(days=5)).replace(microsecond=0)
+    deep = {"properties": {"a": {"b": {"c": 1}}}}
+    timed = {"timestamp": (happened - slow).isoformat()}
+    now = datetime.now(UTC)
+    wrong, right = {"sentAt": (now - slow).isoformat()}, {"sentAt": now.isoformat()}
+    requests: list[tuple[str, dict[str, object]]] = [
+        ("/v1/events", {"batch": [{"name": "a batch", **timed}], **wrong}),
+        ("/v1/events", {"name": "alone", **timed, **wrong}),
+        ("/v1/events", {"batch": [{"name": "by our clock", **deep}], **wrong}),
+        ("/v1/events", {"name": "alone, by our clock", **deep, "sent_at": wrong["sentAt"]}),
+        ("/v1/batch", {"batch": [{"type": "track", "event": "a message", **timed}], **wrong}),
+        ("/v1/t", {"event": "a browser's", "originalTimestamp": timed["timestamp"], **wrong}),
+        ("/v1/t", {"event": "a browser's, by our clock", **deep, **wrong}),
+        ("/v1/events", {"batch": [{"name": "a good clock", **timed}], **right}),
+    ]
+    strict = ("--retention-days", "1", "--max-depth", "2")
+    with running(Service(folder, database_url, *strict)) as service:
+        for path, body in requests:
+            status, answer = service.post(path, body)
+            assert status == 400 and ('"too_old"' in answer or '"nested_too_deep"' in answer), answer
+        service.wait_stored()
+    # Days later, and by then nobody knows how long the way to the first try was.
+    await connection.execute(
+        "UPDATE analytics.rejected_events SET received_at = received_at - interval '2 days',"
+        " sent_at = sent_at - interval '2 days'"
+    )
+    with running(Service(folder, database_url)) as lenient:
+        ran = ingest("rejected", "replay", "--data-dir", folder, url=database_url)
+        assert ran.out == "8 accepted, 0 refused again\n"
+        lenient.wait_stored()
+    received = await connection.fetch("SELECT received_at FROM analytics.rejected_events ORDER BY id")
+    stored = await connection.fetch("SELECT name, created_at FROM analytics.events ORDER BY name")
+    assert {row["name"]: row["created_at"] for row in stored} == {
+        "a batch": happened,
+        "a browser's": happened,
+        "a browser's, by our clock": received[6]["received_at"],
+        "a good clock": happened - slow,
+        "a message": happened,
+        "alone": happened,
+        "alone, by our clock": received[3]["received_at"],
+        "by our clock": received[2]["received_at"],
+    }
+
+
 # Several workers.
 
 

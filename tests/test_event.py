@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ingest.addresses import Place
 from ingest.event import (
     MESSAGE_ID_NAMESPACE,
     STEPS,
@@ -335,6 +336,19 @@ TIMES = [
     (1767323045678.25, "2026-01-02T03:04:05.678250+00:00"),
     (1767323045678901, "2026-01-02T03:04:05.678901+00:00"),
     (1.767323045678e12, "2026-01-02T03:04:05.678000+00:00"),
+    ("1767323045", "2026-01-02T03:04:05+00:00"),
+    ("1767323045.5", "2026-01-02T03:04:05.500000+00:00"),
+    ("1767323045678", "2026-01-02T03:04:05.678000+00:00"),
+    ("1767323045678.25", "2026-01-02T03:04:05.678250+00:00"),
+    ("1767323045678901", "2026-01-02T03:04:05.678901+00:00"),
+    ("20260102", "2026-01-02T00:00:00+00:00"),
+    ("Fri, 02 Jan 2026 03:04:05 GMT", "2026-01-02T03:04:05+00:00"),
+    ("Fri, 2 Jan 2026 03:04:05 +0000", "2026-01-02T03:04:05+00:00"),
+    ("Thu, 01 Jan 2026 19:04:05 -0800", "2026-01-02T03:04:05+00:00"),
+    ("Fri, 02 Jan 2026 03:04:05 -0000", "2026-01-02T03:04:05+00:00"),
+    ("Fri, 02 Jan 2026 03:04:05 UT", "2026-01-02T03:04:05+00:00"),
+    ("Fri, 02 Jan 2026 03:04:05 UTC", "2026-01-02T03:04:05+00:00"),
+    ("02 Jan 2026 03:04 +0000", "2026-01-02T03:04:00+00:00"),
 ]
 
 
@@ -348,10 +362,25 @@ NOT_TIMES = [
     " ",
     "now",
     "yesterday",
-    "1767323045",
-    "1767323045678",
+    "1767323045 ",
+    "1767323045,5",
+    "1767323045.",
+    "+1767323045",
+    "--1",
+    "1_767_323_045",
+    "1.767e9",
+    "\u0661\u0667\u0666\u0667\u0663\u0662\u0663\u0660\u0664\u0665",
     "02/01/2026",
-    "Fri, 02 Jan 2026 03:04:05 GMT",
+    "Fri, 02 Jan 2026 03:04:05",
+    "Fri, 02 Jan 2026 03:04:05 CET",
+    "Fri, 02 Jan 2026 03:04:05 +2500",
+    "Fri, 02 Jan 2026 25:04:05 GMT",
+    "Fri, 32 Jan 2026 03:04:05 GMT",
+    "Fri, 02 Nil 2026 03:04:05 GMT",
+    "Fri, 02 jan 2026 03:04:05 GMT",
+    "Fri, 02 Jan 26 03:04:05 GMT",
+    "Fri Jan 02 2026 03:04:05 GMT+0000 (Coordinated Universal Time)",
+    "Fri, 02 Jan 2026 03:04:05 GMT\n",
     "2026-13-01",
     "2026-02-30",
     "2026-01-02T25:00:00Z",
@@ -403,6 +432,12 @@ def test_what_is_no_time(sent):
         (-62135596800, RejectReason.TOO_OLD),
         (-1767323045678, RejectReason.TOO_OLD),
         (99_999_999_999, RejectReason.IN_FUTURE),
+        ("0", RejectReason.TOO_OLD),
+        ("-1", RejectReason.TOO_OLD),
+        ("-1767323045678", RejectReason.TOO_OLD),
+        ("99999999999", RejectReason.IN_FUTURE),
+        ("Wed, 31 Dec 1969 23:59:59 GMT", RejectReason.TOO_OLD),
+        ("Fri, 31 Dec 9999 23:59:59 -1200", RejectReason.IN_FUTURE),
     ],
 )
 def test_times_out_of_bounds(sent, why):
@@ -495,6 +530,9 @@ def test_a_shift_may_bring_an_event_within_bounds_or_out_of_them():
         (1767323045, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
         (1767323045000, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
         (1767323045000000, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        # Milliseconds that would also pass for 15:30 on 2 January 1712, in ISO 8601 with a zero between day and time.
+        ("1712010201530", datetime(2024, 4, 1, 22, 23, 21, 530_000, tzinfo=UTC)),
+        ("Tue, 24 Nov 2026 22:27:37 +0000", datetime(2026, 11, 24, 22, 27, 37, tzinfo=UTC)),
         ("soon", None),
         (float("inf"), None),
         (float("nan"), None),
@@ -798,6 +836,39 @@ def test_a_device_in_the_context_wins_over_the_request():
     assert cells(accepted({"context": {"userAgent": IPHONE}}), DEVICE)[1] == "mobile"
 
 
+def found(text: str) -> Place | None:
+    """What stands in for the composition root's look-up."""
+    return Place(f"near {text}", "JP", "13") if text.startswith("1.2.3") else None
+
+
+FINDING = LIMITS._replace(locate=found)
+WHERE_FROM = ("ip_address", "country", "region")
+
+
+def test_an_address_in_the_context_wins_over_the_connection():
+    """A server's SDK tells it of the person it speaks for; where the server stands says nothing."""
+    row = accepted({"context": {"ip": "1.2.3.4"}}, sender=SENDER, limits=FINDING)
+    assert cells(row, WHERE_FROM) == ("near 1.2.3.4", "JP", "13")
+    assert cells(row, DEVICE) == (CHROME, "desktop", "Chrome", "Windows")
+    assert json.loads(row["context"] or "") == {"ip": "1.2.3.4"}
+    row = accepted({"context": {"ip": "1.2.3.4", "userAgent": IPHONE}}, sender=SENDER, limits=FINDING)
+    assert (*cells(row, WHERE_FROM), row["user_agent"]) == ("near 1.2.3.4", "JP", "13", IPHONE)
+
+
+@pytest.mark.parametrize("address", ["5.6.7.8", "", "junk", 5, None, ["1.2.3.4"], {"1.2.3.4": 1}])
+def test_an_address_in_the_context_that_is_none_changes_nothing(address):
+    for limits in (FINDING, LIMITS):
+        row = accepted({"context": {"ip": address}}, sender=SENDER, limits=limits)
+        assert cells(row, WHERE_FROM) == ("203.0.113.0", "DE", "BE")
+
+
+def test_an_address_in_the_context_that_is_the_connections_keeps_what_is_known_of_it():
+    """The network in front may have told the country where no file does."""
+    limits = LIMITS._replace(locate=lambda text: Place("203.0.113.0", None, None))
+    row = accepted({"context": {"ip": "203.0.113.9"}}, sender=SENDER, limits=limits)
+    assert cells(row, WHERE_FROM) == ("203.0.113.0", "DE", "BE")
+
+
 def test_a_long_user_agent_is_cut():
     assert accepted({"context": {"userAgent": "x\t" * 5000}})["user_agent"] == ("x\t" * 5000)[:1024]
 
@@ -829,7 +900,7 @@ def test_a_session_in_the_context(context, session):
 
 
 @pytest.mark.parametrize("unexpected", [1.5, True, None, [], {}, [{"url": PAGE}], {"url": 5}, {"source": []}])
-@pytest.mark.parametrize("field", ["page", "campaign", "userAgent", "sessionId", "session_id"])
+@pytest.mark.parametrize("field", ["page", "campaign", "userAgent", "sessionId", "session_id", "ip"])
 def test_unexpected_types_in_a_context_are_left_where_they_are(field, unexpected):
     context = {field: unexpected}
     row, least = accepted({"context": context}), accepted({})

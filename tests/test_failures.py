@@ -21,6 +21,7 @@ import pytest
 
 import ingest.journal
 from ingest import journals, row, segment
+from ingest.errors import DatabaseError
 from ingest.journal import Journal
 from ingest.rejects import RejectReason
 from ingest.segment import Layout
@@ -463,6 +464,27 @@ async def test_a_journal_that_nobody_holds_is_adopted_and_drained(start: Start, 
     assert client.worker.accounts.recovered == 10 and client.worker.accounts.stored == 10
     await client.worker.adopt()
     assert not client.worker.adopted, "what is drained is not looked at again"
+
+
+async def test_without_a_database_a_journal_is_left_to_the_worker_that_is_starting(
+    start: Start, database_url, tmp_path
+):
+    """It would have to wait for a number for another one, and whoever adopted this one could not drain it."""
+    async with CuttingProxy(database_url, tmp_path / "px") as proxy:
+        client = await start(database_url=proxy.dsn)
+        connection = await asyncpg.connect(database_url)
+        orphan = await journals.create(client.worker.config.data_dir, connection)
+        await connection.close()
+        orphan.release()
+        await proxy.go_away()
+        with pytest.raises(DatabaseError):
+            await client.worker.adopt()
+        claimed = journals.claim(client.worker.config.data_dir)
+        assert claimed is not None and claimed.folder == orphan.folder
+        # While another holds it, the database is not even asked.
+        await client.worker.adopt()
+        claimed.release()
+        assert not client.worker.adopted
 
 
 async def test_records_of_an_older_release_are_stored_with_their_own_columns(start: Start, database_url, tmp_path):

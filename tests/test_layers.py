@@ -18,6 +18,7 @@ LAYERS = (
 )
 PURE = {
     "payload",
+    "elements",
     "event",
     "context",
     "jsonb",

@@ -487,7 +487,7 @@ async def test_a_refused_line_can_be_kept_and_replayed(events: asyncpg.Connectio
     again = lines_of(decode_native(event.encode(), 1))[0]
     assert isinstance(again, Line)
     assert again.text == line.text
-    rejected = fields(NOW.isoformat(), "database_refused", "why", "/v1/events", event, "f", None, None, "7")
+    rejected = fields(NOW.isoformat(), None, "database_refused", "why", "/v1/events", event, "f", None, None, "7")
     await events.copy_to_table(
         "rejected_events",
         schema_name="analytics",

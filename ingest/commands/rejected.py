@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -15,6 +16,7 @@ from ingest import control, database, migrations
 from ingest.commands.target import database_url
 from ingest.config import Config
 from ingest.errors import IngestError
+from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.rejects import RejectReason
 
 _REPLAY_NAMESPACE = UUID("0d9a4f0e-7a57-5d0c-8f0b-3c2f2b6f7c55")
@@ -93,10 +95,7 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
 
 async def _send(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
     """None when it was accepted, else why not."""
-    body = with_identity(event["payload"], event["id"], event["received_at"].isoformat(), event["route"])
-    # The sender is who sent it then. Nothing about it is better than our own name as its user agent.
-    sender = {"User-Agent": event["user_agent"], "X-Forwarded-For": event["address"]}
-    headers = {name: value for name, value in sender.items() if value}
+    body, headers = as_sent(event)
     url, skipped = f"http://worker{event['route']}", ("User-Agent",)
     async with session.post(url, data=body, headers=headers, skip_auto_headers=skipped) as response:
         if response.status == 200:
@@ -111,21 +110,39 @@ async def _send(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | 
             return f"HTTP {response.status}"
 
 
-def with_identity(payload: str, number: int, received_at: str, route: str) -> bytes:
+def as_sent(event: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request that sends a refused event again, as from the client that sent it then."""
+    body, is_ours = with_identity(event["payload"], event["id"], event["received_at"].isoformat(), event["route"])
+    told = {
+        # Nothing about it is better than our own name as its user agent.
+        "User-Agent": event["user_agent"],
+        "X-Forwarded-For": event["address"],
+    }
+    if not is_ours:
+        told[RECEIVED_AT_HEADER] = event["received_at"].isoformat()
+        told[SENT_AT_HEADER] = event["sent_at"].isoformat() if event["sent_at"] is not None else None
+    return body, {name: value for name, value in told.items() if value}
+
+
+def with_identity(payload: str, number: int, received_at: str, route: str) -> tuple[bytes, bool]:
     """The refused event with an id of its own, if it had none, and the time it came, if it named none: so that it
-    is stored once however often it is replayed, and where it belongs. What is not a JSON object stays as it is."""
+    is stored once however often it is replayed, and where it belongs. What is not a JSON object stays as it is.
+
+    Also whether its time is ours, which no wrong clock of the client's can have to do with.
+    """
     try:
         event: Any = orjson.loads(payload)
     except orjson.JSONDecodeError:
-        return payload.encode()
+        return payload.encode(), False
     if not isinstance(event, dict) or "batch" in event:
-        return payload.encode()
+        return payload.encode(), False
     native = route == "/v1/events"
     id_key, type_id = (
         ("id", str(uuid5(_REPLAY_NAMESPACE, str(number)))) if native else ("messageId", f"replay-{number}")
     )
     if not event.get(id_key):
         event[id_key] = type_id
-    if event.get("timestamp") is None and (native or event.get("originalTimestamp") is None):
+    is_ours = event.get("timestamp") is None and (native or event.get("originalTimestamp") is None)
+    if is_ours:
         event["timestamp"] = received_at
-    return orjson.dumps(event)
+    return orjson.dumps(event), is_ours

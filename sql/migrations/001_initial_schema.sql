@@ -328,6 +328,7 @@ COMMENT ON COLUMN analytics.flushes.rolled_up_at IS 'When its events went into a
 CREATE TABLE analytics.rejected_events (
     id bigint GENERATED ALWAYS AS IDENTITY,
     received_at timestamptz NOT NULL DEFAULT now(),
+    sent_at timestamptz,
     reason text NOT NULL,
     detail text,
     route text,
@@ -341,6 +342,7 @@ CREATE TABLE analytics.rejected_events (
 );
 
 COMMENT ON TABLE analytics.rejected_events IS 'Events that were refused, why, and what was sent, to be read and replayed';
+COMMENT ON COLUMN analytics.rejected_events.sent_at IS 'When the client sent it, by the client''s clock, which a replay corrects as the first try would have; NULL: not told';
 COMMENT ON COLUMN analytics.rejected_events.reason IS 'From the service''s closed list of reasons, as in its answers and metrics';
 COMMENT ON COLUMN analytics.rejected_events.detail IS 'The reason in a sentence for a person';
 COMMENT ON COLUMN analytics.rejected_events.route IS 'Path of the request that brought it, which tells the dialect of the payload';

@@ -15,7 +15,7 @@ ORDER BY events DESC
 
 -- replayable --
 -- What may be sent again, oldest first; a text that was cut short cannot be.
-SELECT id, received_at, route, payload, user_agent, host(ip_address) AS address
+SELECT id, received_at, sent_at, route, payload, user_agent, host(ip_address) AS address
 FROM analytics.rejected_events
 WHERE replayed_at IS NULL AND NOT payload_truncated
     AND ($1::text IS NULL OR reason = $1) AND ($2::bigint IS NULL OR id = $2) AND id > $3
