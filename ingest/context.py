@@ -8,7 +8,9 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw
 
-from ingest.payload import NOTHING
+from ingest.jsonb import check_object
+from ingest.payload import ALL_HAZARDS, NO_HAZARDS, NOTHING
+from ingest.rejects import RejectReason
 
 T = TypeVar("T")
 
@@ -28,6 +30,17 @@ class _ContextCampaign(msgspec.Struct, gc=False):
 
 class _Context(msgspec.Struct, gc=False):
     """What Segment's spec puts into a context and we have a column for."""
+
+    page: _ContextPage | None = None
+    campaign: _ContextCampaign | None = None
+    userAgent: str | None = None
+    sessionId: str | int | None = None
+    session_id: str | int | None = None
+    ip: str | None = None
+
+
+class _LooseContext(msgspec.Struct, gc=False):
+    """The same when something in it has another type: each is tried by itself."""
 
     page: Raw = NOTHING
     campaign: Raw = NOTHING
@@ -51,6 +64,7 @@ class ContextFacts(NamedTuple):
 
 NO_FACTS = ContextFacts()
 _context = msgspec.json.Decoder(_Context)
+_loose_context = msgspec.json.Decoder(_LooseContext)
 _page = msgspec.json.Decoder(_ContextPage)
 _campaign = msgspec.json.Decoder(_ContextCampaign)
 _text = msgspec.json.Decoder(str)
@@ -58,31 +72,60 @@ _session = msgspec.json.Decoder(str | int)
 _CACHED_CONTEXT_BYTES = 2048
 
 
-def context_facts(context: bytes) -> ContextFacts:
-    """Read the known fields of a context. What has an unexpected type is left where it is: in the context."""
-    return _cached_facts(context) if len(context) <= _CACHED_CONTEXT_BYTES else _read_facts(context)
+def read_context(raw: Raw, careful: bool, max_depth: int) -> tuple[str | RejectReason, ContextFacts]:
+    """The COPY text of a context, or why Postgres would not take it; and what its known fields tell.
+
+    `careful`: its body has a hazard, of whatever kind. What has an unexpected type is left where it is.
+    """
+    if not raw:
+        return "{}", NO_FACTS
+    context = bytes(raw)
+    if len(context) <= _CACHED_CONTEXT_BYTES:
+        return _cached_context(context, careful, max_depth)
+    return _read_context(context, careful, max_depth)
+
+
+def _read_context(context: bytes, careful: bool, max_depth: int) -> tuple[str | RejectReason, ContextFacts]:
+    # All hazards or none, because the answer is kept for other bodies with the same context.
+    checked = check_object(Raw(context), ALL_HAZARDS if careful else NO_HAZARDS, max_depth)
+    if checked == "{}" or isinstance(checked, RejectReason):
+        return checked, NO_FACTS
+    return checked, _read_facts(context)
 
 
 def _read_facts(context: bytes) -> ContextFacts:
-    parsed = _decode(_context, context)
+    parsed = _decode(_context, context) or _read_loosely(context)
     if parsed is None:
         return NO_FACTS
-    page = _decode(_page, parsed.page)
-    campaign = _decode(_campaign, parsed.campaign)
+    page, campaign = parsed.page, parsed.campaign
     named = campaign and (campaign.source, campaign.medium, campaign.name, campaign.term, campaign.content)
-    session = _decode(_session, parsed.sessionId) or _decode(_session, parsed.session_id)
+    session = parsed.sessionId or parsed.session_id
     return ContextFacts(
         url=page.url if page else None,
         referrer=page.referrer if page else None,
         campaign=named if named and any(named) else None,
-        user_agent=_decode(_text, parsed.userAgent),
+        user_agent=parsed.userAgent,
         session_id=str(session) if session else None,
+        ip=parsed.ip,
+    )
+
+
+def _read_loosely(context: bytes) -> _Context | None:
+    parsed = _decode(_loose_context, context)
+    if parsed is None:
+        return None
+    return _Context(
+        page=_decode(_page, parsed.page),
+        campaign=_decode(_campaign, parsed.campaign),
+        userAgent=_decode(_text, parsed.userAgent),
+        sessionId=_decode(_session, parsed.sessionId),
+        session_id=_decode(_session, parsed.session_id),
         ip=_decode(_text, parsed.ip),
     )
 
 
-# 2 kB a key at most: these caches stay under some 10 MB whatever a client sends.
-_cached_facts = lru_cache(maxsize=2048)(_read_facts)
+# 2 kB a key at most: this cache stays under some 10 MB whatever a client sends.
+_cached_context = lru_cache(maxsize=2048)(_read_context)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw) -> T | None:

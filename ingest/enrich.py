@@ -63,9 +63,14 @@ def describe_page(url: str) -> Page:
 
     Anything else, and anything without a host that needs one (`mailto:`, `data:`), is a page of Nones.
     """
-    if len(url) <= _CACHED_CHARACTERS:
-        return _cached_page(url)
-    return _read_page(url[:MAX_URL_CHARACTERS])
+    hierarchy, _, query = _trim(url[:MAX_URL_CHARACTERS]).partition("#")[0].partition("?")
+    parts = _split(hierarchy)
+    if parts is None or not (hierarchy or query):
+        return NO_PAGE
+    if "utm_" not in query:
+        return Page(*parts, None, None, None, None, None)
+    query = f"&{query}"
+    return Page(*parts, *[_parameter(query, name) for name in _CAMPAIGN])
 
 
 def referrer_host(referrer: str) -> str | None:
@@ -267,17 +272,6 @@ _SPACES = "".join(map(chr, range(0x21)))
 _CAMPAIGN = ("&utm_source=", "&utm_medium=", "&utm_campaign=", "&utm_term=", "&utm_content=")
 
 
-def _read_page(url: str) -> Page:
-    hierarchy, _, query = _trim(url).partition("#")[0].partition("?")
-    parts = _split(hierarchy)
-    if parts is None or not (hierarchy or query):
-        return NO_PAGE
-    if "utm_" not in query:
-        return Page(*parts, None, None, None, None, None)
-    query = f"&{query}"
-    return Page(*parts, *[_parameter(query, name) for name in _CAMPAIGN])
-
-
 def _read_host(referrer: str) -> str | None:
     parts = _split(_trim(referrer).partition("#")[0].partition("?")[0])
     return parts[0] if parts else None
@@ -294,6 +288,11 @@ def _trim(url: str) -> str:
 
 def _split(hierarchy: str) -> tuple[str | None, str | None] | None:
     """(host, path) of what stands before the query; None if it is neither a URL nor a path."""
+    if hierarchy.startswith("https://"):
+        # Nearly all of them.
+        authority, slash, path = hierarchy[8:].partition("/")
+        host = _host(authority)
+        return (host, f"/{path}") if host else None
     scheme = _SCHEME.match(hierarchy)
     rest = hierarchy[scheme.end() :] if scheme else hierarchy
     if not rest.startswith("//"):
@@ -309,6 +308,10 @@ def _split(hierarchy: str) -> tuple[str | None, str | None] | None:
 
 
 def _host(authority: str) -> str | None:
+    return _cached_authority(authority) if len(authority) <= _CACHED_CHARACTERS else _read_authority(authority)
+
+
+def _read_authority(authority: str) -> str | None:
     place = authority.rpartition("@")[2]
     match = _IPV6_HOST.fullmatch(place) or _HOST.fullmatch(place)
     if match is None:
@@ -339,5 +342,5 @@ def _clean(text: str) -> str:
 
 
 _cached_device = lru_cache(maxsize=_CACHED_ENTRIES)(_read_device)
-_cached_page = lru_cache(maxsize=_CACHED_ENTRIES)(_read_page)
+_cached_authority = lru_cache(maxsize=_CACHED_ENTRIES)(_read_authority)
 _cached_host = lru_cache(maxsize=_CACHED_ENTRIES)(_read_host)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID, uuid5
 
 from ingest.addresses import Place
-from ingest.context import NO_FACTS, ContextFacts, context_facts, page_of_properties
-from ingest.enrich import describe_page, describe_user_agent, referrer_host
+from ingest.context import ContextFacts, page_of_properties, read_context
+from ingest.enrich import NO_PAGE, describe_page, describe_user_agent, referrer_host
 from ingest.jsonb import check_object
 from ingest.payload import Hazards, RawEvent
 from ingest.rejects import Refusal, RejectReason
@@ -85,48 +85,88 @@ class Arrival(NamedTuple):
     limits: Limits
 
 
-class Draft:
-    """An event in the making. Each field is COPY text already, so that the line is one join at the end."""
+class Drafts:
+    """The events of one body in the making, a column a field; each value is COPY text already, so that a line is one
+    join at the end. The steps fill the columns, in order; `refused` has the first objection to an event.
+
+    A step goes through all the events of a body: a call for each would cost as much as what it does.
+    """
 
     __slots__ = (
-        "anonymous_id",
-        "context",
+        "anonymous_ids",
+        "contexts",
         "created_at",
-        "id",
-        "key",
-        "name",
-        "page",
+        "facts",
+        "ids",
+        "keys",
+        "names",
+        "pages",
         "properties",
-        "sender",
-        "session_id",
-        "type",
-        "url",
-        "user_id",
+        "raws",
+        "refused",
+        "senders",
+        "session_ids",
+        "types",
+        "user_ids",
     )
 
-    id: str
-    key: bytes | None  # 16 bytes of the client's message id, None when the id is ours
-    created_at: str
-    type: str
-    name: str
-    user_id: str
-    anonymous_id: str
-    session_id: str
-    properties: str
-    context: str
-    url: str
-    page: str
-    sender: str
+    def __init__(self, raws: Sequence[RawEvent]) -> None:
+        self.raws = raws
+        self.ids: list[str] = []
+        # 16 bytes of the client's message id, None when the id is ours.
+        self.keys: list[bytes | None] = []
+        self.created_at: list[str] = []
+        self.types: list[str] = []
+        self.names: list[str] = []
+        self.user_ids: list[str] = []
+        self.anonymous_ids: list[str] = []
+        self.session_ids: list[str] = []
+        self.properties: list[str] = []
+        self.contexts: list[str] = []
+        # What the contexts tell.
+        self.facts: list[ContextFacts] = []
+        self.pages: list[str] = []
+        self.senders: list[str] = []
+        self.refused: dict[int, Refusal] = {}
+
+    def refuse(self, column: list[str], reason: RejectReason, detail: str) -> None:
+        """Object to the event whose turn it is in `column`, which gets no value worth having."""
+        self.refused.setdefault(len(column), Refusal(reason, detail))
+        column.append("")
+
+    def lines(self, received_at: str, ending: str) -> list[str]:
+        """The lines of all of them; those of refused events mean nothing."""
+        columns = zip(
+            self.ids,
+            self.created_at,
+            self.types,
+            self.names,
+            self.user_ids,
+            self.anonymous_ids,
+            self.session_ids,
+            self.properties,
+            self.contexts,
+            self.pages,
+            self.senders,
+            strict=True,
+        )
+        return [
+            f"{id_}\t{created}\t{received_at}\t{kind}\t{name}\t{user}\t{anonymous}\t{session}\t{properties}\t{context}\t"
+            f"{page}\t{sender}\t{ending}"
+            for id_, created, kind, name, user, anonymous, session, properties, context, page, sender in columns
+        ]
 
 
-class Line(NamedTuple):
-    """One line of COPY text without its batch_id, and the client's message id (16 bytes) if it gave one."""
+class Processed(NamedTuple):
+    """What became of the events of a body: for each its line, if it is not in `refused`, and the client's message
+    id (16 bytes) if it gave one."""
 
-    text: str
-    key: bytes | None
+    lines: list[str]
+    keys: list[bytes | None]
+    refused: dict[int, Refusal]
 
 
-Step = Callable[[Draft, RawEvent, Arrival], Refusal | None]
+Step = Callable[[Drafts, Arrival], None]
 
 
 def moment_of(received_at: datetime, limits: Limits) -> Moment:
@@ -149,150 +189,179 @@ def arrive(moment: Moment, sent_at: datetime | None, sender: Sender, hazards: Ha
     return Arrival(moment, shift, sender, _sender_fields(sender), hazards, limits)
 
 
-def process(raw: RawEvent, arrival: Arrival) -> Line | Refusal:
-    """Take one raw event through all the steps; a line for the journal, or the refusal of the first that objects."""
-    draft = Draft()
+def process(raws: Sequence[RawEvent], arrival: Arrival, ending: str = "") -> Processed:
+    """Take the events of one body through all the steps. `ending` is what follows the last tab of each line."""
+    drafts = Drafts(raws)
     for step in STEPS:
-        refusal = step(draft, raw, arrival)
-        if refusal is not None:
-            return refusal
-    return Line(
-        f"{draft.id}\t{draft.created_at}\t{arrival.moment.text}\t{draft.type}\t{draft.name}\t{draft.user_id}\t"
-        f"{draft.anonymous_id}\t{draft.session_id}\t{draft.properties}\t{draft.context}\t{draft.url}\t{draft.page}\t"
-        f"{draft.sender}\t",
-        draft.key,
-    )
+        step(drafts, arrival)
+    return Processed(drafts.lines(arrival.moment.text, ending), drafts.keys, drafts.refused)
 
 
 # The steps.
 
 
-def set_name(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    name = raw.name
-    if name is None or not (name := name.strip()):
-        return Refusal(RejectReason.MISSING_NAME, "an event needs a `name`")
-    if len(name) > MAX_NAME_CHARACTERS:
-        return Refusal(RejectReason.INVALID_NAME, f"`name` has {len(name)} characters, at most {MAX_NAME_CHARACTERS}")
-    draft.name = field(name) if arrival.hazards.escapes else name
-    return None
+def set_name(drafts: Drafts, arrival: Arrival) -> None:
+    special, names = arrival.hazards.special, drafts.names
+    for raw in drafts.raws:
+        name = raw.name
+        if name is None or not (name := name.strip()):
+            drafts.refuse(names, RejectReason.MISSING_NAME, "an event needs a `name`")
+        elif len(name) > MAX_NAME_CHARACTERS:
+            detail = f"`name` has {len(name)} characters, at most {MAX_NAME_CHARACTERS}"
+            drafts.refuse(names, RejectReason.INVALID_NAME, detail)
+        else:
+            names.append(field(name) if special else name)
 
 
-def set_type(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    kind = raw.type
-    name = (raw.name or "").strip()
-    if kind is None:
-        kind = "page_view" if name == "page_view" else "user_action"
-    elif kind not in EVENT_TYPES:
-        detail = f"`type` is one of {', '.join(sorted(EVENT_TYPES))}"
-        return Refusal(RejectReason.INVALID_TYPE, detail)
-    if kind == "user_action" and name in arrival.limits.conversion_events:
-        kind = "conversion"
-    draft.type = kind
-    return None
+def set_type(drafts: Drafts, arrival: Arrival) -> None:
+    types, conversions = drafts.types, arrival.limits.conversion_events
+    for raw in drafts.raws:
+        kind = raw.type
+        if kind is None:
+            kind = "page_view" if (raw.name or "").strip() == "page_view" else "user_action"
+        elif kind not in EVENT_TYPES:
+            detail = f"`type` is one of {', '.join(sorted(EVENT_TYPES))}"
+            drafts.refuse(types, RejectReason.INVALID_TYPE, detail)
+            continue
+        if conversions and kind == "user_action" and (raw.name or "").strip() in conversions:
+            kind = "conversion"
+        types.append(kind)
 
 
-def set_id(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    message_id = raw.id
-    # A blank one would make all events that have it duplicates of each other.
-    if message_id is None or message_id == "" or (isinstance(message_id, str) and message_id.isspace()):
-        draft.id, draft.key = _fresh_id(arrival.moment.at), None
-        return None
-    if isinstance(message_id, int):
-        message_id = str(message_id)
-    if len(message_id) == 36 and (key := _uuid_bytes(message_id)):
-        if key == _NIL:
-            return Refusal(RejectReason.INVALID_ID, "the nil UUID is no message id: all events would be duplicates")
-        draft.id, draft.key = message_id, key
-        return None
-    if len(message_id) > MAX_ID_CHARACTERS:
-        return Refusal(RejectReason.INVALID_ID, f"`id` has {len(message_id)} characters, at most {MAX_ID_CHARACTERS}")
-    named = uuid5(MESSAGE_ID_NAMESPACE, message_id)
-    draft.id, draft.key = str(named), named.bytes
-    return None
+def set_id(drafts: Drafts, arrival: Arrival) -> None:
+    ids, keys = drafts.ids, drafts.keys
+    for raw in drafts.raws:
+        message_id = raw.id
+        if isinstance(message_id, str) and len(message_id) == 36 and (key := _uuid_bytes(message_id)):
+            if key == _NIL:
+                detail = "the nil UUID is no message id: all events would be duplicates"
+                drafts.refuse(ids, RejectReason.INVALID_ID, detail)
+            else:
+                ids.append(message_id)
+        # A blank one would make all events that have it duplicates of each other.
+        elif message_id is None or message_id == "" or (isinstance(message_id, str) and message_id.isspace()):
+            key = None
+            ids.append(_fresh_id(arrival.moment.at))
+        elif len(text := str(message_id)) > MAX_ID_CHARACTERS:
+            key = None
+            detail = f"`id` has {len(text)} characters, at most {MAX_ID_CHARACTERS}"
+            drafts.refuse(ids, RejectReason.INVALID_ID, detail)
+        else:
+            named = uuid5(MESSAGE_ID_NAMESPACE, text)
+            key = named.bytes
+            ids.append(str(named))
+        keys.append(key)
 
 
-def set_created_at(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    timestamp = raw.timestamp
-    if timestamp is None:
-        draft.created_at = arrival.moment.text
-        return None
-    moment = parse_time(timestamp)
-    if moment is None:
-        detail = f"`timestamp` is no ISO 8601 or RFC 2822 time, and no Unix time: {str(timestamp)[:60]!r}"
-        return Refusal(RejectReason.INVALID_TIMESTAMP, detail)
-    shift = arrival.shift
-    if shift is not None:
-        try:
-            moment += shift
-        except OverflowError:
-            return Refusal(RejectReason.INVALID_TIMESTAMP, "`timestamp` is out of range")
-    if moment < arrival.moment.oldest:
-        detail = f"{moment.isoformat()} is before {arrival.moment.oldest.isoformat()}, the oldest that is kept"
-        return Refusal(RejectReason.TOO_OLD, detail)
-    if moment > arrival.moment.newest:
-        return Refusal(RejectReason.IN_FUTURE, f"{moment.isoformat()} is in the future")
-    if shift is None and isinstance(timestamp, str) and _is_javascript_time(timestamp):
-        draft.created_at = timestamp
-    else:
-        draft.created_at = moment.astimezone(UTC).isoformat()
-    return None
+def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
+    received_at, oldest, newest = arrival.moment.text, arrival.moment.oldest, arrival.moment.newest
+    shift, created_at = arrival.shift, drafts.created_at
+    for raw in drafts.raws:
+        timestamp = raw.timestamp
+        if timestamp is None:
+            created_at.append(received_at)
+            continue
+        moment = parse_time(timestamp)
+        if moment is None:
+            detail = f"`timestamp` is no ISO 8601 or RFC 2822 time, and no Unix time: {str(timestamp)[:60]!r}"
+            drafts.refuse(created_at, RejectReason.INVALID_TIMESTAMP, detail)
+            continue
+        if shift is not None:
+            try:
+                moment += shift
+            except OverflowError:
+                drafts.refuse(created_at, RejectReason.INVALID_TIMESTAMP, "`timestamp` is out of range")
+                continue
+        if moment < oldest:
+            detail = f"{moment.isoformat()} is before {oldest.isoformat()}, the oldest that is kept"
+            drafts.refuse(created_at, RejectReason.TOO_OLD, detail)
+        elif moment > newest:
+            drafts.refuse(created_at, RejectReason.IN_FUTURE, f"{moment.isoformat()} is in the future")
+        elif shift is None and isinstance(timestamp, str) and _is_javascript_time(timestamp):
+            created_at.append(timestamp)
+        else:
+            created_at.append(moment.astimezone(UTC).isoformat())
 
 
-def set_person(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    escapes = arrival.hazards.escapes
-    draft.user_id = _id_field(raw.user_id, escapes)
-    draft.anonymous_id = _id_field(raw.anonymous_id, escapes)
-    draft.session_id = _id_field(raw.session_id, escapes)
-    if not (draft.user_id and draft.anonymous_id and draft.session_id):
-        names = [name for name in ("user_id", "anonymous_id", "session_id") if not getattr(draft, name)]
-        return Refusal(RejectReason.FIELD_TOO_LONG, f"`{names[0]}` has over {MAX_ID_CHARACTERS} characters")
-    return None
+def check_size(drafts: Drafts, arrival: Arrival) -> None:
+    most = arrival.limits.max_event_bytes
+    for index, raw in enumerate(drafts.raws):
+        size = len(raw.properties) + len(raw.context)
+        if size > most:
+            detail = f"properties and context have {size} bytes, at most {most}"
+            drafts.refused.setdefault(index, Refusal(RejectReason.EVENT_TOO_LARGE, detail))
 
 
-def check_size(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    size = len(raw.properties) + len(raw.context)
-    if size > arrival.limits.max_event_bytes:
-        detail = f"properties and context have {size} bytes, at most {arrival.limits.max_event_bytes}"
-        return Refusal(RejectReason.EVENT_TOO_LARGE, detail)
-    return None
+def set_properties(drafts: Drafts, arrival: Arrival) -> None:
+    hazards, max_depth, properties = arrival.hazards, arrival.limits.max_depth, drafts.properties
+    for raw in drafts.raws:
+        checked = check_object(raw.properties, hazards, max_depth)
+        if isinstance(checked, RejectReason):
+            drafts.refuse(properties, *_objection("properties", checked, RejectReason.INVALID_PROPERTIES))
+        else:
+            properties.append(checked)
 
 
-def set_properties(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    checked = check_object(raw.properties, arrival.hazards, arrival.limits.max_depth)
-    if isinstance(checked, RejectReason):
-        return _refuse_object("properties", checked, RejectReason.INVALID_PROPERTIES)
-    draft.properties = checked
-    return None
+def set_context(drafts: Drafts, arrival: Arrival) -> None:
+    """The context, and what it tells of page, campaign, device, address and session."""
+    careful, max_depth = any(arrival.hazards), arrival.limits.max_depth
+    contexts, facts = drafts.contexts, drafts.facts
+    for raw in drafts.raws:
+        checked, told = read_context(raw.context, careful, max_depth)
+        facts.append(told)
+        if isinstance(checked, RejectReason):
+            drafts.refuse(contexts, *_objection("context", checked, RejectReason.INVALID_CONTEXT))
+        else:
+            contexts.append(checked)
 
 
-def set_context(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    checked = check_object(raw.context, arrival.hazards, arrival.limits.max_depth)
-    if isinstance(checked, RejectReason):
-        return _refuse_object("context", checked, RejectReason.INVALID_CONTEXT)
-    draft.context = checked
-    return None
+def set_person(drafts: Drafts, arrival: Arrival) -> None:
+    special = arrival.hazards.special
+    for column, name, values in (
+        (drafts.user_ids, "user_id", [raw.user_id for raw in drafts.raws]),
+        (drafts.anonymous_ids, "anonymous_id", [raw.anonymous_id for raw in drafts.raws]),
+        (drafts.session_ids, "session_id", [raw.session_id for raw in drafts.raws]),
+    ):
+        for value in values:
+            if value is None or value == "":
+                column.append("\\N")
+                continue
+            text = value if isinstance(value, str) else str(value)
+            if len(text) <= MAX_ID_CHARACTERS:
+                column.append(field(text) if special else text)
+            else:
+                detail = f"`{name}` has over {MAX_ID_CHARACTERS} characters"
+                drafts.refuse(column, RejectReason.FIELD_TOO_LONG, detail)
+    for index, told in enumerate(drafts.facts):
+        if told.session_id and drafts.session_ids[index] == "\\N":
+            drafts.session_ids[index] = field(told.session_id[:MAX_ID_CHARACTERS])
 
 
-def set_page_and_sender(draft: Draft, raw: RawEvent, arrival: Arrival) -> Refusal | None:
-    """The page the event happened on and the device it came from: the event's own words, else the context's,
-    else what the request's headers say."""
-    facts = NO_FACTS if draft.context == "{}" else context_facts(bytes(raw.context))
-    url = raw.url or facts.url
-    if not url and draft.type == "page_view" and raw.properties:
-        # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
-        url, seen_from = page_of_properties(bytes(raw.properties))
-        facts = facts._replace(referrer=seen_from or facts.referrer)
-    referrer = raw.referrer or facts.referrer
-    if url is None and referrer is None and facts.campaign is None:
-        draft.url, draft.page = "\\N\t\\N", _NO_PAGE
-    else:
-        draft.url, draft.page = _page_fields(_cut(url), _cut(referrer), facts.campaign)
-    if draft.session_id == "\\N" and facts.session_id:
-        draft.session_id = field(facts.session_id[:MAX_ID_CHARACTERS])
-    draft.sender = arrival.sender_fields
-    if facts.user_agent or facts.ip:
-        draft.sender = _sender_fields(_told_sender(facts, arrival))
-    return None
+def set_page(drafts: Drafts, arrival: Arrival) -> None:
+    """The page the event happened on: the event's own words, else the context's."""
+    pages = drafts.pages
+    for raw, told, kind in zip(drafts.raws, drafts.facts, drafts.types, strict=True):
+        url, referrer, campaign = raw.url or told.url, raw.referrer, told.campaign
+        seen_from = told.referrer
+        if not url and kind == "page_view" and raw.properties:
+            # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
+            url, named = page_of_properties(bytes(raw.properties))
+            seen_from = named or seen_from
+        referrer = referrer or seen_from
+        if url is None and referrer is None and campaign is None:
+            pages.append(_NO_PAGE)
+        else:
+            pages.append(_page_fields(url, referrer, campaign))
+
+
+def set_sender(drafts: Drafts, arrival: Arrival) -> None:
+    """The device and the address it came from: the context's words, else what the request's headers say."""
+    sender_fields, senders = arrival.sender_fields, drafts.senders
+    for told in drafts.facts:
+        if told.user_agent or told.ip:
+            senders.append(_sender_fields(_told_sender(told, arrival)))
+        else:
+            senders.append(sender_fields)
 
 
 STEPS: Final[tuple[Step, ...]] = (
@@ -300,11 +369,12 @@ STEPS: Final[tuple[Step, ...]] = (
     set_type,
     set_id,
     set_created_at,
-    set_person,
     check_size,
     set_properties,
     set_context,
-    set_page_and_sender,
+    set_person,
+    set_page,
+    set_sender,
 )
 
 
@@ -371,10 +441,9 @@ _NIL = bytes(16)
 
 
 def _uuid_bytes(text: str) -> bytes | None:
-    if not (text[8] == text[13] == text[18] == text[23] == "-"):
-        return None
+    """The 16 bytes of a UUID of 36 characters; None if it is none."""
     digits = text.replace("-", "")
-    if len(digits) != 32:
+    if len(digits) != 32 or text[8:24:5] != "----":
         return None
     try:
         key = bytes.fromhex(digits)
@@ -392,16 +461,6 @@ def _fresh_id(now: datetime) -> str:
     tail[2] = 0x80 | tail[2] & 0x3F
     digits = f"{milliseconds:012x}{tail.hex()}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def _id_field(value: str | int | None, escapes: bool) -> str:
-    """An id as COPY text, "" when it is too long."""
-    if value is None or value == "":
-        return "\\N"
-    text = value if isinstance(value, str) else str(value)
-    if len(text) > MAX_ID_CHARACTERS:
-        return ""
-    return field(text) if escapes else text
 
 
 # Properties and context.
@@ -429,41 +488,37 @@ _DETAILS = {
 }
 
 
-def _refuse_object(name: str, reason: RejectReason, not_an_object: RejectReason) -> Refusal:
-    detail = _DETAILS[reason].format(name)
-    return Refusal(not_an_object if reason is RejectReason.INVALID_FIELD else reason, detail)
-
-
-def _cut(url: str | None) -> str | None:
-    return url[:MAX_URL_CHARACTERS] if url else None
+def _objection(name: str, reason: RejectReason, not_an_object: RejectReason) -> tuple[RejectReason, str]:
+    return not_an_object if reason is RejectReason.INVALID_FIELD else reason, _DETAILS[reason].format(name)
 
 
 # COPY text that many events share.
 
-_NO_PAGE = "\t".join(["\\N"] * 8)
+_NO_PAGE = "\t".join(["\\N"] * 10)
 _CACHED_URL_CHARACTERS = 512
 
 
-def _page_fields(url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None) -> tuple[str, str]:
-    length = len(url or "") + len(referrer or "")
-    if length > _CACHED_URL_CHARACTERS or campaign is not None:
-        return _make_page_fields(url, referrer, campaign)
-    return _cached_page_fields(url, referrer, None)
+def _page_fields(url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None) -> str:
+    """url, referrer, page_host … referrer_host as COPY text."""
+    if campaign is None and len(url or "") + len(referrer or "") <= _CACHED_URL_CHARACTERS:
+        return _cached_page_fields(url, referrer)
+    return _make_page_fields(url, referrer, campaign)
 
 
-def _make_page_fields(
-    url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None
-) -> tuple[str, str]:
-    """(url and referrer, page_host … referrer_host) as COPY text; a campaign named in the context wins over
-    the one in the address."""
-    page = describe_page(url or "")
+def _make_page_fields(url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None = None) -> str:
+    """A campaign named in the context wins over the one in the address."""
+    url = url[:MAX_URL_CHARACTERS] if url else None
+    page = describe_page(url) if url else NO_PAGE
     utm: tuple[str | None, ...] = page[2:]
     if campaign is not None:
         utm = tuple(named[:MAX_ID_CHARACTERS] if named else found for named, found in zip(campaign, utm, strict=True))
+    campaign_fields = fields(*utm) if any(utm) else _NO_CAMPAIGN
+    referrer = referrer[:MAX_URL_CHARACTERS] if referrer else None
     host = referrer_host(referrer) if referrer else None
-    return fields(url, referrer), fields(page.host, page.path, *utm, host)
+    return f"{fields(url, referrer, page.host, page.path)}\t{campaign_fields}\t{field(host)}"
 
 
+_NO_CAMPAIGN = "\t".join(["\\N"] * 5)
 _cached_page_fields = lru_cache(maxsize=4096)(_make_page_fields)
 
 

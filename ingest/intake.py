@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from ingest import row
 from ingest.accounts import Accounts
 from ingest.dedupe import DedupeWindow
-from ingest.event import Arrival, Limits, Moment, Sender, arrive, moment_of, parse_time, process
+from ingest.event import Arrival, Limits, Moment, Processed, Sender, arrive, moment_of, parse_time, process
 from ingest.journal import Journal, JournalFull, OpenRecord
 from ingest.payload import Payload, RawEvent, pieces
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
@@ -207,46 +207,54 @@ class Intake:
         assert payload is not None and arrival is not None
         start = submission.position
         events = payload.events if not start and len(payload.events) <= most else payload.events[start : start + most]
-        lines, keys, ending = turn.lines, turn.keys, turn.ending
+        raws = [event for event in events if not isinstance(event, Refusal)]
+        processed = _through_steps(raws, arrival, turn.ending)
+        lines = self._take_new(submission, processed, turn)
+        turn.lines += lines
+        if lines:
+            submission.waits = True
+        clean = not processed.refused and len(raws) == len(events)
+        refusals = [] if clean else _refusals(events, start, processed.refused)
+        submission.position += len(events)
+        self._accounts.received += len(events)
+        self._accounts.duplicate_at_door += len(events) - len(refusals) - len(lines)
+        if refusals:
+            refusals = self._book_refusals(submission, refusals, turn)
+        if self._tail.followed:
+            self._tail.publish(lines, refusals, submission.path)
+        return len(events)
+
+    def _take_new(self, submission: Submission, processed: Processed, turn: _Turn) -> list[str]:
+        """The lines that are neither refused nor duplicates; their keys are the turn's from now on."""
+        lines, keys, refused = processed
         recent, older, in_flight = self._window.sets()
-        lines_before, duplicates = len(lines), 0
-        refusals: list[tuple[int, Refusal]] = []
-        for index, raw in enumerate(events, start):
-            try:
-                result = raw if isinstance(raw, Refusal) else process(raw, arrival)
-            except Exception:
-                # Nor its neighbours: the event is kept, to be replayed when the bug is mended.
-                logger.exception("an event could not be processed")
-                result = Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT)
-            if isinstance(result, Refusal):
-                refusals.append((index, result))
+        distinct: dict[bytes | None, None] = dict.fromkeys(keys)
+        if (
+            not refused
+            and len(distinct) == len(keys)
+            and None not in distinct
+            and turn.keys.keys().isdisjoint(distinct)
+            and recent.isdisjoint(distinct)
+            and older.isdisjoint(distinct)
+            and in_flight.keys().isdisjoint(distinct)
+        ):
+            turn.keys.update(distinct)  # type: ignore[arg-type]
+            return lines
+        new: list[str] = []
+        for index, (line, key) in enumerate(zip(lines, keys, strict=True)):
+            if index in refused or (key is not None and (key in recent or key in older)):
                 continue
-            key = result.key
             if key is not None:
-                if key in keys:
+                if key in turn.keys:
                     submission.waits = True
-                    duplicates += 1
-                    continue
-                if key in recent or key in older:
-                    duplicates += 1
                     continue
                 if key in in_flight:
                     # A retry that came before the first try was durable: it waits for that one.
                     submission.records.append(in_flight[key])
-                    duplicates += 1
                     continue
-                keys[key] = None
-            lines.append(result.text + ending)
-        if len(lines) > lines_before:
-            submission.waits = True
-        submission.position += len(events)
-        self._accounts.received += len(events)
-        self._accounts.duplicate_at_door += duplicates
-        if refusals:
-            refusals = self._book_refusals(submission, refusals, turn)
-        if self._tail.followed:
-            self._tail.publish(lines[lines_before:], refusals, submission.path)
-        return len(events)
+                turn.keys[key] = None
+            new.append(line)
+        return new
 
     def _open(self, submission: Submission, turn: _Turn) -> None:
         """Decode a submission and work out what its events share. Raises PayloadRefused."""
@@ -369,3 +377,34 @@ def _utc_text(moment: datetime | None) -> str | None:
         return moment.astimezone(UTC).isoformat() if moment is not None else None
     except OverflowError:
         return None
+
+
+def _through_steps(raws: list[RawEvent], arrival: Arrival, ending: str) -> Processed:
+    """What the steps make of a body's events. A bug of ours costs the event that meets it, not its neighbours: it is
+    refused and kept, to be replayed when the bug is mended."""
+    try:
+        return process(raws, arrival, ending)
+    except Exception:
+        if len(raws) == 1:
+            logger.exception("an event could not be processed")
+            return Processed([""], [None], {0: Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT)})
+    alone = [_through_steps([raw], arrival, ending) for raw in raws]
+    refused = {index: one.refused[0] for index, one in enumerate(alone) if one.refused}
+    return Processed([one.lines[0] for one in alone], [one.keys[0] for one in alone], refused)
+
+
+def _refusals(
+    events: Sequence[RawEvent | Refusal], start: int, refused: Mapping[int, Refusal]
+) -> list[tuple[int, Refusal]]:
+    """(place in the body, refusal) of the events that were malformed or refused by a step, in order. `start` is the
+    place of the first; `refused` counts the well-formed ones only."""
+    refusals: list[tuple[int, Refusal]] = []
+    well_formed = 0
+    for place, event in enumerate(events, start):
+        if isinstance(event, Refusal):
+            refusals.append((place, event))
+            continue
+        if well_formed in refused:
+            refusals.append((place, refused[well_formed]))
+        well_formed += 1
+    return refusals

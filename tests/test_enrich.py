@@ -306,11 +306,12 @@ class TestPage:
         assert describe_page(" \x1fhttps://example.com/a\nb\t \r\n")[:2] == ("example.com", "/ab")
         assert describe_page("https://example.com/\x00\ud800ä")[:2] == ("example.com", "/\ufffd\ufffdä")
 
-    def test_a_long_one_is_cut_and_not_kept(self) -> None:
-        before = enrich._cached_page.cache_info().currsize
+    def test_a_long_one_is_cut_and_a_long_host_not_kept(self) -> None:
         page = describe_page("https://example.com/" + "a" * 5000 + "?utm_source=x")
         assert page == NO_PAGE._replace(host="example.com", path="/" + "a" * (4096 - 20))
-        assert enrich._cached_page.cache_info().currsize == before
+        before = enrich._cached_authority.cache_info().currsize
+        assert describe_page(f"https://{'a' * 600}.example.com/") == NO_PAGE
+        assert enrich._cached_authority.cache_info().currsize == before
 
     @given(URL_TEXT)
     @settings(max_examples=300)

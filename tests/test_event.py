@@ -15,7 +15,6 @@ from ingest.event import (
     STEPS,
     Arrival,
     Limits,
-    Line,
     Sender,
     arrive,
     moment_of,
@@ -65,13 +64,13 @@ def run(
 def row_of(raw: Any, arrival: Arrival) -> Row | Refusal:
     if isinstance(raw, Refusal):
         return raw
-    result = process(raw, arrival)
-    if isinstance(result, Refusal):
-        assert result.detail
-        return result
-    assert result.text.count("\t") == len(EVENT_COLUMNS) - 1 and result.text.endswith("\t")
-    assert "\n" not in result.text
-    return split_line(f"{result.text}42\n".encode(), EVENT_COLUMNS)
+    (line,), _, refused = process([raw], arrival, "42\n")
+    if refused:
+        assert refused[0].detail
+        return refused[0]
+    assert line.count("\t") == len(EVENT_COLUMNS) - 1
+    assert line.count("\n") == 1
+    return split_line(line.encode(), EVENT_COLUMNS)
 
 
 def accepted(event: dict[str, Any] | bytes, **how: Any) -> Row:
@@ -88,9 +87,10 @@ def reason(event: dict[str, Any] | bytes, **how: Any) -> RejectReason:
 
 def key_of(event: dict[str, Any]) -> bytes | None:
     payload = decode_native(json.dumps({"name": "click", **event}).encode(), 10)
-    line = process(payload.events[0], arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.hazards, LIMITS))  # type: ignore[arg-type]
-    assert isinstance(line, Line), line
-    return line.key
+    arrival = arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.hazards, LIMITS)
+    processed = process(payload.events, arrival)  # type: ignore[arg-type]
+    assert not processed.refused
+    return processed.keys[0]
 
 
 def test_the_least_an_event_may_be():
@@ -121,11 +121,12 @@ def test_the_steps_are_the_documentation():
         "set_type",
         "set_id",
         "set_created_at",
-        "set_person",
         "check_size",
         "set_properties",
         "set_context",
-        "set_page_and_sender",
+        "set_person",
+        "set_page",
+        "set_sender",
     ]
 
 

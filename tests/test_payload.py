@@ -28,7 +28,7 @@ from ingest.payload import (
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
 
 MAX_EVENTS = 1000
-CLEAN = Hazards(escapes=False, whitespace=False, numbers=False, invalid_utf8=False)
+CLEAN = Hazards(escapes=False, special=False, whitespace=False, numbers=False, invalid_utf8=False)
 
 
 def native(body: object) -> Payload:
@@ -748,7 +748,12 @@ def test_cleaning_counts_for_segment_too():
 HAZARDS = [
     (b'{"name":"a"}', CLEAN),
     (b'{ "name" : "a" }', CLEAN),
-    (b'{"name":"\\n"}', CLEAN._replace(escapes=True)),
+    (b'{"name":"\\n"}', CLEAN._replace(escapes=True, special=True)),
+    (rb'{"name":"say \"hi\"","url":"http:\/\/a"}', CLEAN._replace(escapes=True)),
+    (rb'{"name":"\\"}', CLEAN._replace(escapes=True, special=True)),
+    (rb'{"name":"\\\""}', CLEAN._replace(escapes=True, special=True)),
+    (rb'{"name":"\\/"}', CLEAN._replace(escapes=True, special=True)),
+    (rb'{"name":"\u0009"}', CLEAN._replace(escapes=True, special=True)),
     (b'{\n"name":"a"}', CLEAN._replace(whitespace=True)),
     (b'{\t"name":"a"}', CLEAN._replace(whitespace=True)),
     (b'{\r"name":"a"}', CLEAN._replace(whitespace=True)),
