@@ -22,7 +22,7 @@ from ingest.event import Arrival, Limits, Moment, Processed, Sender, arrive, mom
 from ingest.journal import Journal, JournalFull, OpenRecord
 from ingest.payload import Payload, RawEvent, pieces
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
-from ingest.tail import Tail
+from ingest.tail import Tail, Told
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ RECEIVED_AT_HEADER: Final = "X-Ingest-Received-At"
 SENT_AT_HEADER: Final = "X-Ingest-Sent-At"
 """By these a replay tells when the event first came, and when it was sent by the client's clock."""
 _OUR_FAULT: Final = "a bug of the collector, which has logged it"
+NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written")
 
 
 class Submission:
@@ -127,7 +128,7 @@ class IntakeSettings(NamedTuple):
 class _Turn:
     """The lines of one turn of the loop, on their way into the open record."""
 
-    __slots__ = ("done", "ending", "keys", "lines", "moment", "rejected_lines")
+    __slots__ = ("done", "ending", "keys", "lines", "moment", "rejected_lines", "told")
 
     def __init__(self, batch_id: int, moment: Moment) -> None:
         self.moment = moment
@@ -136,6 +137,8 @@ class _Turn:
         self.keys: dict[bytes, None] = {}
         self.rejected_lines: list[str] = []
         self.done: list[Submission] = []
+        # For the tail, if anybody follows.
+        self.told: list[Told] = []
 
 
 class Intake:
@@ -163,7 +166,7 @@ class Intake:
         self._accounts.received += 1
         self._accounts.reject(refusal.reason)
         if self._tail.followed:
-            self._tail.publish([], [(0, refusal)], path)
+            self._tail.publish([Told(path, [], [(0, refusal)])])
         if sender is None:
             return
         received = datetime.now(UTC).isoformat()
@@ -221,7 +224,7 @@ class Intake:
         if refusals:
             refusals = self._book_refusals(submission, refusals, turn)
         if self._tail.followed:
-            self._tail.publish(lines, refusals, submission.path)
+            turn.told.append(Told(submission.path, lines, refusals))
         return len(events)
 
     def _take_new(self, submission: Submission, processed: Processed, turn: _Turn) -> list[str]:
@@ -319,11 +322,26 @@ class Intake:
                 if self._queue and self._queue[0].waits:
                     # A large one of which this turn took a part: the rest of it is not looked at any more.
                     turn.done.append(self._queue.popleft())
+        if turn.told:
+            self._tell(turn.told, record, full)
         if self._queue and self._queue[0].waits and record is not None:
             self._queue[0].records.append(record)
             self._queue[0].waits = False
         for submission in turn.done:
             self._settle(submission, record, full)
+
+    def _tell(self, told: list[Told], record: OpenRecord | None, full: Refusal | None) -> None:
+        """Tell the tail when it is known what became of the turn's lines."""
+        if record is None:
+            self._tail.publish(told, full)
+            return
+
+        def publish(_: object) -> None:
+            self._tail.publish(told, None if record.outcome else NOT_WRITTEN)
+
+        settled = asyncio.get_running_loop().create_future()
+        settled.add_done_callback(publish)
+        self._journal.settle_with([record], settled)
 
     def _settle(self, submission: Submission, record: OpenRecord | None, full: Refusal | None) -> None:
         if submission.refused is not None:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from ingest.rejects import Refusal
-from ingest.row import EVENT_COLUMNS, split_line
+from ingest.row import EVENT_COLUMNS, event_of_line, split_line
 
 _QUEUE: Final = 2000
 """Lines a slow follower may be behind; past it lines are left out, and the follower is told how many."""
 _SHOWN: Final = ("created_at", "type", "name", "user_id", "anonymous_id", "properties", "page_path", "id")
+
+
+_SHOWN_BYTES: Final = 500
+"""Of what was refused."""
+
+
+class Told(NamedTuple):
+    """Events of one request: the lines (COPY text) of those that passed, and the refusals of the others."""
+
+    path: str
+    lines: list[str]
+    refusals: list[tuple[int, Refusal]]
 
 
 class Tail:
@@ -25,17 +37,24 @@ class Tail:
         # Whether anybody follows: asked for every request.
         self.followed = False
 
-    def publish(self, lines: Iterable[str], refusals: Iterable[tuple[int, Refusal]], route: str) -> None:
-        """Tell the followers of accepted lines (COPY text) and of refusals."""
+    def publish(self, told: Iterable[Told], failure: Refusal | None = None) -> None:
+        """Tell the followers what became of some requests' events; `failure` is why the lines were not kept."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        for line in lines:
-            values = split_line(line.encode("utf-8", "replace"), EVENT_COLUMNS)
-            shown = {name: values[name] for name in _SHOWN if values.get(name) is not None}
-            self._put({"at": at, "result": "accepted", "route": route, **shown})
-        for _, refusal in refusals:
-            told: dict[str, Any] = {"at": at, "result": "rejected", "route": route}
-            text = refusal.raw[:500].decode("utf-8", "replace")
-            self._put({**told, "reason": refusal.reason.value, "detail": refusal.detail, "payload": text})
+        for path, lines, refusals in told:
+            for line in lines:
+                values = split_line(line.encode("utf-8", "replace"), EVENT_COLUMNS)
+                if failure is None:
+                    shown = {name: values[name] for name in _SHOWN if values.get(name) is not None}
+                    self._put({"at": at, "result": "accepted", "route": path, **shown})
+                else:
+                    self._put_refusal(at, path, failure._replace(raw=event_of_line(values).encode()))
+            for _, refusal in refusals:
+                self._put_refusal(at, path, refusal)
+
+    def _put_refusal(self, at: str, path: str, refusal: Refusal) -> None:
+        text = refusal.raw[:_SHOWN_BYTES].decode("utf-8", "replace")
+        told = {"at": at, "result": "rejected", "route": path}
+        self._put({**told, "reason": refusal.reason.value, "detail": refusal.detail, "payload": text})
 
     def _put(self, told: dict[str, Any]) -> None:
         line = orjson.dumps(told) + b"\n"

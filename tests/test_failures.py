@@ -315,6 +315,38 @@ async def test_a_failed_fsync_is_a_503_for_its_requests_and_the_next_ones_are_fi
     monkeypatch.undo()
 
 
+async def test_the_tail_shows_as_accepted_only_what_is_durable(start: Start, monkeypatch):
+    client = await start()
+    real, failures = ingest.journal._write_all, iter([True])
+
+    def failing(descriptor: int, content: bytes) -> None:
+        real(descriptor, content)
+        if next(failures, False):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ingest.journal, "_write_all", failing)
+    async with client.control() as session, session.get("http://worker/tail") as response:
+        async with asyncio.timeout(5):
+            while not client.worker.tail.followed:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        assert (await client.post([{"name": "lost", "properties": {"a": 1}}, {"name": ""}])).status == 503
+        monkeypatch.setattr(client.worker.journal, "_max_bytes", 0)
+        assert (await client.post({"name": "no room"})).status == 503
+        monkeypatch.undo()
+        assert (await client.post({"name": "kept"})).status == 200
+        async with asyncio.timeout(5):
+            told = [json.loads(await response.content.readline()) for _ in range(4)]
+    assert [(each["result"], each.get("reason"), each.get("name")) for each in told] == [
+        ("rejected", "journal_unavailable", None),
+        ("rejected", "missing_name", None),
+        ("rejected", "overloaded", None),
+        ("accepted", None, "kept"),
+    ]
+    lost = json.loads(told[0]["payload"])
+    assert (lost["name"], lost["properties"]) == ("lost", {"a": 1})
+    assert json.loads(told[2]["payload"])["name"] == "no room" and told[2]["detail"]
+
+
 @contextmanager
 def small_disk(folder: Path, size: str = "6m") -> Iterator[bool]:
     """A tmpfs of that size where we may mount one; whether we could."""

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from ingest.addresses import Network, client_address, rate_limit_key
 from ingest.http import RateLimit, answer, problem, read_body, refuse
-from ingest.intake import Intake, Submission
+from ingest.intake import NOT_WRITTEN, Intake, Submission
 from ingest.metrics import Metrics
 from ingest.payload import Payload, decode_native, decode_segment
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
@@ -96,7 +96,7 @@ class Collector:
             if submission.refused is not None:
                 return refuse(submission.refused)
             if not submission.durable:
-                return refuse(Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written"))
+                return refuse(NOT_WRITTEN)
             observe(time.perf_counter() - started)
             return _answer(submission.accepted, submission.refusals)
 
