@@ -254,7 +254,7 @@ class Worker:
         while /readyz says no."""
         if self._write_failing:
             with contextlib.suppress(JournalFull, JournalFailed):
-                await self.journal.wait(self.journal.append("", 0, []))
+                await self.journal.wait(self.journal.append((), 0, []))
 
     async def _sweep(self) -> None:
         if self._server is not None:

@@ -72,10 +72,13 @@ _session = msgspec.json.Decoder(str | int)
 _CACHED_CONTEXT_BYTES = 2048
 
 
+_ESCAPES = NO_HAZARDS._replace(escapes=True, special=True)
+
+
 def read_context(raw: Raw, careful: bool, max_depth: int) -> tuple[str | RejectReason, ContextFacts]:
     """The COPY text of a context, or why Postgres would not take it; and what its known fields tell.
 
-    `careful`: its body has a hazard, of whatever kind. What has an unexpected type is left where it is.
+    `careful`: its body has white space or long numbers. What has an unexpected type is left where it is.
     """
     if not raw:
         return "{}", NO_FACTS
@@ -86,8 +89,8 @@ def read_context(raw: Raw, careful: bool, max_depth: int) -> tuple[str | RejectR
 
 
 def _read_context(context: bytes, careful: bool, max_depth: int) -> tuple[str | RejectReason, ContextFacts]:
-    # All hazards or none, because the answer is kept for other bodies with the same context.
-    checked = check_object(Raw(context), ALL_HAZARDS if careful else NO_HAZARDS, max_depth)
+    # Not the hazards of its body, because the answer is kept for other bodies with the same context.
+    checked = check_object(Raw(context), ALL_HAZARDS if careful else _ESCAPES, max_depth)
     if checked == "{}" or isinstance(checked, RejectReason):
         return checked, NO_FACTS
     return checked, _read_facts(context)

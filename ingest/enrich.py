@@ -282,8 +282,9 @@ def _trim(url: str) -> str:
 
     A NUL stays a character and becomes U+FFFD, like a lone surrogate.
     """
-    url = _clean(url.strip(_SPACES))
-    return url if url.isprintable() else url.translate(_REMOVED)
+    if url.isprintable():
+        return url.strip(" ")
+    return _clean(url.strip(_SPACES)).translate(_REMOVED)
 
 
 def _split(hierarchy: str) -> tuple[str | None, str | None] | None:

@@ -304,7 +304,7 @@ def set_properties(drafts: Drafts, arrival: Arrival) -> None:
 
 def set_context(drafts: Drafts, arrival: Arrival) -> None:
     """The context, and what it tells of page, campaign, device, address and session."""
-    careful, max_depth = any(arrival.hazards), arrival.limits.max_depth
+    careful, max_depth = arrival.hazards.whitespace or arrival.hazards.numbers, arrival.limits.max_depth
     contexts, facts = drafts.contexts, drafts.facts
     for raw in drafts.raws:
         checked, told = read_context(raw.context, careful, max_depth)
@@ -513,12 +513,21 @@ def _make_page_fields(url: str | None, referrer: str | None, campaign: tuple[str
     if campaign is not None:
         utm = tuple(named[:MAX_ID_CHARACTERS] if named else found for named, found in zip(campaign, utm, strict=True))
     campaign_fields = fields(*utm) if any(utm) else _NO_CAMPAIGN
+    seen_from, host = (
+        _referrer_fields(referrer)
+        if len(referrer or "") <= _CACHED_URL_CHARACTERS
+        else _make_referrer_fields(referrer)
+    )
+    return f"{field(url)}\t{seen_from}\t{field(page.host)}\t{field(page.path)}\t{campaign_fields}\t{host}"
+
+
+def _make_referrer_fields(referrer: str | None) -> tuple[str, str]:
     referrer = referrer[:MAX_URL_CHARACTERS] if referrer else None
-    host = referrer_host(referrer) if referrer else None
-    return f"{fields(url, referrer, page.host, page.path)}\t{campaign_fields}\t{field(host)}"
+    return field(referrer), field(referrer_host(referrer) if referrer else None)
 
 
 _NO_CAMPAIGN = "\t".join(["\\N"] * 5)
+_referrer_fields = lru_cache(maxsize=4096)(_make_referrer_fields)
 _cached_page_fields = lru_cache(maxsize=4096)(_make_page_fields)
 
 

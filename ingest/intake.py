@@ -173,7 +173,7 @@ class Intake:
         line = self._rejected_line(refusal, received, None, sender, path, f"{self._journal.batch_id}\n")
         if line is not None:
             try:
-                self._journal.append("", 0, [], line, 1)
+                self._journal.append((), 0, [], (line,), 1)
             except JournalFull:
                 pass  # It is refused and counted all the same; only its text is not kept.
 
@@ -309,11 +309,7 @@ class Intake:
         if turn.lines or turn.rejected_lines:
             try:
                 record = self._journal.append(
-                    "".join(turn.lines),
-                    len(turn.lines),
-                    list(turn.keys),
-                    "".join(turn.rejected_lines),
-                    len(turn.rejected_lines),
+                    turn.lines, len(turn.lines), list(turn.keys), turn.rejected_lines, len(turn.rejected_lines)
                 )
                 self._window.begin(turn.keys, record)
             except JournalFull as error:

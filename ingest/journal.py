@@ -228,10 +228,10 @@ class Journal:
 
     def append(
         self,
-        lines: str,
+        lines: Sequence[str],
         events: int,
         keys: list[bytes],
-        rejected_lines: str = "",
+        rejected_lines: Sequence[str] = (),
         rejected: int = 0,
     ) -> OpenRecord:
         """Add lines to the open record; `wait` on the record that is returned to know when they are durable.
@@ -240,16 +240,14 @@ class Journal:
         Raises JournalFull, having taken nothing.
         """
         record = self._open
-        size = len(lines) + len(rejected_lines)
+        size = sum(map(len, lines)) + sum(map(len, rejected_lines))
         if record.size and record.size + size > MAX_OPEN_BYTES:
             raise JournalFull("the disk does not keep up")
         self.check_room(size)
         if not record.opened_at_us:
             record.opened_at_us = time.time_ns() // 1000
-        if lines:
-            record.lines.append(lines)
-        if rejected_lines:
-            record.rejected_lines.append(rejected_lines)
+        record.lines += lines
+        record.rejected_lines += rejected_lines
         record.events += events
         record.rejected += rejected
         record.size += size
@@ -298,9 +296,8 @@ class Journal:
             rejected=record.rejected,
             opened_at_us=record.opened_at_us,
             stored_through=self.stored_through,
-            # "replace" can never be needed, but one text that is not well-formed must not fail its neighbours.
-            event_lines="".join(record.lines).encode("utf-8", "replace"),
-            rejected_lines="".join(record.rejected_lines).encode("utf-8", "replace"),
+            event_lines=_encode(record.lines),
+            rejected_lines=_encode(record.rejected_lines),
             layout=self.layout,
         )
         # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
@@ -541,7 +538,7 @@ class Journal:
         if self._segments and self.stored_through > self._noted:
             # An empty record: the next start knows without the database what is stored.
             with contextlib.suppress(JournalFull, JournalFailed):
-                await self.wait(self.append("", 0, []))
+                await self.wait(self.append((), 0, []))
             await self._idle.wait()
         self._thread.close()
         self._reading.close()
@@ -550,6 +547,14 @@ class Journal:
             self._descriptor = None
         self._closed = True
         self._claimed.release()
+
+
+def _encode(lines: list[str]) -> bytes:
+    """One by one: joined first, a single text outside Latin-1 would make the whole record wide and slow.
+
+    "replace" can never be needed, but one text that is not well-formed must not fail its neighbours.
+    """
+    return b"".join([line.encode("utf-8", "replace") for line in lines])
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -211,7 +211,8 @@ def clean_escapes(body: bytes) -> tuple[bytes, int]:
     The same as JavaScript's toWellFormed(): a text cut in the middle of an emoji is an accident, not an attack,
     and losing the event for it would be worse than the replacement character.
     """
-    if b"\\" not in body or not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
+    # The search for one byte is the fastest, and the next rules out most of what is left.
+    if b"\\" not in body or b"\\u" not in body or not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
         return body, 0
     cleaned = 0
 

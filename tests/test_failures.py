@@ -486,7 +486,7 @@ async def test_a_journal_that_nobody_holds_is_adopted_and_drained(start: Start, 
     values = {"created_at": now, "received_at": now, "type": "system", "properties": "{}", "context": "{}"}
     for n in range(10):
         line = line_of({**values, "id": str(uuid.uuid4()), "name": f"left {n}"}, row.EVENT_COLUMNS)
-        await journal.wait(journal.append(line, 1, []))
+        await journal.wait(journal.append([line], 1, []))
     await journal.close()
     await client.worker.adopt()
     async with asyncio.timeout(10):
@@ -531,7 +531,7 @@ async def test_records_of_an_older_release_are_stored_with_their_own_columns(sta
     now = datetime.now(UTC).isoformat()
     values = {"created_at": now, "received_at": now, "type": "system", "properties": "{}", "context": "{}"}
     line = line_of({**values, "id": str(uuid.uuid4()), "name": "old", "country": "DE", "page_path": "/x"}, old)
-    await journal.wait(journal.append(line, 1, []))
+    await journal.wait(journal.append([line], 1, []))
     await journal.close()
     client = await start(data_dir=data_dir)
     await client.post({"name": "new"})

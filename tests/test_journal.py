@@ -37,7 +37,7 @@ def make(folder: Path, stored_through: int | None = 0, **limits) -> Journal:
 
 async def put(journal: Journal, text: str, events: int = 1) -> int:
     """Append one line and wait until it is durable; the record's number."""
-    record = journal.append(f"{text}\n", events, [])
+    record = journal.append([f"{text}\n"], events, [])
     await journal.wait(record)
     return record.number
 
@@ -151,12 +151,12 @@ async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp
     release = __import__("threading").Event()
     real = ingest.journal._write_all
     monkeypatch.setattr(ingest.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
-    first = journal.append("first\n", 1, [])
+    first = journal.append(["first\n"], 1, [])
     await asyncio.sleep(0.01)
     chunk = "x" * MIB + "\n"
     with pytest.raises(JournalFull):
         for _ in range(100):
-            journal.append(chunk, 1, [])
+            journal.append([chunk], 1, [])
     assert journal.memory_bytes <= MAX_OPEN_BYTES + 2 * MIB
     release.set()
     await journal.wait(first)
