@@ -1,7 +1,7 @@
 """From a raw event to one line of the journal: a short list of steps, each of which may refuse the event.
 
 Pure: the clock, the client's address and the limits come in as values. To add a step, write a function
-`(draft, raw, arrival) -> Refusal | None` named by its effect and put it into STEPS.
+`(drafts, arrival) -> None` named by its effect and put it into STEPS.
 """
 
 from __future__ import annotations
