@@ -82,8 +82,10 @@ BEGIN
     SET search_path = pg_catalog, pg_temp
     AS $body$
     DECLARE
-        claims jsonb := nullif(current_setting('request.jwt.claims', true), '');
+        claims jsonb;
     BEGIN
+        -- Here and not above, where an exception would not be caught.
+        claims := nullif(current_setting('request.jwt.claims', true), '');
         RETURN CASE jsonb_typeof(claims) WHEN 'object' THEN claims END;
     EXCEPTION WHEN data_exception THEN
         RETURN NULL;
