@@ -1,4 +1,4 @@
-"""Work as one of the roles that row security is about, as PostgREST or the service would: SET LOCAL ROLE and settings."""
+"""Work as one of the roles of row security, as PostgREST and the service do: SET LOCAL ROLE, and settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VISITOR = {"app.user_email": "ours@example.com", "app.session_token": TOKEN, "ap
 """The settings of a visitor who has proved all there is to prove."""
 
 ROWS = f"""
-SELECT analytics.ensure_events_partition('{DAY}'), analytics.ensure_events_partition((now() AT TIME ZONE 'UTC')::date);
+SELECT analytics.ensure_events_partition(day) FROM unnest(ARRAY['{DAY}', (now() AT TIME ZONE 'UTC')::date]) AS day;
 INSERT INTO marketing.leads (id, email) VALUES ('{OURS}', 'ours@example.com'), ('{OTHERS}', 'others@example.com');
 INSERT INTO marketing.lead_interactions (id, lead_id, interaction_type)
     VALUES ('{OURS}', '{OURS}', 'call_made'), ('{OTHERS}', '{OTHERS}', 'call_made');
@@ -38,11 +38,13 @@ INSERT INTO analytics.journals (identity) VALUES ('{OURS}'), ('{OTHERS}');
 INSERT INTO analytics.flushes (journal, first_record, last_record) VALUES (1, 1, 1), (2, 2, 2);
 INSERT INTO analytics.rejected_events (reason) VALUES ('ours'), ('others');
 INSERT INTO experiments.experiments (id, name, status, targeting_rules, test_variants) VALUES
-    ('{OURS}', 'ours', 'running', '{{"country": "DE"}}', '[{{"id": "b"}}]'), ('{OTHERS}', 'others', 'draft', '{{}}', '[]');
+    ('{OURS}', 'ours', 'running', '{{"country": "DE"}}', '[{{"id": "b"}}]'),
+    ('{OTHERS}', 'others', 'draft', '{{}}', '[]');
 INSERT INTO experiments.assignments (id, experiment_id, session_id, variant_id)
     VALUES ('{OURS}', '{OURS}', 'ours', 'control'), ('{OTHERS}', '{OURS}', 'others', 'control');
-INSERT INTO whatsapp.accounts (id, lead_id, business_account_id, phone_number_id, phone_number, access_token_encrypted)
-    VALUES ('{OURS}', '{OURS}', '1', '2', '+5511900000000', '\\x01'),
+INSERT INTO whatsapp.accounts
+    (id, lead_id, business_account_id, phone_number_id, phone_number, access_token_encrypted) VALUES
+    ('{OURS}', '{OURS}', '1', '2', '+5511900000000', '\\x01'),
     ('{OTHERS}', '{OTHERS}', '2', '3', '+5511900000001', '\\x02');
 INSERT INTO whatsapp.templates (id, account_id, template_name, category, body_text)
     VALUES ('{OURS}', '{OURS}', 'ours', 'utility', 'a'), ('{OTHERS}', '{OTHERS}', 'others', 'utility', 'a');
@@ -51,7 +53,7 @@ INSERT INTO ingest.rate_limits (kind, subject, hits, last_hit_at)
     VALUES ('ours', '', '{{}}', now()), ('others', '', '{{}}', now());
 INSERT INTO ingest.migrations (number, name, sha256) VALUES (9001, 'ours', ''), (9002, 'others', '');
 """
-"""A row that is ours and one that is another's, or stands for it, in every table. The experiment of ours is running."""
+"""A row that is ours and one that is another's, or stands for it, in every table. Our experiment is running."""
 
 
 def claims(app_role: str | None = None, email: str = "ours@example.com", **more: Any) -> dict[str, str]:

@@ -453,7 +453,10 @@ async def test_role_that_was_made_a_member_of_anon_is_limited_as_well(connection
 
 
 async def test_size_of_an_event(populated: asyncpg.Connection):
-    insert = "INSERT INTO analytics.events (type, name, {}) VALUES ('system', 'big', jsonb_build_object('a', repeat('x', {})))"
+    insert = (
+        "INSERT INTO analytics.events (type, name, {})"
+        " VALUES ('system', 'big', jsonb_build_object('a', repeat('x', {})))"
+    )
     async with acting(populated, "anon"):
         for column in ("properties", "context"):
             assert await affected(populated, insert.format(column, 8100)) == 1
@@ -464,7 +467,7 @@ async def test_size_of_an_event(populated: asyncpg.Connection):
 
 
 async def test_temporary_objects_in_the_way_of_functions(populated: asyncpg.Connection):
-    """A SECURITY DEFINER function that found a table, function or operator of the caller's would work for the caller."""
+    """A SECURITY DEFINER function that found a table or function of the caller's would work for the caller."""
     async with acting(populated, "anon", VISITOR | claims(email="others@example.com")):
         await populated.execute("""
             CREATE FUNCTION pg_temp.caught(text) RETURNS text LANGUAGE plpgsql AS

@@ -7,7 +7,7 @@ import pytest
 
 from tests.roles import DAY, OTHERS, OURS, ROWS, VISITOR, acting, affected, claims
 
-# For select, insert, update, delete: A every row, O its own alone, - none. Of experiments, a running one is anon's own.
+# For select, insert, update, delete: A every row, O its own alone, - none. A running experiment is anon's own.
 MATRIX = """
 table                         anon  authenticated  analyst  admin  service_role
 marketing.leads               OA--  ----           ----     AAAA   AAAA

@@ -122,9 +122,12 @@ BEGIN
     IF to_regnamespace('ingest') IS NULL THEN
         CREATE SCHEMA ingest;
     END IF;
+    IF pg_has_role(current_user, (SELECT nspowner FROM pg_namespace WHERE nspname = 'ingest'), 'USAGE') THEN
+        COMMENT ON SCHEMA ingest IS
+            'The service''s own: its migrations, its rate limits, what its triggers call; for no client';
+    END IF;
 END
 $$;
-COMMENT ON SCHEMA ingest IS 'The service''s own: its migrations, its rate limits, what its triggers call; for no client';
 
 CREATE FUNCTION ingest.as_address(value text) RETURNS inet
 LANGUAGE plpgsql IMMUTABLE
