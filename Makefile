@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run setup dev-setup test lint format bench throughput clean
+# What `make test-database` runs; see CONTRIBUTING.md.
+MARKS ?= database
+
+.PHONY: run setup dev-setup test test-database lint format bench throughput clean
 
 run: setup            ## install, then start the service with its own Postgres
 	$(BIN)/ingest dev
@@ -25,14 +28,18 @@ dev-setup: .venv/dev-installed
 test: dev-setup tests/node_modules        ## everything, against a real Postgres; under ten minutes
 	$(BIN)/python -m pytest
 
+test-database: dev-setup tests/node_modules   ## what concerns the database alone, such as for another server
+	$(BIN)/python -m pytest -m "$(MARKS)"
+
 tests/node_modules: tests/package.json
 	cd tests && npm install --no-audit --no-fund --silent
 	@touch $@
 
-lint: dev-setup       ## ruff and mypy
+lint: dev-setup       ## ruff, mypy, and squawk for the migrations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/squawk sql/migrations/*.sql
 
 format: dev-setup
 	$(BIN)/ruff check --fix .

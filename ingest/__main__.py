@@ -73,7 +73,10 @@ def _parser() -> _Parser:
 
     command("dev", "embedded Postgres, migrations and a collector in one process tree", _OF_DEV)
     command("serve", "collectors against DATABASE_URL", _ALL)
-    command("migrate", "bring the database to this release's schema", _WHERE)
+    migrate = command("migrate", "bring the database to this release's schema", _WHERE)
+    only = migrate.add_mutually_exclusive_group()
+    only.add_argument("--status", action="store_true", help="only tell which files the database has had")
+    only.add_argument("--dry-run", action="store_true", help="apply what is pending and take it all back")
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
     journal = command("journal", "what waits to be stored: pending, verify, show", _WHERE)
     journal.add_argument("action", nargs="?", metavar="{pending,verify,show}", default="pending",
@@ -94,7 +97,10 @@ def _parser() -> _Parser:
     return parser
 
 
-_OWN = ("command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments")
+_OWN = frozenset((
+    "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
+    "status", "dry_run",
+))  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,7 +157,12 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
 
 
 _ACTIONS = {"journal": ("pending", "verify", "show"), "rejected": ("list", "replay")}
-_FLAGS = {"journal": ("--journal",), "rejected": ("--reason", "--id", "--limit", "--replayed"), "tail": ("--json",)}
+_FLAGS = {
+    "migrate": ("--status", "--dry-run"),
+    "journal": ("--journal",),
+    "rejected": ("--reason", "--id", "--limit", "--replayed"),
+    "tail": ("--json",),
+}
 
 
 # Each command imports what it needs when it runs: `ingest --help` should not wait for aiohttp.
@@ -172,7 +183,9 @@ def _serve(config: Config, given: argparse.Namespace) -> int:
 def _migrate(config: Config, given: argparse.Namespace) -> int:
     from ingest.commands import database
 
-    return database.migrate(config)
+    if given.status:
+        return database.migration_status(config)
+    return database.rehearse(config) if given.dry_run else database.migrate(config)
 
 
 def _psql(config: Config, given: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from ingest.database import sql_folder
+from ingest.database import load_queries, sql_folder
 from ingest.errors import MigrationError
 
 LOCK_KEY: Final = 0x696E67657374
@@ -23,8 +23,7 @@ LOCK_KEY: Final = 0x696E67657374
 
 # A schema of its own: since PostgreSQL 15 only the owner of a database may make tables in `public`.
 _MAKE_TABLE: Final = """
-CREATE SCHEMA IF NOT EXISTS ingest;
-CREATE TABLE IF NOT EXISTS ingest.migrations (
+CREATE TABLE ingest.migrations (
     number int NOT NULL CONSTRAINT migrations_pkey PRIMARY KEY,
     name text NOT NULL,
     sha256 text NOT NULL,
@@ -69,6 +68,19 @@ async def migrate(connection: asyncpg.Connection, *, folder: Path | None = None)
     return [file.name for file in files if await _apply(connection, file)]
 
 
+async def rehearse(connection: asyncpg.Connection, *, folder: Path | None = None) -> list[str]:
+    """What `migrate` would do now, done in one transaction and taken back; the names of the files it would apply.
+
+    Raises what `migrate` would. Until its end it holds every lock that the files take, also on tables in use.
+    """
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        return await migrate(connection, folder=folder)
+    finally:
+        await transaction.rollback()
+
+
 async def status(connection: asyncpg.Connection, *, folder: Path | None = None) -> list[Migration]:
     """Every migration that this release or the database knows, by number."""
     return await _compare(connection, _read_files(folder))
@@ -76,7 +88,11 @@ async def status(connection: asyncpg.Connection, *, folder: Path | None = None) 
 
 async def check(connection: asyncpg.Connection, *, folder: Path | None = None) -> None:
     """Raise MigrationError unless the database has exactly the migrations of this release."""
-    migrations = await status(connection, folder=folder)
+    refuse_unless_applied(await status(connection, folder=folder))
+
+
+def refuse_unless_applied(migrations: list[Migration]) -> None:
+    """Raise MigrationError, which says what to do, unless every one of them is applied as this release has it."""
     _refuse_strangers(migrations)
     pending = [migration.name for migration in migrations if migration.state is State.PENDING]
     if pending:
@@ -100,15 +116,18 @@ def _read_files(folder: Path | None) -> list[_File]:
 
 
 async def _prepare(connection: asyncpg.Connection) -> None:
-    if await connection.fetchval("SELECT to_regclass('ingest.migrations')") is not None:
-        return
+    """Make our own table unless it is there. Both are asked for first: IF NOT EXISTS wants the right to make them."""
+    queries = load_queries("migrations")
     try:
         async with connection.transaction():
-            # IF NOT EXISTS alone is not enough: two at once can both find it missing, and one then fails.
             await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
+            if await connection.fetchval(queries["table_exists"]):
+                return
+            if not await connection.fetchval(queries["schema_exists"]):
+                await connection.execute("CREATE SCHEMA ingest")
             await connection.execute(_MAKE_TABLE)
     except asyncpg.PostgresError as error:
-        raise MigrationError(f"cannot make the table ingest.migrations: {error}") from error
+        raise await _refused(connection, f"cannot make the table ingest.migrations: {error}", error) from error
 
 
 async def _compare(connection: asyncpg.Connection, files: list[_File]) -> list[Migration]:
@@ -127,13 +146,16 @@ async def _compare(connection: asyncpg.Connection, files: list[_File]) -> list[M
 
 async def _applied_rows(connection: asyncpg.Connection) -> list[asyncpg.Record]:
     try:
-        if await connection.fetchval("SELECT to_regclass('ingest.migrations')") is None:
-            return []
-        rows: list[asyncpg.Record] = await connection.fetch(
-            "SELECT number, name, sha256, applied_at FROM ingest.migrations ORDER BY number"
-        )
+        async with connection.transaction():
+            if await connection.fetchval("SELECT to_regclass('ingest.migrations')") is None:
+                return []
+            rows: list[asyncpg.Record] = await connection.fetch(
+                "SELECT number, name, sha256, applied_at FROM ingest.migrations ORDER BY number"
+            )
     except asyncpg.InsufficientPrivilegeError as error:
-        raise MigrationError(f"cannot read which migrations the database has had: {error}") from error
+        raise await _refused(
+            connection, f"cannot read which migrations the database has had: {error}", error
+        ) from error
     return rows
 
 
@@ -174,8 +196,17 @@ async def _apply(connection: asyncpg.Connection, file: _File) -> bool:
                 file.sha256,
             )
     except asyncpg.PostgresError as error:
-        raise MigrationError(_explain(file, error)) from error
+        raise await _refused(connection, _explain(file, error), error) from error
     return True
+
+
+async def _refused(connection: asyncpg.Connection, words: str, error: asyncpg.PostgresError) -> MigrationError:
+    """The error to raise; where a right was missing, with the statements that give every right that is missing."""
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        missing = [grant for (grant,) in await connection.fetch(load_queries("migrations")["missing_grants"])]
+        if missing:
+            return MigrationError(f"{words}; what is missing, for an administrator to run: {' '.join(missing)}")
+    return MigrationError(words)
 
 
 def _explain(file: _File, error: asyncpg.PostgresError) -> str:

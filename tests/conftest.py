@@ -60,6 +60,19 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         pool.submit(lambda: asyncio.run(work())).result()
 
 
+_RUN_THE_SERVICE = {"tests.service", "tests.worker", "tests.faults"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `database` what uses the server but not the service: what another version of Postgres may change."""
+    for test in items:
+        module = getattr(test, "module", None)
+        imported = {getattr(value, "__module__", "") for value in vars(module).values()}
+        on_server = "postgres" in getattr(test, "fixturenames", ())
+        if on_server and not imported & _RUN_THE_SERVICE and not test.get_closest_marker("plpgsql_check"):
+            test.add_marker("database")
+
+
 @pytest.fixture(scope="session")
 def new_folder() -> Iterator[Callable[[], Path]]:
     """Makes folders for servers. Not below pytest's own temporary folder: run by root, the server is another user,

@@ -225,6 +225,26 @@ async def test_migrate_brings_a_database_up_to_date_once(ingest, empty_database_
     assert (counted.code, counted.out, counted.err) == (0, "0\n", "")
 
 
+async def test_migrate_tells_its_state_and_rehearses(ingest, empty_database_url, connection, database_url):
+    pending = ingest("migrate", "--status", url=empty_database_url)
+    assert pending.code == 1 and "001_initial_schema.sql is not applied" in pending.err, pending
+    assert pending.out.splitlines()[0].split() == ["001_initial_schema.sql", "pending"]
+    rehearsed = ingest("migrate", "--dry-run", url=empty_database_url)
+    assert (rehearsed.code, rehearsed.err) == (0, "")
+    first, *_, last = rehearsed.out.splitlines()
+    assert (first, last) == ("would apply 001_initial_schema.sql", "nothing was changed")
+    assert ingest("migrate", "--status", url=empty_database_url).out == pending.out
+
+    applied = ingest("migrate", "--status", url=database_url)
+    assert (applied.code, applied.err) == (0, "")
+    assert applied.out.splitlines()[0].split()[:2] == ["001_initial_schema.sql", "applied"]
+    assert ingest("migrate", "--dry-run", url=database_url).out == "nothing to do: the database is up to date\n"
+    await connection.execute("UPDATE ingest.migrations SET sha256 = '' WHERE number = 1")
+    edited = ingest("migrate", "--status", url=database_url)
+    assert edited.code == 1 and "was changed after the database had it" in edited.err, edited
+    assert edited.out.splitlines()[0].split()[:2] == ["001_initial_schema.sql", "edited"]
+
+
 # One service for what only looks at it.
 
 

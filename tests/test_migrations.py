@@ -13,7 +13,7 @@ import pytest
 from ingest import database, migrations
 from ingest.errors import MigrationError
 from ingest.migrations import State
-from tests.conftest import Server, execute, with_database
+from tests.conftest import Server
 
 
 @pytest.fixture
@@ -121,47 +121,149 @@ async def test_misnamed_file(empty: asyncpg.Connection, folder: Path, name: str,
         await migrations.migrate(empty, folder=folder)
 
 
-async def test_ordinary_role_that_does_not_own_the_database(postgres: Server, empty_database_url: str):
-    role = f"ordinary_{secrets.token_hex(4)}"
-    name = urlsplit(empty_database_url).path[1:]
-    await execute(
-        postgres.dsn,
-        f"CREATE ROLE {role} LOGIN PASSWORD '{role}'",
-        f"GRANT CREATE ON DATABASE {name} TO {role}",
-    )
-    await execute(with_database(postgres.dsn, name), f"GRANT CREATE ON SCHEMA public TO {role}")
-    parts = urlsplit(with_database(postgres.dsn, name))
+async def test_rehearsal_does_everything_and_leaves_nothing(empty: asyncpg.Connection, folder: Path):
+    assert await migrations.rehearse(empty, folder=folder) == ["001_first.sql", "002_second.sql"]
+    assert await states(empty, folder) == dict.fromkeys(["001_first.sql", "002_second.sql"], State.PENDING)
+    left = "SELECT count(*) FROM pg_class WHERE relname IN ('first', 'second', 'migrations')"
+    assert await empty.fetchval(left) == 0
+    assert await empty.fetchval("SELECT to_regnamespace('ingest')") is None
+    await migrations.migrate(empty, folder=folder)
+    assert await migrations.rehearse(empty, folder=folder) == []
+    write(folder, "003_third.sql", "ALTER TABLE first ADD b int; SELECT missing_column;")
+    with pytest.raises(MigrationError, match=r'^003_third\.sql, line 1: column "missing_column" does not exist$'):
+        await migrations.rehearse(empty, folder=folder)
+    write(folder, "001_first.sql", "")
+    with pytest.raises(MigrationError, match=r"001_first\.sql was changed after"):
+        await migrations.rehearse(empty, folder=folder)
+    assert not empty.is_in_transaction()
+    await empty.execute("INSERT INTO first (a) VALUES (1)")
+
+
+# Ordinary roles.
+
+
+class Ordinary:
+    """A role that can log in and was given nothing, and its connection to the test's database."""
+
+    def __init__(self, name: str, connection: asyncpg.Connection, administrator: asyncpg.Connection) -> None:
+        self.name = name
+        self.connection = connection
+        self.administrator = administrator
+        """Connected to the same database as who may do everything."""
+
+    async def migrate_as_told(self) -> list[str]:
+        """Migrate, do what the error tells an administrator to do, again and again; what was told."""
+        told: list[str] = []
+        for _ in range(3):
+            try:
+                await migrations.migrate(self.connection)
+                return told
+            except MigrationError as error:
+                statements = str(error).partition("for an administrator to run: ")[2]
+                assert statements, error
+                told += [f"{one.strip()};" for one in statements.split(";") if one.strip()]
+                await self.administrator.execute(statements)
+        raise AssertionError(f"still refused after {told}")
+
+
+@pytest.fixture
+async def ordinary(postgres: Server, empty_database_url: str, empty: asyncpg.Connection) -> AsyncIterator[Ordinary]:
+    # A name that must be quoted, in the statements that are told as well.
+    role = f"Ordinary-{secrets.token_hex(4)}"
+    await empty.execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD '{role}'")
+    parts = urlsplit(empty_database_url)
     hosts = parts.netloc.rpartition("@")[2]
-    connection = await database.connect(
-        f"{parts.scheme}://{role}:{role}@{hosts}{parts.path}?{parts.query}", purpose="tests"
+    url = f"{parts.scheme}://{role}:{role}@{hosts}{parts.path}?{parts.query}"
+    opened = await database.connect(url, purpose="tests")
+    yield Ordinary(role, opened, empty)
+    await opened.close()
+    # What it made goes with its database, but what it was given on the server does not.
+    await empty.execute(f'DROP OWNED BY "{role}" CASCADE')
+    await empty.execute(f'DROP ROLE "{role}"')
+
+
+async def test_ordinary_role_that_does_not_own_the_database(ordinary: Ordinary):
+    name = await ordinary.connection.fetchval("SELECT current_database()")
+    await ordinary.administrator.execute(
+        f'GRANT CREATE ON DATABASE {name} TO "{ordinary.name}"; GRANT CREATE ON SCHEMA public TO "{ordinary.name}"'
     )
+    connection = ordinary.connection
+    await migrations.migrate(connection)
+    await migrations.check(connection)
+    assert await connection.fetchval("SELECT analytics.ensure_events_partition('2026-01-02')")
+    await connection.execute(
+        "INSERT INTO analytics.events (type, name, created_at) VALUES ('system', 'ping', '2026-01-02 12:00+00')"
+    )
+
+
+async def test_what_a_role_lacks_is_told_as_statements_that_help(ordinary: Ordinary):
+    name = await ordinary.connection.fetchval("SELECT current_database()")
+    told = await ordinary.migrate_as_told()
+    assert told[:2] == [
+        f'GRANT CREATE ON DATABASE {name} TO "{ordinary.name}";',
+        f'GRANT USAGE, CREATE ON SCHEMA public TO "{ordinary.name}";',
+    ]
+    assert len(told) == len(set(told)), "told everything at once"
+
+
+async def test_roles_that_are_missing_are_told_with_the_rest(ordinary: Ordinary):
+    administrator = ordinary.administrator
+    # Other databases of the server use the roles: they are away in this transaction only.
+    transaction = administrator.transaction()
+    await transaction.start()
     try:
-        await migrations.migrate(connection)
-        await migrations.check(connection)
-        assert await connection.fetchval("SELECT analytics.ensure_events_partition('2026-01-02')")
-        await connection.execute(
-            "INSERT INTO analytics.events (type, name, created_at) VALUES ('system', 'ping', '2026-01-02 12:00+00')"
-        )
+        there = "SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role')"
+        for (role,) in await administrator.fetch(there):
+            await administrator.execute(f"ALTER ROLE {role} RENAME TO away_{role}")
+        await administrator.execute(f'SET ROLE "{ordinary.name}"')
+        with pytest.raises(MigrationError) as caught:
+            await migrations.migrate(administrator)
+        told = str(caught.value).partition("for an administrator to run: ")[2]
+        for role in ("anon;", "authenticated;", "service_role BYPASSRLS;"):
+            assert f'CREATE ROLE {role} GRANT {role.split()[0].strip(";")} TO "{ordinary.name}";' in told
+        await administrator.execute(f'RESET ROLE; {told} SET ROLE "{ordinary.name}"')
+        assert await migrations.migrate(administrator)
     finally:
-        await connection.close()
-        await execute(with_database(postgres.dsn, name), f"DROP OWNED BY {role}")
-        await execute(postgres.dsn, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+        await transaction.rollback()
+
+
+async def test_role_that_owns_its_schemas_needs_no_right_on_the_database(ordinary: Ordinary):
+    for schema in ("ingest", "marketing", "onboarding", "analytics", "experiments", "whatsapp", "auth"):
+        await ordinary.administrator.execute(f'CREATE SCHEMA {schema} AUTHORIZATION "{ordinary.name}"')
+    await ordinary.administrator.execute(f'GRANT CREATE ON SCHEMA public TO "{ordinary.name}"')
+    await ordinary.administrator.execute(
+        "CREATE FUNCTION auth.jwt() RETURNS jsonb LANGUAGE sql RETURN NULL::jsonb;"
+        "CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql RETURN NULL::uuid"
+    )
+    await ordinary.administrator.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA auth TO PUBLIC")
+    await migrations.migrate(ordinary.connection)
+    await migrations.check(ordinary.connection)
+
+
+async def test_role_that_may_not_use_a_schema_that_is_there(ordinary: Ordinary):
+    await ordinary.administrator.execute("CREATE SCHEMA ingest; CREATE SCHEMA marketing")
+    name = await ordinary.connection.fetchval("SELECT current_database()")
+    with pytest.raises(MigrationError) as caught:
+        await migrations.migrate(ordinary.connection)
+    told = str(caught.value)
+    for schema in ("ingest", "marketing"):
+        assert f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{ordinary.name}";' in told
+    assert f"GRANT CREATE ON DATABASE {name}" in told
+
+
+async def test_role_that_may_not_see_what_was_applied(ordinary: Ordinary):
+    await migrations.migrate(ordinary.administrator)
+    for refused in (migrations.check, migrations.migrate, migrations.rehearse):
+        with pytest.raises(MigrationError) as caught:
+            await refused(ordinary.connection)
+        assert str(caught.value).startswith("cannot read which migrations the database has had: permission denied")
+        assert f'GRANT USAGE, CREATE ON SCHEMA ingest TO "{ordinary.name}";' in str(caught.value)
 
 
 async def test_schema_that_is_there_already_is_kept(empty: asyncpg.Connection):
     await empty.execute("CREATE SCHEMA marketing; CREATE TABLE marketing.campaigns AS SELECT 1 AS a")
     await migrations.migrate(empty)
     assert await empty.fetchval("SELECT a FROM marketing.campaigns") == 1
-
-
-async def test_role_that_may_not_make_a_schema(postgres: Server, empty: asyncpg.Connection):
-    role = f"nobody_{secrets.token_hex(4)}"
-    await empty.execute(f"CREATE ROLE {role}; SET ROLE {role}")
-    try:
-        with pytest.raises(MigrationError, match=r"cannot make the table .*permission denied"):
-            await migrations.migrate(empty)
-    finally:
-        await empty.execute(f"RESET ROLE; DROP ROLE {role}")
 
 
 # What the initial schema promises.

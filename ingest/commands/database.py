@@ -6,11 +6,18 @@ import asyncio
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import asyncpg
 
 from ingest import database, migrations
 from ingest.commands.target import database_url, embedded_folder
 from ingest.config import Config
 from ingest.embedded import EmbeddedPostgres
+
+T = TypeVar("T")
 
 _ASKS_NOTHING = frozenset(("--help", "-?", "--version", "-V"))
 
@@ -18,7 +25,7 @@ _ASKS_NOTHING = frozenset(("--help", "-?", "--version", "-V"))
 def migrate(config: Config) -> int:
     """Bring the database to this release's schema."""
     with database_url(config, make=True) as url:
-        applied = asyncio.run(_migrate(url))
+        applied = asyncio.run(_on(url, migrations.migrate))
     for name in applied:
         print(f"applied {name}")
     if not applied:
@@ -26,12 +33,41 @@ def migrate(config: Config) -> int:
     return 0
 
 
-async def _migrate(url: str) -> list[str]:
+def rehearse(config: Config) -> int:
+    """Do what `migrate` would and take it back; tell what it was."""
+    with database_url(config) as url:
+        applied = asyncio.run(_on(url, migrations.rehearse))
+    for name in applied:
+        print(f"would apply {name}")
+    print("nothing was changed" if applied else "nothing to do: the database is up to date")
+    return 0
+
+
+def migration_status(config: Config) -> int:
+    """A line for each migration; then, if the database is not what this release needs, why, and exit code 1."""
+    with database_url(config) as url:
+        found = asyncio.run(_on(url, migrations.status))
+    width = max((len(migration.name) for migration in found), default=0)
+    for migration in found:
+        when = f"{migration.applied_at:%Y-%m-%d %H:%M:%S} UTC" if migration.applied_at else ""
+        print(f"{migration.name:<{width}}  {migration.state:<8} {when}".rstrip(), flush=True)
+    migrations.refuse_unless_applied(found)
+    return 0
+
+
+async def _on(url: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
     connection = await database.connect(url, purpose="migrate")
+    connection.add_log_listener(_print_warning)
     try:
-        return await migrations.migrate(connection)
+        return await work(connection)
     finally:
+        connection.remove_log_listener(_print_warning)
         await database.close(connection)
+
+
+def _print_warning(_: asyncpg.Connection, message: asyncpg.PostgresLogMessage) -> None:
+    if message.severity_en == "WARNING":
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def psql(config: Config, arguments: list[str]) -> int:

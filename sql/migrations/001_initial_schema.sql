@@ -440,7 +440,7 @@ DECLARE
     -- With the offset written out, so that the session's TimeZone has no say.
     starts_at text := to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00';
     ends_at text := to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00';
-    events constant regclass := 'analytics.events';
+    events constant regclass := 'analytics.events'::regclass;
 BEGIN
     IF pg_partition_root(to_regclass(qualified_name)) = events THEN
         RETURN false;

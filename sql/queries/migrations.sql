@@ -1,0 +1,36 @@
+-- schema_exists --
+-- Asked of the table, as to_regnamespace() answers from a cache that knows nothing of what others have just made.
+SELECT true FROM pg_namespace WHERE nspname = 'ingest'
+
+-- table_exists --
+-- Likewise.
+SELECT true FROM pg_class
+WHERE relname = 'migrations' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'ingest')
+
+-- missing_grants --
+-- What this role must be given before it can apply the files, each as the statement for an administrator. Schemas and
+-- roles that are there need not be made. The roles are made rather than the right to make roles given, which is more
+-- than the service needs.
+WITH needed_schemas AS (
+    SELECT name, to_regnamespace(name) AS schema
+    FROM unnest('{ingest,marketing,onboarding,analytics,experiments,whatsapp,public,auth}'::text[]) AS name
+), missing_roles AS (
+    SELECT name
+    FROM unnest('{anon,authenticated,service_role}'::text[]) WITH ORDINALITY AS wanted (name, place)
+    WHERE NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user)
+        AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name)
+    ORDER BY place
+)
+SELECT format('GRANT CREATE ON DATABASE %I TO %I;', current_database(), current_user)
+WHERE NOT has_database_privilege(current_database(), 'CREATE')
+    AND EXISTS (SELECT FROM needed_schemas WHERE schema IS NULL)
+UNION ALL
+SELECT format('GRANT USAGE, CREATE ON SCHEMA %I TO %I;', name, current_user)
+FROM needed_schemas
+-- Where auth is there it is used, and nothing is made in it.
+WHERE schema IS NOT NULL AND name <> 'auth'
+    AND NOT (has_schema_privilege(schema, 'USAGE') AND has_schema_privilege(schema, 'CREATE'))
+UNION ALL
+SELECT format('CREATE ROLE %I', name) || CASE name WHEN 'service_role' THEN ' BYPASSRLS;' ELSE ';' END
+    || format(' GRANT %I TO %I;', name, current_user)
+FROM missing_roles
