@@ -1,4 +1,4 @@
-"""Seed data: where it is refused, that it is the same each time, that it makes sense; the README's questions to it."""
+"""Seed data: where it is refused, that it is the same each time, that it makes sense; the README's questions."""
 
 from __future__ import annotations
 
