@@ -62,16 +62,26 @@ def claim(data_dir: Path) -> Claimed | None:
 
 def claim_folder(folder: Path) -> Claimed | None:
     """Hold this journal; None when another process does."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Claimed(folder, descriptor, read_layout(folder))
-    except BlockingIOError:
-        os.close(descriptor)
+    descriptor = _lock(folder)
+    if descriptor is None:
         return None
+    try:
+        return Claimed(folder, descriptor, read_layout(folder))
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _lock(folder: Path) -> int | None:
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
 
 
 def is_free(folder: Path) -> bool:
@@ -93,23 +103,29 @@ def read_layout(folder: Path) -> Layout:
 
 
 async def create(data_dir: Path, connection: asyncpg.Connection) -> Claimed:
-    """Make a new journal: number from the database, then the folder, durable before its first record."""
+    """Make a new journal: number from the database, then the folder, durable before its first record.
+
+    It is held before anybody can find it by its identity file.
+    """
     identity = str(uuid.uuid4())
     number = await connection.fetchval(load_queries("writer")["register_journal"], identity)
     folder = data_dir / "journals" / f"{number:06d}"
     folder.mkdir(parents=True, mode=0o700)
+    lock = _lock(folder)
+    assert lock is not None
     partial = folder / f"{_IDENTITY_FILE}.new"
-    with partial.open("wb") as file:
-        file.write(msgspec.json.encode(_Identity(number, identity)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(folder / _IDENTITY_FILE)
-    for parent in (folder, folder.parent, data_dir):
-        segment.flush_folder(parent)
-    claimed = claim_folder(folder)
-    if claimed is None:
-        raise JournalFolderError(f"{folder} was taken by another process as soon as it was made")
-    return claimed
+    try:
+        with partial.open("wb") as file:
+            file.write(msgspec.json.encode(_Identity(number, identity)) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(folder / _IDENTITY_FILE)
+        for parent in (folder, folder.parent, data_dir):
+            segment.flush_folder(parent)
+        return Claimed(folder, lock, read_layout(folder))
+    except BaseException:
+        os.close(lock)
+        raise
 
 
 async def position(connection: asyncpg.Connection, layout: Layout) -> int:

@@ -498,6 +498,25 @@ async def test_a_journal_that_nobody_holds_is_adopted_and_drained(start: Start, 
     assert not client.worker.adopted, "what is drained is not looked at again"
 
 
+async def test_nobody_can_take_a_journal_that_is_just_being_made(database_url, tmp_path, monkeypatch):
+    """A sibling looks for journals that nobody holds at that very moment."""
+    real, looks = segment.flush_folder, []
+
+    def look(folder: Path) -> None:
+        real(folder)
+        looks.append(journals.claim(tmp_path))
+
+    monkeypatch.setattr(segment, "flush_folder", look)
+    connection = await asyncpg.connect(database_url)
+    made = await journals.create(tmp_path, connection)
+    await connection.close()
+    made.release()
+    assert looks == [None] * 3
+    claimed = journals.claim(tmp_path)
+    assert claimed is not None and claimed.layout == made.layout
+    claimed.release()
+
+
 async def test_without_a_database_a_journal_is_left_to_the_worker_that_is_starting(
     start: Start, database_url, tmp_path
 ):
