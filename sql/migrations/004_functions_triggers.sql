@@ -1,0 +1,928 @@
+-- What the database does by itself: triggers that keep rows right, and functions that applications and schedulers call.
+-- A function is SECURITY DEFINER only where its caller may not do what it does, and says so.
+
+
+-- updated_at
+
+CREATE FUNCTION ingest.keep_updated_at() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.updated_at := now();
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION ingest.keep_updated_at() IS 'Trigger: updated_at is when the row was last changed, whatever the statement says';
+
+CREATE TRIGGER touch BEFORE UPDATE ON marketing.leads
+FOR EACH ROW EXECUTE FUNCTION ingest.keep_updated_at();
+CREATE TRIGGER touch BEFORE UPDATE ON onboarding.sessions
+FOR EACH ROW EXECUTE FUNCTION ingest.keep_updated_at();
+CREATE TRIGGER touch BEFORE UPDATE ON experiments.experiments
+FOR EACH ROW EXECUTE FUNCTION ingest.keep_updated_at();
+CREATE TRIGGER touch BEFORE UPDATE ON whatsapp.accounts
+FOR EACH ROW EXECUTE FUNCTION ingest.keep_updated_at();
+CREATE TRIGGER touch BEFORE UPDATE ON whatsapp.templates
+FOR EACH ROW EXECUTE FUNCTION ingest.keep_updated_at();
+
+
+-- Leads
+
+CREATE FUNCTION public.calculate_lead_score(lead marketing.leads) RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT least(100,
+        CASE lead.source
+            WHEN 'demo-request' THEN 30
+            WHEN 'pricing-inquiry' THEN 25
+            WHEN 'contact-form' THEN 15
+            WHEN 'website-form' THEN 10
+            ELSE 5
+        END
+        + CASE WHEN lead.phone_number IS NULL THEN 0 ELSE 15 END
+        + CASE WHEN lead.company_name IS NULL THEN 0 ELSE 15 END
+        + CASE WHEN num_nonnulls(lead.first_name, lead.last_name) = 2 THEN 5 ELSE 0 END
+        -- An address of a company's own.
+        + CASE WHEN split_part(lead.email, '@', 2) ~ '^(gmail|googlemail|outlook|hotmail|live|yahoo|icloud|aol|gmx|proton|protonmail)\.'
+            THEN 0 ELSE 10 END
+        + least(15, 3 * cardinality(lead.interested_features))
+        + CASE WHEN lead.notes IS NULL THEN 0 ELSE 5 END
+        + CASE WHEN lead.utm_campaign IS NULL THEN 0 ELSE 5 END
+    )
+$$;
+COMMENT ON FUNCTION public.calculate_lead_score(marketing.leads) IS
+    'How promising a lead is, 0 to 100: by what it asked for, and by how much it tells about itself';
+
+CREATE FUNCTION ingest.normalised_phone(phone text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    -- Letters stay, for the constraint to refuse: a number is not guessed.
+    SELECT nullif(regexp_replace(regexp_replace(phone, '[\s().\-/]', '', 'g'), '^00', '+'), '')
+$$;
+COMMENT ON FUNCTION ingest.normalised_phone(text) IS 'A phone number without white space and punctuation; 00 before the country code becomes +';
+
+CREATE FUNCTION ingest.united_features(known text[], told text[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN cardinality(united) <= 50 AND char_length(array_to_string(united, '')) <= 2500 THEN united
+        ELSE known
+    END
+    FROM (
+        SELECT known || ARRAY(SELECT DISTINCT feature FROM unnest(told) AS feature WHERE feature <> ALL (known)) AS united
+    ) AS both_lists
+$$;
+COMMENT ON FUNCTION ingest.united_features(text[], text[]) IS 'The first list and what only the second has; the first alone if that were too much';
+
+CREATE FUNCTION ingest.normalise_lead(lead marketing.leads) RETURNS marketing.leads
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    lead.email := lower(btrim(lead.email, E' \t\r\n'));
+    lead.phone_number := ingest.normalised_phone(lead.phone_number);
+    lead.company_name := nullif(btrim(lead.company_name), '');
+    lead.first_name := nullif(btrim(lead.first_name), '');
+    lead.last_name := nullif(btrim(lead.last_name), '');
+    lead.notes := nullif(btrim(lead.notes), '');
+    lead.country_code := upper(lead.country_code);
+    lead.score := public.calculate_lead_score(lead);
+    RETURN lead;
+END
+$$;
+COMMENT ON FUNCTION ingest.normalise_lead(marketing.leads) IS 'The lead as it is stored: texts trimmed, blanks NULL, its score';
+
+-- SECURITY DEFINER because a visitor who leaves an address again may not read or change the row that has it. What is
+-- known stays; only what is missing is filled, so that nobody can overwrite another's lead by knowing its address.
+CREATE FUNCTION ingest.take_in_lead() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW := ingest.normalise_lead(NEW);
+    IF NEW.deleted_at IS NOT NULL OR NEW.email IS NULL THEN
+        RETURN NEW;
+    END IF;
+    -- One after the other for one address: the second then finds the row of the first. To this transaction's end.
+    PERFORM pg_advisory_xact_lock(hashtextextended('ingest lead ' || NEW.email, 0));
+    UPDATE marketing.leads AS known SET
+        phone_number = coalesce(known.phone_number, NEW.phone_number),
+        company_name = coalesce(known.company_name, NEW.company_name),
+        first_name = coalesce(known.first_name, NEW.first_name),
+        last_name = coalesce(known.last_name, NEW.last_name),
+        notes = CASE
+            WHEN NEW.notes IS NULL OR strpos(coalesce(known.notes, ''), NEW.notes) > 0 THEN known.notes
+            ELSE left(concat_ws(E'\n', known.notes, NEW.notes), 10000)
+        END,
+        interested_features = ingest.united_features(known.interested_features, NEW.interested_features),
+        utm_source = coalesce(known.utm_source, NEW.utm_source),
+        utm_medium = coalesce(known.utm_medium, NEW.utm_medium),
+        utm_campaign = coalesce(known.utm_campaign, NEW.utm_campaign),
+        utm_content = coalesce(known.utm_content, NEW.utm_content),
+        utm_term = coalesce(known.utm_term, NEW.utm_term),
+        referrer = coalesce(known.referrer, NEW.referrer),
+        landing_page = coalesce(known.landing_page, NEW.landing_page),
+        user_agent = coalesce(known.user_agent, NEW.user_agent),
+        ip_address = coalesce(known.ip_address, NEW.ip_address),
+        country_code = coalesce(known.country_code, NEW.country_code),
+        region = coalesce(known.region, NEW.region),
+        city = coalesce(known.city, NEW.city),
+        consent = CASE
+            WHEN octet_length((NEW.consent || known.consent)::text) <= 8192 THEN NEW.consent || known.consent
+            ELSE known.consent
+        END
+    WHERE known.email = NEW.email AND known.deleted_at IS NULL;
+    IF FOUND THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION ingest.take_in_lead() IS 'Trigger: normalise a new lead; one whose address is known fills what its row lacks instead';
+
+CREATE TRIGGER take_in BEFORE INSERT ON marketing.leads FOR EACH ROW EXECUTE FUNCTION ingest.take_in_lead();
+
+CREATE FUNCTION ingest.keep_lead_normalised() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER -- As what it calls is nobody else's to call.
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ingest.normalise_lead(NEW);
+END
+$$;
+COMMENT ON FUNCTION ingest.keep_lead_normalised() IS 'Trigger: normalise a changed lead, and score it anew';
+
+CREATE TRIGGER keep_normalised BEFORE UPDATE ON marketing.leads
+FOR EACH ROW EXECUTE FUNCTION ingest.keep_lead_normalised();
+
+
+-- Onboarding
+
+CREATE FUNCTION public.calculate_onboarding_progress(session onboarding.sessions) RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT 25 * num_nonnulls(
+        session.business_info_completed_at, session.whatsapp_integration_completed_at,
+        session.bot_setup_completed_at, session.testing_completed_at
+    )
+$$;
+COMMENT ON FUNCTION public.calculate_onboarding_progress(onboarding.sessions) IS 'How far a journey is, in percent: a quarter for each step that is done';
+
+-- SECURITY DEFINER because a visitor may not look a lead up by its address.
+CREATE FUNCTION ingest.link_session() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.lead_id := (
+        SELECT id FROM marketing.leads
+        WHERE email = lower(btrim(NEW.business_data ->> 'email', E' \t\r\n')) AND deleted_at IS NULL
+    );
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION ingest.link_session() IS 'Trigger: link a session to the lead whose address is in its business_data';
+
+CREATE TRIGGER link BEFORE INSERT OR UPDATE OF business_data ON onboarding.sessions FOR EACH ROW
+WHEN (NEW.lead_id IS NULL AND NEW.business_data ->> 'email' IS NOT NULL) EXECUTE FUNCTION ingest.link_session();
+
+CREATE FUNCTION ingest.first_step_left(session onboarding.sessions) RETURNS onboarding.step
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN session.business_info_completed_at IS NULL THEN 'business_info'
+        WHEN session.whatsapp_integration_completed_at IS NULL THEN 'whatsapp_integration'
+        WHEN session.bot_setup_completed_at IS NULL THEN 'bot_setup'
+        WHEN session.testing_completed_at IS NULL THEN 'testing'
+        ELSE 'complete'
+    END::onboarding.step
+$$;
+COMMENT ON FUNCTION ingest.first_step_left(onboarding.sessions) IS 'The first step that is not done; complete: none is left';
+
+-- SECURITY DEFINER as what it calls is nobody else's to call.
+CREATE FUNCTION ingest.advance_session() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    next_step constant onboarding.step := ingest.first_step_left(NEW);
+    inserted constant boolean := TG_OP = 'INSERT';
+    -- OLD is not there for an INSERT, so it is not mentioned then.
+    moved boolean := false;
+BEGIN
+    IF NOT inserted THEN
+        moved := (NEW.current_step, NEW.business_info_completed_at, NEW.whatsapp_integration_completed_at,
+                NEW.bot_setup_completed_at, NEW.testing_completed_at)
+            IS DISTINCT FROM (OLD.current_step, OLD.business_info_completed_at, OLD.whatsapp_integration_completed_at,
+                OLD.bot_setup_completed_at, OLD.testing_completed_at)
+            -- What was entered; taking it out, as erasure does, is nobody's going on.
+            OR (NEW.business_data <> OLD.business_data AND NEW.business_data <> '{}')
+            OR (NEW.whatsapp_config <> OLD.whatsapp_config AND NEW.whatsapp_config <> '{}')
+            OR (NEW.bot_config <> OLD.bot_config AND NEW.bot_config <> '{}');
+        IF moved AND NEW.last_activity_at = OLD.last_activity_at THEN
+            NEW.last_activity_at := now();
+        END IF;
+        -- Whoever names the step to go on with is believed, but for the end.
+        IF NEW.current_step = OLD.current_step OR NEW.current_step = 'complete' THEN
+            IF moved OR NEW.current_step = 'complete' THEN
+                NEW.current_step := next_step;
+            END IF;
+        END IF;
+    END IF;
+    NEW.progress_percentage := public.calculate_onboarding_progress(NEW);
+    IF next_step = 'complete' THEN
+        NEW.current_step := 'complete';
+        NEW.status := 'completed';
+        NEW.completed_at := coalesce(NEW.completed_at, now());
+    ELSIF inserted THEN
+        IF NEW.status = 'completed' THEN
+            NEW.status := 'in_progress';
+        END IF;
+    ELSIF moved AND NEW.status IN ('not_started', 'abandoned') AND NEW.status = OLD.status THEN
+        -- Who comes back goes on.
+        NEW.status := 'in_progress';
+        NEW.abandoned_at := NULL;
+    END IF;
+    IF NEW.status <> 'not_started' THEN
+        NEW.started_at := coalesce(
+            NEW.started_at, least(NEW.completed_at, NEW.abandoned_at, NEW.business_info_completed_at, now())
+        );
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION ingest.advance_session() IS
+    'Trigger: a step that is done moves the session to the next, sets its progress and, after the last, completes it';
+
+CREATE TRIGGER progress BEFORE INSERT OR UPDATE ON onboarding.sessions
+FOR EACH ROW EXECUTE FUNCTION ingest.advance_session();
+
+-- SECURITY DEFINER because who may add an activity need not be able to change the session.
+CREATE FUNCTION ingest.note_activity() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE onboarding.sessions SET
+        last_activity_at = NEW.created_at,
+        status = CASE status WHEN 'not_started' THEN 'in_progress' ELSE status END
+    WHERE id = NEW.session_id AND status <> 'completed' AND last_activity_at < NEW.created_at;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION ingest.note_activity() IS 'Trigger: an activity is what keeps its session from being abandoned';
+
+CREATE TRIGGER note_activity AFTER INSERT ON onboarding.step_activities
+FOR EACH ROW EXECUTE FUNCTION ingest.note_activity();
+
+CREATE FUNCTION public.abandon_inactive_sessions() RETURNS int
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    abandoned int;
+BEGIN
+    UPDATE onboarding.sessions SET status = 'abandoned', abandoned_at = now()
+    WHERE status = 'in_progress' AND last_activity_at < now() - interval '2 hours';
+    GET DIAGNOSTICS abandoned = ROW_COUNT;
+    RETURN abandoned;
+END
+$$;
+COMMENT ON FUNCTION public.abandon_inactive_sessions() IS
+    'Mark the sessions in progress in which nothing was done for two hours; how many they were';
+
+
+-- Events of plain INSERTs
+
+CREATE FUNCTION ingest.url_decoded(text_of_url text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    bytes bytea := '';
+    piece text;
+BEGIN
+    FOR piece IN
+        SELECT match[1] FROM regexp_matches(replace(text_of_url, '+', ' '), '(%[0-9a-fA-F]{2}|[^%]+|%)', 'g') AS match
+    LOOP
+        bytes := bytes || CASE
+            WHEN piece ~ '^%[0-9a-fA-F]{2}$' THEN decode(substr(piece, 2), 'hex')
+            ELSE convert_to(piece, 'UTF8')
+        END;
+    END LOOP;
+    RETURN convert_from(bytes, 'UTF8');
+EXCEPTION WHEN data_exception THEN
+    -- Not UTF-8, or a NUL: better as it was than not at all.
+    RETURN text_of_url;
+END
+$$;
+COMMENT ON FUNCTION ingest.url_decoded(text) IS 'A parameter of an address, decoded';
+
+CREATE FUNCTION ingest.url_parameter(url text, name text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT left(nullif(btrim(ingest.url_decoded(substring(url FROM '[?&]' || name || '=([^&#]*)'))), ''), 255)
+$$;
+COMMENT ON FUNCTION ingest.url_parameter(text, text) IS 'A parameter of an address, decoded, at most 255 characters; NULL: it has none of that name';
+
+CREATE FUNCTION ingest.url_host(url text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT left(lower(substring(url FROM '^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)')), 253)
+$$;
+COMMENT ON FUNCTION ingest.url_host(text) IS 'The host of an absolute URL, in lower case; NULL: it has none';
+
+CREATE FUNCTION ingest.device_of(user_agent text) RETURNS analytics.device_type
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN user_agent ~* '(bot\M|crawl|spider|headless|lighthouse)' THEN 'bot'
+        WHEN user_agent ~* '(ipad|tablet|playbook|silk|kindle)' THEN 'tablet'
+        WHEN user_agent ~* '(iphone|ipod|mobi|phone)' THEN 'mobile'
+        WHEN user_agent ~* 'android' THEN 'tablet'
+        WHEN user_agent ~* '(windows|macintosh|x11|cros )' THEN 'desktop'
+        ELSE 'other'
+    END::analytics.device_type
+$$;
+COMMENT ON FUNCTION ingest.device_of(text) IS 'The kind of device behind a user agent, by its most telling words; the collector knows more of them';
+
+-- SECURITY DEFINER as what it calls is nobody else's to call.
+CREATE FUNCTION ingest.enrich_event() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    agent constant text := left(NEW.user_agent, 1024);
+BEGIN
+    NEW.received_at := now();
+    NEW.user_id := left(NEW.user_id, 255);
+    NEW.anonymous_id := left(NEW.anonymous_id, 255);
+    NEW.session_id := left(NEW.session_id, 255);
+    NEW.url := left(coalesce(NEW.url, NEW.context #>> '{page,url}'), 4096);
+    NEW.referrer := left(coalesce(NEW.referrer, NEW.context #>> '{page,referrer}'), 4096);
+    NEW.page_host := coalesce(NEW.page_host, ingest.url_host(NEW.url));
+    NEW.page_path := coalesce(NEW.page_path, CASE
+        WHEN ingest.url_host(NEW.url) IS NOT NULL
+            THEN coalesce(substring(NEW.url FROM '^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*(/[^?#]*)'), '/')
+        ELSE substring(NEW.url FROM '^(/[^?#]*)')
+    END);
+    NEW.referrer_host := coalesce(NEW.referrer_host, ingest.url_host(NEW.referrer));
+    NEW.utm_source := left(coalesce(NEW.utm_source, ingest.url_parameter(NEW.url, 'utm_source')), 255);
+    NEW.utm_medium := left(coalesce(NEW.utm_medium, ingest.url_parameter(NEW.url, 'utm_medium')), 255);
+    NEW.utm_campaign := left(coalesce(NEW.utm_campaign, ingest.url_parameter(NEW.url, 'utm_campaign')), 255);
+    NEW.utm_term := left(coalesce(NEW.utm_term, ingest.url_parameter(NEW.url, 'utm_term')), 255);
+    NEW.utm_content := left(coalesce(NEW.utm_content, ingest.url_parameter(NEW.url, 'utm_content')), 255);
+    NEW.user_agent := agent;
+    NEW.device_type := coalesce(NEW.device_type, ingest.device_of(agent));
+    NEW.browser := left(coalesce(NEW.browser, CASE
+        WHEN agent ~ 'Edg' THEN 'Edge'
+        WHEN agent ~ '(OPR|Opera)' THEN 'Opera'
+        WHEN agent ~ '(Firefox|FxiOS)' THEN 'Firefox'
+        WHEN agent ~ '(Chrome|CriOS)' THEN 'Chrome'
+        WHEN agent ~ 'Safari' THEN 'Safari'
+    END), 255);
+    NEW.os := left(coalesce(NEW.os, CASE
+        WHEN agent ~ 'Windows' THEN 'Windows'
+        WHEN agent ~ '(iPhone|iPad|iPod)' THEN 'iOS'
+        WHEN agent ~ 'Mac OS X' THEN 'Mac OS X'
+        WHEN agent ~ 'Android' THEN 'Android'
+        WHEN agent ~ 'CrOS' THEN 'Chrome OS'
+        WHEN agent ~ 'Linux' THEN 'Linux'
+    END), 255);
+    NEW.region := left(NEW.region, 100);
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION ingest.enrich_event() IS
+    'Trigger: give an event of a plain INSERT what the collector would have given it, and the collector''s limits';
+
+-- Rows of the collector have a batch: the condition costs a COPY nothing that can be measured.
+CREATE TRIGGER enrich BEFORE INSERT ON analytics.events FOR EACH ROW
+WHEN (NEW.batch_id IS NULL) EXECUTE FUNCTION ingest.enrich_event();
+
+-- They have a journal of their own in the ledger, which no collector holds. Its row, locked to the end of the
+-- transaction, is what makes two at once take turns.
+CREATE FUNCTION public.process_pending_events() RETURNS int
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    plain_sql constant uuid := 'b6b7a1c0-0d5e-4a7b-9f0e-70656e64696e';
+    -- So that one transaction stays short; the caller comes again.
+    most constant int := 50000;
+    ledger record;
+    adopted int;
+BEGIN
+    INSERT INTO analytics.journals (identity) VALUES (plain_sql) ON CONFLICT (identity) DO NOTHING;
+    SELECT number, stored_through + 1 AS next_record INTO STRICT ledger
+    FROM analytics.journals WHERE identity = plain_sql FOR UPDATE;
+
+    WITH pending AS (
+        SELECT created_at, id FROM analytics.events WHERE batch_id IS NULL LIMIT most FOR UPDATE SKIP LOCKED
+    )
+    UPDATE analytics.events AS event SET batch_id = (ledger.number::bigint << 40) | ledger.next_record
+    FROM pending WHERE (event.created_at, event.id) = (pending.created_at, pending.id);
+    GET DIAGNOSTICS adopted = ROW_COUNT;
+    IF adopted = 0 THEN
+        RETURN 0;
+    END IF;
+    UPDATE analytics.journals SET
+        stored_through = ledger.next_record, events_stored = events_stored + adopted, updated_at = now()
+    WHERE number = ledger.number;
+    INSERT INTO analytics.flushes (journal, first_record, last_record, events_stored)
+    VALUES (ledger.number, ledger.next_record, ledger.next_record, adopted);
+    RETURN adopted;
+END
+$$;
+COMMENT ON FUNCTION public.process_pending_events() IS
+    'Give rows of analytics.events that came by plain INSERT a batch and a row in the ledger, so that they are rolled up; '
+    'how many, at most 50,000 a call';
+
+
+-- Experiments
+
+-- The same in every language: the first 12 hex digits of sha256("<experiment id>:<salt>:<unit>"), the id in lower
+-- case, as a number, divided by 2^48.
+CREATE FUNCTION experiments.bucket(experiment_id uuid, salt text, unit text) RETURNS numeric
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ('x' || left(encode(sha256(convert_to(
+        experiment_id::text || ':' || salt || ':' || unit, 'UTF8'
+    )), 'hex'), 12))::bit(48)::bigint::numeric / 281474976710656
+$$;
+COMMENT ON FUNCTION experiments.bucket(uuid, text, text) IS
+    'Where a unit falls in [0, 1), evenly and for ever. Salts: "traffic" and "percentage" decide who takes part, "variant" which variant';
+
+CREATE FUNCTION experiments.choose_variant(
+    experiment_id uuid, control_variant jsonb, test_variants jsonb, unit text
+) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH variants AS (
+        SELECT variant ->> 'id' AS id, place,
+            sum(coalesce((variant ->> 'weight')::numeric, 1)) OVER (ORDER BY place) AS reach,
+            sum(coalesce((variant ->> 'weight')::numeric, 1)) OVER () AS total
+        FROM jsonb_array_elements('[]' || control_variant || test_variants) WITH ORDINALITY AS each (variant, place)
+    )
+    SELECT id FROM variants
+    WHERE experiments.bucket(experiment_id, 'variant', unit) * total < reach
+    ORDER BY place LIMIT 1
+$$;
+COMMENT ON FUNCTION experiments.choose_variant(uuid, jsonb, jsonb, text) IS
+    'The variant a unit falls into, in the order control, then tests, each as wide as its weight';
+
+CREATE FUNCTION experiments.is_target(
+    rules jsonb, experiment_id uuid, unit text, country text, device text, url text, attributes jsonb
+) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(
+        (NOT rules ? 'country' OR to_jsonb(country) <@ ('[]' || (rules -> 'country')))
+        AND (NOT rules ? 'device' OR to_jsonb(device) <@ ('[]' || (rules -> 'device')))
+        AND (NOT rules ? 'url' OR EXISTS (
+            SELECT FROM jsonb_array_elements_text('[]' || (rules -> 'url')) AS pattern
+            WHERE url LIKE replace(regexp_replace(pattern, '([\\%_])', '\\\1', 'g'), '*', '%')
+        ))
+        AND (NOT rules ? 'attributes' OR NOT EXISTS (
+            SELECT FROM jsonb_each(rules -> 'attributes') AS wanted
+            WHERE NOT coalesce((attributes -> wanted.key) = ANY (
+                ARRAY(SELECT jsonb_array_elements('[]' || wanted.value))
+            ), false)
+        ))
+        AND (NOT rules ? 'percentage'
+            OR experiments.bucket(experiment_id, 'percentage', unit) * 100 < (rules ->> 'percentage')::numeric),
+        false
+    )
+$$;
+COMMENT ON FUNCTION experiments.is_target(jsonb, uuid, text, text, text, text, jsonb) IS
+    'Whether a unit may take part by the targeting rules, in the grammar told at experiments.experiments.targeting_rules';
+
+-- SECURITY DEFINER because a visitor may neither read targeting rules nor write assignments but their own session's.
+-- What it writes is counted by address for them all the same.
+CREATE FUNCTION public.auto_assign_experiments(
+    user_id uuid DEFAULT NULL, session_id text DEFAULT NULL, country text DEFAULT NULL,
+    device text DEFAULT NULL, url text DEFAULT NULL, attributes jsonb DEFAULT NULL
+) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    person constant uuid := auto_assign_experiments.user_id;
+    visit constant text := CASE WHEN char_length(auto_assign_experiments.session_id) BETWEEN 1 AND 255
+        THEN auto_assign_experiments.session_id END;
+    unit constant text := coalesce(person::text, visit);
+    nation constant text := substring(upper(auto_assign_experiments.country) FROM '^[A-Z]{2}$');
+    assigned jsonb := '{}';
+    running record;
+    chosen text;
+    counted boolean := current_setting('role') <> 'anon';
+BEGIN
+    IF unit IS NULL THEN
+        RETURN assigned;
+    END IF;
+    FOR running IN
+        SELECT id, name, control_variant, test_variants, targeting_rules, traffic_percentage
+        FROM experiments.experiments
+        WHERE status = 'running' AND is_active
+            AND (start_date IS NULL OR start_date <= now()) AND (end_date IS NULL OR end_date > now())
+        ORDER BY name
+    LOOP
+        -- Once assigned for ever assigned, also as the session that a user was before they were known.
+        SELECT variant_id INTO chosen FROM experiments.assignments
+        WHERE experiment_id = running.id
+            AND ((person IS NOT NULL AND user_id = person) OR (visit IS NOT NULL AND user_id IS NULL AND session_id = visit))
+        ORDER BY user_id NULLS LAST LIMIT 1;
+        IF chosen IS NULL THEN
+            CONTINUE WHEN experiments.bucket(running.id, 'traffic', unit) * 100 >= running.traffic_percentage
+                OR NOT experiments.is_target(
+                    running.targeting_rules, running.id, unit, nation, auto_assign_experiments.device,
+                    auto_assign_experiments.url, auto_assign_experiments.attributes
+                );
+            chosen := experiments.choose_variant(running.id, running.control_variant, running.test_variants, unit);
+        END IF;
+        IF NOT EXISTS (
+            SELECT FROM experiments.assignments
+            WHERE experiment_id = running.id
+                AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END
+        ) THEN
+            IF NOT counted THEN
+                PERFORM ingest.count_hit('assignments', coalesce(host(ingest.client_address()), ''), 10);
+                counted := true;
+            END IF;
+            INSERT INTO experiments.assignments (experiment_id, user_id, session_id, variant_id, country)
+            VALUES (running.id, person, visit, chosen, nation)
+            ON CONFLICT DO NOTHING;
+            IF NOT FOUND THEN
+                -- Another call was faster, and what it chose holds.
+                SELECT variant_id INTO STRICT chosen FROM experiments.assignments
+                WHERE experiment_id = running.id
+                    AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END;
+            END IF;
+        END IF;
+        assigned := assigned || jsonb_build_object(
+            running.name, jsonb_build_object('experiment_id', running.id, 'variant_id', chosen)
+        );
+    END LOOP;
+    RETURN assigned;
+END
+$$;
+COMMENT ON FUNCTION public.auto_assign_experiments(uuid, text, text, text, text, jsonb) IS
+    'Give a unit, the user or else the session, its variant of each running experiment that it takes part in, for ever: '
+    '{experiment name: {"experiment_id", "variant_id"}}';
+
+
+-- A person's data
+
+CREATE FUNCTION ingest.require_admin() RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Of a function SECURITY DEFINER current_user is the owner: this is who asked.
+    caller constant text := coalesce(nullif(current_setting('role'), 'none'), session_user);
+BEGIN
+    IF NOT pg_has_role(caller, 'service_role', 'MEMBER')
+        AND coalesce(auth.jwt() #>> '{app_metadata,role}', '') <> 'admin'
+    THEN
+        RAISE EXCEPTION 'only an admin or service_role may do this' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION ingest.require_admin() IS 'Fail unless it was asked for by service_role, or with a token whose app_metadata.role is admin';
+
+CREATE TYPE ingest.person AS (
+    address text, phones text[], lead_ids uuid[], session_ids uuid[], user_ids text[], anonymous_ids text[], account_ids uuid[]
+);
+COMMENT ON TYPE ingest.person IS 'By what a person is known in the tables';
+
+CREATE FUNCTION ingest.mentions(value text, texts text[]) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(bool_or(strpos(lower(value), needle) > 0), false) FROM unnest(texts) AS needle
+$$;
+COMMENT ON FUNCTION ingest.mentions(text, text[]) IS 'Whether one of these texts, in lower case, is in it';
+
+-- Reads all events: a person's address may be anywhere in their properties.
+CREATE FUNCTION ingest.find_person(email text) RETURNS ingest.person
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found ingest.person;
+BEGIN
+    found.address := lower(btrim(find_person.email, E' \t\r\n'));
+    IF coalesce(found.address, '') !~ '^[^@\s]+@[^@\s]+$' THEN
+        RAISE EXCEPTION 'an email address is needed, such as user@company.com'
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT coalesce(array_agg(id), '{}'), coalesce(array_agg(DISTINCT ltrim(phone_number, '+')) FILTER (WHERE phone_number IS NOT NULL), '{}')
+    INTO found.lead_ids, found.phones
+    FROM marketing.leads WHERE leads.email = found.address;
+    SELECT coalesce(array_agg(id), '{}') INTO found.session_ids
+    FROM onboarding.sessions
+    WHERE lead_id = ANY (found.lead_ids)
+        OR ingest.mentions(concat_ws(' ', business_data::text, whatsapp_config::text, bot_config::text), ARRAY[found.address]);
+    SELECT coalesce(array_agg(id), '{}'), found.phones || coalesce(array_agg(ltrim(phone_number, '+')), '{}')
+    INTO found.account_ids, found.phones
+    FROM whatsapp.accounts WHERE lead_id = ANY (found.lead_ids);
+    -- Who was ever the user, or the browser, of an event that names the address.
+    SELECT coalesce(array_agg(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL), '{}'),
+        coalesce(array_agg(DISTINCT anonymous_id) FILTER (WHERE anonymous_id IS NOT NULL), '{}')
+    INTO found.user_ids, found.anonymous_ids
+    FROM analytics.events
+    WHERE lower(user_id) = found.address OR user_id = ANY (found.lead_ids::text[])
+        OR ingest.mentions(concat_ws(' ', properties::text, context::text, url, referrer), ARRAY[found.address]);
+    found.user_ids := found.user_ids || found.lead_ids::text[] || found.address;
+    RETURN found;
+END
+$$;
+COMMENT ON FUNCTION ingest.find_person(text) IS 'By what the person with this address is known: leads, sessions, users, browsers, accounts, phones';
+
+-- In SQL, so that it is one expression of the queries that delete and export. A browser that others use, too, is
+-- theirs where they are named.
+CREATE FUNCTION ingest.is_event_of(event analytics.events, person ingest.person) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(event.user_id = ANY (person.user_ids), false)
+        OR coalesce(event.user_id IS NULL AND event.anonymous_id = ANY (person.anonymous_ids), false)
+        OR ingest.mentions(
+            concat_ws(' ', event.user_id, event.anonymous_id, event.session_id, event.properties::text,
+                event.context::text, event.url, event.referrer, event.page_path, event.utm_term, event.utm_content),
+            person.address || person.phones
+        )
+$$;
+COMMENT ON FUNCTION ingest.is_event_of(analytics.events, ingest.person) IS 'Whether an event is a person''s, or names them';
+
+-- SECURITY DEFINER because nobody but the owner may change the audit log or touch every table; for admins only.
+CREATE FUNCTION public.gdpr_delete_user_data(email text) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET app.audit_maintenance = 'on'
+AS $$
+DECLARE
+    person ingest.person;
+    names text[];
+    texts text[];
+    -- Rows of the audit log that were about the person's rows.
+    row_ids text[];
+    counts jsonb := '{}';
+    affected bigint;
+BEGIN
+    PERFORM ingest.require_admin();
+    person := ingest.find_person(gdpr_delete_user_data.email);
+    texts := person.address || person.phones;
+    SELECT coalesce(array_agg(lower(concat_ws(' ', first_name, last_name))) FILTER (
+        WHERE num_nonnulls(first_name, last_name) = 2
+    ), '{}') INTO names FROM marketing.leads WHERE id = ANY (person.lead_ids);
+    SELECT coalesce(array_agg(id::text), '{}') INTO row_ids FROM (
+        SELECT unnest(person.lead_ids || person.session_ids || person.account_ids) AS id
+        UNION ALL SELECT id FROM marketing.lead_interactions WHERE lead_id = ANY (person.lead_ids)
+        UNION ALL SELECT id FROM onboarding.step_activities WHERE session_id = ANY (person.session_ids)
+        UNION ALL SELECT id FROM whatsapp.templates WHERE account_id = ANY (person.account_ids)
+        UNION ALL SELECT id FROM experiments.assignments
+            WHERE user_id::text = ANY (person.user_ids) OR session_id = ANY (person.anonymous_ids)
+    ) AS theirs;
+
+    DELETE FROM analytics.events AS event WHERE ingest.is_event_of(event, person);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('analytics.events', affected);
+    DELETE FROM analytics.rejected_events
+    WHERE ingest.mentions(concat_ws(' ', payload, detail, route), texts || names);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('analytics.rejected_events', affected);
+    -- A page's path may hold an address. What the events were counted in stays: a count names nobody.
+    DELETE FROM analytics.event_aggregations WHERE ingest.mentions(concat_ws(' ', event_name, dimensions::text), texts);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('analytics.event_aggregations', affected);
+    DELETE FROM analytics.metrics WHERE ingest.mentions(concat_ws(' ', dimensions::text, value_json::text), texts);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('analytics.metrics', affected);
+
+    -- The unit stays in the experiment's figures, as nobody.
+    UPDATE experiments.assignments SET
+        user_id = CASE WHEN user_id IS NULL THEN NULL ELSE gen_random_uuid() END,
+        session_id = CASE WHEN user_id IS NULL THEN 'erased ' || gen_random_uuid() END,
+        user_agent = NULL, ip_address = NULL
+    WHERE user_id::text = ANY (person.user_ids) OR session_id = ANY (person.anonymous_ids);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('experiments.assignments', affected);
+
+    -- So does the journey in the funnel.
+    UPDATE onboarding.step_activities SET field_value = NULL, error_message = NULL, metadata = '{}'
+    WHERE session_id = ANY (person.session_ids)
+        AND (num_nonnulls(field_value, error_message) > 0 OR metadata <> '{}');
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('onboarding.step_activities', affected);
+    UPDATE onboarding.sessions SET
+        lead_id = NULL, business_data = '{}', whatsapp_config = '{}', bot_config = '{}', user_agent = NULL, ip_address = NULL
+    WHERE id = ANY (person.session_ids);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('onboarding.sessions', affected);
+
+    SELECT counts || jsonb_build_object(
+        'marketing.lead_interactions', (SELECT count(*) FROM marketing.lead_interactions WHERE lead_id = ANY (person.lead_ids)),
+        'whatsapp.templates', (SELECT count(*) FROM whatsapp.templates WHERE account_id = ANY (person.account_ids)),
+        'whatsapp.accounts', cardinality(person.account_ids)
+    ) INTO counts;
+    -- Interactions, accounts and templates go with it.
+    DELETE FROM marketing.leads WHERE id = ANY (person.lead_ids);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('marketing.leads', affected);
+
+    -- At last, for the statements above have left their traces here.
+    UPDATE public.audit_logs SET
+        old_values = NULL, new_values = NULL, user_email = NULL, user_id = NULL, ip_address = NULL, user_agent = NULL
+    WHERE (row_id = ANY (row_ids) OR lower(user_email) = person.address
+            OR ingest.mentions(concat_ws(' ', old_values::text, new_values::text), texts))
+        AND num_nonnulls(old_values, new_values, user_email, user_id, ip_address, user_agent) > 0;
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('public.audit_logs', affected);
+
+    IF EXISTS (SELECT FROM jsonb_each(counts) WHERE value <> '0') THEN
+        INSERT INTO public.audit_logs (table_name, operation, new_values, actor_role)
+        VALUES ('all', 'ERASE', counts, coalesce(nullif(current_setting('role'), 'none'), session_user));
+    END IF;
+    RETURN counts;
+END
+$$;
+COMMENT ON FUNCTION public.gdpr_delete_user_data(text) IS
+    'Erase the person with this address from every table, or leave only what names nobody; how many rows of each. '
+    'Twice is the same as once. What still waits in a collector''s journal is not here yet: call it again';
+
+-- SECURITY DEFINER because nobody but the owner may read every table; for admins only.
+CREATE FUNCTION public.gdpr_export_user_data(email text) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    person ingest.person;
+    told jsonb;
+BEGIN
+    PERFORM ingest.require_admin();
+    person := ingest.find_person(gdpr_export_user_data.email);
+    SELECT jsonb_build_object(
+        'email', person.address,
+        'marketing.leads', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.leads AS row WHERE row.id = ANY (person.lead_ids)),
+        'marketing.lead_interactions', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.lead_interactions AS row WHERE row.lead_id = ANY (person.lead_ids)),
+        'onboarding.sessions', (SELECT jsonb_agg(to_jsonb(row) - 'session_token' ORDER BY row.created_at) FROM onboarding.sessions AS row WHERE row.id = ANY (person.session_ids)),
+        'onboarding.step_activities', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM onboarding.step_activities AS row WHERE row.session_id = ANY (person.session_ids)),
+        'experiments.assignments', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.assigned_at) FROM experiments.assignments AS row
+            WHERE row.user_id::text = ANY (person.user_ids) OR row.session_id = ANY (person.anonymous_ids)),
+        'whatsapp.accounts', (SELECT jsonb_agg(to_jsonb(row) - '{access_token_encrypted,webhook_verify_token_encrypted}'::text[] ORDER BY row.created_at)
+            FROM whatsapp.accounts AS row WHERE row.id = ANY (person.account_ids)),
+        'whatsapp.templates', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM whatsapp.templates AS row WHERE row.account_id = ANY (person.account_ids)),
+        'analytics.events', (SELECT jsonb_agg(to_jsonb(event) ORDER BY event.created_at) FROM analytics.events AS event WHERE ingest.is_event_of(event, person)),
+        'analytics.rejected_events', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM analytics.rejected_events AS row
+            WHERE ingest.mentions(row.payload, person.address || person.phones)),
+        'public.audit_logs', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM public.audit_logs AS row
+            WHERE lower(row.user_email) = person.address
+                OR ingest.mentions(concat_ws(' ', row.old_values::text, row.new_values::text), person.address || person.phones))
+    ) INTO told;
+    RETURN jsonb_strip_nulls(told);
+END
+$$;
+COMMENT ON FUNCTION public.gdpr_export_user_data(text) IS
+    'Everything held on the person with this address, by table; no secrets: tokens and ciphertext are left out';
+
+
+-- Retention
+
+CREATE FUNCTION ingest.retention(name text, otherwise interval) RETURNS interval
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(nullif(current_setting('app.retention_' || name, true), '')::interval, otherwise)
+$$;
+COMMENT ON FUNCTION ingest.retention(text, interval) IS
+    'How long something is kept: the setting app.retention_<name>, such as ALTER DATABASE … SET app.retention_events = ''1 year''; else the second argument';
+
+-- SECURITY DEFINER because only the owner may drop a partition or delete from the audit log.
+CREATE FUNCTION public.cleanup_old_data() RETURNS TABLE (table_name text, deleted_count bigint)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET app.audit_maintenance = 'on'
+-- Who drops a partition waits for whoever reads it, and everybody else waits behind: better at the next call then.
+SET lock_timeout = '2s'
+AS $$
+#variable_conflict use_column
+DECLARE
+    day record;
+    rows_of_day bigint;
+    -- A day goes when its last moment is older.
+    oldest_day constant date := (now() - ingest.retention('events', '90 days')) AT TIME ZONE 'UTC';
+BEGIN
+    table_name := 'analytics.events';
+    deleted_count := 0;
+    FOR day IN
+        SELECT inhrelid::regclass AS partition FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
+            AND to_date(substr(relname, 8), 'YYYYMMDD') < oldest_day
+        ORDER BY relname
+    LOOP
+        BEGIN
+            EXECUTE format('SELECT count(*) FROM %s', day.partition) INTO rows_of_day;
+            EXECUTE format('DROP TABLE %s', day.partition);
+            deleted_count := deleted_count + rows_of_day;
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE WARNING '% is in use, it goes at the next call', day.partition;
+        END;
+    END LOOP;
+    RETURN NEXT;
+
+    table_name := 'analytics.event_aggregations';
+    DELETE FROM analytics.event_aggregations
+    WHERE granularity = 'minute' AND time_bucket < now() - ingest.retention('minutes', '7 days');
+    GET DIAGNOSTICS deleted_count = ROW_COUNT;
+    RETURN NEXT;
+
+    table_name := 'analytics.metrics';
+    DELETE FROM analytics.metrics
+    WHERE coalesce(time_window_end, timestamp) < now() - ingest.retention('metrics', '365 days');
+    GET DIAGNOSTICS deleted_count = ROW_COUNT;
+    RETURN NEXT;
+
+    table_name := 'analytics.rejected_events';
+    DELETE FROM analytics.rejected_events WHERE received_at < now() - ingest.retention('rejected', '90 days');
+    GET DIAGNOSTICS deleted_count = ROW_COUNT;
+    RETURN NEXT;
+
+    -- What makes a replay exact is in analytics.journals; a flush that is rolled up is only history.
+    table_name := 'analytics.flushes';
+    DELETE FROM analytics.flushes
+    WHERE rolled_up_at IS NOT NULL AND flushed_at < now() - ingest.retention('flushes', '30 days');
+    GET DIAGNOSTICS deleted_count = ROW_COUNT;
+    RETURN NEXT;
+
+    table_name := 'public.audit_logs';
+    DELETE FROM public.audit_logs WHERE created_at < now() - ingest.retention('audit', '2 years');
+    GET DIAGNOSTICS deleted_count = ROW_COUNT;
+    RETURN NEXT;
+END
+$$;
+COMMENT ON FUNCTION public.cleanup_old_data() IS
+    'Delete what is older than its retention: events 90 days, by dropping partitions; minute aggregates 7 days; metrics 365; '
+    'refused events 90; flushes 30; the audit log 2 years; each period is a setting, see ingest.retention()';
+
+
+-- Watching
+
+CREATE VIEW public.index_usage_stats WITH (security_invoker = true) AS
+SELECT
+    schemaname AS schema_name,
+    relname AS table_name,
+    indexrelname AS index_name,
+    idx_scan,
+    idx_tup_read,
+    pg_relation_size(indexrelid) AS size_bytes,
+    pg_size_pretty(pg_relation_size(indexrelid)) AS size,
+    CASE
+        WHEN idx_scan = 0 THEN 'unused'
+        WHEN idx_scan < 100 THEN 'rarely used'
+        WHEN idx_scan < 10000 THEN 'used'
+        ELSE 'often used'
+    END AS usage_class
+FROM pg_stat_user_indexes
+WHERE schemaname IN ('marketing', 'onboarding', 'analytics', 'experiments', 'whatsapp', 'public');
+COMMENT ON VIEW public.index_usage_stats IS 'How often each index was used since the statistics were reset, and what it costs';
+
+
+-- Who may call them
+
+REVOKE ALL ON public.index_usage_stats FROM PUBLIC, anon, authenticated;
+GRANT SELECT ON public.index_usage_stats TO service_role;
+
+-- Those in `ingest` are for triggers and for the functions here.
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA ingest FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ingest.is_public(regclass) TO PUBLIC;
+
+REVOKE EXECUTE ON FUNCTION
+    public.auto_assign_experiments(uuid, text, text, text, text, jsonb), public.gdpr_delete_user_data(text),
+    public.gdpr_export_user_data(text), public.cleanup_old_data(), public.abandon_inactive_sessions(),
+    public.process_pending_events(), public.calculate_lead_score(marketing.leads),
+    public.calculate_onboarding_progress(onboarding.sessions)
+FROM PUBLIC, anon, authenticated;
+GRANT EXECUTE ON FUNCTION public.auto_assign_experiments(uuid, text, text, text, text, jsonb)
+TO anon, authenticated, service_role;
+GRANT EXECUTE ON FUNCTION public.gdpr_delete_user_data(text), public.gdpr_export_user_data(text)
+TO authenticated, service_role;
+GRANT EXECUTE ON FUNCTION
+    public.calculate_lead_score(marketing.leads), public.calculate_onboarding_progress(onboarding.sessions)
+TO authenticated, service_role;
+GRANT EXECUTE ON FUNCTION
+    public.cleanup_old_data(), public.abandon_inactive_sessions(), public.process_pending_events()
+TO service_role;
