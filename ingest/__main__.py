@@ -77,6 +77,8 @@ def _parser() -> _Parser:
     only = migrate.add_mutually_exclusive_group()
     only.add_argument("--status", action="store_true", help="only tell which files the database has had")
     only.add_argument("--dry-run", action="store_true", help="apply what is pending and take it all back")
+    types = command("types", "TypeScript definitions of the database, for supabase-js", _WHERE)
+    types.add_argument("--output", metavar="FILE", help="where to write them, instead of to stdout")
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
     journal = command("journal", "what waits to be stored: pending, verify, show", _WHERE)
     journal.add_argument("action", nargs="?", metavar="{pending,verify,show}", default="pending",
@@ -99,7 +101,7 @@ def _parser() -> _Parser:
 
 _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
-    "status", "dry_run",
+    "status", "dry_run", "output",
 ))  # fmt: skip
 
 
@@ -159,6 +161,7 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
 _ACTIONS = {"journal": ("pending", "verify", "show"), "rejected": ("list", "replay")}
 _FLAGS = {
     "migrate": ("--status", "--dry-run"),
+    "types": ("--output",),
     "journal": ("--journal",),
     "rejected": ("--reason", "--id", "--limit", "--replayed"),
     "tail": ("--json",),
@@ -186,6 +189,12 @@ def _migrate(config: Config, given: argparse.Namespace) -> int:
     if given.status:
         return database.migration_status(config)
     return database.rehearse(config) if given.dry_run else database.migrate(config)
+
+
+def _types(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import types
+
+    return types.write(config, given.output)
 
 
 def _psql(config: Config, given: argparse.Namespace) -> int:
@@ -222,6 +231,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "dev": _dev,
     "serve": _serve,
     "migrate": _migrate,
+    "types": _types,
     "psql": _psql,
     "journal": _journal,
     "rejected": _rejected,
