@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -56,6 +57,15 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _moment(text: str) -> datetime:
+    """A time in ISO 8601; UTC if it does not say."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a date or a time such as 2026-01-31T18:00Z") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="ingest",
@@ -79,6 +89,11 @@ def _parser() -> _Parser:
     only.add_argument("--dry-run", action="store_true", help="apply what is pending and take it all back")
     types = command("types", "TypeScript definitions of the database, for supabase-js", _WHERE)
     types.add_argument("--output", metavar="FILE", help="where to write them, instead of to stdout")
+    seed = command("seed", "load data to develop with, once; refuses outside development", (*_WHERE, "environment"))
+    seed.add_argument("--seed", metavar="N", type=_natural, default=1, help="the same number gives the same rows [1]")
+    seed.add_argument("--anchor", metavar="TIME", type=_moment,
+        help="where its thirty days end, such as 2026-01-31 or 2026-01-31T18:00Z [now]",
+    )  # fmt: skip
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
     journal = command("journal", "what waits to be stored: pending, verify, show", _WHERE)
     journal.add_argument("action", nargs="?", metavar="{pending,verify,show}", default="pending",
@@ -101,7 +116,7 @@ def _parser() -> _Parser:
 
 _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
-    "status", "dry_run", "output",
+    "status", "dry_run", "output", "seed", "anchor",
 ))  # fmt: skip
 
 
@@ -154,7 +169,7 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
         return IngestError(f"`ingest {command}` takes no such argument; {see}")
     if own := difflib.get_close_matches(flag, _FLAGS.get(command, ()), n=1):
         return IngestError(f"unknown flag `{flag}`: did you mean {own[0]}?")
-    settings = {"dev": _OF_DEV, "serve": _ALL, "tail": ("data_dir",)}.get(command, _WHERE)
+    settings = _SETTINGS.get(command, _WHERE)
     return configuration.unknown_flag(flag, settings)
 
 
@@ -164,8 +179,11 @@ _FLAGS = {
     "types": ("--output",),
     "journal": ("--journal",),
     "rejected": ("--reason", "--id", "--limit", "--replayed"),
-    "tail": ("--json",),
+    "tail": ("--json",),,
+    "seed": ("--seed", "--anchor"),
 }
+_SETTINGS = {"dev": _OF_DEV, "serve": _ALL, "seed": (*_WHERE, "environment"), "tail": ("data_dir",)}
+"""Those of each command, where they are not `_WHERE`."""
 
 
 # Each command imports what it needs when it runs: `ingest --help` should not wait for aiohttp.
@@ -195,6 +213,12 @@ def _types(config: Config, given: argparse.Namespace) -> int:
     from ingest.commands import types
 
     return types.write(config, given.output)
+
+
+def _seed(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import seed
+
+    return seed.run(config, given.seed, given.anchor)
 
 
 def _psql(config: Config, given: argparse.Namespace) -> int:
@@ -232,6 +256,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "serve": _serve,
     "migrate": _migrate,
     "types": _types,
+    "seed": _seed,
     "psql": _psql,
     "journal": _journal,
     "rejected": _rejected,

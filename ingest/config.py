@@ -60,6 +60,7 @@ URL = {"each": _database_url, "what": "a URL such as postgresql://user@host:5432
 SECRET = {"secret": True}
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+Environment = Literal["production", "staging", "development", "test", "local"]
 
 
 def about(description: str, extra: dict[Any, Any] | None = None) -> Meta:
@@ -77,6 +78,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, within(0, 65535, "Port to listen on; 0 takes any free one")] = 8080
     data_dir: Annotated[Path, about("Folder of the journals and the embedded Postgres")] = Path(".ingest")
     database_url: Annotated[str | None, about("Postgres to use; without it, the embedded one", URL)] = None
+    environment: Annotated[
+        Environment | None,
+        about(
+            "What the database is for; without it, the embedded one is for development, another for production",
+            {"what": "production, staging, development, test or local"},
+        ),
+    ] = None
     workers: Annotated[int, within(1, 64, "Collector processes, each with its own journal")] = 1
 
     journal_max_bytes: Annotated[int, within(2 * MIB, 64 * TIB, "Disk for one journal; full is 503")] = GIB
@@ -197,6 +205,7 @@ KINDS: dict[Any, Kind] = {
     tuple[str, ...]: Kind(_words, "A,B", "a list of texts"),
     LogLevel: _choice(LogLevel),
     LogFormat: _choice(LogFormat),
+    Environment | None: _choice(Environment),
 }
 
 

@@ -22,7 +22,7 @@ from ingest.embedded import EmbeddedPostgres
 from tests.service import Service, environment, lent_database, running
 
 INGEST = [sys.executable, "-m", "ingest"]
-COMMANDS = ("dev", "serve", "migrate", "types", "psql", "journal", "rejected", "tail")
+COMMANDS = ("dev", "serve", "migrate", "seed", "types", "psql", "journal", "rejected", "tail")
 SECRET = "hush-hush"
 NOBODY = f"postgresql://me:{SECRET}@127.0.0.1:1/shop"
 """A URL of a closed port."""

@@ -15,6 +15,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "port": ("0", 0),
     "data_dir": ("/var/lib/events", Path("/var/lib/events")),
     "database_url": ("postgresql://u:p@h:5432/d", "postgresql://u:p@h:5432/d"),
+    "environment": ("Staging", "staging"),
     "workers": ("4", 4),
     "journal_max_bytes": ("2GiB", 2 << 30),
     "segment_bytes": ("1MiB", 1 << 20),
