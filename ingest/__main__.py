@@ -179,7 +179,7 @@ _FLAGS = {
     "types": ("--output",),
     "journal": ("--journal",),
     "rejected": ("--reason", "--id", "--limit", "--replayed"),
-    "tail": ("--json",),,
+    "tail": ("--json",),
     "seed": ("--seed", "--anchor"),
 }
 _SETTINGS = {"dev": _OF_DEV, "serve": _ALL, "seed": (*_WHERE, "environment"), "tail": ("data_dir",)}

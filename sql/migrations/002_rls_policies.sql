@@ -697,6 +697,8 @@ WHEN (row_security_active('public.audit_logs') AND NOT pg_has_role(current_user,
 EXECUTE FUNCTION ingest.sign_audit_log();
 
 REVOKE UPDATE, DELETE ON public.audit_logs FROM authenticated, service_role;
+-- Nor may anybody set its numbers back, as Supabase's default privileges would let them: every write would fail then.
+REVOKE ALL ON SEQUENCE public.audit_logs_id_seq FROM PUBLIC, anon, authenticated, service_role;
 DROP POLICY audit_logs_authenticated_update ON public.audit_logs;
 DROP POLICY audit_logs_authenticated_delete ON public.audit_logs;
 
