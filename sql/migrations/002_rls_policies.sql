@@ -85,7 +85,7 @@ BEGIN
         claims jsonb;
     BEGIN
         -- Here and not above, where an exception would not be caught.
-        claims := nullif(current_setting('request.jwt.claims', true), '');
+        claims := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
         RETURN CASE jsonb_typeof(claims) WHEN 'object' THEN claims END;
     EXCEPTION WHEN data_exception THEN
         RETURN NULL;
@@ -683,7 +683,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    NEW.actor_role := current_user;
+    NEW.actor_role := current_user::text;
     NEW.user_id := auth.uid();
     NEW.user_email := auth.jwt() ->> 'email';
     NEW.created_at := now();
