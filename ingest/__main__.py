@@ -87,6 +87,8 @@ def _parser() -> _Parser:
     only = migrate.add_mutually_exclusive_group()
     only.add_argument("--status", action="store_true", help="only tell which files the database has had")
     only.add_argument("--dry-run", action="store_true", help="apply what is pending and take it all back")
+    types = command("types", "TypeScript definitions of the database, for supabase-js", _WHERE)
+    types.add_argument("--output", metavar="FILE", help="where to write them, instead of to stdout")
     seed = command("seed", "load data to develop with, once; refuses outside development", (*_WHERE, "environment"))
     seed.add_argument("--seed", metavar="N", type=_natural, default=1, help="the same number gives the same rows [1]")
     seed.add_argument("--anchor", metavar="TIME", type=_moment,
@@ -114,7 +116,7 @@ def _parser() -> _Parser:
 
 _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
-    "status", "dry_run", "seed", "anchor",
+    "status", "dry_run", "output", "seed", "anchor",
 ))  # fmt: skip
 
 
@@ -174,10 +176,11 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
 _ACTIONS = {"journal": ("pending", "verify", "show"), "rejected": ("list", "replay")}
 _FLAGS = {
     "migrate": ("--status", "--dry-run"),
+    "types": ("--output",),
     "journal": ("--journal",),
     "rejected": ("--reason", "--id", "--limit", "--replayed"),
-    "seed": ("--seed", "--anchor"),
     "tail": ("--json",),
+    "seed": ("--seed", "--anchor"),
 }
 _SETTINGS = {"dev": _OF_DEV, "serve": _ALL, "seed": (*_WHERE, "environment"), "tail": ("data_dir",)}
 """Those of each command, where they are not `_WHERE`."""
@@ -204,6 +207,12 @@ def _migrate(config: Config, given: argparse.Namespace) -> int:
     if given.status:
         return database.migration_status(config)
     return database.rehearse(config) if given.dry_run else database.migrate(config)
+
+
+def _types(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import types
+
+    return types.write(config, given.output)
 
 
 def _seed(config: Config, given: argparse.Namespace) -> int:
@@ -246,6 +255,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "dev": _dev,
     "serve": _serve,
     "migrate": _migrate,
+    "types": _types,
     "seed": _seed,
     "psql": _psql,
     "journal": _journal,

@@ -188,7 +188,8 @@ async def _apply(connection: asyncpg.Connection, file: _File) -> bool:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
             if await connection.fetchval("SELECT true FROM ingest.migrations WHERE number = $1", file.number):
                 return False
-            await connection.execute(file.sql)
+            if not await _is_pushed(connection, file):
+                await connection.execute(file.sql)
             await connection.execute(
                 "INSERT INTO ingest.migrations (number, name, sha256) VALUES ($1, $2, $3)",
                 file.number,
@@ -198,6 +199,14 @@ async def _apply(connection: asyncpg.Connection, file: _File) -> bool:
     except asyncpg.PostgresError as error:
         raise await _refused(connection, _explain(file, error), error) from error
     return True
+
+
+async def _is_pushed(connection: asyncpg.Connection, file: _File) -> bool:
+    """Whether `supabase db push` has applied the file, so that it is only to be recorded; it keeps no checksum."""
+    if await connection.fetchval("SELECT to_regclass('supabase_migrations.schema_migrations')") is None:
+        return False
+    version, _, name = file.name.removesuffix(".sql").partition("_")
+    return bool(await connection.fetchval(load_queries("migrations")["pushed"], version, name))
 
 
 async def _refused(connection: asyncpg.Connection, words: str, error: asyncpg.PostgresError) -> MigrationError:

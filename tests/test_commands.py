@@ -22,7 +22,7 @@ from ingest.embedded import EmbeddedPostgres
 from tests.service import Service, environment, lent_database, running
 
 INGEST = [sys.executable, "-m", "ingest"]
-COMMANDS = ("dev", "serve", "migrate", "seed", "psql", "journal", "rejected", "tail")
+COMMANDS = ("dev", "serve", "migrate", "seed", "types", "psql", "journal", "rejected", "tail")
 SECRET = "hush-hush"
 NOBODY = f"postgresql://me:{SECRET}@127.0.0.1:1/shop"
 """A URL of a closed port."""
@@ -243,6 +243,18 @@ async def test_migrate_tells_its_state_and_rehearses(ingest, empty_database_url,
     edited = ingest("migrate", "--status", url=database_url)
     assert edited.code == 1 and "was changed after the database had it" in edited.err, edited
     assert edited.out.splitlines()[0].split()[:2] == ["001_initial_schema.sql", "edited"]
+
+
+async def test_types_are_written_to_stdout_or_a_file(ingest, empty_database_url, database_url, tmp_path):
+    printed = ingest("types", url=database_url)
+    assert (printed.code, printed.err) == (0, "")
+    assert "export type Database = {" in printed.out
+    written = ingest("types", "--output", "database.ts", url=database_url)
+    assert (written.code, written.out, written.err) == (0, "", "")
+    assert (tmp_path / "database.ts").read_text() == printed.out
+    check_refused(ingest("types", "--output", "missing/database.ts", url=database_url), "no such file or directory")
+    check_refused(ingest("types", url=empty_database_url), "older than this release")
+    assert [path.name for path in tmp_path.iterdir()] == ["database.ts"]
 
 
 # One service for what only looks at it.

@@ -98,6 +98,12 @@ async def test_new_onboarding_session_shows_its_token_to_who_chose_it(connection
             await connection.fetchval(create, OTHER_TOKEN)
 
 
+async def test_deleted_lead_is_not_read_back(populated: asyncpg.Connection):
+    await populated.execute(f"UPDATE marketing.leads SET deleted_at = now() WHERE id = '{OURS}'")
+    async with acting(populated, "anon", VISITOR):
+        assert await populated.fetch("SELECT id FROM marketing.leads") == []
+
+
 # More rights than the token gives
 
 

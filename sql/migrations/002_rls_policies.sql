@@ -85,7 +85,7 @@ BEGIN
         claims jsonb;
     BEGIN
         -- Here and not above, where an exception would not be caught.
-        claims := nullif(current_setting('request.jwt.claims', true), '');
+        claims := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
         RETURN CASE jsonb_typeof(claims) WHEN 'object' THEN claims END;
     EXCEPTION WHEN data_exception THEN
         RETURN NULL;
@@ -683,7 +683,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    NEW.actor_role := current_user;
+    NEW.actor_role := current_user::text;
     NEW.user_id := auth.uid();
     NEW.user_email := auth.jwt() ->> 'email';
     NEW.created_at := now();
@@ -697,6 +697,8 @@ WHEN (row_security_active('public.audit_logs') AND NOT pg_has_role(current_user,
 EXECUTE FUNCTION ingest.sign_audit_log();
 
 REVOKE UPDATE, DELETE ON public.audit_logs FROM authenticated, service_role;
+-- Nor may anybody set its numbers back, as Supabase's default privileges would let them: every write would fail then.
+REVOKE ALL ON SEQUENCE public.audit_logs_id_seq FROM PUBLIC, anon, authenticated, service_role;
 DROP POLICY audit_logs_authenticated_update ON public.audit_logs;
 DROP POLICY audit_logs_authenticated_delete ON public.audit_logs;
 

@@ -85,7 +85,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    remaining double precision := 0;
+    remaining double precision := 0.0::float8;
     weight int;
     place int := 0;
 BEGIN

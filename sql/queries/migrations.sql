@@ -7,6 +7,10 @@ SELECT true FROM pg_namespace WHERE nspname = 'ingest'
 SELECT true FROM pg_class
 WHERE relname = 'migrations' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'ingest')
 
+-- pushed --
+-- Whether the Supabase CLI has applied this file; to be asked only where its table is.
+SELECT true FROM supabase_migrations.schema_migrations WHERE version = $1 AND name = $2
+
 -- missing_grants --
 -- What this role must be given before it can apply the files, each as the statement for an administrator. Schemas and
 -- roles that are there need not be made. The roles are made rather than the right to make roles given, which is more
