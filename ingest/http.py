@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -19,6 +20,7 @@ OVERLOADED_RETRY_SECONDS: Final = 5
 FIRST_REQUEST_SECONDS: Final = 30.0
 """How long a connection may take to send its first request; a client that never does is hung up on."""
 _JSON: Final = "application/json"
+_ORIGIN: Final = re.compile(rb"\r\norigin:[ \t]*([!-~]{1,255})[ \t]*\r\n", re.IGNORECASE)
 
 
 def answer(status: int, body: object, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -135,8 +137,23 @@ class Cors:
     def add(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Put the headers on an answer. Never `*`: a beacon sends cookies, and `*` forbids those."""
         origin = request.headers.get("Origin")
-        if origin is None:
+        if origin is not None:
+            self._allow(origin, response)
+
+    def add_unread(self, sent: bytes, response: web.StreamResponse) -> None:
+        """The same for a request that could not be parsed, by what of it has just come.
+
+        If its origin is not found there, any may read the answer who is not sent cookies; unless some may not.
+        """
+        found = _ORIGIN.search(sent)
+        if found is not None:
+            self._allow(found[1].decode(), response)
             return
+        response.headers["Vary"] = "Origin"
+        if self._any:
+            response.headers["Access-Control-Allow-Origin"] = "*"
+
+    def _allow(self, origin: str, response: web.StreamResponse) -> None:
         headers = response.headers
         headers["Vary"] = "Origin"
         if not self._any and origin not in self._origins:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from aiohttp.web_protocol import _ErrInfo
 
 from ingest.errors import IngestError
 from ingest.http import Connections, Cors, problem
@@ -29,24 +30,49 @@ reset connection instead of the answer."""
 OTHER: Final = "other"
 """The route of every request to a path that is not ours: a client cannot make the metrics grow."""
 _BACKLOG: Final = 1024
+_LINE_BYTES: Final = 16 * 1024
+"""The longest line of a request's head. Pages send all cookies of their site, which are one line."""
 
 
 class _Connection(web.RequestHandler):
     """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
     stays quiet, whoever scans the internet."""
 
-    __slots__ = ("_on_broken",)
+    __slots__ = ("_broken", "_on_broken")
 
-    def __init__(self, manager: web.Server, on_broken: Callable[[], None]) -> None:
+    def __init__(self, manager: web.Server, on_broken: Callable[[bytes, web.StreamResponse], None]) -> None:
         super().__init__(
             manager,
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]  # aiohttp passes None itself
             keepalive_timeout=KEEPALIVE_SECONDS,
             lingering_time=LINGER_SECONDS,
+            max_line_size=_LINE_BYTES,
+            max_field_size=_LINE_BYTES,
             auto_decompress=False,
         )
         self._on_broken = on_broken
+        # What came and could not be parsed.
+        self._broken = b""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        messages = self._messages
+        if messages and messages[-1][0].__class__ is _ErrInfo:
+            self._broken = data
+            self._end_body(messages[-1][0])
+
+    def _end_body(self, error: _ErrInfo) -> None:
+        """If what came was the rest of a body, tell who reads that body: it would wait for more in vain."""
+        if len(self._messages) > 1:
+            content = self._messages[-2][1]
+        elif self._current_request is not None:
+            content = self._current_request.content
+        else:
+            return
+        if not content.is_eof():
+            content.set_exception(web.RequestPayloadError(_first_line(error.message or str(error.exc))))
+            content.feed_eof()
 
     def handle_error(
         self,
@@ -57,12 +83,17 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         if status >= 500:
             return super().handle_error(request, status, exc, message)
-        told = (message or str(exc)).partition("\n")[0].strip(": ")[:200]
+        told = _first_line(message or str(exc))
         logger.debug("broken HTTP from %s: %s", request.remote, told)
-        self._on_broken()
         response = problem(status, "bad_http", told)
+        self._on_broken(self._broken, response)
         response.force_close()
         return response
+
+
+def _first_line(message: str) -> str:
+    """Of an error of the parser: what follows shows the client its own bytes."""
+    return message.partition("\n")[0].strip(": ")[:200]
 
 
 class Server:
@@ -95,11 +126,13 @@ class Server:
         server.request_handler = self._dispatcher(server.request_handler)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            lambda: _Connection(server, self._count_broken), sock=sock, backlog=_BACKLOG
+            lambda: _Connection(server, self._finish_broken), sock=sock, backlog=_BACKLOG
         )
 
-    def _count_broken(self) -> None:
-        self._metrics.requests[OTHER, 400] += 1
+    def _finish_broken(self, sent: bytes, response: web.StreamResponse) -> None:
+        self._cors.add_unread(sent, response)
+        response.headers["Server"] = "ingest"
+        self._metrics.requests[OTHER, response.status] += 1
 
     async def stop(self) -> None:
         if self._listener is not None:
@@ -135,7 +168,7 @@ class Server:
             cors.add(request, response)
             response.headers["Server"] = "ingest"
             requests[path if path in known else OTHER, response.status] += 1
-            if response.status != 200 and not request.content.is_eof():
+            if response.status != 200 and (not request.content.is_eof() or request.content.exception() is not None):
                 # What is left of the body is thrown away; if it never ends, the connection does.
                 response.force_close()
             return response
