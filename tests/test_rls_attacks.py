@@ -506,7 +506,13 @@ async def test_functions_have_a_fixed_search_path_and_definers_are_few(connectio
     assert definers == {
         "ingest.admit_by_address()": False,
         "ingest.admit_by_session()": False,
+        "ingest.advance_session()": False,
+        "ingest.enrich_event()": False,
+        "ingest.keep_lead_normalised()": False,
+        "ingest.link_session()": False,
+        "ingest.note_activity()": False,
         "ingest.own_lead_id()": False,
+        "ingest.take_in_lead()": False,
         "ingest.write_audit_log()": False,
     }
 

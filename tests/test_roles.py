@@ -129,8 +129,9 @@ async def test_on_supabase_nothing_of_theirs_is_replaced(template: str, empty_da
     connection = await database.connect(empty_database_url, purpose="tests")
     functions = (
         "SELECT oid, proname, proacl, prosrc, proconfig FROM pg_proc WHERE pronamespace = 'auth'::regnamespace"
+        " ORDER BY proname"
     )
-    roles = "SELECT * FROM pg_roles WHERE rolname = ANY ($1)"
+    roles = "SELECT * FROM pg_roles WHERE rolname = ANY ($1) ORDER BY rolname"
     try:
         await connection.execute(SUPABASE)
         before = await connection.fetch(functions), await connection.fetch(roles, ROLES)

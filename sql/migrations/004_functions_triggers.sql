@@ -146,8 +146,9 @@ COMMENT ON FUNCTION ingest.take_in_lead() IS 'Trigger: normalise a new lead; one
 
 CREATE TRIGGER take_in BEFORE INSERT ON marketing.leads FOR EACH ROW EXECUTE FUNCTION ingest.take_in_lead();
 
+-- SECURITY DEFINER as what it calls is nobody else's to call.
 CREATE FUNCTION ingest.keep_lead_normalised() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER -- As what it calls is nobody else's to call.
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -905,7 +906,7 @@ COMMENT ON VIEW public.index_usage_stats IS 'How often each index was used since
 
 -- Who may call them
 
-REVOKE ALL ON public.index_usage_stats FROM PUBLIC, anon, authenticated;
+REVOKE ALL ON public.index_usage_stats FROM PUBLIC, anon, authenticated, service_role;
 GRANT SELECT ON public.index_usage_stats TO service_role;
 
 -- Those in `ingest` are for triggers and for the functions here.
