@@ -47,6 +47,7 @@ PROBE_SECONDS: Final = 1.0
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
 PARTITIONS_SECONDS: Final = 3600.0
+CLOSED_DAYS_SECONDS: Final = 600.0
 
 
 class Worker:
@@ -182,6 +183,7 @@ class Worker:
         """The background of the worker, as one table of {what, function, period}."""
         for what, run_once, seconds in (
             ("partitions ahead", self.ensure_partitions, PARTITIONS_SECONDS),
+            ("indexes on closed days", self.index_closed_days, CLOSED_DAYS_SECONDS),
             ("adopting journals", self.adopt, ADOPT_SECONDS),
             ("hanging up on silent connections", self._sweep, SWEEP_SECONDS),
             ("probing a journal that failed", self.probe_journal, PROBE_SECONDS),
@@ -201,6 +203,16 @@ class Worker:
         try:
             today = datetime.now(UTC).date()
             await partitions.ensure_ahead(connection, today=today, days_ahead=self.config.partitions_ahead_days)
+        finally:
+            await database.close(connection)
+
+    async def index_closed_days(self) -> None:
+        assert self.config.database_url is not None
+        # Building one takes as long as the day is large.
+        connection = await database.connect(self.config.database_url, purpose="indexes")
+        try:
+            if built := await partitions.index_closed_days(connection):
+                logger.info("built indexes on closed days", extra=fields(indexes=built))
         finally:
             await database.close(connection)
 

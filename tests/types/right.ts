@@ -45,3 +45,7 @@ const template: TablesInsert<{ schema: "whatsapp" }, "templates"> = {
 }
 const change: TablesUpdate<{ schema: "whatsapp" }, "templates"> = { status: "approved" }
 export { template, change }
+
+export async function assigned(): Promise<void> {
+  await client.rpc("auto_assign_experiments", { user_id: "x", session_id: "session_123", country: "US" })
+}

@@ -22,3 +22,7 @@ export async function wrong(): Promise<void> {
 // The database numbers them itself.
 export const journal: TablesInsert<{ schema: "analytics" }, "journals"> = { identity: "x", number: 1 } // WRONG
 export const status: Enums<{ schema: "marketing" }, "lead_status"> = "forgotten" // WRONG
+
+export async function assigned(): Promise<void> {
+  await client.rpc("auto_assign_experiments", { session_id: "session_123", country: 1 }) // WRONG
+}
