@@ -32,7 +32,7 @@ from ingest.writer import Writer
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000)
-_SKEW = (-86_400, -3_600, -300, -60, -5, -1, 0, 1, 5, 60, 300, 3_600, 86_400)
+_SKEW = (1, 5, 60, 300, 3_600, 86_400)
 
 
 class Histogram:
@@ -52,11 +52,39 @@ class Histogram:
         self._sum += value
 
     def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text)
+        self.add_to(family, [])
+        yield family
+
+    def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
+        """Put what was observed into a family, under these values of its labels."""
         totals = list(accumulate(self._counts))
         ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        yield HistogramMetricFamily(
-            self._name, self._text, buckets=list(zip(ends, totals, strict=True)), sum_value=self._sum
-        )
+        family.add_metric(labels, list(zip(ends, totals, strict=True)), self._sum)
+
+
+class SkewHistogram:
+    """How wrong the clients' clocks are, a histogram for each direction: one for both could have no sum, as
+    Prometheus takes a sum for a counter, which never goes down."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self._name = name
+        self._text = text
+        self._behind = Histogram(name, text, bounds)
+        self._ahead = Histogram(name, text, bounds)
+
+    def observe(self, behind: float) -> None:
+        """`behind`: our clock less the client's, seconds."""
+        if behind >= 0:
+            self._behind.observe(behind)
+        else:
+            self._ahead.observe(-behind)
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=["direction"])
+        self._behind.add_to(family, ["behind"])
+        self._ahead.add_to(family, ["ahead"])
+        yield family
 
 
 @dataclass
@@ -84,7 +112,9 @@ class Metrics:
         self.fsync = Histogram("ingest_journal_write_seconds", "Write and fsync of one record", _SECONDS)
         self.flush = Histogram("ingest_flush_seconds", "One COPY transaction, its COMMIT included", _SECONDS)
         self.flush_rows = Histogram("ingest_flush_rows", "Events in one COPY transaction", _ROWS)
-        self.skew = Histogram("ingest_clock_skew_seconds", "Our clock less the client's sentAt", _SKEW)
+        self.skew = SkewHistogram(
+            "ingest_clock_skew_seconds", "How far clients' clocks are ahead of ours or behind it, by sentAt", _SKEW
+        )
         for histogram in (self.acknowledgement, self.fsync, self.flush, self.flush_rows, self.skew):
             inner.register(histogram)
         self.loop_failures = Counter(
