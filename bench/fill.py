@@ -130,8 +130,9 @@ CROSS JOIN LATERAL (
         bench.pick(n, 3, 100) AS draw, bench.session_of(n) AS session,
         bench.pick(n, 4, 1000) * bench.pick(n, 4, 1000) / 5000 AS page
 ) AS e
-CROSS JOIN LATERAL (SELECT bench.visitor_of(session, $6::int) AS visitor, CASE WHEN page >= 6
-    THEN '/blog/post-' || page ELSE (ARRAY['/', '/pricing', '/signup', '/demo', '/docs', '/login'])[1 + page] END AS path
+CROSS JOIN LATERAL (SELECT bench.visitor_of(session, $6::int) AS visitor, CASE
+    WHEN page >= 6 THEN '/blog/post-' || page
+    ELSE (ARRAY['/', '/pricing', '/signup', '/demo', '/docs', '/login'])[1 + page] END AS path
 ) AS v
 CROSS JOIN LATERAL (SELECT visitor % 5 AS device) AS d
 """
