@@ -654,8 +654,9 @@ BEGIN
 END
 $$;
 
--- Retention and erasure are the exceptions: functions SECURITY DEFINER of the log's owner that carry
--- SET app.audit_maintenance = 'on'. The setting alone is no right: anybody can set it.
+-- Retention and erasure are the exceptions: functions SECURITY DEFINER of the log's owner that set
+-- app.audit_maintenance to on meanwhile; in their bodies, as only a superuser may make a function that carries a
+-- setting nobody has defined. The setting alone is no right: anybody can set it.
 CREATE FUNCTION ingest.keep_audit_logs() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

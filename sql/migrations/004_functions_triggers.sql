@@ -672,7 +672,6 @@ COMMENT ON FUNCTION ingest.is_event_of(analytics.events, ingest.person) IS 'Whet
 CREATE FUNCTION public.gdpr_delete_user_data(email text) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET app.audit_maintenance = 'on'
 AS $$
 DECLARE
     person ingest.person;
@@ -745,6 +744,7 @@ BEGIN
     counts := counts || jsonb_build_object('marketing.leads', affected);
 
     -- At last, for the statements above have left their traces here.
+    PERFORM set_config('app.audit_maintenance', 'on', true);
     UPDATE public.audit_logs SET
         old_values = NULL, new_values = NULL, user_email = NULL, user_id = NULL, ip_address = NULL, user_agent = NULL
     WHERE (row_id = ANY (row_ids) OR lower(user_email) = person.address
@@ -752,6 +752,7 @@ BEGIN
         AND num_nonnulls(old_values, new_values, user_email, user_id, ip_address, user_agent) > 0;
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('public.audit_logs', affected);
+    PERFORM set_config('app.audit_maintenance', 'off', true);
 
     IF EXISTS (SELECT FROM jsonb_each(counts) WHERE value <> '0') THEN
         INSERT INTO public.audit_logs (table_name, operation, new_values, actor_role)
@@ -815,7 +816,6 @@ COMMENT ON FUNCTION ingest.retention(text, interval) IS
 CREATE FUNCTION public.cleanup_old_data() RETURNS TABLE (table_name text, deleted_count bigint)
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET app.audit_maintenance = 'on'
 -- Who drops a partition waits for whoever reads it, and everybody else waits behind: better at the next call then.
 SET lock_timeout = '2s'
 AS $$
@@ -869,8 +869,10 @@ BEGIN
     RETURN NEXT;
 
     table_name := 'public.audit_logs';
+    PERFORM set_config('app.audit_maintenance', 'on', true);
     DELETE FROM public.audit_logs WHERE created_at < now() - ingest.retention('audit', '2 years');
     GET DIAGNOSTICS deleted_count = ROW_COUNT;
+    PERFORM set_config('app.audit_maintenance', 'off', true);
     RETURN NEXT;
 END
 $$;
