@@ -28,6 +28,7 @@ from bench.report import machine
 from ingest import migrations
 from ingest.database import close, connect
 from ingest.embedded import EmbeddedPostgres
+from ingest.errors import IngestError
 
 INSERT_TARGET: Final = 1000.0
 PARTIAL_TARGET: Final = 0.40
@@ -93,6 +94,8 @@ class Storage(NamedTuple):
 
 class Results(NamedTuple):
     filled: Filled
+    events_bytes: int
+    """What analytics.events takes, its indexes included, before plain INSERTs."""
     timings: list[Timing]
     inserts: dict[str, float]
     """Events a second by what was inserted."""
@@ -272,10 +275,16 @@ async def load(dsn: str, events: int) -> Filled:
         await close(connection)
 
 
+_EVENTS_BYTES: Final = """
+SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('analytics.events') WHERE isleaf
+"""
+
+
 async def measure(dsn: str, filled: Filled, given: argparse.Namespace) -> tuple[str, Results]:
     """What was measured, and the version of the server."""
     connection = await connect(dsn, purpose="bench")
     try:
+        events_bytes = await connection.fetchval(_EVENTS_BYTES)
         timings = []
         for query in await make_queries(connection, filled):
             timings.append(await time_query(connection, query, given.executions))
@@ -288,7 +297,7 @@ async def measure(dsn: str, filled: Filled, given: argparse.Namespace) -> tuple[
         indexes = await compare_indexes(connection, filled)
         storage = await compare_storage(connection, filled)
         version = str(await connection.fetchval("SHOW server_version")).split()[0]
-        return version, Results(filled, timings, inserts, indexes, storage)
+        return version, Results(filled, events_bytes, timings, inserts, indexes, storage)
     finally:
         await close(connection)
 
@@ -300,7 +309,8 @@ def as_text(where: dict[str, Any], results: Results) -> str:
     blocks = [
         f"{where['cores']} cores, {where['cpu']}, {where['memory_gb']} GB, {where['system']}\n"
         f"Python {where['python']}, PostgreSQL {where['postgres']}\n"
-        f"{LEADS:,} leads, {LEADS:,} onboarding sessions, {results.filled.events:,} events",
+        f"{LEADS:,} leads, {LEADS:,} onboarding sessions, {results.filled.events:,} events of"
+        f" {results.events_bytes / results.filled.events:.0f} bytes with their indexes",
         _table(
             [
                 ("", "p50 ms", "p95 ms", "SELECT 1", "rows", "target", "", "reads"),
@@ -388,6 +398,7 @@ def as_json(where: dict[str, Any], results: Results) -> dict[str, Any]:
         "leads": LEADS,
         "sessions": LEADS,
         "events": results.filled.events,
+        "events_bytes": results.events_bytes,
         "queries": [{**each._asdict(), "met": each.met} for each in results.timings],
         "inserts_per_second": results.inserts,
         "partial_indexes": [_sizes(each) for each in [*results.indexes, in_total(results.indexes)]],
@@ -424,7 +435,7 @@ def main() -> int:
     given = _parser().parse_args()
     try:
         version, results = run(given)
-    except OSError as error:
+    except (OSError, IngestError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
