@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What `make test-database` runs; see CONTRIBUTING.md.
 MARKS ?= database
 
-.PHONY: run setup dev-setup test test-database lint format bench throughput clean
+.PHONY: run setup dev-setup test test-database lint format bench bench-queries throughput clean
 
 run: setup            ## install, then start the service with its own Postgres
 	$(BIN)/ingest dev
@@ -47,6 +47,9 @@ format: dev-setup
 
 bench: dev-setup      ## Locust against a fresh service: 1,000+ events/s, all of them stored once
 	$(BIN)/python -m bench.locust_run
+
+bench-queries: dev-setup  ## latency of the promised queries with 10 million events; needs 15 GB of disk
+	$(BIN)/python -m bench.queries
 
 throughput: dev-setup ## events/s against raw COPY, requests/s against bare aiohttp, latency, memory
 	$(BIN)/python -m bench.throughput
