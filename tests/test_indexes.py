@@ -91,7 +91,8 @@ LEADS = """
 INSERT INTO marketing.leads (email, source, status, score, utm_source, utm_campaign, country_code, company_name,
     phone_number, interested_features, created_at)
 SELECT 'lead' || n || '@example.com', (enum_range(NULL::marketing.lead_source))[1 + n % 5],
-    CASE WHEN n % 100 = 0 THEN 'lost' ELSE (enum_range(NULL::marketing.lead_status))[1 + n % 4] END, n % 100, 'google', 'c' || n % 50,
+    CASE WHEN n % 100 = 0 THEN 'lost' ELSE (enum_range(NULL::marketing.lead_status))[1 + n % 4] END,
+    n % 100, 'google', 'c' || n % 50,
     (ARRAY['DE', 'US', 'BR'])[1 + n % 3], 'Company ' || n, '+49170' || 1000000 + n,
     ARRAY['feature ' || n % 200], now() - n * interval '1 minute'
 FROM generate_series(1, 3000) AS n

@@ -510,6 +510,7 @@ async def test_functions_have_a_fixed_search_path_and_definers_are_few(connectio
         "ingest.enrich_event()": False,
         "ingest.keep_lead_normalised()": False,
         "ingest.link_session()": False,
+        "ingest.link_sessions_of_lead()": False,
         "ingest.note_activity()": False,
         "ingest.own_lead_id()": False,
         "ingest.take_in_lead()": False,

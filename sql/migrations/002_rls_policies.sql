@@ -238,6 +238,14 @@ END
 $$;
 COMMENT ON FUNCTION ingest.count_hit(text, text, int) IS 'Count one more of this kind; fails with SQLSTATE PT429 if that is more than so many within an hour';
 
+CREATE FUNCTION ingest.limit_subject(address inet) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(host(CASE family(address) WHEN 6 THEN network(set_masklen(address, 64)) ELSE address END), '')
+$$;
+COMMENT ON FUNCTION ingest.limit_subject(inet) IS 'What shares a limit: an IPv4 address, an IPv6 network of 64 bits, or "" for all that are not known';
+
 -- SECURITY DEFINER because whom it counts may not touch the counts.
 CREATE FUNCTION ingest.admit_by_address() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -248,7 +256,7 @@ DECLARE
 BEGIN
     PERFORM ingest.count_hit(
         TG_ARGV[0],
-        coalesce(host(CASE family(address) WHEN 6 THEN network(set_masklen(address, 64)) ELSE address END), ''),
+        ingest.limit_subject(address),
         TG_ARGV[1]::int
     );
     -- Events keep an address without its last part, as the collector stores them.

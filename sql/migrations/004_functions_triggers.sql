@@ -192,6 +192,23 @@ COMMENT ON FUNCTION ingest.link_session() IS 'Trigger: link a session to the lea
 CREATE TRIGGER link BEFORE INSERT OR UPDATE OF business_data ON onboarding.sessions FOR EACH ROW
 WHEN (NEW.lead_id IS NULL AND NEW.business_data ->> 'email' IS NOT NULL) EXECUTE FUNCTION ingest.link_session();
 
+-- SECURITY DEFINER because a visitor may not change another's session. Written to business_data, so that the trigger
+-- above links it.
+CREATE FUNCTION ingest.link_sessions_of_lead() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE onboarding.sessions SET business_data = business_data
+    WHERE lower(business_data ->> 'email') = NEW.email AND lead_id IS NULL;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION ingest.link_sessions_of_lead() IS 'Trigger: link the sessions that named a lead''s address before it was a lead';
+
+CREATE TRIGGER link_sessions AFTER INSERT ON marketing.leads
+FOR EACH ROW EXECUTE FUNCTION ingest.link_sessions_of_lead();
+
 CREATE FUNCTION ingest.first_step_left(session onboarding.sessions) RETURNS onboarding.step
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -213,15 +230,20 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     next_step constant onboarding.step := ingest.first_step_left(NEW);
-    inserted constant boolean := TG_OP = 'INSERT';
-    -- OLD is not there for an INSERT, so it is not mentioned then.
-    moved boolean := false;
+    -- Whether a step was done, whether anything was, and what it was before; OLD is not there for an INSERT.
+    stepped boolean := true;
+    moved boolean := true;
+    status_before onboarding.session_status := 'not_started';
+    step_before onboarding.step := 'business_info';
 BEGIN
-    IF NOT inserted THEN
-        moved := (NEW.current_step, NEW.business_info_completed_at, NEW.whatsapp_integration_completed_at,
+    IF TG_OP = 'UPDATE' THEN
+        status_before := OLD.status;
+        step_before := OLD.current_step;
+        stepped := (NEW.business_info_completed_at, NEW.whatsapp_integration_completed_at,
                 NEW.bot_setup_completed_at, NEW.testing_completed_at)
-            IS DISTINCT FROM (OLD.current_step, OLD.business_info_completed_at, OLD.whatsapp_integration_completed_at,
-                OLD.bot_setup_completed_at, OLD.testing_completed_at)
+            IS DISTINCT FROM (OLD.business_info_completed_at, OLD.whatsapp_integration_completed_at,
+                OLD.bot_setup_completed_at, OLD.testing_completed_at);
+        moved := stepped OR NEW.current_step <> OLD.current_step
             -- What was entered; taking it out, as erasure does, is nobody's going on.
             OR (NEW.business_data <> OLD.business_data AND NEW.business_data <> '{}')
             OR (NEW.whatsapp_config <> OLD.whatsapp_config AND NEW.whatsapp_config <> '{}')
@@ -229,26 +251,29 @@ BEGIN
         IF moved AND NEW.last_activity_at = OLD.last_activity_at THEN
             NEW.last_activity_at := now();
         END IF;
-        -- Whoever names the step to go on with is believed, but for the end.
-        IF NEW.current_step = OLD.current_step OR NEW.current_step = 'complete' THEN
-            IF moved OR NEW.current_step = 'complete' THEN
-                NEW.current_step := next_step;
-            END IF;
-        END IF;
+    END IF;
+    -- Whoever names the step to go on with is believed, but for the end, which is reached by doing all of them.
+    IF (stepped AND NEW.current_step = step_before) OR NEW.current_step = 'complete' THEN
+        NEW.current_step := next_step;
     END IF;
     NEW.progress_percentage := public.calculate_onboarding_progress(NEW);
     IF next_step = 'complete' THEN
         NEW.current_step := 'complete';
         NEW.status := 'completed';
         NEW.completed_at := coalesce(NEW.completed_at, now());
-    ELSIF inserted THEN
+    ELSE
+        NEW.completed_at := NULL;
         IF NEW.status = 'completed' THEN
+            NEW.status := CASE WHEN status_before = 'abandoned' THEN 'abandoned' ELSE 'in_progress' END;
+        END IF;
+        IF NEW.status = 'not_started' AND NEW.progress_percentage > 0 THEN
             NEW.status := 'in_progress';
         END IF;
-    ELSIF moved AND NEW.status IN ('not_started', 'abandoned') AND NEW.status = OLD.status THEN
-        -- Who comes back goes on.
-        NEW.status := 'in_progress';
-        NEW.abandoned_at := NULL;
+        IF TG_OP = 'UPDATE' AND moved AND NEW.status = status_before AND NEW.status IN ('not_started', 'abandoned') THEN
+            -- Who comes back goes on.
+            NEW.status := 'in_progress';
+            NEW.abandoned_at := NULL;
+        END IF;
     END IF;
     IF NEW.status <> 'not_started' THEN
         NEW.started_at := coalesce(
@@ -364,7 +389,6 @@ AS $$
 DECLARE
     agent constant text := left(NEW.user_agent, 1024);
 BEGIN
-    NEW.received_at := now();
     NEW.user_id := left(NEW.user_id, 255);
     NEW.anonymous_id := left(NEW.anonymous_id, 255);
     NEW.session_id := left(NEW.session_id, 255);
@@ -423,7 +447,10 @@ DECLARE
     ledger record;
     adopted int;
 BEGIN
-    INSERT INTO analytics.journals (identity) VALUES (plain_sql) ON CONFLICT (identity) DO NOTHING;
+    -- ON CONFLICT alone would use up a journal number at every call, and there are eight million.
+    IF NOT EXISTS (SELECT FROM analytics.journals WHERE identity = plain_sql) THEN
+        INSERT INTO analytics.journals (identity) VALUES (plain_sql) ON CONFLICT (identity) DO NOTHING;
+    END IF;
     SELECT number, stored_through + 1 AS next_record INTO STRICT ledger
     FROM analytics.journals WHERE identity = plain_sql FOR UPDATE;
 
@@ -560,7 +587,7 @@ BEGIN
                 AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END
         ) THEN
             IF NOT counted THEN
-                PERFORM ingest.count_hit('assignments', coalesce(host(ingest.client_address()), ''), 10);
+                PERFORM ingest.count_hit('assignments', ingest.limit_subject(ingest.client_address()), 10);
                 counted := true;
             END IF;
             INSERT INTO experiments.assignments (experiment_id, user_id, session_id, variant_id, country)
@@ -605,69 +632,113 @@ $$;
 COMMENT ON FUNCTION ingest.require_admin() IS 'Fail unless it was asked for by service_role, or with a token whose app_metadata.role is admin';
 
 CREATE TYPE ingest.person AS (
-    address text, phones text[], lead_ids uuid[], session_ids uuid[], user_ids text[], anonymous_ids text[], account_ids uuid[]
+    address text, pattern text, phone_pattern text,
+    lead_ids uuid[], session_ids uuid[], account_ids uuid[], user_ids text[], anonymous_ids text[]
 );
-COMMENT ON TYPE ingest.person IS 'By what a person is known in the tables';
+COMMENT ON TYPE ingest.person IS 'By what a person is known in the tables, and what finds their address, full name and phone in a text';
 
-CREATE FUNCTION ingest.mentions(value text, texts text[]) RETURNS boolean
-LANGUAGE sql IMMUTABLE
+CREATE FUNCTION ingest.escaped(literal text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(bool_or(strpos(lower(value), needle) > 0), false) FROM unnest(texts) AS needle
+    SELECT regexp_replace(literal, '([!-/:-@\[-`{-~])', '\\\1', 'g')
 $$;
-COMMENT ON FUNCTION ingest.mentions(text, text[]) IS 'Whether one of these texts, in lower case, is in it';
+COMMENT ON FUNCTION ingest.escaped(text) IS 'A pattern that matches just this text';
 
--- Reads all events: a person's address may be anywhere in their properties.
+-- Within boundaries: xada@example.com is somebody else. An address may be written as in a URL or in raw JSON; a name
+-- with any white space; a phone number with what people put between the digits.
+CREATE FUNCTION ingest.address_pattern(address text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT '(?:(?<![a-z0-9._+-])|(?<=%[0-9a-f]{2}))'
+        || replace(replace(ingest.escaped(address), '\@', '(?:@|%40|\\u0040)'), '\+', '(?:\+|%2b)')
+        || '(?![a-z0-9-]|\.[a-z0-9])'
+$$;
+COMMENT ON FUNCTION ingest.address_pattern(text) IS 'A pattern, to be used without regard to case, for an email address in a text, a URL or raw JSON';
+
+CREATE FUNCTION ingest.phone_pattern(phone_number text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT '(?<![0-9])' || rtrim(regexp_replace(ltrim(phone_number, '+'), '([0-9])', '\1[ ().\-/]*', 'g'), '[ ().\-/]*')
+        || '(?![0-9])'
+$$;
+COMMENT ON FUNCTION ingest.phone_pattern(text) IS 'A pattern for a phone number, with or without punctuation';
+
+-- Who is who is said by a lead, by a session's address, and by an identify call; not by an event that mentions them.
 CREATE FUNCTION ingest.find_person(email text) RETURNS ingest.person
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
 DECLARE
     found ingest.person;
+    names text;
 BEGIN
     found.address := lower(btrim(find_person.email, E' \t\r\n'));
     IF coalesce(found.address, '') !~ '^[^@\s]+@[^@\s]+$' THEN
         RAISE EXCEPTION 'an email address is needed, such as user@company.com'
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT coalesce(array_agg(id), '{}'), coalesce(array_agg(DISTINCT ltrim(phone_number, '+')) FILTER (WHERE phone_number IS NOT NULL), '{}')
-    INTO found.lead_ids, found.phones
-    FROM marketing.leads WHERE leads.email = found.address;
-    SELECT coalesce(array_agg(id), '{}') INTO found.session_ids
-    FROM onboarding.sessions
-    WHERE lead_id = ANY (found.lead_ids)
-        OR ingest.mentions(concat_ws(' ', business_data::text, whatsapp_config::text, bot_config::text), ARRAY[found.address]);
-    SELECT coalesce(array_agg(id), '{}'), found.phones || coalesce(array_agg(ltrim(phone_number, '+')), '{}')
-    INTO found.account_ids, found.phones
+    SELECT coalesce(array_agg(id), '{}'), string_agg(
+            '\m' || ingest.escaped(first_name) || '\s+' || ingest.escaped(last_name) || '\M', '|'
+        )
+    INTO found.lead_ids, names FROM marketing.leads WHERE leads.email = found.address;
+    found.pattern := concat_ws('|', ingest.address_pattern(found.address), names);
+    SELECT coalesce(array_agg(id), '{}') INTO found.account_ids
     FROM whatsapp.accounts WHERE lead_id = ANY (found.lead_ids);
-    -- Who was ever the user, or the browser, of an event that names the address.
-    SELECT coalesce(array_agg(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL), '{}'),
-        coalesce(array_agg(DISTINCT anonymous_id) FILTER (WHERE anonymous_id IS NOT NULL), '{}')
-    INTO found.user_ids, found.anonymous_ids
+    -- Else one that nothing matches.
+    SELECT coalesce(string_agg(DISTINCT ingest.phone_pattern(phone_number), '|'), '(?=a)b') INTO found.phone_pattern
+    FROM (
+        SELECT phone_number FROM marketing.leads WHERE id = ANY (found.lead_ids)
+        UNION SELECT phone_number FROM whatsapp.accounts WHERE id = ANY (found.account_ids)
+    ) AS phones;
+    SELECT coalesce(array_agg(id), '{}') INTO found.session_ids FROM onboarding.sessions
+    WHERE lead_id = ANY (found.lead_ids) OR lower(business_data ->> 'email') = found.address;
+    SELECT coalesce(array_agg(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL), '{}') INTO found.user_ids
     FROM analytics.events
-    WHERE lower(user_id) = found.address OR user_id = ANY (found.lead_ids::text[])
-        OR ingest.mentions(concat_ws(' ', properties::text, context::text, url, referrer), ARRAY[found.address]);
+    WHERE (name = 'identify' AND lower(properties ->> 'email') = found.address)
+        OR lower(context #>> '{traits,email}') = found.address;
     found.user_ids := found.user_ids || found.lead_ids::text[] || found.address;
+    SELECT coalesce(array_agg(DISTINCT anonymous_id), '{}') INTO found.anonymous_ids
+    FROM analytics.events
+    WHERE anonymous_id IS NOT NULL AND (
+        lower(user_id) = ANY (found.user_ids) OR user_id = ANY (found.user_ids)
+        OR (name = 'identify' AND lower(properties ->> 'email') = found.address)
+        OR lower(context #>> '{traits,email}') = found.address
+    );
     RETURN found;
 END
 $$;
-COMMENT ON FUNCTION ingest.find_person(text) IS 'By what the person with this address is known: leads, sessions, users, browsers, accounts, phones';
+COMMENT ON FUNCTION ingest.find_person(text) IS 'By what the person with this address is known: leads, sessions, accounts, users, browsers';
 
--- In SQL, so that it is one expression of the queries that delete and export. A browser that others use, too, is
--- theirs where they are named.
-CREATE FUNCTION ingest.is_event_of(event analytics.events, person ingest.person) RETURNS boolean
-LANGUAGE sql IMMUTABLE
+CREATE FUNCTION ingest.scrub(relation regclass, person ingest.person) RETURNS bigint
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(event.user_id = ANY (person.user_ids), false)
-        OR coalesce(event.user_id IS NULL AND event.anonymous_id = ANY (person.anonymous_ids), false)
-        OR ingest.mentions(
-            concat_ws(' ', event.user_id, event.anonymous_id, event.session_id, event.properties::text,
-                event.context::text, event.url, event.referrer, event.page_path, event.utm_term, event.utm_content),
-            person.address || person.phones
-        )
+DECLARE
+    assignments text;
+    mention text;
+    affected bigint;
+BEGIN
+    -- In JSON a phone may be a number, so that what stands for it must be one, too; the rest is in strings.
+    SELECT string_agg(format(
+            '%1$I = regexp_replace(regexp_replace(%1$I::text, $1, ''erased'', ''gi''), $2, ''0'', ''g'')%2$s',
+            attname, CASE atttypid WHEN 'jsonb'::regtype THEN '::jsonb' ELSE '' END
+        ), ', '),
+        format('concat_ws(E''\n'', %s)', string_agg(format('%I::text', attname), ', '))
+    INTO assignments, mention
+    FROM pg_attribute
+    WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped AND atttypid IN ('text'::regtype, 'jsonb'::regtype);
+    EXECUTE format('UPDATE %s SET %s WHERE %s ~* $1 OR %3$s ~ $2', relation, assignments, mention)
+    USING person.pattern, person.phone_pattern;
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    RETURN affected;
+END
 $$;
-COMMENT ON FUNCTION ingest.is_event_of(analytics.events, ingest.person) IS 'Whether an event is a person''s, or names them';
+COMMENT ON FUNCTION ingest.scrub(regclass, ingest.person) IS
+    'Take a person''s address, name and phone out of the texts and JSON of a table''s rows that are not theirs; how many rows';
 
 -- SECURITY DEFINER because nobody but the owner may change the audit log or touch every table; for admins only.
 CREATE FUNCTION public.gdpr_delete_user_data(email text) RETURNS jsonb
@@ -676,42 +747,38 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     person ingest.person;
-    names text[];
-    texts text[];
-    -- Rows of the audit log that were about the person's rows.
+    -- Rows that are the person's, as the audit log names them.
     row_ids text[];
     counts jsonb := '{}';
     affected bigint;
+    relation regclass;
 BEGIN
     PERFORM ingest.require_admin();
     person := ingest.find_person(gdpr_delete_user_data.email);
-    texts := person.address || person.phones;
-    SELECT coalesce(array_agg(lower(concat_ws(' ', first_name, last_name))) FILTER (
-        WHERE num_nonnulls(first_name, last_name) = 2
-    ), '{}') INTO names FROM marketing.leads WHERE id = ANY (person.lead_ids);
     SELECT coalesce(array_agg(id::text), '{}') INTO row_ids FROM (
         SELECT unnest(person.lead_ids || person.session_ids || person.account_ids) AS id
-        UNION ALL SELECT id FROM marketing.lead_interactions WHERE lead_id = ANY (person.lead_ids)
-        UNION ALL SELECT id FROM onboarding.step_activities WHERE session_id = ANY (person.session_ids)
-        UNION ALL SELECT id FROM whatsapp.templates WHERE account_id = ANY (person.account_ids)
         UNION ALL SELECT id FROM experiments.assignments
             WHERE user_id::text = ANY (person.user_ids) OR session_id = ANY (person.anonymous_ids)
     ) AS theirs;
 
-    DELETE FROM analytics.events AS event WHERE ingest.is_event_of(event, person);
+    -- A browser that others use, too, is theirs where they are named.
+    DELETE FROM analytics.events
+    WHERE user_id = ANY (person.user_ids) OR lower(user_id) = person.address
+        OR (user_id IS NULL AND anonymous_id = ANY (person.anonymous_ids));
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.events', affected);
+    -- What was refused is raw text, of which nobody knows what else is in it.
     DELETE FROM analytics.rejected_events
-    WHERE ingest.mentions(concat_ws(' ', payload, detail, route), texts || names);
+    WHERE concat_ws(E'\n', payload, detail, route) ~* person.pattern
+        OR concat_ws(E'\n', payload, detail, route) ~ person.phone_pattern;
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.rejected_events', affected);
-    -- A page's path may hold an address. What the events were counted in stays: a count names nobody.
-    DELETE FROM analytics.event_aggregations WHERE ingest.mentions(concat_ws(' ', event_name, dimensions::text), texts);
+    -- A page's path may hold an address. Other counts stay: a count names nobody.
+    DELETE FROM analytics.event_aggregations
+    WHERE concat_ws(E'\n', event_name, dimensions::text) ~* person.pattern
+        OR concat_ws(E'\n', event_name, dimensions::text) ~ person.phone_pattern;
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.event_aggregations', affected);
-    DELETE FROM analytics.metrics WHERE ingest.mentions(concat_ws(' ', dimensions::text, value_json::text), texts);
-    GET DIAGNOSTICS affected = ROW_COUNT;
-    counts := counts || jsonb_build_object('analytics.metrics', affected);
 
     -- The unit stays in the experiment's figures, as nobody.
     UPDATE experiments.assignments SET
@@ -744,12 +811,25 @@ BEGIN
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('marketing.leads', affected);
 
+    -- Rows that are others', and mention them.
+    FOREACH relation IN ARRAY ARRAY[
+        'analytics.events', 'analytics.metrics', 'marketing.leads', 'marketing.lead_interactions',
+        'onboarding.sessions', 'onboarding.step_activities', 'experiments.experiments', 'whatsapp.accounts', 'whatsapp.templates'
+    ]::regclass[] LOOP
+        affected := ingest.scrub(relation, person);
+        counts := counts || jsonb_build_object('mentions in ' || relation, affected);
+    END LOOP;
+
     -- At last, for the statements above have left their traces here.
     PERFORM set_config('app.audit_maintenance', 'on', true);
     UPDATE public.audit_logs SET
         old_values = NULL, new_values = NULL, user_email = NULL, user_id = NULL, ip_address = NULL, user_agent = NULL
     WHERE (row_id = ANY (row_ids) OR lower(user_email) = person.address
-            OR ingest.mentions(concat_ws(' ', old_values::text, new_values::text), texts))
+            OR coalesce(old_values, new_values) ->> 'lead_id' = ANY (row_ids)
+            OR coalesce(old_values, new_values) ->> 'session_id' = ANY (row_ids)
+            OR coalesce(old_values, new_values) ->> 'account_id' = ANY (row_ids)
+            OR concat_ws(E'\n', old_values::text, new_values::text) ~* person.pattern
+            OR concat_ws(E'\n', old_values::text, new_values::text) ~ person.phone_pattern)
         AND num_nonnulls(old_values, new_values, user_email, user_id, ip_address, user_agent) > 0;
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('public.audit_logs', affected);
@@ -779,27 +859,39 @@ BEGIN
     person := ingest.find_person(gdpr_export_user_data.email);
     SELECT jsonb_build_object(
         'email', person.address,
-        'marketing.leads', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.leads AS row WHERE row.id = ANY (person.lead_ids)),
-        'marketing.lead_interactions', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.lead_interactions AS row WHERE row.lead_id = ANY (person.lead_ids)),
-        'onboarding.sessions', (SELECT jsonb_agg(to_jsonb(row) - 'session_token' ORDER BY row.created_at) FROM onboarding.sessions AS row WHERE row.id = ANY (person.session_ids)),
-        'onboarding.step_activities', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM onboarding.step_activities AS row WHERE row.session_id = ANY (person.session_ids)),
-        'experiments.assignments', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.assigned_at) FROM experiments.assignments AS row
+        'marketing.leads', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.leads AS row
+            WHERE row.id = ANY (person.lead_ids)),
+        'marketing.lead_interactions', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at)
+            FROM marketing.lead_interactions AS row WHERE row.lead_id = ANY (person.lead_ids)),
+        'onboarding.sessions', (SELECT jsonb_agg(to_jsonb(row) - 'session_token' ORDER BY row.created_at)
+            FROM onboarding.sessions AS row WHERE row.id = ANY (person.session_ids)),
+        'onboarding.step_activities', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at)
+            FROM onboarding.step_activities AS row WHERE row.session_id = ANY (person.session_ids)),
+        'experiments.assignments', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.assigned_at)
+            FROM experiments.assignments AS row
             WHERE row.user_id::text = ANY (person.user_ids) OR row.session_id = ANY (person.anonymous_ids)),
-        'whatsapp.accounts', (SELECT jsonb_agg(to_jsonb(row) - '{access_token_encrypted,webhook_verify_token_encrypted}'::text[] ORDER BY row.created_at)
+        'whatsapp.accounts', (SELECT jsonb_agg(
+                to_jsonb(row) - '{access_token_encrypted,webhook_verify_token_encrypted}'::text[] ORDER BY row.created_at)
             FROM whatsapp.accounts AS row WHERE row.id = ANY (person.account_ids)),
-        'whatsapp.templates', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM whatsapp.templates AS row WHERE row.account_id = ANY (person.account_ids)),
-        'analytics.events', (SELECT jsonb_agg(to_jsonb(event) ORDER BY event.created_at) FROM analytics.events AS event WHERE ingest.is_event_of(event, person)),
+        'whatsapp.templates', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at)
+            FROM whatsapp.templates AS row WHERE row.account_id = ANY (person.account_ids)),
+        'analytics.events', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM analytics.events AS row
+            WHERE row.user_id = ANY (person.user_ids) OR lower(row.user_id) = person.address
+                OR (row.user_id IS NULL AND row.anonymous_id = ANY (person.anonymous_ids))),
         'analytics.rejected_events', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM analytics.rejected_events AS row
-            WHERE ingest.mentions(row.payload, person.address || person.phones)),
+            WHERE row.payload ~* person.pattern OR row.payload ~ person.phone_pattern),
         'public.audit_logs', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM public.audit_logs AS row
             WHERE lower(row.user_email) = person.address
-                OR ingest.mentions(concat_ws(' ', row.old_values::text, row.new_values::text), person.address || person.phones))
+                OR row.row_id = ANY ((person.lead_ids || person.session_ids || person.account_ids)::text[]))
     ) INTO told;
+    INSERT INTO public.audit_logs (table_name, operation, actor_role)
+    VALUES ('all', 'EXPORT', coalesce(nullif(current_setting('role'), 'none'), session_user));
     RETURN jsonb_strip_nulls(told);
 END
 $$;
 COMMENT ON FUNCTION public.gdpr_export_user_data(text) IS
-    'Everything held on the person with this address, by table; no secrets: tokens and ciphertext are left out';
+    'Everything held on the person with this address, by table; no secrets: tokens and ciphertext are left out. '
+    'Not: rows of others that mention them';
 
 
 -- Retention
@@ -824,27 +916,11 @@ AS $$
 DECLARE
     day record;
     rows_of_day bigint;
+    old_days regclass[] := '{}';
+    old_rows bigint[] := '{}';
     -- A day goes when its last moment is older.
     oldest_day constant date := (now() - ingest.retention('events', '90 days')) AT TIME ZONE 'UTC';
 BEGIN
-    table_name := 'analytics.events';
-    deleted_count := 0;
-    FOR day IN
-        SELECT inhrelid::regclass AS partition FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
-        WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
-            AND to_date(substr(relname, 8), 'YYYYMMDD') < oldest_day
-        ORDER BY relname
-    LOOP
-        BEGIN
-            EXECUTE format('SELECT count(*) FROM %s', day.partition) INTO rows_of_day;
-            EXECUTE format('DROP TABLE %s', day.partition);
-            deleted_count := deleted_count + rows_of_day;
-        EXCEPTION WHEN lock_not_available THEN
-            RAISE WARNING '% is in use, it goes at the next call', day.partition;
-        END;
-    END LOOP;
-    RETURN NEXT;
-
     table_name := 'analytics.event_aggregations';
     DELETE FROM analytics.event_aggregations
     WHERE granularity = 'minute' AND time_bucket < now() - ingest.retention('minutes', '7 days');
@@ -874,6 +950,30 @@ BEGIN
     DELETE FROM public.audit_logs WHERE created_at < now() - ingest.retention('audit', '2 years');
     GET DIAGNOSTICS deleted_count = ROW_COUNT;
     PERFORM set_config('app.audit_maintenance', 'off', true);
+    RETURN NEXT;
+
+    -- Counted before anything is dropped, and dropped at the very end: from the first DROP to the commit nobody can
+    -- read or write events.
+    table_name := 'analytics.events';
+    deleted_count := 0;
+    FOR day IN
+        SELECT inhrelid::regclass AS partition FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
+            AND to_date(substr(relname, 8), 'YYYYMMDD') < oldest_day
+        ORDER BY relname
+    LOOP
+        EXECUTE format('SELECT count(*) FROM %s', day.partition) INTO rows_of_day;
+        old_days := old_days || day.partition;
+        old_rows := old_rows || rows_of_day;
+    END LOOP;
+    FOR place IN 1 .. cardinality(old_days) LOOP
+        BEGIN
+            EXECUTE format('DROP TABLE %s', old_days[place]);
+            deleted_count := deleted_count + old_rows[place];
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE WARNING '% is in use, it goes at the next call', old_days[place];
+        END;
+    END LOOP;
     RETURN NEXT;
 END
 $$;
