@@ -909,6 +909,8 @@ COMMENT ON FUNCTION ingest.retention(text, interval) IS
 CREATE FUNCTION public.cleanup_old_data() RETURNS TABLE (table_name text, deleted_count bigint)
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+-- Else 90 days are an hour more or less where summer time began or ended among them.
+SET timezone = 'UTC'
 -- Who drops a partition waits for whoever reads it, and everybody else waits behind: better at the next call then.
 SET lock_timeout = '2s'
 AS $$
