@@ -31,7 +31,7 @@ from ingest.handlers.collect import Collector, CollectSettings, key_checker, seg
 from ingest.http import Cors, RateLimit
 from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal, JournalFailed, JournalFull, OpenRecord
-from ingest.logs import fields
+from ingest.logs import Quiet, fields
 from ingest.metrics import Gauges, Metrics, merge
 from ingest.periodic import run_every
 from ingest.rejects import RejectReason
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS: Final = 10.0
 ADOPT_SECONDS: Final = 15.0
 PROBE_SECONDS: Final = 1.0
+_WAITING_SECONDS: Final = 60.0
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
 PARTITIONS_SECONDS: Final = 3600.0
@@ -89,9 +90,8 @@ class Worker:
         """Take a journal that is on disk, or make one with a number from the database."""
         config = self.config
         position = None
-        claimed = journals.claim(config.data_dir)
+        claimed, connection = await self._claim_and_connect()
         try:
-            connection = await self._first_connection(must=claimed is None)
             if connection is not None:
                 try:
                     await migrations.check(connection)
@@ -111,22 +111,35 @@ class Worker:
         self.journal, self.writer = await self._open(claimed, position)
         self.writer.postgres_up = position is not None
 
-    async def _first_connection(self, must: bool) -> asyncpg.Connection | None:
-        """A connection at the start. A worker that has a journal goes on without one; a new one waits for it."""
+    async def _claim_and_connect(self) -> tuple[journals.Claimed | None, asyncpg.Connection | None]:
+        """A journal that is on disk and free, and a connection, or one of both.
+
+        A worker that has a journal goes on without the database. One that needs a new one waits for it: not for ever
+        at the very first start; but if there are journals, others work with them and must not be taken down.
+        """
+        folder = self.config.data_dir
         deadline = time.monotonic() + self.config.database_wait_seconds
-        waiting = False
+        quiet = Quiet(_WAITING_SECONDS)
         while True:
+            claimed = journals.claim(folder)
             try:
-                return await self.connect("start")
+                return claimed, await self.connect("start")
             except DatabaseError as error:
-                if not must:
+                if claimed is not None:
                     logger.warning("starting without the database, events wait in the journal: %s", error)
-                    return None
-                if time.monotonic() >= deadline:
+                    return claimed, None
+                if time.monotonic() >= deadline and not journals.folders(folder):
                     raise
-                if not waiting:
-                    waiting = True
-                    logger.warning("waiting for the database, a new journal needs a number from it: %s", error)
+                if quiet.due():
+                    logger.warning(
+                        "worker %d is waiting for the database, a new journal needs a number from it: %s",
+                        self.index,
+                        error,
+                    )
+            except BaseException:
+                if claimed is not None:
+                    claimed.release()
+                raise
             await asyncio.sleep(0.5)
 
     async def connect(self, purpose: str) -> asyncpg.Connection:

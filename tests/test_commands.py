@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from ingest.embedded import EmbeddedPostgres
-from tests.service import Service, environment, lent_database, running
+from tests.service import Service, environment, lent_database, running, wait_until
 
 INGEST = [sys.executable, "-m", "ingest"]
 COMMANDS = ("dev", "serve", "migrate", "seed", "types", "psql", "journal", "rejected", "tail")
@@ -78,13 +78,6 @@ def pids_in(folder: Path) -> list[int]:
         if any(str(folder.resolve()) in word for word in command) and "postgres" in Path(command[0]).name:
             found.append(process.pid)
     return found
-
-
-def wait_until(true: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 # Help, and what was typed wrong.

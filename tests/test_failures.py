@@ -26,7 +26,7 @@ from ingest.journal import Journal
 from ingest.rejects import RejectReason
 from ingest.segment import Layout
 from tests.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres
-from tests.service import Service, running
+from tests.service import Service, running, wait_until
 from tests.test_crashes import mortal, stored_ids
 from tests.worker import Start, client, start
 
@@ -99,6 +99,39 @@ def test_a_collector_with_a_journal_starts_and_accepts_while_postgres_is_down(mo
         mortal.start()
         service.wait_stored()
     assert len(stored_ids(mortal.dsn)) == 12
+
+
+def test_a_worker_added_while_postgres_is_down_waits_and_takes_nobody_down(mortal, tmp_path):
+    with running(Service(tmp_path / "data", mortal.dsn)) as alone:
+        alone.post("/v1/events", batch(5))
+        alone.wait_stored()
+    kill_postgres(mortal)
+    with running(Service(tmp_path / "data", mortal.dsn, "--workers", "2", "--database-wait-seconds", "0.2")) as two:
+        wait_until(lambda: "waiting for the database" in two.log_text(), 20, "the new one waits")
+        # Longer than it would have waited at the very first start.
+        time.sleep(1)
+        assert two.post("/v1/events", batch(7))[0] == 200
+        assert 'worker="1"' not in two.get("/metrics")[1]
+        mortal.start()
+        wait_until(lambda: 'worker="1"' in two.get("/metrics")[1], 20, "the new one serves")
+        two.wait_stored()
+    assert "needs a number" in two.log_text()
+    assert len(stored_ids(mortal.dsn)) == 12
+
+
+async def test_a_worker_that_waits_takes_a_journal_that_gets_free(start: Start, database_url, tmp_path):
+    connection = await asyncpg.connect(database_url)
+    made = await journals.create(tmp_path / "worker-0", connection)
+    await connection.close()
+    async with CuttingProxy(database_url, tmp_path / "px") as proxy:
+        await proxy.go_away()
+        starting = asyncio.ensure_future(start(database_url=proxy.dsn, database_wait_seconds=0))
+        await asyncio.sleep(0.2)
+        assert not starting.done()
+        made.release()
+        client = await starting
+        assert client.worker.journal.number == made.layout.journal
+        assert (await client.post(batch(1))).status == 200
 
 
 # COPY meets a duplicate, or a row that the table refuses.
