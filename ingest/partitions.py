@@ -1,11 +1,20 @@
-"""The daily partitions of analytics.events: made ahead, or on demand for a late event's day. Days are in UTC."""
+"""The daily partitions of analytics.events: made ahead, or on demand for a late event's day; and the indexes that a
+day gets once it is over. Days are in UTC."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterable
 from datetime import date, timedelta
+from typing import Final
 
 import asyncpg
+
+logger = logging.getLogger(__name__)
+
+INDEXES_LOCK_KEY: Final = 0x696E64657865732E
+"""Ours among advisory locks: "indexes." in ASCII."""
 
 
 async def ensure(connection: asyncpg.Connection, days: Iterable[date]) -> int:
@@ -20,3 +29,31 @@ async def ensure(connection: asyncpg.Connection, days: Iterable[date]) -> int:
 async def ensure_ahead(connection: asyncpg.Connection, *, today: date, days_ahead: int = 7) -> int:
     """Make what is missing from yesterday (clients' clocks, late retries) to `days_ahead` days after today."""
     return await ensure(connection, [today + timedelta(days=offset) for offset in range(-1, days_ahead + 1)])
+
+
+async def index_closed_days(connection: asyncpg.Connection) -> int:
+    """Make the indexes that closed days lack, one after the other, without stopping anybody; return how many were.
+
+    Needs a connection of its own, outside a transaction, and takes its limit on statements away. May be interrupted:
+    what is left half-made is replaced at the next call. Only one process at a time makes indexes, the others return
+    0 at once. Behind a transaction pooler the lock belongs to nobody in particular; two at once are merely wasteful
+    there, because of CREATE INDEX IF NOT EXISTS, and one that was not let go would end with the pooler's connection.
+    """
+    await connection.execute("SET statement_timeout = 0")
+    if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", INDEXES_LOCK_KEY):
+        return 0
+    made = 0
+    try:
+        for missing in await connection.fetch("SELECT * FROM analytics.missing_closed_day_indexes()"):
+            # Retention may drop the day meanwhile.
+            with contextlib.suppress(asyncpg.UndefinedTableError):
+                if missing["leftover"] is not None:
+                    await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {missing['leftover']}")
+                await connection.execute(missing["statement"])
+                made += 1
+    finally:
+        if not connection.is_closed():
+            await connection.execute("SELECT pg_advisory_unlock($1)", INDEXES_LOCK_KEY)
+    if made:
+        logger.info("made %d indexes on closed days", made)
+    return made
