@@ -48,7 +48,7 @@ _WAITING_SECONDS: Final = 60.0
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
 PARTITIONS_SECONDS: Final = 3600.0
-CLOSED_DAYS_SECONDS: Final = 600.0
+INDEXES_SECONDS: Final = 600.0
 
 
 class Worker:
@@ -196,7 +196,7 @@ class Worker:
         """The background of the worker, as one table of {what, function, period}."""
         for what, run_once, seconds in (
             ("partitions ahead", self.ensure_partitions, PARTITIONS_SECONDS),
-            ("indexes on closed days", self.index_closed_days, CLOSED_DAYS_SECONDS),
+            ("indexes of closed days", self.index_closed_days, INDEXES_SECONDS),
             ("adopting journals", self.adopt, ADOPT_SECONDS),
             ("hanging up on silent connections", self._sweep, SWEEP_SECONDS),
             ("probing a journal that failed", self.probe_journal, PROBE_SECONDS),
@@ -220,14 +220,22 @@ class Worker:
             await database.close(connection)
 
     async def index_closed_days(self) -> None:
+        """An index may take minutes. Who stops does not wait for it: it is begun anew by whoever comes next."""
         assert self.config.database_url is not None
-        # Building one takes as long as the day is large.
         connection = await database.connect(self.config.database_url, purpose="indexes")
+        making = asyncio.ensure_future(partitions.index_closed_days(connection))
+        stopping = asyncio.ensure_future(self.stopping.wait())
         try:
-            if built := await partitions.index_closed_days(connection):
-                logger.info("built indexes on closed days", extra=fields(indexes=built))
+            await asyncio.wait((making, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if making.done():
+                making.result()
         finally:
+            making.cancel()
+            stopping.cancel()
+            # Time for the server to be told; without an answer, closing ends it on our side.
+            await asyncio.wait((making, stopping), timeout=2)
             await database.close(connection)
+            await asyncio.gather(making, stopping, return_exceptions=True)
 
     async def adopt(self) -> None:
         """Drain the journals that nobody holds: there are fewer workers now, or one could not come back."""

@@ -1,11 +1,20 @@
-"""The daily partitions of analytics.events: made ahead, or on demand for a late event's day. Days are in UTC."""
+"""The daily partitions of analytics.events: made ahead, or on demand for a late event's day; and the indexes that a
+day gets once it is over. Days are in UTC."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterable
 from datetime import date, timedelta
+from typing import Final
 
 import asyncpg
+
+logger = logging.getLogger(__name__)
+
+INDEXES_LOCK_KEY: Final = 0x696E64657865732E
+"""Ours among advisory locks: "indexes." in ASCII."""
 
 
 async def ensure(connection: asyncpg.Connection, days: Iterable[date]) -> int:
@@ -22,27 +31,29 @@ async def ensure_ahead(connection: asyncpg.Connection, *, today: date, days_ahea
     return await ensure(connection, [today + timedelta(days=offset) for offset in range(-1, days_ahead + 1)])
 
 
-_BUILDER_LOCK = 0x696E6478
-"""Any number that nobody else takes; this one is "indx" in ASCII."""
-
-
 async def index_closed_days(connection: asyncpg.Connection) -> int:
-    """Build the indexes that closed days lack, one after the other; how many were built.
+    """Make the indexes that closed days lack, one after the other, without stopping anybody; return how many were.
 
-    Outside a transaction, and for minutes if the days are large: the connection is the caller's own, without a
-    statement time-out. One process does it at a time, by a lock of the session; behind a transaction pooler that lock
-    does not hold, and two would merely be in each other's way: what one leaves invalid is built again.
+    Needs a connection of its own, outside a transaction, and takes its limit on statements away. May be interrupted:
+    what is left half-made is replaced at the next call. Only one process at a time makes indexes, the others return
+    0 at once. Behind a transaction pooler the lock belongs to nobody in particular; two at once are merely wasteful
+    there, because of CREATE INDEX IF NOT EXISTS, and one that was not let go would end with the pooler's connection.
     """
-    if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _BUILDER_LOCK):
+    await connection.execute("SET statement_timeout = 0")
+    if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", INDEXES_LOCK_KEY):
         return 0
+    made = 0
     try:
-        missing = await connection.fetch("SELECT * FROM analytics.missing_closed_day_indexes()")
-        await connection.execute("SET statement_timeout = 0")
-        for index in missing:
-            if index["leftover"]:
-                await connection.execute(f'DROP INDEX CONCURRENTLY IF EXISTS analytics."{index["index_name"]}"')
-            await connection.execute(index["statement"])
-        return len(missing)
+        for missing in await connection.fetch("SELECT * FROM analytics.missing_closed_day_indexes()"):
+            # Retention may drop the day meanwhile.
+            with contextlib.suppress(asyncpg.UndefinedTableError):
+                if missing["leftover"] is not None:
+                    await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {missing['leftover']}")
+                await connection.execute(missing["statement"])
+                made += 1
     finally:
-        await connection.execute("RESET statement_timeout")
-        await connection.execute("SELECT pg_advisory_unlock($1)", _BUILDER_LOCK)
+        if not connection.is_closed():
+            await connection.execute("SELECT pg_advisory_unlock($1)", INDEXES_LOCK_KEY)
+    if made:
+        logger.info("made %d indexes on closed days", made)
+    return made
