@@ -529,7 +529,9 @@ DECLARE
     assigned jsonb := '{}';
     running record;
     chosen text;
+    stored boolean;
     counted boolean := current_setting('role') <> 'anon';
+    address constant inet := ingest.client_address();
 BEGIN
     IF unit IS NULL THEN
         RETURN assigned;
@@ -542,7 +544,9 @@ BEGIN
         ORDER BY name
     LOOP
         -- Once assigned for ever assigned, also as the session that a user was before they were known.
-        SELECT variant_id INTO chosen FROM experiments.assignments
+        -- One statement finds both, the variant and whether its row is the unit's own: between two, another call may
+        -- store what this one has not chosen.
+        SELECT variant_id, person IS NULL OR user_id IS NOT NULL INTO chosen, stored FROM experiments.assignments
         WHERE experiment_id = running.id
             AND ((person IS NOT NULL AND user_id = person) OR (visit IS NOT NULL AND user_id IS NULL AND session_id = visit))
         ORDER BY user_id NULLS LAST LIMIT 1;
@@ -554,13 +558,14 @@ BEGIN
                 );
             chosen := experiments.choose_variant(running.id, running.control_variant, running.test_variants, unit);
         END IF;
-        IF NOT EXISTS (
-            SELECT FROM experiments.assignments
-            WHERE experiment_id = running.id
-                AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END
-        ) THEN
+        IF stored IS NOT TRUE THEN
             IF NOT counted THEN
-                PERFORM ingest.count_hit('assignments', coalesce(host(ingest.client_address()), ''), 10);
+                -- As ingest.admit_by_address() counts: who has one address of an IPv6 network has them all.
+                PERFORM ingest.count_hit(
+                    'assignments',
+                    coalesce(host(CASE family(address) WHEN 6 THEN network(set_masklen(address, 64)) ELSE address END), ''),
+                    10
+                );
                 counted := true;
             END IF;
             INSERT INTO experiments.assignments (experiment_id, user_id, session_id, variant_id, country)
