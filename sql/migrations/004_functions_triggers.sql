@@ -264,7 +264,8 @@ BEGIN
     ELSE
         NEW.completed_at := NULL;
         IF NEW.status = 'completed' THEN
-            NEW.status := CASE WHEN status_before = 'abandoned' THEN 'abandoned' ELSE 'in_progress' END;
+            NEW.status := CASE WHEN status_before = 'abandoned' THEN status_before
+                ELSE 'in_progress'::onboarding.session_status END;
         END IF;
         IF NEW.status = 'not_started' AND NEW.progress_percentage > 0 THEN
             NEW.status := 'in_progress';
@@ -331,7 +332,7 @@ LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    bytes bytea := '';
+    bytes bytea := ''::bytea;
     piece text;
 BEGIN
     FOR piece IN
@@ -441,7 +442,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    plain_sql constant uuid := 'b6b7a1c0-0d5e-4a7b-9f0e-70656e64696e';
+    plain_sql constant uuid := 'b6b7a1c0-0d5e-4a7b-9f0e-70656e64696e'::uuid;
     -- So that one transaction stays short; the caller comes again.
     most constant int := 50000;
     ledger record;
@@ -553,9 +554,10 @@ DECLARE
         THEN auto_assign_experiments.session_id END;
     unit constant text := coalesce(person::text, visit);
     nation constant text := substring(upper(auto_assign_experiments.country) FROM '^[A-Z]{2}$');
-    assigned jsonb := '{}';
+    assigned jsonb := '{}'::jsonb;
     running record;
     chosen text;
+    stored boolean;
     counted boolean := current_setting('role') <> 'anon';
 BEGIN
     IF unit IS NULL THEN
@@ -569,7 +571,9 @@ BEGIN
         ORDER BY name
     LOOP
         -- Once assigned for ever assigned, also as the session that a user was before they were known.
-        SELECT variant_id INTO chosen FROM experiments.assignments
+        -- One statement finds both, the variant and whether its row is the unit's own: between two, another call may
+        -- store what this one has not chosen.
+        SELECT variant_id, person IS NULL OR user_id IS NOT NULL INTO chosen, stored FROM experiments.assignments
         WHERE experiment_id = running.id
             AND ((person IS NOT NULL AND user_id = person) OR (visit IS NOT NULL AND user_id IS NULL AND session_id = visit))
         ORDER BY user_id NULLS LAST LIMIT 1;
@@ -581,11 +585,7 @@ BEGIN
                 );
             chosen := experiments.choose_variant(running.id, running.control_variant, running.test_variants, unit);
         END IF;
-        IF NOT EXISTS (
-            SELECT FROM experiments.assignments
-            WHERE experiment_id = running.id
-                AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END
-        ) THEN
+        IF stored IS NOT TRUE THEN
             IF NOT counted THEN
                 PERFORM ingest.count_hit('assignments', ingest.limit_subject(ingest.client_address()), 10);
                 counted := true;
@@ -749,7 +749,7 @@ DECLARE
     person ingest.person;
     -- Rows that are the person's, as the audit log names them.
     row_ids text[];
-    counts jsonb := '{}';
+    counts jsonb := '{}'::jsonb;
     affected bigint;
     relation regclass;
 BEGIN
@@ -918,10 +918,10 @@ AS $$
 DECLARE
     day record;
     rows_of_day bigint;
-    old_days regclass[] := '{}';
-    old_rows bigint[] := '{}';
+    old_days regclass[] := '{}'::regclass[];
+    old_rows bigint[] := '{}'::bigint[];
     -- A day goes when its last moment is older.
-    oldest_day constant date := (now() - ingest.retention('events', '90 days')) AT TIME ZONE 'UTC';
+    oldest_day constant date := ((now() - ingest.retention('events', '90 days')) AT TIME ZONE 'UTC')::date;
 BEGIN
     table_name := 'analytics.event_aggregations';
     DELETE FROM analytics.event_aggregations
