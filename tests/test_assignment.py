@@ -112,11 +112,11 @@ async def test_an_anonymous_visitor_and_a_role_that_knows_them_are_told_the_same
 
 # Shares
 
-# What chance exceeds once in a thousand (p = 0.001), by degrees of freedom. The units are fixed, so that it is the same
-# in each run.
+# What chance exceeds once in a thousand (p = 0.001), by degrees of freedom. The units are fixed, so that a run is like
+# any other.
 CRITICAL = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467}
 
-SHARES = {
+SHARES: dict[str, dict[str, float]] = {
     "even": {"control": 1, "b": 1},
     "thirds": {"control": 1, "b": 1, "c": 1},
     "uneven": {"control": 70, "b": 20, "c": 7.5, "d": 2.5},

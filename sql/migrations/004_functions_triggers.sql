@@ -269,6 +269,12 @@ BEGIN
         END IF;
         IF NEW.status = 'not_started' AND NEW.progress_percentage > 0 THEN
             NEW.status := 'in_progress';
+        ELSIF moved THEN
+            IF NEW.status IN ('not_started', 'abandoned') AND NEW.status = OLD.status THEN
+                -- Who comes back goes on.
+                NEW.status := 'in_progress';
+                NEW.abandoned_at := NULL;
+            END IF;
         END IF;
         IF TG_OP = 'UPDATE' AND moved AND NEW.status = status_before AND NEW.status IN ('not_started', 'abandoned') THEN
             -- Who comes back goes on.
@@ -395,13 +401,13 @@ BEGIN
     NEW.session_id := left(NEW.session_id, 255);
     NEW.url := left(coalesce(NEW.url, NEW.context #>> '{page,url}'), 4096);
     NEW.referrer := left(coalesce(NEW.referrer, NEW.context #>> '{page,referrer}'), 4096);
-    NEW.page_host := coalesce(NEW.page_host, ingest.url_host(NEW.url));
-    NEW.page_path := coalesce(NEW.page_path, CASE
+    NEW.page_host := left(coalesce(NEW.page_host, ingest.url_host(NEW.url)), 253);
+    NEW.page_path := left(coalesce(NEW.page_path, CASE
         WHEN ingest.url_host(NEW.url) IS NOT NULL
             THEN coalesce(substring(NEW.url FROM '^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*(/[^?#]*)'), '/')
         ELSE substring(NEW.url FROM '^(/[^?#]*)')
-    END);
-    NEW.referrer_host := coalesce(NEW.referrer_host, ingest.url_host(NEW.referrer));
+    END), 4096);
+    NEW.referrer_host := left(coalesce(NEW.referrer_host, ingest.url_host(NEW.referrer)), 253);
     NEW.utm_source := left(coalesce(NEW.utm_source, ingest.url_parameter(NEW.url, 'utm_source')), 255);
     NEW.utm_medium := left(coalesce(NEW.utm_medium, ingest.url_parameter(NEW.url, 'utm_medium')), 255);
     NEW.utm_campaign := left(coalesce(NEW.utm_campaign, ingest.url_parameter(NEW.url, 'utm_campaign')), 255);
