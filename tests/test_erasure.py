@@ -119,7 +119,8 @@ INSERT INTO analytics.metrics (name, type, dimensions) VALUES ('KEY', 'gauge', '
 """A person in every table that one may be in, the log of it written by triggers."""
 
 TABLES = """
-SELECT format('%s.%I', relnamespace::regnamespace, relname) AS name, array_agg(quote_ident(attname) ORDER BY attnum) AS columns
+SELECT format('%s.%I', relnamespace::regnamespace, relname) AS name,
+    array_agg(quote_ident(attname) ORDER BY attnum) AS columns
 FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
 WHERE relkind IN ('r', 'm') AND attnum > 0 AND NOT attisdropped
     AND relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
