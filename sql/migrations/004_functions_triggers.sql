@@ -787,11 +787,11 @@ BEGIN
     counts := counts || jsonb_build_object('analytics.event_aggregations', affected);
 
     -- The unit stays in the experiment's figures, as nobody.
-    UPDATE experiments.assignments SET
+    UPDATE experiments.assignments AS unit SET
         user_id = CASE WHEN user_id IS NULL THEN NULL ELSE gen_random_uuid() END,
         session_id = CASE WHEN user_id IS NULL THEN 'erased ' || gen_random_uuid() END,
         user_agent = NULL, ip_address = NULL
-    WHERE user_id::text = ANY (person.user_ids) OR session_id = ANY (person.anonymous_ids);
+    WHERE ingest.is_assignment_of(unit, person);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('experiments.assignments', affected);
 
@@ -842,8 +842,8 @@ BEGIN
     PERFORM set_config('app.audit_maintenance', 'off', true);
 
     IF EXISTS (SELECT FROM jsonb_each(counts) WHERE value <> '0') THEN
-        INSERT INTO public.audit_logs (table_name, operation, new_values, actor_role)
-        VALUES ('all', 'ERASE', counts, coalesce(nullif(current_setting('role'), 'none'), session_user));
+        INSERT INTO public.audit_logs (table_name, operation, new_values, actor_role, user_id)
+        VALUES ('all', 'ERASE', counts, coalesce(nullif(current_setting('role'), 'none'), session_user), ingest.actor_id());
     END IF;
     RETURN counts;
 END
