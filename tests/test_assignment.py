@@ -112,8 +112,7 @@ async def test_an_anonymous_visitor_and_a_role_that_knows_them_are_told_the_same
 
 # Shares
 
-# What chance exceeds once in a thousand (p = 0.001), by degrees of freedom. The units are fixed, so that a run is like
-# any other.
+# What chance exceeds once in a thousand (p = 0.001), by degrees of freedom. The units are fixed: no run differs.
 CRITICAL = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467}
 
 SHARES: dict[str, dict[str, float]] = {

@@ -408,3 +408,25 @@ async def test_export_of_nobody(populated: asyncpg.Connection):
     assert await export(populated, "unknown@example.com") == {"email": "unknown@example.com"}
     await erase(populated, ADA.address)
     assert await export(populated, ADA.address) == {"email": ADA.address}
+
+
+async def test_others_keep_their_rows_without_the_name(connection: asyncpg.Connection):
+    await connection.execute(
+        "INSERT INTO marketing.leads (email, first_name, last_name, phone_number)"
+        " VALUES ('grace@example.com', 'Grace', 'Hopper', '+49301234567')"
+    )
+    await connection.execute(
+        "INSERT INTO marketing.leads (email, notes) VALUES ('xgrace@example.com',"
+        " 'Knows Grace  Hopper, Grace@Example.com, +49 30 1234-567; writes from xgrace@example.com')"
+    )
+    await connection.execute(
+        "INSERT INTO marketing.lead_interactions (lead_id, interaction_type, metadata)"
+        """ SELECT id, 'call_made', '{"with": ["grace@example.com"], "number": 49301234567, "length": 12}'"""
+        " FROM marketing.leads WHERE email = 'xgrace@example.com'"
+    )
+    await connection.fetchval("SELECT gdpr_delete_user_data('grace@example.com')")
+    other = await connection.fetchrow("SELECT email, notes FROM marketing.leads")
+    assert other["email"] == "xgrace@example.com"
+    assert other["notes"] == "Knows erased, erased, +0; writes from xgrace@example.com"
+    metadata = await connection.fetchval("SELECT metadata FROM marketing.lead_interactions")
+    assert json.loads(metadata) == {"with": ["erased"], "number": 0, "length": 12}

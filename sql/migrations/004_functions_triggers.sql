@@ -233,8 +233,8 @@ DECLARE
     -- Whether a step was done, whether anything was, and what it was before; OLD is not there for an INSERT.
     stepped boolean := true;
     moved boolean := true;
-    status_before onboarding.session_status := 'not_started';
-    step_before onboarding.step := 'business_info';
+    status_before onboarding.session_status := 'not_started'::onboarding.session_status;
+    step_before onboarding.step := 'business_info'::onboarding.step;
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         status_before := OLD.status;
@@ -269,12 +269,6 @@ BEGIN
         END IF;
         IF NEW.status = 'not_started' AND NEW.progress_percentage > 0 THEN
             NEW.status := 'in_progress';
-        ELSIF moved THEN
-            IF NEW.status IN ('not_started', 'abandoned') AND NEW.status = OLD.status THEN
-                -- Who comes back goes on.
-                NEW.status := 'in_progress';
-                NEW.abandoned_at := NULL;
-            END IF;
         END IF;
         IF TG_OP = 'UPDATE' AND moved AND NEW.status = status_before AND NEW.status IN ('not_started', 'abandoned') THEN
             -- Who comes back goes on.
@@ -638,113 +632,193 @@ $$;
 COMMENT ON FUNCTION ingest.require_admin() IS 'Fail unless it was asked for by service_role, or with a token whose app_metadata.role is admin';
 
 CREATE TYPE ingest.person AS (
-    address text, pattern text, phone_pattern text,
-    lead_ids uuid[], session_ids uuid[], account_ids uuid[], user_ids text[], anonymous_ids text[]
+    address text, phones text[], lead_ids uuid[], session_ids uuid[], account_ids uuid[],
+    user_ids text[], anonymous_ids text[], visits text[], row_ids text[], pattern text
 );
-COMMENT ON TYPE ingest.person IS 'By what a person is known in the tables, and what finds their address, full name and phone in a text';
+COMMENT ON TYPE ingest.person IS 'By what a person is known in the tables';
 
-CREATE FUNCTION ingest.escaped(literal text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT
+-- Whole, not within another: ann@example.com is in neither joann@example.com nor ann@example.com.br. As it is in URLs,
+-- too, and after \n in JSON; digits also with blanks and punctuation between them, or 00 before.
+CREATE FUNCTION ingest.mention_pattern(texts text[]) RETURNS text
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT regexp_replace(literal, '([!-/:-@\[-`{-~])', '\\\1', 'g')
+    SELECT string_agg(CASE WHEN needle ~ '^[0-9]+$'
+        THEN '(^|[^0-9]|%[0-9a-f]{2})(00)?' || regexp_replace(needle, '([0-9])(?=[0-9])', '\1([ ().+/-]|%20)*', 'g') || '(?![0-9])'
+        ELSE '(^|[^[:alnum:]._-]|%[0-9a-f]{2}|\\[bfnrt])'
+            || replace(replace(replace(
+                regexp_replace(lower(needle), '([]*+.?^$|(){}\\[])', '\\\1', 'g'),
+                '\+', '(\+|%2b)'), '@', '(@|%40)'), ' ', '(\s|\+|%20)+')
+            || '(?![[:alnum:]_-]|\.[[:alnum:]])'
+        END, '|')
+    FROM unnest(texts) AS needle
 $$;
-COMMENT ON FUNCTION ingest.escaped(text) IS 'A pattern that matches just this text';
+COMMENT ON FUNCTION ingest.mention_pattern(text[]) IS 'A regular expression that finds one of these texts in another in lower case';
 
--- Within boundaries: xada@example.com is somebody else. An address may be written as in a URL or in raw JSON; a name
--- with any white space; a phone number with what people put between the digits.
-CREATE FUNCTION ingest.address_pattern(address text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT
+CREATE FUNCTION ingest.mentions(value text, pattern text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT '(?:(?<![a-z0-9._+-])|(?<=%[0-9a-f]{2}))'
-        || replace(replace(ingest.escaped(address), '\@', '(?:@|%40|\\u0040)'), '\+', '(?:\+|%2b)')
-        || '(?![a-z0-9-]|\.[a-z0-9])'
+    SELECT coalesce(lower(value) ~ pattern, false)
 $$;
-COMMENT ON FUNCTION ingest.address_pattern(text) IS 'A pattern, to be used without regard to case, for an email address in a text, a URL or raw JSON';
+COMMENT ON FUNCTION ingest.mentions(text, text) IS 'Whether what ingest.mention_pattern() is about is in it';
 
-CREATE FUNCTION ingest.phone_pattern(phone_number text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT
+CREATE FUNCTION ingest.is_audit_of(log public.audit_logs, person ingest.person) RETURNS boolean
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT '(?<![0-9])' || rtrim(regexp_replace(ltrim(phone_number, '+'), '([0-9])', '\1[ ().\-/]*', 'g'), '[ ().\-/]*')
-        || '(?![0-9])'
+    SELECT coalesce(log.row_id = ANY (person.row_ids), false)
+        -- What went with another row, or before it.
+        OR coalesce(coalesce(log.new_values, log.old_values) ->> 'lead_id' = ANY (person.row_ids), false)
+        OR coalesce(coalesce(log.new_values, log.old_values) ->> 'session_id' = ANY (person.row_ids), false)
+        OR coalesce(coalesce(log.new_values, log.old_values) ->> 'account_id' = ANY (person.row_ids), false)
+        OR ingest.mentions(concat_ws(' ', log.old_values::text, log.new_values::text), person.pattern)
 $$;
-COMMENT ON FUNCTION ingest.phone_pattern(text) IS 'A pattern for a phone number, with or without punctuation';
+COMMENT ON FUNCTION ingest.is_audit_of(public.audit_logs, ingest.person) IS 'Whether a row of the audit log is about a person''s row, or names them';
 
--- Who is who is said by a lead, by a session's address, and by an identify call; not by an event that mentions them.
+-- Reads all events: a person's address may be anywhere in their properties.
 CREATE FUNCTION ingest.find_person(email text) RETURNS ingest.person
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-#variable_conflict use_column
 DECLARE
     found ingest.person;
-    names text;
+    by_address text;
 BEGIN
     found.address := lower(btrim(find_person.email, E' \t\r\n'));
     IF coalesce(found.address, '') !~ '^[^@\s]+@[^@\s]+$' THEN
         RAISE EXCEPTION 'an email address is needed, such as user@company.com'
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT coalesce(array_agg(id), '{}'), string_agg(
-            '\m' || ingest.escaped(first_name) || '\s+' || ingest.escaped(last_name) || '\M', '|'
+    by_address := ingest.mention_pattern(ARRAY[found.address]);
+    -- Those that are gone are known from the log. One that has another address now is another's.
+    found.lead_ids := ARRAY(
+        SELECT id FROM marketing.leads WHERE leads.email = found.address
+        UNION
+        SELECT substring(row_id FROM '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$')::uuid AS id
+        FROM public.audit_logs
+        WHERE table_name = 'marketing.leads' AND found.address IN (old_values ->> 'email', new_values ->> 'email')
+            AND NOT EXISTS (SELECT FROM marketing.leads WHERE id::text = row_id)
+    );
+    found.session_ids := ARRAY(
+        SELECT id FROM onboarding.sessions
+        WHERE lead_id = ANY (found.lead_ids)
+            OR ingest.mentions(concat_ws(' ', business_data::text, whatsapp_config::text, bot_config::text), by_address)
+    );
+    found.account_ids := ARRAY(SELECT id FROM whatsapp.accounts WHERE lead_id = ANY (found.lead_ids));
+    -- The present ones and those before, but none that is another lead's, too.
+    found.phones := ARRAY(
+        SELECT DISTINCT ltrim(phone, '+')
+        FROM (
+            SELECT phone_number FROM marketing.leads WHERE id = ANY (found.lead_ids)
+            UNION ALL SELECT phone_number FROM whatsapp.accounts WHERE id = ANY (found.account_ids)
+            UNION ALL SELECT ingest.normalised_phone(whatsapp_config ->> 'phone_number')
+                FROM onboarding.sessions WHERE id = ANY (found.session_ids)
+            UNION ALL SELECT unnest(ARRAY[old_values ->> 'phone_number', new_values ->> 'phone_number'])
+                FROM public.audit_logs WHERE row_id = ANY ((found.lead_ids || found.account_ids)::text[])
+        ) AS known (phone)
+        WHERE phone ~ '^\+?[0-9]{7,15}$' AND NOT EXISTS (
+            SELECT FROM marketing.leads
+            WHERE ltrim(phone_number, '+') = ltrim(phone, '+') AND id <> ALL (found.lead_ids)
         )
-    INTO found.lead_ids, names FROM marketing.leads WHERE leads.email = found.address;
-    found.pattern := concat_ws('|', ingest.address_pattern(found.address), names);
-    SELECT coalesce(array_agg(id), '{}') INTO found.account_ids
-    FROM whatsapp.accounts WHERE lead_id = ANY (found.lead_ids);
-    -- Else one that nothing matches.
-    SELECT coalesce(string_agg(DISTINCT ingest.phone_pattern(phone_number), '|'), '(?=a)b') INTO found.phone_pattern
-    FROM (
-        SELECT phone_number FROM marketing.leads WHERE id = ANY (found.lead_ids)
-        UNION SELECT phone_number FROM whatsapp.accounts WHERE id = ANY (found.account_ids)
-    ) AS phones;
-    SELECT coalesce(array_agg(id), '{}') INTO found.session_ids FROM onboarding.sessions
-    WHERE lead_id = ANY (found.lead_ids) OR lower(business_data ->> 'email') = found.address;
-    SELECT coalesce(array_agg(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL), '{}') INTO found.user_ids
+    );
+    found.pattern := ingest.mention_pattern(found.address || found.phones);
+    -- Who says who they are, or has the address as their own; not who only names it, as one who invites them does.
+    SELECT
+        coalesce(array_agg(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL), '{}'),
+        coalesce(array_agg(DISTINCT anonymous_id) FILTER (WHERE anonymous_id IS NOT NULL), '{}')
+    INTO found.user_ids, found.anonymous_ids
     FROM analytics.events
-    WHERE (name = 'identify' AND lower(properties ->> 'email') = found.address)
-        OR lower(context #>> '{traits,email}') = found.address;
-    found.user_ids := found.user_ids || found.lead_ids::text[] || found.address;
-    SELECT coalesce(array_agg(DISTINCT anonymous_id), '{}') INTO found.anonymous_ids
-    FROM analytics.events
-    WHERE anonymous_id IS NOT NULL AND (
-        lower(user_id) = ANY (found.user_ids) OR user_id = ANY (found.user_ids)
-        OR (name = 'identify' AND lower(properties ->> 'email') = found.address)
+    WHERE lower(user_id) = found.address OR user_id = ANY (found.lead_ids::text[])
+        OR (name = 'identify' AND ingest.mentions(properties::text, by_address))
         OR lower(context #>> '{traits,email}') = found.address
+        OR (user_id IS NULL AND lower(properties ->> 'email') = found.address);
+    found.user_ids := found.user_ids || found.lead_ids::text[] || found.address;
+    found.visits := found.session_ids::text[] || ARRAY(
+        SELECT DISTINCT session_id FROM analytics.events
+        WHERE session_id IS NOT NULL AND CASE WHEN user_id IS NULL
+            THEN anonymous_id = ANY (found.anonymous_ids) ELSE user_id = ANY (found.user_ids) END
+    );
+    found.row_ids := ARRAY(
+        SELECT unnest(found.lead_ids || found.session_ids || found.account_ids)::text
+        UNION SELECT id::text FROM marketing.lead_interactions WHERE lead_id = ANY (found.lead_ids)
+        UNION SELECT id::text FROM onboarding.step_activities WHERE session_id = ANY (found.session_ids)
+        UNION SELECT id::text FROM whatsapp.templates WHERE account_id = ANY (found.account_ids)
+        UNION SELECT id::text FROM experiments.assignments AS unit WHERE ingest.is_assignment_of(unit, found)
+        -- Sessions and accounts that are gone: what was within them names nobody by itself.
+        UNION SELECT row_id FROM public.audit_logs
+            WHERE table_name IN ('onboarding.sessions', 'whatsapp.accounts')
+                AND old_values ->> 'lead_id' = ANY (found.lead_ids::text[])
     );
     RETURN found;
 END
 $$;
-COMMENT ON FUNCTION ingest.find_person(text) IS 'By what the person with this address is known: leads, sessions, accounts, users, browsers';
+COMMENT ON FUNCTION ingest.find_person(text) IS 'By what the person with this address is known: leads, sessions, users, browsers, accounts, phones';
 
-CREATE FUNCTION ingest.scrub(relation regclass, person ingest.person) RETURNS bigint
+-- A session is theirs only as long as nobody else is the unit.
+CREATE FUNCTION ingest.is_assignment_of(assignment experiments.assignments, person ingest.person) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(CASE WHEN assignment.user_id IS NULL
+        THEN assignment.session_id = ANY (person.visits || person.anonymous_ids)
+        ELSE assignment.user_id::text = ANY (person.user_ids) END, false)
+$$;
+COMMENT ON FUNCTION ingest.is_assignment_of(experiments.assignments, ingest.person) IS 'Whether a person is the unit that was given a variant';
+
+-- In SQL, so that it is one expression of the queries that delete and export. A browser that others use, too, is
+-- theirs where they are named.
+CREATE FUNCTION ingest.is_event_of(event analytics.events, person ingest.person) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(event.user_id = ANY (person.user_ids), false)
+        OR coalesce(event.user_id IS NULL AND event.anonymous_id = ANY (person.anonymous_ids), false)
+        OR ingest.mentions(
+            concat_ws(' ', event.name, event.user_id, event.anonymous_id, event.session_id, event.properties::text,
+                event.context::text, event.url, event.referrer, event.page_path, event.utm_source, event.utm_medium,
+                event.utm_campaign, event.utm_term, event.utm_content, event.user_agent),
+            person.pattern
+        )
+$$;
+COMMENT ON FUNCTION ingest.is_event_of(analytics.events, ingest.person) IS 'Whether an event is a person''s, or names them';
+
+-- Needle by needle, because what stands before one is kept. In JSON a number may be a phone's, so that what replaces it
+-- must be a number, too; everything else is within strings.
+CREATE FUNCTION ingest.scrub(relation regclass, needles text[]) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    assignments text;
-    mention text;
+    target record;
+    needle text;
+    scrubbed text;
+    assignments text[] := '{}'::text[];
+    searched text[] := '{}'::text[];
     affected bigint;
 BEGIN
-    -- In JSON a phone may be a number, so that what stands for it must be one, too; the rest is in strings.
-    SELECT string_agg(format(
-            '%1$I = regexp_replace(regexp_replace(%1$I::text, $1, ''erased'', ''gi''), $2, ''0'', ''g'')%2$s',
-            attname, CASE atttypid WHEN 'jsonb'::regtype THEN '::jsonb' ELSE '' END
-        ), ', '),
-        format('concat_ws(E''\n'', %s)', string_agg(format('%I::text', attname), ', '))
-    INTO assignments, mention
-    FROM pg_attribute
-    WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped AND atttypid IN ('text'::regtype, 'jsonb'::regtype);
-    EXECUTE format('UPDATE %s SET %s WHERE %s ~* $1 OR %3$s ~ $2', relation, assignments, mention)
-    USING person.pattern, person.phone_pattern;
+    FOR target IN
+        SELECT attname, CASE atttypid WHEN 'jsonb'::regtype THEN '::jsonb' ELSE '' END AS back FROM pg_attribute
+        WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
+            AND atttypid IN ('text'::regtype, 'jsonb'::regtype)
+    LOOP
+        scrubbed := format('%I::text', target.attname);
+        searched := searched || scrubbed;
+        FOREACH needle IN ARRAY needles LOOP
+            scrubbed := format('regexp_replace(%s, %L, %L, ''gi'')', scrubbed, ingest.mention_pattern(ARRAY[needle]),
+                CASE WHEN needle ~ '^[0-9]+$' THEN '\10' ELSE '\1erased' END);
+        END LOOP;
+        assignments := assignments || format('%I = (%s)%s', target.attname, scrubbed, target.back);
+    END LOOP;
+    EXECUTE format('UPDATE %s SET %s WHERE ingest.mentions(concat_ws(E''\n'', %s), $1)',
+        relation, array_to_string(assignments, ', '), array_to_string(searched, ', '))
+    USING ingest.mention_pattern(needles);
     GET DIAGNOSTICS affected = ROW_COUNT;
     RETURN affected;
 END
 $$;
-COMMENT ON FUNCTION ingest.scrub(regclass, ingest.person) IS
-    'Take a person''s address, name and phone out of the texts and JSON of a table''s rows that are not theirs; how many rows';
+COMMENT ON FUNCTION ingest.scrub(regclass, text[]) IS
+    'Take these addresses, numbers and names out of the texts and JSON of a table; how many rows had one';
 
 -- SECURITY DEFINER because nobody but the owner may change the audit log or touch every table; for admins only.
 CREATE FUNCTION public.gdpr_delete_user_data(email text) RETURNS jsonb
@@ -753,38 +827,36 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     person ingest.person;
-    -- Rows that are the person's, as the audit log names them.
-    row_ids text[];
+    names text[];
     counts jsonb := '{}'::jsonb;
     affected bigint;
     relation regclass;
 BEGIN
     PERFORM ingest.require_admin();
     person := ingest.find_person(gdpr_delete_user_data.email);
-    SELECT coalesce(array_agg(id::text), '{}') INTO row_ids FROM (
-        SELECT unnest(person.lead_ids || person.session_ids || person.account_ids) AS id
-        UNION ALL SELECT id FROM experiments.assignments
-            WHERE user_id::text = ANY (person.user_ids) OR session_id = ANY (person.anonymous_ids)
-    ) AS theirs;
+    names := ARRAY(
+        SELECT first_name || ' ' || last_name FROM marketing.leads WHERE id = ANY (person.lead_ids)
+        UNION
+        SELECT (new_values ->> 'first_name') || ' ' || (new_values ->> 'last_name')
+        FROM public.audit_logs WHERE row_id = ANY (person.lead_ids::text[])
+    );
+    names := array_remove(names, NULL);
 
-    -- A browser that others use, too, is theirs where they are named.
-    DELETE FROM analytics.events
-    WHERE user_id = ANY (person.user_ids) OR lower(user_id) = person.address
-        OR (user_id IS NULL AND anonymous_id = ANY (person.anonymous_ids));
+    DELETE FROM analytics.events AS event WHERE ingest.is_event_of(event, person);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.events', affected);
-    -- What was refused is raw text, of which nobody knows what else is in it.
     DELETE FROM analytics.rejected_events
-    WHERE concat_ws(E'\n', payload, detail, route) ~* person.pattern
-        OR concat_ws(E'\n', payload, detail, route) ~ person.phone_pattern;
+    WHERE ingest.mentions(concat_ws(' ', payload, detail, route, user_agent),
+        ingest.mention_pattern(person.address || person.phones || names));
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.rejected_events', affected);
-    -- A page's path may hold an address. Other counts stay: a count names nobody.
-    DELETE FROM analytics.event_aggregations
-    WHERE concat_ws(E'\n', event_name, dimensions::text) ~* person.pattern
-        OR concat_ws(E'\n', event_name, dimensions::text) ~ person.phone_pattern;
+    -- A page's path may hold an address. What the events were counted in stays: a count names nobody.
+    DELETE FROM analytics.event_aggregations WHERE ingest.mentions(concat_ws(' ', event_name, dimensions::text), person.pattern);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.event_aggregations', affected);
+    DELETE FROM analytics.metrics WHERE ingest.mentions(concat_ws(' ', dimensions::text, value_json::text), person.pattern);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('analytics.metrics', affected);
 
     -- The unit stays in the experiment's figures, as nobody.
     UPDATE experiments.assignments AS unit SET
@@ -819,24 +891,34 @@ BEGIN
 
     -- Rows that are others', and mention them.
     FOREACH relation IN ARRAY ARRAY[
-        'analytics.events', 'analytics.metrics', 'marketing.leads', 'marketing.lead_interactions',
-        'onboarding.sessions', 'onboarding.step_activities', 'experiments.experiments', 'whatsapp.accounts', 'whatsapp.templates'
+        'marketing.leads', 'marketing.lead_interactions', 'onboarding.sessions', 'onboarding.step_activities',
+        'whatsapp.accounts', 'whatsapp.templates'
     ]::regclass[] LOOP
-        affected := ingest.scrub(relation, person);
-        counts := counts || jsonb_build_object('mentions in ' || relation, affected);
+        affected := ingest.scrub(relation, person.address || person.phones || names);
+        counts := counts || jsonb_build_object(relation::text, (counts ->> relation::text)::bigint + affected);
     END LOOP;
 
     -- At last, for the statements above have left their traces here.
     PERFORM set_config('app.audit_maintenance', 'on', true);
-    UPDATE public.audit_logs SET
-        old_values = NULL, new_values = NULL, user_email = NULL, user_id = NULL, ip_address = NULL, user_agent = NULL
-    WHERE (row_id = ANY (row_ids) OR lower(user_email) = person.address
-            OR coalesce(old_values, new_values) ->> 'lead_id' = ANY (row_ids)
-            OR coalesce(old_values, new_values) ->> 'session_id' = ANY (row_ids)
-            OR coalesce(old_values, new_values) ->> 'account_id' = ANY (row_ids)
-            OR concat_ws(E'\n', old_values::text, new_values::text) ~* person.pattern
-            OR concat_ws(E'\n', old_values::text, new_values::text) ~ person.phone_pattern)
-        AND num_nonnulls(old_values, new_values, user_email, user_id, ip_address, user_agent) > 0;
+    -- What a person did to others' rows stays, as nobody's deed; who did something to theirs stays named, but for
+    -- who was not signed in: that may have been they.
+    UPDATE public.audit_logs AS log SET
+        old_values = CASE WHEN NOT about THEN old_values END,
+        new_values = CASE WHEN NOT about THEN new_values END,
+        user_email = CASE WHEN NOT their_deed THEN user_email END,
+        user_id = CASE WHEN NOT their_deed THEN user_id END,
+        ip_address = CASE WHEN NOT their_deed THEN ip_address END,
+        user_agent = CASE WHEN NOT their_deed THEN user_agent END
+    FROM (
+        SELECT id AS judged_id, about,
+            lower(user_email) IS NOT DISTINCT FROM person.address OR coalesce(user_id::text = ANY (person.user_ids), false)
+                OR (about AND num_nonnulls(user_email, user_id) = 0) AS their_deed
+        FROM (SELECT *, ingest.is_audit_of(entry, person) AS about FROM public.audit_logs AS entry) AS read
+    ) AS judged
+    WHERE id = judged_id AND (
+        (about AND num_nonnulls(old_values, new_values) > 0)
+        OR (their_deed AND num_nonnulls(user_email, user_id, ip_address, user_agent) > 0)
+    );
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('public.audit_logs', affected);
     PERFORM set_config('app.audit_maintenance', 'off', true);
@@ -865,39 +947,38 @@ BEGIN
     person := ingest.find_person(gdpr_export_user_data.email);
     SELECT jsonb_build_object(
         'email', person.address,
-        'marketing.leads', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.leads AS row
-            WHERE row.id = ANY (person.lead_ids)),
-        'marketing.lead_interactions', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at)
-            FROM marketing.lead_interactions AS row WHERE row.lead_id = ANY (person.lead_ids)),
-        'onboarding.sessions', (SELECT jsonb_agg(to_jsonb(row) - 'session_token' ORDER BY row.created_at)
-            FROM onboarding.sessions AS row WHERE row.id = ANY (person.session_ids)),
-        'onboarding.step_activities', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at)
-            FROM onboarding.step_activities AS row WHERE row.session_id = ANY (person.session_ids)),
-        'experiments.assignments', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.assigned_at)
-            FROM experiments.assignments AS row
-            WHERE row.user_id::text = ANY (person.user_ids) OR row.session_id = ANY (person.anonymous_ids)),
-        'whatsapp.accounts', (SELECT jsonb_agg(
-                to_jsonb(row) - '{access_token_encrypted,webhook_verify_token_encrypted}'::text[] ORDER BY row.created_at)
+        'marketing.leads', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.leads AS row WHERE row.id = ANY (person.lead_ids)),
+        'marketing.lead_interactions', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.lead_interactions AS row WHERE row.lead_id = ANY (person.lead_ids)),
+        'onboarding.sessions', (SELECT jsonb_agg(to_jsonb(row) - 'session_token' ORDER BY row.created_at) FROM onboarding.sessions AS row WHERE row.id = ANY (person.session_ids)),
+        'onboarding.step_activities', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM onboarding.step_activities AS row WHERE row.session_id = ANY (person.session_ids)),
+        'experiments.assignments', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.assigned_at) FROM experiments.assignments AS row
+            WHERE ingest.is_assignment_of(row, person)),
+        'whatsapp.accounts', (SELECT jsonb_agg(to_jsonb(row) - '{access_token_encrypted,webhook_verify_token_encrypted}'::text[] ORDER BY row.created_at)
             FROM whatsapp.accounts AS row WHERE row.id = ANY (person.account_ids)),
-        'whatsapp.templates', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at)
-            FROM whatsapp.templates AS row WHERE row.account_id = ANY (person.account_ids)),
-        'analytics.events', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM analytics.events AS row
-            WHERE row.user_id = ANY (person.user_ids) OR lower(row.user_id) = person.address
-                OR (row.user_id IS NULL AND row.anonymous_id = ANY (person.anonymous_ids))),
+        'whatsapp.templates', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM whatsapp.templates AS row WHERE row.account_id = ANY (person.account_ids)),
+        'analytics.events', (SELECT jsonb_agg(to_jsonb(event) ORDER BY event.created_at) FROM analytics.events AS event WHERE ingest.is_event_of(event, person)),
         'analytics.rejected_events', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM analytics.rejected_events AS row
-            WHERE row.payload ~* person.pattern OR row.payload ~ person.phone_pattern),
-        'public.audit_logs', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM public.audit_logs AS row
-            WHERE lower(row.user_email) = person.address
-                OR row.row_id = ANY ((person.lead_ids || person.session_ids || person.account_ids)::text[]))
+            WHERE ingest.mentions(concat_ws(' ', row.payload, row.detail, row.route, row.user_agent), person.pattern)),
+        'analytics.event_aggregations', (SELECT jsonb_agg(to_jsonb(row) - '{users_sketch,sessions_sketch}'::text[] ORDER BY row.time_bucket) FROM analytics.event_aggregations AS row
+            WHERE ingest.mentions(concat_ws(' ', row.event_name, row.dimensions::text), person.pattern)),
+        'analytics.metrics', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM analytics.metrics AS row
+            WHERE ingest.mentions(concat_ws(' ', row.dimensions::text, row.value_json::text), person.pattern)),
+        -- Others' rows that they changed, and others who changed theirs, are not about them.
+        'public.audit_logs', (SELECT jsonb_agg(to_jsonb(row)
+                - CASE WHEN lower(row.user_email) = person.address THEN '{}' ELSE '{user_id,user_email,ip_address,user_agent}'::text[] END
+                - CASE WHEN ingest.is_audit_of(row, person) THEN '{}' ELSE '{old_values,new_values}'::text[] END ORDER BY row.id)
+            FROM public.audit_logs AS row
+            WHERE lower(row.user_email) = person.address OR ingest.is_audit_of(row, person))
     ) INTO told;
-    INSERT INTO public.audit_logs (table_name, operation, actor_role)
-    VALUES ('all', 'EXPORT', coalesce(nullif(current_setting('role'), 'none'), session_user));
-    RETURN jsonb_strip_nulls(told);
+    -- Tables without a row of theirs; within rows a NULL is told.
+    SELECT jsonb_object_agg(key, value) INTO told FROM jsonb_each(told) WHERE value <> 'null';
+    INSERT INTO public.audit_logs (table_name, operation, actor_role, user_id)
+    VALUES ('all', 'EXPORT', coalesce(nullif(current_setting('role'), 'none'), session_user), ingest.actor_id());
+    RETURN told;
 END
 $$;
 COMMENT ON FUNCTION public.gdpr_export_user_data(text) IS
-    'Everything held on the person with this address, by table; no secrets: tokens and ciphertext are left out. '
-    'Not: rows of others that mention them';
+    'Everything held on the person with this address, by table; no secrets: tokens and ciphertext are left out';
 
 
 -- Retention
