@@ -59,8 +59,9 @@ CREATE FUNCTION ingest.normalised_phone(phone text) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    -- Letters stay, for the constraint to refuse: a number is not guessed.
-    SELECT nullif(regexp_replace(regexp_replace(phone, '[\s().\-/]', '', 'g'), '^00', '+'), '')
+    -- Letters stay, for the constraint to refuse: a number is not guessed. Whether \s has the spaces that do not break
+    -- is up to the locale.
+    SELECT nullif(regexp_replace(regexp_replace(phone, '[\s\u00A0\u202F().\-/]', '', 'g'), '^00', '+'), '')
 $$;
 COMMENT ON FUNCTION ingest.normalised_phone(text) IS 'A phone number without white space and punctuation; 00 before the country code becomes +';
 
