@@ -264,10 +264,17 @@ BEGIN
     ELSE
         NEW.completed_at := NULL;
         IF NEW.status = 'completed' THEN
-            NEW.status := CASE WHEN status_before = 'abandoned' THEN 'abandoned' ELSE 'in_progress' END;
+            NEW.status := CASE WHEN status_before = 'abandoned' THEN status_before
+                ELSE 'in_progress'::onboarding.session_status END;
         END IF;
         IF NEW.status = 'not_started' AND NEW.progress_percentage > 0 THEN
             NEW.status := 'in_progress';
+        ELSIF moved THEN
+            IF NEW.status IN ('not_started', 'abandoned') AND NEW.status = OLD.status THEN
+                -- Who comes back goes on.
+                NEW.status := 'in_progress';
+                NEW.abandoned_at := NULL;
+            END IF;
         END IF;
         IF TG_OP = 'UPDATE' AND moved AND NEW.status = status_before AND NEW.status IN ('not_started', 'abandoned') THEN
             -- Who comes back goes on.
@@ -331,7 +338,7 @@ LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    bytes bytea := '';
+    bytes bytea := ''::bytea;
     piece text;
 BEGIN
     FOR piece IN
@@ -394,13 +401,13 @@ BEGIN
     NEW.session_id := left(NEW.session_id, 255);
     NEW.url := left(coalesce(NEW.url, NEW.context #>> '{page,url}'), 4096);
     NEW.referrer := left(coalesce(NEW.referrer, NEW.context #>> '{page,referrer}'), 4096);
-    NEW.page_host := coalesce(NEW.page_host, ingest.url_host(NEW.url));
-    NEW.page_path := coalesce(NEW.page_path, CASE
+    NEW.page_host := left(coalesce(NEW.page_host, ingest.url_host(NEW.url)), 253);
+    NEW.page_path := left(coalesce(NEW.page_path, CASE
         WHEN ingest.url_host(NEW.url) IS NOT NULL
             THEN coalesce(substring(NEW.url FROM '^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*(/[^?#]*)'), '/')
         ELSE substring(NEW.url FROM '^(/[^?#]*)')
-    END);
-    NEW.referrer_host := coalesce(NEW.referrer_host, ingest.url_host(NEW.referrer));
+    END), 4096);
+    NEW.referrer_host := left(coalesce(NEW.referrer_host, ingest.url_host(NEW.referrer)), 253);
     NEW.utm_source := left(coalesce(NEW.utm_source, ingest.url_parameter(NEW.url, 'utm_source')), 255);
     NEW.utm_medium := left(coalesce(NEW.utm_medium, ingest.url_parameter(NEW.url, 'utm_medium')), 255);
     NEW.utm_campaign := left(coalesce(NEW.utm_campaign, ingest.url_parameter(NEW.url, 'utm_campaign')), 255);
@@ -441,7 +448,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    plain_sql constant uuid := 'b6b7a1c0-0d5e-4a7b-9f0e-70656e64696e';
+    plain_sql constant uuid := 'b6b7a1c0-0d5e-4a7b-9f0e-70656e64696e'::uuid;
     -- So that one transaction stays short; the caller comes again.
     most constant int := 50000;
     ledger record;
@@ -553,9 +560,10 @@ DECLARE
         THEN auto_assign_experiments.session_id END;
     unit constant text := coalesce(person::text, visit);
     nation constant text := substring(upper(auto_assign_experiments.country) FROM '^[A-Z]{2}$');
-    assigned jsonb := '{}';
+    assigned jsonb := '{}'::jsonb;
     running record;
     chosen text;
+    stored boolean;
     counted boolean := current_setting('role') <> 'anon';
 BEGIN
     IF unit IS NULL THEN
@@ -569,7 +577,9 @@ BEGIN
         ORDER BY name
     LOOP
         -- Once assigned for ever assigned, also as the session that a user was before they were known.
-        SELECT variant_id INTO chosen FROM experiments.assignments
+        -- One statement finds both, the variant and whether its row is the unit's own: between two, another call may
+        -- store what this one has not chosen.
+        SELECT variant_id, person IS NULL OR user_id IS NOT NULL INTO chosen, stored FROM experiments.assignments
         WHERE experiment_id = running.id
             AND ((person IS NOT NULL AND user_id = person) OR (visit IS NOT NULL AND user_id IS NULL AND session_id = visit))
         ORDER BY user_id NULLS LAST LIMIT 1;
@@ -581,11 +591,7 @@ BEGIN
                 );
             chosen := experiments.choose_variant(running.id, running.control_variant, running.test_variants, unit);
         END IF;
-        IF NOT EXISTS (
-            SELECT FROM experiments.assignments
-            WHERE experiment_id = running.id
-                AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END
-        ) THEN
+        IF stored IS NOT TRUE THEN
             IF NOT counted THEN
                 PERFORM ingest.count_hit('assignments', ingest.limit_subject(ingest.client_address()), 10);
                 counted := true;
@@ -749,7 +755,7 @@ DECLARE
     person ingest.person;
     -- Rows that are the person's, as the audit log names them.
     row_ids text[];
-    counts jsonb := '{}';
+    counts jsonb := '{}'::jsonb;
     affected bigint;
     relation regclass;
 BEGIN
@@ -781,11 +787,11 @@ BEGIN
     counts := counts || jsonb_build_object('analytics.event_aggregations', affected);
 
     -- The unit stays in the experiment's figures, as nobody.
-    UPDATE experiments.assignments SET
+    UPDATE experiments.assignments AS unit SET
         user_id = CASE WHEN user_id IS NULL THEN NULL ELSE gen_random_uuid() END,
         session_id = CASE WHEN user_id IS NULL THEN 'erased ' || gen_random_uuid() END,
         user_agent = NULL, ip_address = NULL
-    WHERE user_id::text = ANY (person.user_ids) OR session_id = ANY (person.anonymous_ids);
+    WHERE ingest.is_assignment_of(unit, person);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('experiments.assignments', affected);
 
@@ -836,8 +842,8 @@ BEGIN
     PERFORM set_config('app.audit_maintenance', 'off', true);
 
     IF EXISTS (SELECT FROM jsonb_each(counts) WHERE value <> '0') THEN
-        INSERT INTO public.audit_logs (table_name, operation, new_values, actor_role)
-        VALUES ('all', 'ERASE', counts, coalesce(nullif(current_setting('role'), 'none'), session_user));
+        INSERT INTO public.audit_logs (table_name, operation, new_values, actor_role, user_id)
+        VALUES ('all', 'ERASE', counts, coalesce(nullif(current_setting('role'), 'none'), session_user), ingest.actor_id());
     END IF;
     RETURN counts;
 END
@@ -918,10 +924,10 @@ AS $$
 DECLARE
     day record;
     rows_of_day bigint;
-    old_days regclass[] := '{}';
-    old_rows bigint[] := '{}';
+    old_days regclass[] := '{}'::regclass[];
+    old_rows bigint[] := '{}'::bigint[];
     -- A day goes when its last moment is older.
-    oldest_day constant date := (now() - ingest.retention('events', '90 days')) AT TIME ZONE 'UTC';
+    oldest_day constant date := ((now() - ingest.retention('events', '90 days')) AT TIME ZONE 'UTC')::date;
 BEGIN
     table_name := 'analytics.event_aggregations';
     DELETE FROM analytics.event_aggregations

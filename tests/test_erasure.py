@@ -1,0 +1,410 @@
+"""A person is erased from every table, and nobody else is; what is held on them can be had before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.roles import NOT_PERMITTED, acting, claims, refusal
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """What the rows of one person are made of; `digit` tells their UUIDs."""
+
+    digit: str
+    first_name: str
+    last_name: str
+    phone: str
+
+    @property
+    def address(self) -> str:
+        return f"{self.first_name}.{self.last_name}@example.com".lower()
+
+    @property
+    def name(self) -> str:
+        return f"{self.first_name} {self.last_name}"
+
+    @property
+    def traces(self) -> tuple[str, ...]:
+        """What names them, in lower case."""
+        return (self.address, self.address.replace("@", "%40"), self.name.lower(), self.phone.lstrip("+"))
+
+    def fill(self, statements: str) -> str:
+        """The statements with this person's values for the words in capitals."""
+        words = {
+            "UUID": f"{self.digit * 8}-0000-4000-8000-00000000000",
+            "ADDRESS": self.address,
+            "ENCODED": self.address.replace("@", "%40"),
+            "SHOUTED": self.address.upper(),
+            "PHONE": self.phone,
+            "SPACED": f"{self.phone[:3]} {self.phone[3:6]} {self.phone[6:9]}-{self.phone[9:]}",
+            "FIRST": self.first_name,
+            "LAST": self.last_name,
+            "NAME": self.name,
+            "KEY": f"key-{self.digit}",
+            "SECRET": f"sess_{self.digit * 43}",
+            "DIGIT": self.digit,
+        }
+        return re.sub("(" + "|".join(words) + r")(?![A-Z])", lambda match: words[match[1]], statements)
+
+
+ADA = Person("a", "Ada", "Lovelace", "+493023125001")
+BOB = Person("b", "Bob", "Byron", "+493023125002")
+
+SHARED = """
+SELECT analytics.ensure_events_partition('2026-01-02'), analytics.ensure_events_partition('2026-01-03');
+INSERT INTO experiments.experiments (id, name, status, test_variants)
+    VALUES ('00000000-0000-4000-8000-000000000001', 'ours', 'running', '[{"id": "b"}]'),
+        ('00000000-0000-4000-8000-000000000002', 'second', 'running', '[{"id": "b"}]');
+"""
+
+ROWS = r"""
+INSERT INTO marketing.leads (id, email, phone_number, first_name, last_name, notes, landing_page, ip_address)
+    VALUES ('UUID1', 'ADDRESS', 'PHONE', 'FIRST', 'LAST', 'NAME called', 'https://x.example/?m=ENCODED', '192.0.2.1');
+UPDATE marketing.leads SET notes = 'NAME called again from PHONE' WHERE id = 'UUID1';
+INSERT INTO marketing.leads (id, email, first_name, deleted_at) VALUES ('UUID9', 'ADDRESS', 'FIRST', now());
+INSERT INTO marketing.lead_interactions (id, lead_id, interaction_type, subject, description, metadata) VALUES
+    ('UUID1', 'UUID1', 'call_made', 'NAME', 'NAME wants a demo', '{"to": "PHONE"}'),
+    ('UUID2', 'UUID1', 'email_sent', 'NAME again', 'only in the log', '{}');
+DELETE FROM marketing.lead_interactions WHERE id = 'UUID2';
+INSERT INTO onboarding.sessions (id, session_token, business_data, whatsapp_config, bot_config, user_agent) VALUES
+    ('UUID1', 'SECRET', '{"email": "ADDRESS", "name": "NAME"}', '{"phone_number": "PHONE"}',
+        '{"greeting": "NAME here"}', 'UA');
+INSERT INTO onboarding.sessions (id, session_token, bot_config)
+    VALUES ('UUID2', 'SECRET2', '{"contact": "SHOUTED"}');
+INSERT INTO onboarding.step_activities (id, session_id, step, activity_type, field_name, field_value,
+        error_message, metadata)
+    VALUES ('UUID1', 'UUID1', 'business_info', 'field_filled', 'name', 'NAME', 'no such person: NAME',
+        '{"was": "PHONE"}');
+INSERT INTO analytics.events (id, created_at, type, name, user_id, anonymous_id, session_id, properties,
+        context, url) VALUES
+    ('UUID1', '2026-01-02 12:00+00', 'system', 'identify', 'user-KEY', 'KEY', 'visit-KEY',
+        '{"email": "SHOUTED", "name": "NAME"}', '{}', NULL),
+    ('UUID2', '2026-01-02 12:01+00', 'page_view', 'by_user', 'user-KEY', NULL, NULL, '{}', '{}', NULL),
+    ('UUID3', '2026-01-03 12:01+00', 'page_view', 'by_browser', NULL, 'KEY', 'visit2-KEY', '{}', '{}', NULL),
+    ('UUID4', '2026-01-03 12:02+00', 'page_view', 'by_url', NULL, NULL, NULL, '{}', '{}',
+        'https://x.example/?e=ADDRESS'),
+    ('UUID5', '2026-01-03 12:03+00', 'page_view', 'by_encoded_url', NULL, NULL, NULL, '{}', '{}',
+        'https://x.example/?r=%3DENCODED%26a'),
+    ('UUID6', '2026-01-03 12:04+00', 'user_action', 'by_phone', NULL, NULL, NULL, '{"text": "call PHONE"}',
+        '{}', NULL),
+    ('UUID7', '2026-01-03 12:05+00', 'user_action', 'by_spaced_phone', NULL, NULL, NULL,
+        '{"text": "call SPACED"}', '{}', NULL),
+    ('UUID8', '2026-01-03 12:06+00', 'user_action', 'by_line', NULL, NULL, NULL,
+        '{"text": "mail:\nADDRESS\n"}', '{}', NULL),
+    ('UUID0', '2026-01-03 12:07+00', 'user_action', 'by_lead', 'UUID1', NULL, NULL, '{}',
+        '{"traits": {"a": null}}', NULL);
+INSERT INTO analytics.rejected_events (reason, payload, detail) VALUES
+    ('invalid', '{"event": "x", "email": "ADDRESS"}', 'KEY'), ('invalid', 'KEY', 'SHOUTED is no name'),
+    ('invalid', '{"name": "NAME"}', 'KEY'), ('invalid', '{"to": "PHONE"}', 'KEY');
+INSERT INTO experiments.assignments (id, experiment_id, user_id, session_id, variant_id, user_agent) VALUES
+    ('UUID1', '00000000-0000-4000-8000-000000000001', 'UUID1', 'visit-KEY', 'b', 'UA'),
+    ('UUID2', '00000000-0000-4000-8000-000000000002', NULL, 'visit2-KEY', 'b', 'UA'),
+    ('UUID3', '00000000-0000-4000-8000-000000000001', NULL, 'UUID1', 'b', 'UA');
+INSERT INTO whatsapp.accounts (id, lead_id, business_account_id, phone_number_id, phone_number, display_name,
+        access_token_encrypted, webhook_verify_token_encrypted)
+    VALUES ('UUID1', 'UUID1', 'KEY', 'KEY', 'PHONE', 'NAME', '\xc0ffee0DIGIT', '\xdecade0DIGIT');
+INSERT INTO whatsapp.templates (id, account_id, template_name, category, body_text, footer_text)
+    VALUES ('UUID1', 'UUID1', 'hello', 'utility', 'NAME says hello', 'NAME, PHONE');
+INSERT INTO analytics.event_aggregations (event_type, event_name, time_bucket, granularity, dimensions)
+    VALUES ('page_view', 'page', '2026-01-02', 'day', '{"path": "/of/ADDRESS"}');
+INSERT INTO analytics.metrics (name, type, dimensions) VALUES ('KEY', 'gauge', '{"path": "/of/ENCODED"}');
+"""
+"""A person in every table that one may be in, the log of it written by triggers."""
+
+TABLES = """
+SELECT format('%s.%I', relnamespace::regnamespace, relname) AS name,
+    array_agg(quote_ident(attname) ORDER BY attnum) AS columns
+FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+WHERE relkind IN ('r', 'm') AND attnum > 0 AND NOT attisdropped
+    AND relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+GROUP BY 1
+"""
+"""Every table there is, partitions by themselves, with its columns."""
+
+NOTHING: dict[str, int] = dict.fromkeys(
+    [
+        "analytics.events",
+        "analytics.rejected_events",
+        "analytics.event_aggregations",
+        "analytics.metrics",
+        "experiments.assignments",
+        "onboarding.step_activities",
+        "onboarding.sessions",
+        "marketing.lead_interactions",
+        "whatsapp.templates",
+        "whatsapp.accounts",
+        "marketing.leads",
+        "public.audit_logs",
+    ],
+    0,
+)
+
+
+@pytest.fixture
+async def populated(connection: asyncpg.Connection) -> asyncpg.Connection:
+    await connection.execute(SHARED + ADA.fill(ROWS) + BOB.fill(ROWS))
+    for person in (ADA, BOB):
+        # What they did themselves, signed in.
+        async with connection.transaction():
+            await connection.execute(
+                person.fill(
+                    'SET LOCAL "request.jwt.claims" = \'{"sub": "UUID5", "email": "SHOUTED"}\';'
+                    "SET LOCAL app.client_ip = '192.0.2.1'; SET LOCAL app.user_agent = 'UA KEY';"
+                    "UPDATE onboarding.step_activities SET time_spent_seconds = 7 WHERE id = 'UUID1'"
+                )
+            )
+    return connection
+
+
+async def erase(connection: asyncpg.Connection, address: str | None) -> dict[str, int]:
+    counts: dict[str, int] = json.loads(await connection.fetchval("SELECT public.gdpr_delete_user_data($1)", address))
+    return counts
+
+
+async def export(connection: asyncpg.Connection, address: str | None) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(await connection.fetchval("SELECT public.gdpr_export_user_data($1)", address))
+    return told
+
+
+async def found(connection: asyncpg.Connection, *traces: str) -> list[tuple[str, str, str]]:
+    """Each value of any column of any table that holds one of these: table, column, value."""
+    values = []
+    for table in await connection.fetch(TABLES):
+        for column in table["columns"]:
+            rows = await connection.fetch(
+                f"SELECT {column}::text AS value FROM {table['name']} WHERE {column} IS NOT NULL"
+            )
+            values += [(table["name"], column, row["value"]) for row in rows]
+    return [value for value in values if any(trace in value[2].lower() for trace in traces)]
+
+
+async def rows_of(connection: asyncpg.Connection, person: Person) -> dict[str, list[str]]:
+    """Every row that is theirs or names them, by table."""
+    marks = (*person.traces, person.fill("UUID"), person.fill("KEY"))
+    rows = {}
+    for table in await connection.fetch(TABLES):
+        texts = await connection.fetch(f"SELECT to_jsonb(each)::text FROM {table['name']} AS each ORDER BY 1")
+        rows[table["name"]] = [text[0] for text in texts if any(mark in text[0].lower() for mark in marks)]
+    return {table: texts for table, texts in rows.items() if texts}
+
+
+async def count_erasures(connection: asyncpg.Connection) -> int:
+    count: int = await connection.fetchval("SELECT count(*) FROM public.audit_logs WHERE operation = 'ERASE'")
+    return count
+
+
+# Erasure
+
+
+@pytest.mark.parametrize("written", [ADA.address, f" \t{ADA.address.upper()}\r\n"])
+async def test_nothing_names_them_any_more(populated: asyncpg.Connection, written: str):
+    tables = {table for table, _, _ in await found(populated, *ADA.traces)}
+    assert {name for name in NOTHING if name not in ("analytics.events", "experiments.assignments")} <= tables
+    assert {"analytics.events_20260102", "analytics.events_20260103"} <= tables
+    counts = await erase(populated, written)
+    assert await found(populated, *ADA.traces) == []
+    assert counts == NOTHING | {
+        "analytics.events": 9,
+        "analytics.rejected_events": 4,
+        "analytics.event_aggregations": 1,
+        "analytics.metrics": 1,
+        "experiments.assignments": 3,
+        "onboarding.step_activities": 1,
+        "onboarding.sessions": 2,
+        "marketing.lead_interactions": 1,
+        "whatsapp.templates": 1,
+        "whatsapp.accounts": 1,
+        "marketing.leads": 2,
+        "public.audit_logs": counts["public.audit_logs"],
+    }
+    assert counts["public.audit_logs"] > 0
+
+
+async def test_keys_that_tell_a_person_are_gone(populated: asyncpg.Connection):
+    await erase(populated, ADA.address)
+    lead = ADA.fill("UUID1")
+    assert await found(populated, "visit-key-a", "visit2-key-a", "user-key-a", "ua key-a") == []
+    assigned = "SELECT count(*) FROM experiments.assignments WHERE $1 IN (user_id::text, session_id)"
+    assert await populated.fetchval(assigned, lead) == 0
+    # Their deeds are nobody's, and the journey and the variants are still counted.
+    deed = ADA.fill("UUID5")
+    assert await populated.fetchval("SELECT count(*) FROM audit_logs WHERE user_id::text = $1", deed) == 0
+    assert await populated.fetchval("SELECT count(*) FROM onboarding.sessions") == 4
+    assert await populated.fetchval("SELECT count(*) FROM experiments.assignments WHERE variant_id = 'b'") == 6
+    assert (
+        await populated.fetchval("SELECT time_spent_seconds FROM onboarding.step_activities WHERE id = $1", lead) == 7
+    )
+
+
+async def test_bystander_is_untouched(populated: asyncpg.Connection):
+    before = await rows_of(populated, BOB)
+    assert len(before) > len(NOTHING)
+    await erase(populated, ADA.address)
+    assert await rows_of(populated, BOB) == before
+
+
+async def test_twice_is_once(populated: asyncpg.Connection):
+    await erase(populated, ADA.address)
+    log = await populated.fetch("SELECT * FROM audit_logs ORDER BY id")
+    assert await erase(populated, ADA.address) == NOTHING
+    assert await populated.fetch("SELECT * FROM audit_logs ORDER BY id") == log
+
+
+async def test_one_record_of_it(populated: asyncpg.Connection):
+    async with acting(populated, "authenticated", claims("admin", "admin@example.com")):
+        counts = await erase(populated, ADA.address)
+        await populated.execute("RESET ROLE")
+        [record] = await populated.fetch("SELECT * FROM audit_logs WHERE operation = 'ERASE'")
+        assert (record["table_name"], record["actor_role"], record["row_id"]) == ("all", "authenticated", None)
+        assert record["user_id"] is not None
+        assert json.loads(record["new_values"]) == counts
+        assert ADA.address not in str(dict(record)).lower()
+        # Who deleted the rows stays named.
+        deleted = "SELECT user_email FROM audit_logs WHERE operation = 'DELETE' AND table_name = 'marketing.leads'"
+        assert {row[0] for row in await populated.fetch(deleted)} == {"admin@example.com"}
+
+
+async def test_nobody_else_by_a_likeness(populated: asyncpg.Connection):
+    """Addresses and numbers that theirs is a part of, and those who only name them."""
+    others = [
+        f"mc{ADA.address}",
+        f"mary-{ADA.address}",
+        f"x.{ADA.address}",
+        f"{ADA.address}.br",
+        f"{ADA.address}pany",
+        ADA.address.replace(".", "x", 1),
+        f"1{ADA.phone[1:]}",
+        f"{ADA.phone}0",
+    ]
+    await populated.executemany(
+        "INSERT INTO analytics.events (created_at, type, name, properties)"
+        " VALUES ('2026-01-02 12:00+00', 'system', 'like', $1)",
+        [[json.dumps({"text": other})] for other in others],
+    )
+    await populated.execute(
+        ADA.fill(
+            "INSERT INTO analytics.events (created_at, type, name, user_id, properties) VALUES"
+            """ ('2026-01-02 12:00+00', 'system', 'invited', 'inviter', '{"email": "ADDRESS"}'),"""
+            " ('2026-01-02 12:00+00', 'system', 'like', 'inviter', '{}'),"
+            " ('2026-01-02 12:00+00', 'system', 'like', 'shared browser', '{}')"
+        )
+    )
+    await populated.execute("UPDATE analytics.events SET anonymous_id = 'key-a' WHERE user_id = 'shared browser'")
+    assert (await erase(populated, ADA.address))["analytics.events"] == 10
+    assert await populated.fetchval("SELECT count(*) FROM analytics.events WHERE name = 'like'") == len(others) + 2
+
+
+async def test_number_of_two_leads_is_neithers(populated: asyncpg.Connection):
+    await populated.execute(
+        ADA.fill("INSERT INTO marketing.leads (email, phone_number) VALUES ('colleague@example.com', 'PHONE')")
+    )
+    assert (await erase(populated, ADA.address))["analytics.events"] == 7
+    assert await populated.fetchval("SELECT count(*) FROM analytics.events WHERE name = 'by_phone'") == 2
+
+
+async def test_lead_that_is_gone_already_or_has_another_number(populated: asyncpg.Connection):
+    await populated.execute(ADA.fill("UPDATE marketing.leads SET phone_number = '+4930777777' WHERE id = 'UUID1'"))
+    await populated.execute(ADA.fill("DELETE FROM marketing.leads WHERE email = 'ADDRESS'"))
+    await erase(populated, ADA.address)
+    assert await found(populated, *ADA.traces) == []
+    assert await erase(populated, ADA.address) == NOTHING
+
+
+async def test_address_with_what_a_pattern_reads(populated: asyncpg.Connection):
+    address = "o'neil+a.b*c{2}|x?^$(d)[e]\\w@example.com"
+    await populated.executemany(
+        "INSERT INTO analytics.rejected_events (reason, payload) VALUES ('a', $1)",
+        [
+            [f"<{address}>"],
+            [address.replace("@", "%40").replace("+", "%2B")],
+            ["o'neil+a.b*c{2}|"],
+            ["x?@example.com"],
+        ],
+    )
+    assert (await erase(populated, address))["analytics.rejected_events"] == 2
+
+
+async def test_unknown_address(populated: asyncpg.Connection):
+    before = await populated.fetchval("SELECT count(*) FROM audit_logs")
+    assert await erase(populated, "unknown@example.com") == NOTHING
+    assert await populated.fetchval("SELECT count(*) FROM audit_logs") == before
+
+
+@pytest.mark.parametrize("function", ["gdpr_delete_user_data", "gdpr_export_user_data"])
+@pytest.mark.parametrize("address", [None, "", "  ", "nobody", "@", "a@", "@b", "a b@example.com", "%"])
+async def test_what_is_no_address(populated: asyncpg.Connection, function: str, address: str | None):
+    before = await populated.fetchval("SELECT count(*) FROM analytics.events")
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="an email address is needed"):
+        await populated.fetchval(f"SELECT public.{function}($1)", address)
+    assert await populated.fetchval("SELECT count(*) FROM analytics.events") == before
+
+
+@pytest.mark.parametrize("function", ["gdpr_delete_user_data", "gdpr_export_user_data"])
+async def test_who_may(populated: asyncpg.Connection, function: str):
+    call = f"SELECT public.{function}('{ADA.address}')"
+    own_word = claims(email=ADA.address, user_metadata={"role": "admin"}) | {"app.user_email": ADA.address}
+    for role, settings in (
+        ("anon", {}),
+        ("anon", claims("admin")),
+        ("authenticated", {}),
+        ("authenticated", claims(email=ADA.address)),
+        ("authenticated", claims("analyst")),
+        ("authenticated", own_word),
+        ("authenticated", {"request.jwt.claims": '{"role": "service_role"}'}),
+    ):
+        async with acting(populated, role, settings):
+            assert await refusal(populated, call) == NOT_PERMITTED, (role, settings)
+    for role, settings in (("service_role", {}), ("authenticated", claims("admin"))):
+        async with acting(populated, role, settings):
+            assert await refusal(populated, call) is None, (role, settings)
+
+
+# Export
+
+
+async def test_export_holds_everything_of_the_person(populated: asyncpg.Connection):
+    told = await export(populated, f" {ADA.address.upper()}")
+    assert told.pop("email") == ADA.address
+    counts = {table: len(rows) for table, rows in told.items()}
+    assert counts == (await erase(populated, ADA.address)) | {
+        # By name alone it may be another's of that name: erased, not told.
+        "analytics.rejected_events": 3,
+        "onboarding.step_activities": 1,
+        "public.audit_logs": counts["public.audit_logs"],
+    }
+    [by_lead] = [event for event in told["analytics.events"] if event["name"] == "by_lead"]
+    assert by_lead["context"] == {"traits": {"a": None}}
+    assert {"marketing.leads", "marketing.lead_interactions", "whatsapp.templates", "experiments.assignments"} <= {
+        row["table_name"] for row in told["public.audit_logs"]
+    }
+
+
+async def test_export_holds_no_secret_and_nobody_else(populated: asyncpg.Connection):
+    async with acting(populated, "authenticated", claims("admin", "admin@example.com")):
+        await populated.execute(ADA.fill("UPDATE marketing.leads SET city = 'London' WHERE id = 'UUID1'"))
+        told = json.dumps(await export(populated, ADA.address)).lower()
+        for secret in ("sess_", "c0ffee", "decade", "session_token", "encrypted", "admin@example.com"):
+            assert secret not in told, secret
+        for trace in (*BOB.traces, BOB.fill("UUID"), "key-b"):
+            assert trace not in told, trace
+
+
+async def test_export_is_recorded_and_changes_nothing(populated: asyncpg.Connection):
+    before = [await rows_of(populated, person) for person in (ADA, BOB)]
+    await export(populated, ADA.address)
+    assert [await rows_of(populated, person) for person in (ADA, BOB)] == before
+    [record] = await populated.fetch("SELECT * FROM audit_logs WHERE operation = 'EXPORT'")
+    assert ADA.address not in str(dict(record))
+
+
+async def test_export_of_nobody(populated: asyncpg.Connection):
+    assert await export(populated, "unknown@example.com") == {"email": "unknown@example.com"}
+    await erase(populated, ADA.address)
+    assert await export(populated, ADA.address) == {"email": ADA.address}
