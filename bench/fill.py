@@ -190,7 +190,7 @@ async def fill(connection: asyncpg.Connection, events: int) -> Filled:
     tell(f"{LEADS:,} leads and {LEADS:,} onboarding sessions are loaded")
     await _load_events(connection, filled)
     await _aggregate(connection, filled)
-    await _index_closed_days(connection, filled)
+    await _index_closed_days(connection)
     started = time.monotonic()
     await connection.execute("VACUUM ANALYZE")
     tell(f"vacuumed and analysed in {time.monotonic() - started:.0f} s")
@@ -221,11 +221,7 @@ async def _aggregate(connection: asyncpg.Connection, filled: Filled) -> None:
     tell(f"event_aggregations filled in {time.monotonic() - started:.0f} s")
 
 
-async def _index_closed_days(connection: asyncpg.Connection, filled: Filled) -> None:
-    index_closed_days = getattr(partitions, "index_closed_days", None)
-    if index_closed_days is None:
-        tell("this release builds no indexes on closed days")
-        return
+async def _index_closed_days(connection: asyncpg.Connection) -> None:
     started = time.monotonic()
-    await index_closed_days(connection, today=filled.until.date())
-    tell(f"closed days indexed in {time.monotonic() - started:.0f} s")
+    made = await partitions.index_closed_days(connection)
+    tell(f"{made} indexes made on closed days in {time.monotonic() - started:.0f} s")

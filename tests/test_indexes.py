@@ -121,6 +121,61 @@ async def test_what_a_copy_pays_for(connection: asyncpg.Connection):
     assert len(await connection.fetch(ON_TABLE, "analytics.events_20260102")) == len(parent)
 
 
+async def test_batches_of_collectors_that_take_turns_are_in_few_pages(connection: asyncpg.Connection):
+    await partitions.ensure(connection, [DAY])
+    # Four journals, twenty rows a flush; a range of pages has batches of all four.
+    await connection.execute("""
+        INSERT INTO analytics.events (type, name, created_at, context, batch_id)
+        SELECT 'system', 'ping', '2026-01-02 12:00+00'::timestamptz + n * interval '1 ms',
+            jsonb_build_object('filler', repeat('x', 500)), ((1 + n / 20 % 4)::bigint << 40) | (n / 80)
+        FROM generate_series(0, 19999) AS n
+    """)
+    await connection.execute("SELECT brin_summarize_new_values('analytics.events_20260102_batch_id_idx')")
+    # So few pages would be read whole.
+    await connection.execute("SET enable_seqscan = off")
+    [found] = json.loads(
+        await connection.fetchval("""
+            EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM analytics.events
+            WHERE batch_id BETWEEN (2::bigint << 40) + 100 AND (2::bigint << 40) + 101
+        """)
+    )
+    assert list(indexes_in(found["Plan"])) == ["events_20260102_batch_id_idx"]
+    assert found["Plan"]["Actual Rows"] == 40
+    pages = await connection.fetchval("SELECT pg_relation_size('analytics.events_20260102') / 8192")
+    # Two ranges if the rows lie across a boundary.
+    assert found["Plan"]["Lossy Heap Blocks"] <= 64 < pages / 10
+
+
+COUNTED_UP = {
+    "analytics.event_aggregations": (
+        "INSERT INTO analytics.event_aggregations (event_type, event_name, time_bucket, granularity)"
+        " VALUES ('system', 'ping', now(), 'hour')",
+        "UPDATE analytics.event_aggregations SET event_count = event_count + 1, unique_users = 1, updated_at = now()",
+    ),
+    "experiments.assignments": (
+        "INSERT INTO experiments.assignments (experiment_id, session_id, variant_id, first_exposure_at)"
+        " SELECT id, 'session', 'control', now() FROM experiments.experiments",
+        "UPDATE experiments.assignments SET exposure_count = exposure_count + 1, last_exposure_at = now()",
+    ),
+    "whatsapp.accounts": (
+        "INSERT INTO whatsapp.accounts (lead_id, business_account_id, phone_number_id, phone_number)"
+        " SELECT id, 'business', 'phone', '+491701234567' FROM marketing.leads",
+        "UPDATE whatsapp.accounts SET messages_sent_today = messages_sent_today + 1, last_message_sent_at = now()",
+    ),
+}
+
+
+@pytest.mark.parametrize("table", COUNTED_UP)
+async def test_counting_up_writes_to_no_index(connection: asyncpg.Connection, table: str):
+    insert, count_up = COUNTED_UP[table]
+    await connection.execute("INSERT INTO experiments.experiments (name) VALUES ('experiment')")
+    await connection.execute("INSERT INTO marketing.leads (email) VALUES ('lead@example.com')")
+    await connection.execute(insert)
+    async with connection.transaction():
+        assert await connection.execute(count_up) == "UPDATE 1"
+        assert await connection.fetchval("SELECT pg_stat_get_xact_tuples_hot_updated($1::text::regclass)", table) == 1
+
+
 # Plans.
 
 ROWS = """
