@@ -46,6 +46,12 @@ def _network(text: str) -> str:
     return str(ipaddress.ip_network(text) if "/" in text else ipaddress.ip_address(text))
 
 
+def _dimension(text: str) -> str:
+    if text not in DIMENSION_NAMES:
+        raise ValueError
+    return text
+
+
 def _database_url(text: str) -> str:
     # Only the scheme: asyncpg knows more forms (several hosts, a socket's folder) than a check here would.
     if not re.match(r"postgres(ql)?://", text):
@@ -58,6 +64,11 @@ ORIGINS = {"each": _origin, "what": "a list, each `*` or an origin such as https
 NETWORKS = {"each": _network, "what": "a list of addresses or networks such as 10.0.0.0/8"}
 URL = {"each": _database_url, "what": "a URL such as postgresql://user@host:5432/name", "secret": True}
 SECRET = {"secret": True}
+DIMENSION_NAMES = (
+    "country", "device_type", "browser", "os",
+    "page_path", "referrer_host", "utm_source", "utm_medium", "utm_campaign",
+)  # fmt: skip
+DIMENSIONS = {"each": _dimension, "what": f"a list of {', '.join(DIMENSION_NAMES)}, or none"}
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 Environment = Literal["production", "staging", "development", "test", "local"]
@@ -120,6 +131,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_burst: Annotated[int, within(1, 10**6, "Requests at once before that limit counts")] = 100
     anonymise_ip: Annotated[bool, about("Store client addresses without their last part")] = True
     geoip_database: Annotated[Path | None, about("MaxMind file (.mmdb) to look addresses up in")] = None
+
+    rollup_interval_seconds: Annotated[float, within(0.1, 60, "How often new events are added to the aggregates")] = (
+        1.0
+    )
+    rollup_dimensions: Annotated[tuple[str, ...], about("What events are also counted by", DIMENSIONS)] = tuple(
+        DIMENSION_NAMES
+    )
+    rollup_dimension_values: Annotated[
+        int, within(1, 10_000, "Values of a dimension in one bucket; the rest is (other)")
+    ] = 100
+    rollup_event_names: Annotated[int, within(1, 100_000, "Event names in one time bucket; the rest is (other)")] = (
+        1000
+    )
+
+    admin_keys: Annotated[
+        tuple[str, ...], about("Keys that may read statistics; when empty, nobody may", SECRET)
+    ] = ()
+    stats_timeout_seconds: Annotated[float, within(0.1, 600, "Longest query for statistics")] = 10.0
 
     statement_timeout_seconds: Annotated[
         float, within(0.1, 3600, "Longest COPY transaction; after it, reconnect and ask the ledger")

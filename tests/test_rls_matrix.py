@@ -16,6 +16,7 @@ onboarding.sessions           OAO-  ----           ----     AAAA   AAAA
 onboarding.step_activities    OO--  ----           ----     AAAA   AAAA
 analytics.events              -A--  ----           A---     AAAA   AAAA
 analytics.event_aggregations  ----  ----           A---     AAAA   AAAA
+analytics.stale_buckets       ----  ----           A---     AAAA   AAAA
 analytics.metrics             ----  ----           A---     AAAA   AAAA
 analytics.journals            ----  ----           A---     AAAA   AAAA
 analytics.flushes             ----  ----           A---     AAAA   AAAA
@@ -38,6 +39,7 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "onboarding.step_activities": ("id", OURS, OTHERS, "metadata"),
     "analytics.events": ("id", OURS, OTHERS, "name"),
     "analytics.event_aggregations": ("event_name", "ours", "others", "event_count"),
+    "analytics.stale_buckets": ("granularity", "day", "week", "noted_at"),
     "analytics.metrics": ("name", "ours", "others", "source"),
     "analytics.journals": ("number", "1", "2", "stored_through"),
     "analytics.flushes": ("journal", "1", "2", "events_stored"),
@@ -68,6 +70,7 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
         "'system', %s, now(), 'hour'",
         ("'ours'", "'others'"),
     ),
+    "analytics.stale_buckets": ("granularity, time_bucket", "%s, now()", ("'day'", "'week'")),
     "analytics.metrics": ("name, type", "%s, 'gauge'", ("'ours new'", "'others new'")),
     "analytics.journals": ("identity", "%s", ("gen_random_uuid()", "gen_random_uuid()")),
     "analytics.flushes": ("journal, first_record, last_record", "%s, 7, 8", ("1", "2")),

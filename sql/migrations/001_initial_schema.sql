@@ -371,15 +371,30 @@ CREATE TABLE analytics.event_aggregations (
     CONSTRAINT event_aggregations_pkey PRIMARY KEY (granularity, time_bucket, event_type, event_name, dimensions),
     CONSTRAINT event_aggregations_dimensions_object CHECK (jsonb_typeof(dimensions) = 'object'),
     CONSTRAINT event_aggregations_counts_not_negative CHECK (least(event_count, unique_users, unique_sessions) >= 0)
-);
+)
+-- A bucket is counted up many times: room on its page lets it stay there, without a new entry in any index.
+WITH (fillfactor = 70);
 
 COMMENT ON TABLE analytics.event_aggregations IS 'Events counted by time bucket, name and dimensions';
+COMMENT ON COLUMN analytics.event_aggregations.event_name IS 'The event''s name; "(other)" is those for which a time bucket had no room';
 COMMENT ON COLUMN analytics.event_aggregations.time_bucket IS 'Where the bucket begins, in UTC; a week begins on Monday';
-COMMENT ON COLUMN analytics.event_aggregations.dimensions IS 'What the bucket is split by, such as {"country": "DE"}; {} is the total';
+COMMENT ON COLUMN analytics.event_aggregations.dimensions IS 'What the bucket is split by, one dimension at a time, such as {"country": "DE"}; {} is the total. Events without a value are only in the total; "(other)" is the values for which it had no room';
 COMMENT ON COLUMN analytics.event_aggregations.unique_users IS 'Estimated from users_sketch';
 COMMENT ON COLUMN analytics.event_aggregations.unique_sessions IS 'Estimated from sessions_sketch';
 COMMENT ON COLUMN analytics.event_aggregations.users_sketch IS 'Sketch of the distinct users: merges with that of another bucket, which a count does not';
 COMMENT ON COLUMN analytics.event_aggregations.sessions_sketch IS 'Sketch of the distinct sessions';
+
+CREATE TABLE analytics.stale_buckets (
+    granularity analytics.granularity NOT NULL,
+    time_bucket timestamptz NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT stale_buckets_pkey PRIMARY KEY (granularity, time_bucket),
+    CONSTRAINT stale_buckets_granularity_known CHECK (granularity <> 'minute')
+);
+
+COMMENT ON TABLE analytics.stale_buckets IS 'Time buckets that are to be made anew: hours, with their minutes, from events, after some were erased; days from hours; weeks and months from days';
+COMMENT ON COLUMN analytics.stale_buckets.time_bucket IS 'Where the bucket begins, in UTC';
+COMMENT ON COLUMN analytics.stale_buckets.noted_at IS 'When something in it changed first since it was made';
 
 CREATE TABLE analytics.metrics (
     id bigint GENERATED ALWAYS AS IDENTITY,

@@ -359,6 +359,7 @@ BEGIN
             ('onboarding.step_activities', admin),
             ('analytics.events', analyst),
             ('analytics.event_aggregations', analyst),
+            ('analytics.stale_buckets', analyst),
             ('analytics.metrics', analyst),
             ('analytics.journals', analyst),
             ('analytics.flushes', analyst),
