@@ -9,11 +9,13 @@ DataSketches (Java, C++, its Postgres extension) reads them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
-from datasketches import hll_sketch as Sketch
+from datasketches import hll_sketch
 from datasketches import hll_union, tgt_hll_type
 
+
+Sketch: TypeAlias = hll_sketch
 LOG2_REGISTERS: Final = 12
 RELATIVE_STANDARD_ERROR: Final = 0.0163
 """Of an estimate beyond 300: 1.04 / sqrt(2^12), as after merging."""
@@ -40,20 +42,29 @@ def dump(sketch: Sketch) -> bytes:
     return bytes(sketch.serialize_compact())
 
 
-def count(sketch: Sketch) -> int:
-    """How many different values went in, estimated."""
-    return round(float(sketch.get_estimate()))
-
-
-def union(sketches: Iterable[bytes | None]) -> Sketch:
+def merged(parts: Iterable[Sketch]) -> Sketch:
     """The sketch of all values in any of them."""
-    merged = hll_union(LOG2_REGISTERS)
-    for stored in sketches:
-        if stored is not None:
-            merged.update(load(stored))
-    return merged.get_result(tgt_hll_type.HLL_4)
+    union = hll_union(LOG2_REGISTERS)
+    for part in parts:
+        union.update(part)
+    return union.get_result(tgt_hll_type.HLL_4)
 
 
-def count_union(sketches: Iterable[bytes | None]) -> int:
-    """How many different values are in any of them, estimated."""
-    return count(union(sketches))
+def count(sketch: Sketch) -> int:
+    """How many different values went in, estimated.
+
+    The same values give the same number, in whatever order and over whatever merges they came: a sketch that was
+    never merged has a sharper estimate of its own, which depends on the order.
+    """
+    # Merged with itself: a first sketch is only copied.
+    return round(float(merged([sketch, sketch]).get_estimate()))
+
+
+def union(stored: Iterable[bytes | None]) -> Sketch:
+    """The sketch of all values in any of the stored ones; None has none."""
+    return merged(load(one) for one in stored if one is not None)
+
+
+def count_union(stored: Iterable[bytes | None]) -> int:
+    """How many different values are in any of the stored ones, estimated."""
+    return count(union(stored))

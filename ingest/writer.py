@@ -259,6 +259,7 @@ class Writer:
             sum(record.events for record in self._records),
             sum(record.rejected for record in self._records),
             first.number,
+            _days(self._records),
         )
         if not moved:
             raise DatabaseError(f"the ledger of journal {layout.journal} has moved; asking it again")
@@ -375,12 +376,7 @@ class Writer:
 
     async def _make_partitions(self, connection: asyncpg.Connection) -> int:
         """Make the partitions of the days in the taken records; how many were missing."""
-        days: set[date] = set()
-        for record in self._records:
-            index = record.layout.event_columns.index("created_at")
-            for line in record.event_lines.splitlines():
-                days.add(date.fromisoformat(line.split(b"\t", index + 1)[index][:10].decode()))
-        return await partitions.ensure(connection, sorted(days))
+        return await partitions.ensure(connection, _days(self._records))
 
     # Settling.
 
@@ -414,6 +410,15 @@ async def _pieces(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
             gathered, size = [], 0
     if gathered:
         yield b"".join(gathered)
+
+
+def _days(records: Iterable[Record]) -> list[date]:
+    """The days, in UTC, that the events of these records are stored under."""
+    days: set[bytes] = set()
+    for record in records:
+        place = record.layout.event_columns.index("created_at")
+        days.update([line.split(b"\t", place + 1)[place][:10] for line in record.event_lines.splitlines()])
+    return sorted(date.fromisoformat(day.decode()) for day in days)
 
 
 def _rejected_line(bad: Bad, batch_id: int) -> bytes:

@@ -312,6 +312,7 @@ CREATE TABLE analytics.flushes (
     events_stored int NOT NULL DEFAULT 0,
     events_duplicate int NOT NULL DEFAULT 0,
     events_rejected int NOT NULL DEFAULT 0,
+    days date[],
     flushed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     rolled_up_at timestamptz,
     CONSTRAINT flushes_pkey PRIMARY KEY (journal, last_record),
@@ -322,6 +323,7 @@ CREATE TABLE analytics.flushes (
 COMMENT ON TABLE analytics.flushes IS 'The ledger: one row a COPY transaction, written by that transaction';
 COMMENT ON COLUMN analytics.flushes.first_record IS 'Number of the first record of the journal that this transaction stored';
 COMMENT ON COLUMN analytics.flushes.last_record IS 'Number of the last one';
+COMMENT ON COLUMN analytics.flushes.days IS 'The days, in UTC, whose partitions it wrote to; NULL: not told, it may be any';
 COMMENT ON COLUMN analytics.flushes.flushed_at IS 'When the transaction wrote this row: before its COPY, a moment before its COMMIT';
 COMMENT ON COLUMN analytics.flushes.rolled_up_at IS 'When its events went into analytics.event_aggregations; NULL: not yet';
 

@@ -448,6 +448,7 @@ DECLARE
     most constant int := 50000;
     ledger record;
     adopted int;
+    touched date[];
 BEGIN
     -- ON CONFLICT alone would use up a journal number at every call, and there are eight million.
     IF NOT EXISTS (SELECT FROM analytics.journals WHERE identity = plain_sql) THEN
@@ -458,18 +459,20 @@ BEGIN
 
     WITH pending AS (
         SELECT created_at, id FROM analytics.events WHERE batch_id IS NULL LIMIT most FOR UPDATE SKIP LOCKED
+    ), given AS (
+        UPDATE analytics.events AS event SET batch_id = (ledger.number::bigint << 40) | ledger.next_record
+        FROM pending WHERE (event.created_at, event.id) = (pending.created_at, pending.id)
+        RETURNING (event.created_at AT TIME ZONE 'UTC')::date AS day
     )
-    UPDATE analytics.events AS event SET batch_id = (ledger.number::bigint << 40) | ledger.next_record
-    FROM pending WHERE (event.created_at, event.id) = (pending.created_at, pending.id);
-    GET DIAGNOSTICS adopted = ROW_COUNT;
+    SELECT count(*), array_agg(DISTINCT day) INTO adopted, touched FROM given;
     IF adopted = 0 THEN
         RETURN 0;
     END IF;
     UPDATE analytics.journals SET
         stored_through = ledger.next_record, events_stored = events_stored + adopted, updated_at = now()
     WHERE number = ledger.number;
-    INSERT INTO analytics.flushes (journal, first_record, last_record, events_stored)
-    VALUES (ledger.number, ledger.next_record, ledger.next_record, adopted);
+    INSERT INTO analytics.flushes (journal, first_record, last_record, events_stored, days)
+    VALUES (ledger.number, ledger.next_record, ledger.next_record, adopted, touched);
     RETURN adopted;
 END
 $$;
@@ -843,15 +846,22 @@ BEGIN
     );
     names := array_remove(names, NULL);
 
-    DELETE FROM analytics.events AS event WHERE ingest.is_event_of(event, person);
-    GET DIAGNOSTICS affected = ROW_COUNT;
+    WITH gone AS (
+        DELETE FROM analytics.events AS event WHERE ingest.is_event_of(event, person) RETURNING created_at
+    ), noted AS (
+        -- What they were counted in is made anew.
+        INSERT INTO analytics.stale_buckets (granularity, time_bucket)
+        SELECT DISTINCT 'hour'::analytics.granularity, date_trunc('hour', created_at, 'UTC') FROM gone
+        ON CONFLICT DO NOTHING
+    )
+    SELECT count(*) INTO affected FROM gone;
     counts := counts || jsonb_build_object('analytics.events', affected);
     DELETE FROM analytics.rejected_events
     WHERE ingest.mentions(concat_ws(' ', payload, detail, route, user_agent),
         ingest.mention_pattern(person.address || person.phones || names));
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.rejected_events', affected);
-    -- A page's path may hold an address. What the events were counted in stays: a count names nobody.
+    -- A page's path may hold an address.
     DELETE FROM analytics.event_aggregations WHERE ingest.mentions(concat_ws(' ', event_name, dimensions::text), person.pattern);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.event_aggregations', affected);

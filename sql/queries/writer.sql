@@ -17,8 +17,8 @@ WITH advanced AS (
     WHERE number = $1 AND identity = $2::text::uuid AND stored_through = $3
     RETURNING number
 )
-INSERT INTO analytics.flushes (journal, first_record, last_record, events_stored, events_rejected)
-SELECT number, $7, $4, $5, $6 FROM advanced
+INSERT INTO analytics.flushes (journal, first_record, last_record, events_stored, events_rejected, days)
+SELECT number, $7, $4, $5, $6, $8 FROM advanced
 RETURNING true
 
 -- correct_flush --

@@ -1,0 +1,177 @@
+"""The buckets of analytics.event_aggregations: tallies are added to what is stored, as there is room.
+
+A bucket has room for so many names, and for so many values of a dimension. Who comes first, and of those who come
+together the most frequent, has a row of its own from then on; the rest is counted as "(other)". No row goes again
+while others are added, so that each is the exact count of its name, or value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import NamedTuple, TypeVar
+
+import asyncpg
+import orjson
+
+from ingest import sketches, tallies
+from ingest.database import load_queries
+from ingest.tallies import OTHER, Key, Tallies, Tally
+
+K = TypeVar("K")
+G = TypeVar("G")
+
+_QUERIES = load_queries("rollup")
+
+
+class Room(NamedTuple):
+    """How many names a time bucket has, and how many values a dimension of one of its names."""
+
+    names: int
+    values: int
+
+
+class Stored(NamedTuple):
+    events: int
+    users: bytes | None
+    sessions: bytes | None
+
+
+NOTHING = Stored(0, None, None)
+
+
+async def add(connection: asyncpg.Connection, added: Tallies, room: Room) -> Tallies:
+    """Add tallies of minutes and hours, and then of their days; what was added to the days.
+
+    Must be called in the transaction that says of what they are the tallies, and by one at a time.
+    """
+    placed = await add_only(connection, added, room)
+    # Of what the hours made of it: a day is the sum of its hours, with "(other)" and all.
+    hours = {key: tally for key, tally in placed.items() if key[0] == "hour"}
+    return await add_only(connection, tallies.coarser(hours, "day"), room)
+
+
+async def add_only(connection: asyncpg.Connection, added: Tallies, room: Room) -> Tallies:
+    """Add tallies to their own buckets alone; what they became, as there is room."""
+    if not added:
+        return {}
+    stored = await _stored(connection, added)
+    placed = await _placed(connection, added, stored, room)
+    await put(connection, ((key, _sum(stored.get(key, NOTHING), tally)) for key, tally in placed.items()))
+    return placed
+
+
+def _sum(stored: Stored, tally: Tally) -> Stored:
+    return Stored(
+        stored.events + tally.events, tally.users.added_to(stored.users), tally.sessions.added_to(stored.sessions)
+    )
+
+
+async def _stored(connection: asyncpg.Connection, keys: Iterable[Key]) -> dict[Key, Stored]:
+    wanted = list(keys)
+    if not wanted:
+        return {}
+    rows = await connection.fetch(_QUERIES["stored"], *_columns(wanted))
+    return {wanted[place - 1]: Stored(count, users, sessions) for place, count, users, sessions in rows}
+
+
+async def put(connection: asyncpg.Connection, made: Iterable[tuple[Key, Stored]]) -> None:
+    """Store buckets, in place of what they held."""
+    rows = list(made)
+    keys = [key for key, _ in rows]
+    users = [one.users for _, one in rows]
+    sessions = [one.sessions for _, one in rows]
+    await connection.execute(
+        _QUERIES["put"],
+        *_columns(keys),
+        [one.events for _, one in rows],
+        [_count(one) for one in users],
+        [_count(one) for one in sessions],
+        users,
+        sessions,
+    )
+
+
+def _count(sketch: bytes | None) -> int:
+    return 0 if sketch is None else sketches.count(sketches.load(sketch))
+
+
+def _columns(keys: list[Key]) -> tuple[list[object], ...]:
+    return (
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+        [key[2] for key in keys],
+        [key[3] for key in keys],
+        [dimensions(key) for key in keys],
+    )
+
+
+def dimensions(key: Key) -> str:
+    """The column `dimensions` of a key, JSON."""
+    return orjson.dumps({key[4]: key[5]}).decode() if key[4] else "{}"
+
+
+# Room.
+
+
+async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[Key, Stored], room: Room) -> Tallies:
+    """The tallies under the keys that there is room for, the others under "(other)"; `stored` gets theirs."""
+    new = [key for key in added if key not in stored]
+    if not new:
+        return added
+    crowded = await _names_without_room(connection, added, new, room)
+    named = tallies.summed(
+        ((*key[:3], OTHER, *key[4:]) if (key[0], key[1], key[3]) in crowded else key, tally)
+        for key, tally in added.items()
+    )
+    stored |= await _stored(connection, named.keys() - added.keys())
+    full = await _values_without_room(connection, named, stored, room)
+    placed = tallies.summed(((*key[:5], OTHER) if key in full else key, tally) for key, tally in named.items())
+    stored |= await _stored(connection, placed.keys() - named.keys())
+    return placed
+
+
+async def _names_without_room(
+    connection: asyncpg.Connection, added: Tallies, new: list[Key], room: Room
+) -> set[tuple[str, datetime, str]]:
+    """(granularity, bucket, name) of the names that have to be "(other)"."""
+    events: dict[tuple[str, datetime, str], int] = {}
+    for key in new:
+        if not key[4] and key[3] != OTHER:
+            name = key[0], key[1], key[3]
+            events[name] = events.get(name, 0) + added[key].events
+    if not events:
+        return set()
+    wanted = list(events)
+    known = await connection.fetch(_QUERIES["known_names"], *map(list, zip(*wanted, strict=True)))
+    for place in known:
+        del events[wanted[place[0] - 1]]
+    times = list({(granularity, bucket) for granularity, bucket, _ in events})
+    if not times:
+        return set()
+    rows = await connection.fetch(_QUERIES["names"], *map(list, zip(*times, strict=True)))
+    left = {times[place - 1]: room.names - names for place, names in rows}
+    return _beyond(events, {name: name[:2] for name in events}, left, 0)
+
+
+async def _values_without_room(
+    connection: asyncpg.Connection, named: Tallies, stored: Mapping[Key, Stored], room: Room
+) -> set[Key]:
+    events = {key: tally.events for key, tally in named.items() if key[4] and key[5] != OTHER and key not in stored}
+    if not events:
+        return set()
+    wanted = list({key[:4] for key in events})
+    rows = await connection.fetch(_QUERIES["values"], *map(list, zip(*wanted, strict=True)))
+    left = {(*wanted[place - 1], dimension): room.values - values for place, dimension, values in rows}
+    return _beyond(events, {key: key[:5] for key in events}, left, room.values)
+
+
+def _beyond(events: Mapping[K, int], group: Mapping[K, G], left: dict[G, int], otherwise: int) -> set[K]:
+    """Those for whom their group has no room, when the most frequent come first."""
+    without: set[K] = set()
+    for one in sorted(events, key=lambda one: (-events[one], str(one))):
+        places = left.get(group[one], otherwise)
+        if places <= 0:
+            without.add(one)
+        left[group[one]] = places - 1
+    return without

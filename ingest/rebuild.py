@@ -1,0 +1,272 @@
+"""Buckets made anew, and compared: minutes and hours from events, days from hours, weeks and months from days.
+
+An hour is made while nothing is added to any bucket, from exactly the events that the ledger says are rolled up: what
+comes meanwhile waits and is added afterwards. `ingest rollup rebuild` notes hours in analytics.stale_buckets, as an
+erasure does; whoever finds them there makes them, so that a rebuild goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import date, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+import orjson
+
+from ingest import buckets, sketches, tallies
+from ingest.buckets import Room, Stored
+from ingest.database import load_queries
+from ingest.rollup import LOCK_KEY, batches, note_stale, partition, rows_query, with_hours
+from ingest.tallies import OTHER, Key, Tallies
+
+HOUR: Final = timedelta(hours=1)
+_SPANS: Final[Mapping[str, str]] = {"day": "1 day", "week": "7 days", "month": "1 month"}
+_PARTS: Final[Mapping[str, str]] = {"day": "hour", "week": "day", "month": "day"}
+_CHUNK: Final = 20_000
+_QUERIES: Final = load_queries("rebuild")
+
+
+class Difference(NamedTuple):
+    """A bucket that does not hold what it should; None: there is no such row, or should be none."""
+
+    key: Key
+    stored: tuple[int, int, int] | None
+    """Events, users, sessions."""
+    expected: tuple[int, int, int] | None
+
+
+# Making anew.
+
+
+async def note(connection: asyncpg.Connection, start: datetime, end: datetime) -> int:
+    """Note every hour in [start, end) that there may be events of; how many."""
+    count: int = await connection.fetchval(_QUERIES["note_hours"], start, end)
+    return count
+
+
+async def count_stale(connection: asyncpg.Connection, start: datetime, end: datetime) -> int:
+    """How many hours and days in [start, end) wait to be made anew."""
+    count: int = await connection.fetchval(_QUERIES["count_stale"], start, end)
+    return count
+
+
+async def run_once(connection: asyncpg.Connection, dimensions: Sequence[str], room: Room, most: int = 1000) -> int:
+    """Make anew what is noted, hours first, at most so many buckets; how many were. Needs a connection of its own."""
+    made = 0
+    while made < most and await make_next(connection, dimensions, room):
+        made += 1
+    return made
+
+
+async def make_next(connection: asyncpg.Connection, dimensions: Sequence[str], room: Room) -> bool:
+    """Make one noted bucket anew, in one transaction; False when there is none."""
+    async with _alone(connection):
+        noted = await connection.fetchrow(_QUERIES["take_stale"])
+        if noted is None:
+            return False
+        granularity, bucket = noted
+        if granularity == "hour":
+            await _make_hour(connection, bucket, dimensions, room)
+        else:
+            await _make_from_parts(connection, granularity, bucket, room)
+        return True
+
+
+@asynccontextmanager
+async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """A transaction with one view of everything, while nobody else changes buckets.
+
+    The lock is the session's: taken within the transaction, its view would be older than the wait for the lock.
+    """
+    await connection.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
+    try:
+        async with connection.transaction(isolation="repeatable_read"):
+            yield
+    finally:
+        if not connection.is_closed():
+            await connection.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
+
+
+async def _make_hour(connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str], room: Room) -> None:
+    if not await _has_events(connection, hour.date()):
+        return
+    counted = await _count_hour(connection, hour, dimensions)
+    await connection.execute(_QUERIES["clear_hour"], hour)
+    # Its day is made of all its hours afterwards.
+    await buckets.add_only(connection, counted, room)
+    await note_stale(connection, [hour], "day")
+
+
+async def _count_hour(connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str]) -> Tallies:
+    """The tallies of an hour and its minutes, of the events that are rolled up."""
+    waiting = await connection.fetch(_QUERIES["not_rolled_up"])
+    condition = (
+        f"created_at >= $1 AND created_at < $2 AND batch_id IS NOT NULL AND NOT batch_id <@ {batches(waiting)}"
+    )
+    query = rows_query(hour.date(), dimensions, condition)
+    minutes: Tallies = {}
+    rows: list[Any] = []
+    async for row in connection.cursor(query, hour, hour + HOUR, prefetch=_CHUNK):
+        rows.append(row)
+        if len(rows) == _CHUNK:
+            minutes = tallies.summed([*minutes.items(), *tallies.count(rows, dimensions).items()])
+            rows = []
+    minutes = tallies.summed([*minutes.items(), *tallies.count(rows, dimensions).items()])
+    return with_hours(minutes, await connection.fetchval(_QUERIES["minutes_from"]))
+
+
+async def _make_from_parts(connection: asyncpg.Connection, granularity: str, bucket: datetime, room: Room) -> None:
+    async for group in _sums_of_parts(connection, granularity, bucket):
+        await buckets.put(connection, _within(group, room).items())
+    await connection.execute(_QUERIES["clear_others"], granularity, bucket)
+    if granularity == "day":
+        await note_stale(connection, [bucket], "week", "month")
+
+
+async def _sums_of_parts(
+    connection: asyncpg.Connection, granularity: str, bucket: datetime
+) -> AsyncIterator[dict[Key, Stored]]:
+    """What the parts of a bucket add up to, one name of one type after the other."""
+    group: dict[Key, list[Any]] = {}
+    of: tuple[str, str] | None = None
+    query = _QUERIES["parts"].replace("{span}", _SPANS[granularity])
+    async for row in connection.cursor(query, _PARTS[granularity], bucket, prefetch=500):
+        kind, name, dimensions, *_ = row
+        if of != (kind, name) and group:
+            yield {key: _sum(parts) for key, parts in group.items()}
+            group = {}
+        of = kind, name
+        dimension, value = next(iter(orjson.loads(dimensions).items()), ("", ""))
+        group.setdefault((granularity, bucket, kind, name, dimension, value), []).append(row)
+    if group:
+        yield {key: _sum(parts) for key, parts in group.items()}
+
+
+def _sum(parts: Sequence[Mapping[str, Any]]) -> Stored:
+    def union(column: str) -> bytes | None:
+        known = [part[column] for part in parts if part[column] is not None]
+        return (known[0] if len(known) == 1 else sketches.dump(sketches.union(known))) if known else None
+
+    return Stored(sum(part["event_count"] for part in parts), union("users_sketch"), union("sessions_sketch"))
+
+
+def _within(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:
+    """The group with the less frequent values of a dimension put together, if there is no room for all."""
+    by_dimension: dict[str, list[Key]] = {}
+    for key in group:
+        if key[4] and key[5] != OTHER:
+            by_dimension.setdefault(key[4], []).append(key)
+    placed = dict(group)
+    for keys in by_dimension.values():
+        keys.sort(key=lambda key: (-group[key].events, key[5]))
+        for key in keys[room.values :]:
+            other = (*key[:5], OTHER)
+            both = [placed.pop(key), *([placed[other]] if other in placed else [])]
+            placed[other] = Stored(
+                sum(one.events for one in both),
+                _union([one.users for one in both]),
+                _union([one.sessions for one in both]),
+            )
+    return placed
+
+
+def _union(stored: Iterable[bytes | None]) -> bytes | None:
+    known = [one for one in stored if one is not None]
+    return sketches.dump(sketches.union(known)) if known else None
+
+
+async def _has_events(connection: asyncpg.Connection, day: date) -> bool:
+    return await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", partition(day)) is True
+
+
+# Comparing.
+
+
+async def verify(
+    connection: asyncpg.Connection, start: datetime, end: datetime, dimensions: Sequence[str]
+) -> AsyncIterator[tuple[datetime, list[Difference]]]:
+    """Compare the buckets of each hour in [start, end) with its events, and of each day with its hours: (hour or day,
+    what differs). Each is compared within one view of the database, so that nothing has to wait."""
+    for bucket, granularity in await connection.fetch(_QUERIES["to_compare"], start, end):
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            if await connection.fetchval(_QUERIES["is_stale"], granularity, bucket):
+                continue
+            if granularity == "hour":
+                found = await _compare_hour(connection, bucket, dimensions)
+            else:
+                found = await _compare_day(connection, bucket)
+        yield bucket, found
+
+
+async def _compare_hour(
+    connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str]
+) -> list[Difference]:
+    stored = await _read(connection, "hour_rows", hour)
+    counted = await _count_hour(connection, hour, dimensions)
+    folded = tallies.summed((_folded(key, stored), tally) for key, tally in counted.items())
+    expected = {
+        key: (tally.events, _count(tally.users.added_to(None)), _count(tally.sessions.added_to(None)))
+        for key, tally in folded.items()
+    }
+    minutes_from = await connection.fetchval(_QUERIES["minutes_from"])
+    kept = {key: row for key, row in stored.items() if key[0] != "minute" or key[1] >= minutes_from}
+    # Dimensions that are no longer, or not yet, counted by are no difference.
+    return _differences({key: row for key, row in kept.items() if key[4] in ("", *dimensions)}, expected)
+
+
+async def _compare_day(connection: asyncpg.Connection, day: datetime) -> list[Difference]:
+    stored = await _read(connection, "day_rows", day)
+    expected: dict[Key, list[Stored]] = {}
+    async for group in _sums_of_parts(connection, "day", day):
+        for key, one in group.items():
+            expected.setdefault(_folded(key, stored), []).append(one)
+    return _differences(
+        stored,
+        {
+            key: (
+                sum(one.events for one in parts),
+                _count(_union([one.users for one in parts])),
+                _count(_union([one.sessions for one in parts])),
+            )
+            for key, parts in expected.items()
+        },
+    )
+
+
+def _folded(key: Key, stored: Mapping[Key, object]) -> Key:
+    """The row that counts what this key would: its own if there is one, else that of "(other)" if there is one."""
+    granularity, bucket, kind, name, dimension, value = key
+    if not any((granularity, bucket, any_kind, name, "", "") in stored for any_kind in KINDS):
+        other = (granularity, bucket, kind, OTHER, "", "")
+        name = OTHER if other in stored else name
+    named = granularity, bucket, kind, name, dimension, value
+    if dimension and named not in stored and (*named[:5], OTHER) in stored:
+        return (*named[:5], OTHER)
+    return named
+
+
+KINDS: Final = ("page_view", "user_action", "conversion", "system")
+
+
+async def _read(connection: asyncpg.Connection, query: str, bucket: datetime) -> dict[Key, tuple[int, int, int]]:
+    rows: dict[Key, tuple[int, int, int]] = {}
+    for granularity, time_bucket, kind, name, dimensions, *counts in await connection.fetch(_QUERIES[query], bucket):
+        dimension, value = next(iter(orjson.loads(dimensions).items()), ("", ""))
+        rows[granularity, time_bucket, kind, name, dimension, value] = (counts[0], counts[1], counts[2])
+    return rows
+
+
+def _count(sketch: bytes | None) -> int:
+    return 0 if sketch is None else sketches.count(sketches.load(sketch))
+
+
+def _differences(
+    stored: Mapping[Key, tuple[int, int, int]], expected: Mapping[Key, tuple[int, int, int]]
+) -> list[Difference]:
+    return [
+        Difference(key, stored.get(key), expected.get(key))
+        for key in sorted(stored.keys() | expected.keys())
+        if stored.get(key) != expected.get(key)
+    ]

@@ -1,0 +1,154 @@
+"""Events counted by time bucket, type, name and dimension, before they meet what is stored. Pure.
+
+A key is (granularity, time_bucket, event_type, event_name, dimension, value); a total's dimension and value are "".
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from ingest import sketches
+from ingest.sketches import Sketch
+
+OTHER: Final = "(other)"
+"""What stands for the names, or values, for which a bucket has no room."""
+_FEW: Final = 16
+"""Up to so many values are put into a stored sketch one by one; more go through a sketch of their own, made once for
+minute, hour and day."""
+_MANY: Final = 10_000
+"""More values than this are kept as a sketch, so that memory does not grow with the events of a bucket."""
+
+Key = tuple[str, datetime, str, str, str, str]
+Row = Sequence[Any]
+"""minute, type, name, user, session, then a value of each dimension; any of the last ones may be None."""
+
+
+class Distinct:
+    """Which users, or sessions: their ids, or once they are many a sketch of them. Never changed once made."""
+
+    __slots__ = ("_made", "_sketch", "_values")
+
+    def __init__(self, values: set[str], sketch: Sketch | None = None) -> None:
+        self._values = values
+        self._sketch = sketch
+        # The sketch of both, once it was needed.
+        self._made: Sketch | None = None
+
+    def plus(self, other: Distinct) -> Distinct:
+        """All that are in either."""
+        values = self._values | other._values
+        kept = [one for one in (self._sketch, other._sketch) if one is not None]
+        if len(values) > _MANY:
+            kept.append(sketches.new(values))
+            values = set()
+        return Distinct(values, sketches.merged(kept) if kept else None)
+
+    def added_to(self, stored: bytes | None) -> bytes | None:
+        """The stored sketch with these in it; None as long as there are none."""
+        if self._sketch is None and len(self._values) <= _FEW:
+            if not self._values:
+                return stored
+            sketch = sketches.new() if stored is None else sketches.load(stored)
+            for value in self._values:
+                sketch.update(value)
+            return sketches.dump(sketch)
+        if self._made is None:
+            parts = (
+                [sketches.new(self._values)] if self._sketch is None else [self._sketch, sketches.new(self._values)]
+            )
+            self._made = parts[0] if len(parts) == 1 else sketches.merged(parts)
+        if stored is None:
+            return sketches.dump(self._made)
+        return sketches.dump(sketches.merged([sketches.load(stored), self._made]))
+
+
+class Tally(NamedTuple):
+    """What events add to one bucket."""
+
+    events: int
+    users: Distinct
+    sessions: Distinct
+
+    def plus(self, other: Tally) -> Tally:
+        return Tally(self.events + other.events, self.users.plus(other.users), self.sessions.plus(other.sessions))
+
+
+Tallies = dict[Key, Tally]
+
+
+def count(rows: Iterable[Row], dimensions: Sequence[str]) -> Tallies:
+    """Rows counted by minute, in total and by each dimension."""
+    # (minute, type, name) -> its rows.
+    groups: dict[tuple[datetime, str, str], list[Row]] = {}
+    for row in rows:
+        group = groups.get(key := (row[0], row[1], row[2]))
+        if group is None:
+            groups[key] = [row]
+        else:
+            group.append(row)
+    tallies: Tallies = {}
+    for (minute, kind, name), group in groups.items():
+        _, _, _, users, sessions, *columns = zip(*group, strict=True)
+        tallies["minute", minute, kind, name, "", ""] = Tally(
+            len(group), Distinct(_known(set(users))), Distinct(_known(set(sessions)))
+        )
+        for dimension, column in zip(dimensions, columns, strict=True):
+            counts = Counter(column)
+            counts.pop(None, None)
+            if not counts:
+                continue
+            users_of = _by_value(column, users)
+            sessions_of = _by_value(column, sessions)
+            for value, times in counts.items():
+                tallies["minute", minute, kind, name, dimension, value] = Tally(
+                    times, Distinct(users_of[value]), Distinct(sessions_of[value])
+                )
+    return tallies
+
+
+def _by_value(column: Sequence[str | None], ids: Sequence[str | None]) -> dict[str | None, set[str]]:
+    """Value of a dimension -> the ids that came with it."""
+    found: defaultdict[str | None, set[str | None]] = defaultdict(set)
+    for value, identity in zip(column, ids, strict=True):
+        found[value].add(identity)
+    return {value: _known(known) for value, known in found.items()}
+
+
+def _known(ids: set[str | None]) -> set[str]:
+    ids.discard(None)
+    return ids  # type: ignore[return-value]
+
+
+def summed(parts: Iterable[tuple[Key, Tally]]) -> Tallies:
+    """Tallies of equal keys put together."""
+    total: Tallies = {}
+    for key, tally in parts:
+        known = total.get(key)
+        total[key] = tally if known is None else known.plus(tally)
+    return total
+
+
+def coarser(tallies: Mapping[Key, Tally], granularity: str) -> Tallies:
+    """The same tallies in longer buckets."""
+    begin = BEGINNINGS[granularity]
+    return summed(((granularity, begin(bucket), *rest), tally) for (_, bucket, *rest), tally in tallies.items())  # type: ignore[misc]
+
+
+def _week(moment: datetime) -> datetime:
+    return _day(moment) - timedelta(days=moment.weekday())
+
+
+def _day(moment: datetime) -> datetime:
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+BEGINNINGS: Final[Mapping[str, Callable[[datetime], datetime]]] = {
+    "hour": lambda moment: moment.replace(minute=0, second=0, microsecond=0),
+    "day": _day,
+    "week": _week,
+    "month": lambda moment: _day(moment).replace(day=1),
+}
+"""Granularity -> where the bucket begins that a moment in UTC is in."""

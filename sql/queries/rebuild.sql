@@ -1,0 +1,87 @@
+-- Buckets made anew and compared: ingest/rebuild.py
+
+-- note_hours --
+-- Every hour of a day that has a partition, within [$1, $2)
+WITH hours AS (
+    SELECT hour FROM (
+        SELECT to_date(right(relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC' AS day
+        FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
+    ) AS days
+    CROSS JOIN LATERAL (SELECT day + make_interval(hours => number) AS hour FROM generate_series(0, 23) AS number) AS hours
+    WHERE hour + interval '1 hour' > $1 AND hour < $2 AND hour <= now() + interval '1 day'
+), noted AS (
+    INSERT INTO analytics.stale_buckets (granularity, time_bucket) SELECT 'hour', hour FROM hours
+    ON CONFLICT DO NOTHING
+)
+SELECT count(*) FROM hours
+
+-- count_stale --
+SELECT count(*) FROM analytics.stale_buckets
+WHERE granularity IN ('hour', 'day') AND time_bucket >= date_trunc('day', $1::timestamptz, 'UTC') AND time_bucket < $2
+
+-- take_stale --
+-- The next to be made: finer ones first, as the others are made of them
+DELETE FROM analytics.stale_buckets
+WHERE (granularity, time_bucket) = (
+    SELECT granularity, time_bucket FROM analytics.stale_buckets
+    ORDER BY granularity, time_bucket LIMIT 1
+)
+RETURNING granularity::text, time_bucket
+
+-- is_stale --
+SELECT EXISTS (
+    SELECT FROM analytics.stale_buckets
+    WHERE (granularity, time_bucket) = ($1::text::analytics.granularity, $2)
+        -- A day whose hour was made anew, and it not yet, differs for a moment; so does one whose hour will be.
+        OR (granularity = 'hour' AND $1 = 'day' AND time_bucket >= $2 AND time_bucket < $2 + interval '1 day')
+)
+
+-- not_rolled_up --
+SELECT journal, first_record, last_record FROM analytics.flushes WHERE rolled_up_at IS NULL
+
+-- minutes_from --
+SELECT now() - ingest.retention('minutes', '7 days')
+
+-- clear_hour --
+DELETE FROM analytics.event_aggregations
+WHERE (granularity = 'hour' AND time_bucket = $1)
+    OR (granularity = 'minute' AND time_bucket >= $1 AND time_bucket < $1 + interval '1 hour')
+
+-- clear_others --
+-- What the bucket held and was not put into it by this transaction
+DELETE FROM analytics.event_aggregations
+WHERE granularity = $1::text::analytics.granularity AND time_bucket = $2 AND updated_at <> now()
+
+-- parts --
+SELECT event_type::text, event_name, dimensions::text, event_count, users_sketch, sessions_sketch
+FROM analytics.event_aggregations
+WHERE granularity = $1::text::analytics.granularity
+    AND time_bucket >= $2 AND time_bucket < ($2 AT TIME ZONE 'UTC' + interval '{span}') AT TIME ZONE 'UTC'
+ORDER BY event_type, event_name, dimensions
+
+-- hour_rows --
+SELECT granularity::text, time_bucket, event_type::text, event_name, dimensions::text,
+    event_count, unique_users, unique_sessions
+FROM analytics.event_aggregations
+WHERE (granularity = 'hour' AND time_bucket = $1)
+    OR (granularity = 'minute' AND time_bucket >= $1 AND time_bucket < $1 + interval '1 hour')
+
+-- day_rows --
+SELECT granularity::text, time_bucket, event_type::text, event_name, dimensions::text,
+    event_count, unique_users, unique_sessions
+FROM analytics.event_aggregations WHERE granularity = 'day' AND time_bucket = $1
+
+-- to_compare --
+-- Hours and days within [$1, $2) that have events or buckets
+SELECT hour AS bucket, 'hour' AS granularity FROM (
+    SELECT to_date(right(relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC' AS day
+    FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+    WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
+) AS days
+CROSS JOIN LATERAL (SELECT day + make_interval(hours => number) AS hour FROM generate_series(0, 23) AS number) AS hours
+WHERE hour + interval '1 hour' > $1 AND hour < $2
+UNION ALL
+SELECT DISTINCT time_bucket, 'day' FROM analytics.event_aggregations
+WHERE granularity = 'day' AND time_bucket + interval '1 day' > $1 AND time_bucket < $2
+ORDER BY bucket, granularity DESC

@@ -1,0 +1,110 @@
+-- Rollups: ingest/rollup.py, buckets.py and rebuild.py
+
+-- claim --
+-- Flushes that are not rolled up, oldest first. Locked, so that a second worker that believes it is alone adds nothing twice.
+SELECT journal, first_record, last_record, flushes.events_stored, days, flushed_at,
+    identity = 'b6b7a1c0-0d5e-4a7b-9f0e-70656e64696e' AS adopted
+FROM analytics.flushes JOIN analytics.journals ON number = journal
+WHERE rolled_up_at IS NULL
+ORDER BY flushed_at, journal, last_record
+LIMIT 500
+FOR UPDATE OF flushes
+
+-- mark --
+UPDATE analytics.flushes SET rolled_up_at = clock_timestamp()
+FROM unnest($1::int[], $2::bigint[]) AS claimed (journal, last_record)
+WHERE (flushes.journal, flushes.last_record) = (claimed.journal, claimed.last_record)
+RETURNING extract(epoch FROM rolled_up_at - flushed_at)::float8
+
+-- waiting --
+-- What is not rolled up, and how long the oldest of it has waited
+SELECT coalesce(sum(events_stored), 0)::bigint AS events, count(*) AS flushes,
+    coalesce(extract(epoch FROM clock_timestamp() - min(flushed_at)), 0)::float8 AS seconds
+FROM analytics.flushes WHERE rolled_up_at IS NULL
+
+-- times --
+-- Now, and the first minute that is kept
+SELECT clock_timestamp() AS now, now() - ingest.retention('minutes', '7 days') AS minutes_from
+
+-- partitions --
+-- The days of analytics.events, and how many pages each has at this moment
+SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day, pg_relation_size(pg_class.oid) / 8192 AS pages
+FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
+
+-- stored --
+-- What the buckets hold that are to be added to, by their place in the arguments. One look into the primary key each.
+SELECT place, event_count, users_sketch, sessions_sketch
+FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[])
+    WITH ORDINALITY AS wanted (granularity, time_bucket, event_type, event_name, dimensions, place)
+CROSS JOIN LATERAL (
+    SELECT event_count, users_sketch, sessions_sketch FROM analytics.event_aggregations AS bucket
+    WHERE bucket.granularity = wanted.granularity::analytics.granularity
+        AND bucket.time_bucket = wanted.time_bucket
+        AND bucket.event_type = wanted.event_type::analytics.event_type
+        AND bucket.event_name = wanted.event_name
+        AND bucket.dimensions = wanted.dimensions::jsonb
+    -- Keeps it from becoming a join by another way.
+    OFFSET 0
+) AS bucket
+
+-- names --
+-- How many names each time bucket has
+SELECT place, (
+    SELECT count(DISTINCT event_name) FROM analytics.event_aggregations AS bucket
+    WHERE bucket.granularity = wanted.granularity::analytics.granularity
+        AND bucket.time_bucket = wanted.time_bucket AND bucket.dimensions = '{}'
+) AS names
+FROM unnest($1::text[], $2::timestamptz[]) WITH ORDINALITY AS wanted (granularity, time_bucket, place)
+
+-- known_names --
+-- Which of these names a time bucket has, of any type
+SELECT place FROM unnest($1::text[], $2::timestamptz[], $3::text[])
+    WITH ORDINALITY AS wanted (granularity, time_bucket, event_name, place)
+WHERE EXISTS (
+    SELECT FROM analytics.event_aggregations AS bucket
+    WHERE bucket.granularity = wanted.granularity::analytics.granularity
+        AND bucket.time_bucket = wanted.time_bucket
+        AND bucket.event_type = ANY (enum_range(NULL::analytics.event_type))
+        AND bucket.event_name = wanted.event_name AND bucket.dimensions = '{}'
+)
+
+-- values --
+-- How many values of each dimension an event has in a bucket
+SELECT place, dimension, count(*) AS values
+FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[])
+    WITH ORDINALITY AS wanted (granularity, time_bucket, event_type, event_name, place)
+CROSS JOIN LATERAL (
+    SELECT jsonb_object_keys(dimensions) AS dimension FROM analytics.event_aggregations AS bucket
+    WHERE bucket.granularity = wanted.granularity::analytics.granularity
+        AND bucket.time_bucket = wanted.time_bucket
+        AND bucket.event_type = wanted.event_type::analytics.event_type
+        AND bucket.event_name = wanted.event_name
+    OFFSET 0
+) AS bucket
+GROUP BY place, dimension
+
+-- put --
+INSERT INTO analytics.event_aggregations AS bucket (
+    granularity, time_bucket, event_type, event_name, dimensions,
+    event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
+)
+SELECT granularity::analytics.granularity, time_bucket, event_type::analytics.event_type, event_name, dimensions::jsonb,
+    event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
+FROM unnest(
+    $1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[],
+    $6::bigint[], $7::bigint[], $8::bigint[], $9::bytea[], $10::bytea[]
+) AS made (
+    granularity, time_bucket, event_type, event_name, dimensions,
+    event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
+)
+ON CONFLICT (granularity, time_bucket, event_type, event_name, dimensions) DO UPDATE SET
+    event_count = excluded.event_count, unique_users = excluded.unique_users,
+    unique_sessions = excluded.unique_sessions, users_sketch = excluded.users_sketch,
+    sessions_sketch = excluded.sessions_sketch, updated_at = now()
+
+-- note_stale --
+INSERT INTO analytics.stale_buckets (granularity, time_bucket)
+SELECT granularity::analytics.granularity, time_bucket
+FROM unnest($1::text[], $2::timestamptz[]) AS touched (granularity, time_bucket)
+ON CONFLICT DO NOTHING
