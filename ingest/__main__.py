@@ -21,6 +21,7 @@ _DESCRIPTION = """Durable, exactly-once event ingestion into your own Postgres.
 
   ingest dev                     everything in one go, its own Postgres included
   ingest serve                   collectors against DATABASE_URL
+  ingest rollup                  aggregates, KPIs and housekeeping for them
   ingest psql -c 'select ...'    a psql on whichever database is configured
 """
 _EPILOG = """`ingest COMMAND --help` tells the settings of a command. All of them may also be set in the
@@ -30,6 +31,10 @@ _WHERE = ("data_dir", "database_url")
 # `dev` is one collector.
 _OF_DEV = tuple(name for name in configuration.SETTINGS if name != "workers")
 _ALL = tuple(configuration.SETTINGS)
+_OF_ROLLUP = (
+    *_WHERE, "host", *(name for name in _ALL if name.startswith("rollup_")),
+    "partitions_ahead_days", "log_level", "log_format",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,6 +92,14 @@ def _parser() -> _Parser:
     only = migrate.add_mutually_exclusive_group()
     only.add_argument("--status", action="store_true", help="only tell which files the database has had")
     only.add_argument("--dry-run", action="store_true", help="apply what is pending and take it all back")
+    rollup = command(
+        "rollup", "count events into aggregates and KPIs, and keep house: one works, others stand by", _OF_ROLLUP
+    )
+    rollup.add_argument("action", nargs="?", metavar="{run,rebuild,verify}", default="run",
+        help="until it is stopped; make aggregates anew from events; compare them with events [run]",
+    )  # fmt: skip
+    rollup.add_argument("--from", dest="start", metavar="TIME", type=_moment, help="rebuild, verify: where to begin")
+    rollup.add_argument("--to", dest="end", metavar="TIME", type=_moment, help="where to end, exclusive")
     types = command("types", "TypeScript definitions of the database, for supabase-js", _WHERE)
     types.add_argument("--output", metavar="FILE", help="where to write them, instead of to stdout")
     seed = command("seed", "load data to develop with, once; refuses outside development", (*_WHERE, "environment"))
@@ -116,7 +129,7 @@ def _parser() -> _Parser:
 
 _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
-    "status", "dry_run", "output", "seed", "anchor",
+    "status", "dry_run", "output", "seed", "anchor", "start", "end",
 ))  # fmt: skip
 
 
@@ -173,7 +186,11 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
     return configuration.unknown_flag(flag, settings)
 
 
-_ACTIONS = {"journal": ("pending", "verify", "show"), "rejected": ("list", "replay")}
+_ACTIONS = {
+    "journal": ("pending", "verify", "show"),
+    "rejected": ("list", "replay"),
+    "rollup": ("run", "rebuild", "verify"),
+}
 _FLAGS = {
     "migrate": ("--status", "--dry-run"),
     "types": ("--output",),
@@ -181,8 +198,15 @@ _FLAGS = {
     "rejected": ("--reason", "--id", "--limit", "--replayed"),
     "tail": ("--json",),
     "seed": ("--seed", "--anchor"),
+    "rollup": ("--from", "--to"),
 }
-_SETTINGS = {"dev": _OF_DEV, "serve": _ALL, "seed": (*_WHERE, "environment"), "tail": ("data_dir",)}
+_SETTINGS = {
+    "dev": _OF_DEV,
+    "serve": _ALL,
+    "rollup": _OF_ROLLUP,
+    "seed": (*_WHERE, "environment"),
+    "tail": ("data_dir",),
+}
 """Those of each command, where they are not `_WHERE`."""
 
 
@@ -207,6 +231,17 @@ def _migrate(config: Config, given: argparse.Namespace) -> int:
     if given.status:
         return database.migration_status(config)
     return database.rehearse(config) if given.dry_run else database.migrate(config)
+
+
+def _rollup(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import rollup
+
+    if given.action == "run":
+        if given.start or given.end:
+            raise IngestError("--from and --to are for `ingest rollup rebuild` and `ingest rollup verify`")
+        return rollup.run(config)
+    act = rollup.rebuild_range if given.action == "rebuild" else rollup.verify_range
+    return act(config, given.start, given.end)
 
 
 def _types(config: Config, given: argparse.Namespace) -> int:
@@ -255,6 +290,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "dev": _dev,
     "serve": _serve,
     "migrate": _migrate,
+    "rollup": _rollup,
     "types": _types,
     "seed": _seed,
     "psql": _psql,

@@ -368,9 +368,10 @@ class Worker:
         return self.can_accept(), told
 
     async def metrics_page(self) -> str:
-        """The metrics of all workers of this service."""
+        """The metrics of all workers of this service, and of the rollup workers beside them."""
         own = control.socket_path(self.config.data_dir, self.index)
         siblings = [path for path in control.running(self.config.data_dir) if path != own]
+        siblings += control.rollups(self.config.data_dir)
         pages = await asyncio.gather(*[control.metrics_page(path) for path in siblings])
         return merge([self.metrics.page(), *[page for page in pages if page is not None]])
 

@@ -135,6 +135,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rollup_interval_seconds: Annotated[float, within(0.1, 60, "How often new events are added to the aggregates")] = (
         1.0
     )
+    rollup_port: Annotated[
+        int, within(0, 65535, "Port of a rollup worker's own /metrics and /healthz; 0 is none")
+    ] = 0
     rollup_dimensions: Annotated[tuple[str, ...], about("What events are also counted by", DIMENSIONS)] = tuple(
         DIMENSION_NAMES
     )

@@ -5,6 +5,7 @@ A Unix socket in the data folder, for the user who runs the service only; so no 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
+from ingest.errors import IngestError
+from ingest.server import bind_unix
 from ingest.sockets import find_socket_folder, short_socket_folder
 from ingest.tail import Tail
 
 SIBLING_TIMEOUT_SECONDS: Final = 2.0
+_MOST_ROLLUPS: Final = 64
 
 
 def socket_path(data_dir: Path, worker: int) -> Path:
@@ -27,6 +31,30 @@ def socket_path(data_dir: Path, worker: int) -> Path:
 def running(data_dir: Path) -> list[Path]:
     """The control sockets there are; a process that was killed may have left one that nobody answers."""
     return sorted(find_socket_folder(data_dir / "run").glob("worker-*.sock"))
+
+
+def claim_rollup_socket(data_dir: Path) -> tuple[str, socket.socket]:
+    """A bound socket for a rollup worker, and the name of the worker: the first that nobody answers to."""
+    folder = short_socket_folder(data_dir / "run")
+    for index in range(_MOST_ROLLUPS):
+        path = folder / f"rollup-{index}.sock"
+        if not _answers(path):
+            return path.stem, bind_unix(path)
+    raise IngestError(f"{_MOST_ROLLUPS} rollup workers run on this data folder already")
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def rollups(data_dir: Path) -> list[Path]:
+    """The control sockets of rollup workers, as `running` those of collectors."""
+    return sorted(find_socket_folder(data_dir / "run").glob("rollup-*.sock"))
 
 
 def application(page: Callable[[], str], tail: Tail) -> web.Application:

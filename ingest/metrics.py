@@ -124,19 +124,19 @@ class Metrics:
         PlatformCollector(registry=inner)
         inner.register(_Books(accounts, gauges, self.requests))
         self._registry = CollectorRegistry()
-        self._registry.register(_Labelled(inner, worker))
+        self._registry.register(Labelled(inner, str(worker)))
 
     def page(self) -> str:
         """The exposition, text format 0.0.4."""
         return generate_latest(self._registry).decode()
 
 
-class _Labelled:
+class Labelled:
     """Another registry's metrics with a `worker` label on each sample."""
 
-    def __init__(self, registry: CollectorRegistry, worker: int) -> None:
+    def __init__(self, registry: CollectorRegistry, worker: str) -> None:
         self._registry = registry
-        self._label = {"worker": str(worker)}
+        self._label = {"worker": worker}
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():

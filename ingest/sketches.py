@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, TypeAlias
 
-from datasketches import hll_sketch
-from datasketches import hll_union, tgt_hll_type
-
+from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 Sketch: TypeAlias = hll_sketch
 LOG2_REGISTERS: Final = 12

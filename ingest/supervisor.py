@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Final
@@ -24,11 +24,14 @@ from ingest.app import Worker, start_worker
 from ingest.config import Config
 from ingest.errors import IngestError
 from ingest.logs import fields
+from ingest.periodic import wait_for
+from ingest.rollup_worker import RollupWorker
 from ingest.server import bind
 
 logger = logging.getLogger(__name__)
 
 RESTART_SECONDS: Final = 1.0
+_SPAWNING: Final = multiprocessing.get_context("spawn")
 _STOPPING: Final = frozenset((signal.SIGTERM, signal.SIGINT))
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BUFFER_BYTES: Final = 512 * 1024
@@ -88,22 +91,12 @@ def run_workers(config: Config, announce: str) -> int:
     bind(config.host, config.port).close()
     reserved = bind(config.host, config.port, shared=True)
     port = reserved.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
     # Where a worker says why it could not start.
-    reasons = context.SimpleQueue()
+    reasons = _SPAWNING.SimpleQueue()
     announce = announce.format(port=port)
 
     def start(index: int) -> BaseProcess:
-        args = (config, port, index, announce, reasons)
-        process = context.Process(target=_run_worker, args=args, name=f"worker-{index}")
-        # Ctrl-C goes to all of us: a worker that is still importing must not die of it with a traceback. The
-        # blocked signal waits for it, and it unblocks it when it is ready to be stopped.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-        return process
+        return _spawn(_run_worker, (config, port, index, announce, reasons), f"worker-{index}")
 
     stopping = False
 
@@ -139,6 +132,59 @@ def run_workers(config: Config, announce: str) -> int:
     return 0
 
 
+def _spawn(target: Callable[..., None], args: tuple[object, ...], name: str) -> BaseProcess:
+    process = _SPAWNING.Process(target=target, args=args, name=name)
+    # Ctrl-C goes to all of us: a process that is still importing must not die of it with a traceback. The blocked
+    # signal waits for it, and it unblocks it when it is ready to be stopped.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    return process
+
+
+def _ready_to_stop(stop: asyncio.Event) -> None:
+    """Let what was signalled since the start of this process, and whatever comes, set `stop`."""
+    stop_on_signals(stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    # A supervisor that was killed cannot tell us to stop, but its end of this pipe closes with it.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
+
+
+async def keep_rollup_running(config: Config, stop: asyncio.Event) -> None:
+    """A rollup worker beside a collector, in a process of its own: it would hold up the collector's loop."""
+    process = _spawn(_run_rollup, (config,), "rollup")
+    try:
+        while not await wait_for(stop, RESTART_SECONDS):
+            if process.exitcode is not None:
+                logger.error("the rollup worker died, starting it again", extra=fields(exitcode=process.exitcode))
+                process = _spawn(_run_rollup, (config,), "rollup")
+    finally:
+        if process.exitcode is None:
+            process.terminate()
+        await asyncio.to_thread(process.join)
+
+
+def _run_rollup(config: Config) -> None:
+    logs.configure(config.log_level, config.log_format)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run_rollup(config))
+    except IngestError as error:
+        logger.error("the rollup worker cannot start: %s", error)
+        sys.exit(FAILED_TO_START)
+
+
+async def run_rollup(config: Config) -> None:
+    """Roll up, or stand by, until this process is told to stop."""
+    stop = asyncio.Event()
+    _ready_to_stop(stop)
+    await RollupWorker(config).run(stop)
+
+
 def _run_worker(config: Config, port: int, index: int, announce: str, reasons: SimpleQueue[str]) -> None:
     logs.configure(config.log_level, config.log_format)
     try:
@@ -151,12 +197,7 @@ def _run_worker(config: Config, port: int, index: int, announce: str, reasons: S
 
 async def _serve(config: Config, sock: socket.socket, index: int, announce: str) -> None:
     stop = asyncio.Event()
-    stop_on_signals(stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-    # A supervisor that was killed cannot tell us to stop, but its end of this pipe closes with it.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
+    _ready_to_stop(stop)
     worker = await start_unless_stopped(start_worker(config, sock, index), stop)
     if worker is not None:
         logger.info(announce, extra=fields(worker=index))

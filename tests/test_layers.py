@@ -11,8 +11,8 @@ ROOT = Path(ingest.__file__).parent
 LAYERS = (
     {"errors", "logs", "rejects", "row", "thread", "sockets", "config", "periodic", "data_folder"},  # leaves
     set[str](),  # the core: everything that is named nowhere else
-    {"http", "metrics", "server", "handlers", "control"},
-    {"app"},
+    {"http", "metrics", "rollup_metrics", "server", "handlers", "control"},
+    {"app", "rollup_worker"},
     {"supervisor", "commands"},
     {"__main__"},
 )
@@ -27,10 +27,12 @@ PURE = {
     "row",
     "rejects",
     "segment",
+    "sketches",
+    "tallies",
     "dedupe",
     "accounts",
 }
-READS_CONFIG = {"config", "app", "supervisor", "commands", "__main__"}
+READS_CONFIG = {"config", "app", "rollup_worker", "supervisor", "commands", "__main__"}
 
 
 def modules() -> dict[str, set[str]]:

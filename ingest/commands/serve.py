@@ -23,7 +23,13 @@ from ingest.embedded import EmbeddedPostgres
 from ingest.errors import IngestError
 from ingest.periodic import run_every
 from ingest.server import bind
-from ingest.supervisor import run_workers, serve_until_stopped, start_unless_stopped, stop_on_signals
+from ingest.supervisor import (
+    keep_rollup_running,
+    run_workers,
+    serve_until_stopped,
+    start_unless_stopped,
+    stop_on_signals,
+)
 
 logger = logging.getLogger(__name__)
 CHECK_POSTGRES_SECONDS: Final = 1.0
@@ -43,8 +49,10 @@ def serve(config: Config) -> int:
 
 def dev(config: Config) -> int:
     """Everything in one process tree: a Postgres in the data folder (unless DATABASE_URL names one), its
-    migrations, one collector."""
-    logs.configure("warning" if config.log_level == "info" else config.log_level, config.log_format)
+    migrations, one collector, the rollup worker."""
+    if config.log_level == "info":
+        config = msgspec.structs.replace(config, log_level="warning")
+    logs.configure(config.log_level, config.log_format)
     sock = bind(config.host, config.port)
     folder = DataFolder(config.data_dir)
     try:
@@ -64,18 +72,19 @@ async def _dev(config: Config, sock: socket.socket) -> int:
         _say(f"starting PostgreSQL in {postgres.folder} ...")
         await asyncio.to_thread(postgres.start)
         config = msgspec.structs.replace(config, database_url=postgres.dsn)
-    guard: asyncio.Task[None] | None = None
+    guards: list[asyncio.Task[None]] = []
     try:
         await _migrate(config)
         worker = await start_unless_stopped(start_worker(config, sock), stop)
         if worker is not None:
             if postgres is not None:
-                guard = asyncio.create_task(_keep_running(postgres, stop))
+                guards.append(asyncio.create_task(_keep_running(postgres, stop)))
+            guards.append(asyncio.create_task(keep_rollup_running(config, stop)))
             _say(_welcome(config, worker.port, own_database=postgres is not None))
             await serve_until_stopped(worker, stop)
     finally:
         stop.set()
-        if guard is not None:
+        for guard in guards:
             await guard
         if postgres is not None:
             await asyncio.to_thread(postgres.stop)

@@ -17,9 +17,10 @@ WHERE (flushes.journal, flushes.last_record) = (claimed.journal, claimed.last_re
 RETURNING extract(epoch FROM rolled_up_at - flushed_at)::float8
 
 -- waiting --
--- What is not rolled up, and how long the oldest of it has waited
-SELECT coalesce(sum(events_stored), 0)::bigint AS events, count(*) AS flushes,
-    coalesce(extract(epoch FROM clock_timestamp() - min(flushed_at)), 0)::float8 AS seconds
+-- What is not rolled up, and for how long
+SELECT coalesce(sum(events_stored), 0)::bigint AS events,
+    coalesce(extract(epoch FROM clock_timestamp() - min(flushed_at)), 0)::float8 AS seconds,
+    (SELECT greatest(reltuples, 0)::float8 FROM pg_class WHERE oid = 'analytics.event_aggregations'::regclass) AS buckets
 FROM analytics.flushes WHERE rolled_up_at IS NULL
 
 -- times --

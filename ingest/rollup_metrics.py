@@ -1,0 +1,84 @@
+"""What Prometheus is told by a rollup worker."""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from ingest.metrics import Labelled
+from ingest.rollup import Cycle
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+
+
+class RollupMetrics:
+    """The instruments of one rollup worker. Each sample carries its name, such as worker="rollup-0"."""
+
+    def __init__(self, worker: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        inner = CollectorRegistry()
+        self._events = Counter("ingest_rollup_events", "Events added to the aggregates", registry=inner)
+        self._flushes = Counter("ingest_rollup_flushes", "Flushes added to the aggregates", registry=inner)
+        self._written = Counter("ingest_rollup_buckets_written", "Buckets added to", registry=inner)
+        self._lag = Histogram(
+            "ingest_rollup_lag_seconds", "From the storage of a flush to its rollup", buckets=_SECONDS, registry=inner
+        )
+        self._merge = Histogram(
+            "ingest_rollup_merge_seconds", "One transaction that rolls up", buckets=_SECONDS, registry=inner
+        )
+        self.leader = Gauge(
+            "ingest_rollup_leader", "1 for the worker that rolls up, 0 for one that stands by", registry=inner
+        )
+        self._waiting = Gauge(
+            "ingest_rollup_waiting_seconds", "Age of the oldest flush that is not rolled up", registry=inner
+        )
+        self._waiting_events = Gauge(
+            "ingest_rollup_waiting_events", "Stored events that are not rolled up", registry=inner
+        )
+        self.buckets = Gauge(
+            "ingest_rollup_buckets", "Rows of analytics.event_aggregations, as Postgres estimates", registry=inner
+        )
+        self._failures = Counter(
+            "ingest_rollup_failures", "Times that rolling up failed and was begun anew", registry=inner
+        )
+        self._runs = Counter(
+            "ingest_maintenance_runs", "Runs of a task of the schedule", ["task", "result"], registry=inner
+        )
+        self._run_seconds = Counter("ingest_maintenance_seconds", "Time that a task took", ["task"], registry=inner)
+        ProcessCollector(registry=inner)
+        PlatformCollector(registry=inner)
+        self._registry = CollectorRegistry()
+        self._registry.register(Labelled(inner, worker))
+
+    def observe(self, cycle: Cycle) -> None:
+        """Book a transaction that rolled up."""
+        self._events.inc(cycle.events)
+        self._flushes.inc(cycle.flushes)
+        self._written.inc(cycle.buckets)
+        self._merge.observe(cycle.seconds)
+        for lag in cycle.lags:
+            self._lag.observe(max(0.0, lag))
+
+    def set_waiting(self, events: int, seconds: float) -> None:
+        self._waiting_events.set(events)
+        self._waiting.set(seconds)
+
+    def failed(self) -> None:
+        self._failures.inc()
+
+    def ran(self, task: str, result: str, seconds: float) -> None:
+        """Book a run of a task of the schedule; `result` is ok or failed."""
+        self._runs.labels(task, result).inc()
+        self._run_seconds.labels(task).inc(seconds)
+
+    def page(self) -> str:
+        """The exposition, text format 0.0.4."""
+        return generate_latest(self._registry).decode()
