@@ -31,6 +31,9 @@ _WHERE = ("data_dir", "database_url")
 # `dev` is one collector.
 _OF_DEV = tuple(name for name in configuration.SETTINGS if name != "workers")
 _ALL = tuple(configuration.SETTINGS)
+_OF_MAINTENANCE = (
+    *_WHERE, "partitions_ahead_days", "rollup_dimensions", "rollup_dimension_values", "rollup_event_names",
+)  # fmt: skip
 _OF_ROLLUP = (
     *_WHERE, "host", *(name for name in _ALL if name.startswith("rollup_")),
     "partitions_ahead_days", "log_level", "log_format",
@@ -100,6 +103,12 @@ def _parser() -> _Parser:
     )  # fmt: skip
     rollup.add_argument("--from", dest="start", metavar="TIME", type=_moment, help="rebuild, verify: where to begin")
     rollup.add_argument("--to", dest="end", metavar="TIME", type=_moment, help="where to end, exclusive")
+    maintenance = command(
+        "maintenance", "what the rollup worker does on a schedule: list it, or do one of it now", _OF_MAINTENANCE
+    )
+    one = maintenance.add_mutually_exclusive_group()
+    one.add_argument("--list", action="store_true", help="tell what there is, and how often it is done")
+    one.add_argument("--run", metavar="NAME", help="do this one now")
     types = command("types", "TypeScript definitions of the database, for supabase-js", _WHERE)
     types.add_argument("--output", metavar="FILE", help="where to write them, instead of to stdout")
     seed = command("seed", "load data to develop with, once; refuses outside development", (*_WHERE, "environment"))
@@ -129,7 +138,7 @@ def _parser() -> _Parser:
 
 _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
-    "status", "dry_run", "output", "seed", "anchor", "start", "end",
+    "status", "dry_run", "output", "seed", "anchor", "start", "end", "list", "run",
 ))  # fmt: skip
 
 
@@ -199,11 +208,13 @@ _FLAGS = {
     "tail": ("--json",),
     "seed": ("--seed", "--anchor"),
     "rollup": ("--from", "--to"),
+    "maintenance": ("--list", "--run"),
 }
 _SETTINGS = {
     "dev": _OF_DEV,
     "serve": _ALL,
     "rollup": _OF_ROLLUP,
+    "maintenance": _OF_MAINTENANCE,
     "seed": (*_WHERE, "environment"),
     "tail": ("data_dir",),
 }
@@ -242,6 +253,16 @@ def _rollup(config: Config, given: argparse.Namespace) -> int:
         return rollup.run(config)
     act = rollup.rebuild_range if given.action == "rebuild" else rollup.verify_range
     return act(config, given.start, given.end)
+
+
+def _maintenance(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import maintenance
+
+    if given.run is not None:
+        return maintenance.run(config, given.run)
+    if not given.list:
+        raise IngestError("`ingest maintenance --list` tells what there is, `--run NAME` does it")
+    return maintenance.show()
 
 
 def _types(config: Config, given: argparse.Namespace) -> int:
@@ -291,6 +312,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "serve": _serve,
     "migrate": _migrate,
     "rollup": _rollup,
+    "maintenance": _maintenance,
     "types": _types,
     "seed": _seed,
     "psql": _psql,

@@ -47,8 +47,6 @@ PROBE_SECONDS: Final = 1.0
 _WAITING_SECONDS: Final = 60.0
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
-PARTITIONS_SECONDS: Final = 3600.0
-INDEXES_SECONDS: Final = 600.0
 
 
 class Worker:
@@ -195,8 +193,6 @@ class Worker:
     def start_loops(self) -> None:
         """The background of the worker, as one table of {what, function, period}."""
         for what, run_once, seconds in (
-            ("partitions ahead", self.ensure_partitions, PARTITIONS_SECONDS),
-            ("indexes of closed days", self.index_closed_days, INDEXES_SECONDS),
             ("adopting journals", self.adopt, ADOPT_SECONDS),
             ("hanging up on silent connections", self._sweep, SWEEP_SECONDS),
             ("probing a journal that failed", self.probe_journal, PROBE_SECONDS),
@@ -210,32 +206,6 @@ class Worker:
     async def _loop(self, what: str, run_once: Callable[[], Awaitable[object]], seconds: float) -> None:
         failed = self.metrics.loop_failures.labels(what)
         await run_every(seconds, run_once, self.stopping, what=what, on_failure=failed.inc)
-
-    async def ensure_partitions(self) -> None:
-        connection = await self.connect("partitions")
-        try:
-            today = datetime.now(UTC).date()
-            await partitions.ensure_ahead(connection, today=today, days_ahead=self.config.partitions_ahead_days)
-        finally:
-            await database.close(connection)
-
-    async def index_closed_days(self) -> None:
-        """An index may take minutes. Who stops does not wait for it: it is begun anew by whoever comes next."""
-        assert self.config.database_url is not None
-        connection = await database.connect(self.config.database_url, purpose="indexes")
-        making = asyncio.ensure_future(partitions.index_closed_days(connection))
-        stopping = asyncio.ensure_future(self.stopping.wait())
-        try:
-            await asyncio.wait((making, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if making.done():
-                making.result()
-        finally:
-            making.cancel()
-            stopping.cancel()
-            # Time for the server to be told; without an answer, closing ends it on our side.
-            await asyncio.wait((making, stopping), timeout=2)
-            await database.close(connection)
-            await asyncio.gather(making, stopping, return_exceptions=True)
 
     async def adopt(self) -> None:
         """Drain the journals that nobody holds: there are fewer workers now, or one could not come back."""

@@ -21,6 +21,7 @@ from ingest.config import Config
 from ingest.errors import DatabaseError
 from ingest.handlers import health
 from ingest.logs import Quiet
+from ingest.maintenance import Schedule, Settings
 from ingest.periodic import wait_for
 from ingest.rollup import Rollup
 from ingest.rollup_metrics import RollupMetrics
@@ -77,10 +78,23 @@ class RollupWorker:
                 if await wait_for(stop, STAND_BY_SECONDS):
                     return
             self._lead(True)
-            await self._roll_up(connection, stop)
+            async with self._schedule():
+                await self._roll_up(connection, stop)
         finally:
             self._lead(False)
             await database.close(connection)
+
+    @contextlib.asynccontextmanager
+    async def _schedule(self) -> AsyncIterator[None]:
+        """The schedule is kept as long as this worker leads."""
+        no_longer = asyncio.Event()
+        settings = Settings(self.config.partitions_ahead_days, self._rollup.dimensions, self._rollup.room)
+        keeping = asyncio.ensure_future(Schedule(self._connect, settings, self.metrics.ran).run(no_longer))
+        try:
+            yield
+        finally:
+            no_longer.set()
+            await keeping
 
     def _lead(self, leader: bool) -> None:
         if leader != self.leader:

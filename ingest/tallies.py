@@ -146,6 +146,7 @@ def _day(moment: datetime) -> datetime:
 
 
 BEGINNINGS: Final[Mapping[str, Callable[[datetime], datetime]]] = {
+    "minute": lambda moment: moment.replace(second=0, microsecond=0),
     "hour": lambda moment: moment.replace(minute=0, second=0, microsecond=0),
     "day": _day,
     "week": _week,

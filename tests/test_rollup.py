@@ -269,7 +269,7 @@ async def test_events_are_found_by_the_ends_of_partitions_and_without_them(conne
     """The same worker over many flushes, small and large, and a new one that knows no end."""
     await make_partitions(connection, DAYS)
     ledger, one = Ledger(connection), rollup()
-    for number in range(12):
+    for _ in range(12):
         events = [
             Event(NOW - timedelta(hours=n % 40), user_id=f"u{n % 100}", page_path="x" * 200) for n in range(400)
         ]

@@ -1,0 +1,179 @@
+"""What has to be done now and then, as one table, and the schedule that does it.
+
+The rollup worker that leads keeps the schedule; `ingest maintenance --run NAME` does one of it by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+import asyncpg
+
+from ingest import kpis, partitions, rebuild
+from ingest.buckets import Room
+from ingest.database import close
+from ingest.errors import IngestError
+from ingest.logs import Quiet
+from ingest.periodic import wait_for
+
+logger = logging.getLogger(__name__)
+
+KPIS: Final = kpis.load()
+RETRY_SECONDS: Final = 60.0
+"""After a failure it is tried again this much later, or at its next turn if that is sooner."""
+_ADOPTED_AT_ONCE: Final = 50_000
+_MOST_ADOPTIONS: Final = 100
+_CANCEL_SECONDS: Final = 2.0
+
+
+class Settings(NamedTuple):
+    """What of the configuration the tasks need."""
+
+    partitions_ahead_days: int
+    dimensions: Sequence[str]
+    room: Room
+
+
+class Task(NamedTuple):
+    """`run` does it once, on a connection of its own, and tells in a few words what it did; "" is nothing."""
+
+    name: str
+    what: str
+    period_seconds: float
+    run: Callable[[asyncpg.Connection, datetime, Settings], Awaitable[str]]
+
+
+async def _partitions_ahead(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    made = await partitions.ensure_ahead(connection, today=now.date(), days_ahead=settings.partitions_ahead_days)
+    return f"{made} partitions made" if made else ""
+
+
+async def _closed_day_indexes(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    made = await partitions.index_closed_days(connection)
+    return f"{made} indexes made" if made else ""
+
+
+async def _retention(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    rows = await connection.fetch("SELECT table_name, deleted_count FROM public.cleanup_old_data()")
+    return ", ".join(f"{count} of {table} deleted" for table, count in rows if count)
+
+
+async def _abandoned_sessions(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    count = await connection.fetchval("SELECT public.abandon_inactive_sessions()")
+    return f"{count} sessions abandoned" if count else ""
+
+
+async def _pending_events(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    total = 0
+    for _ in range(_MOST_ADOPTIONS):
+        count = await connection.fetchval("SELECT public.process_pending_events()")
+        total += count
+        if count < _ADOPTED_AT_ONCE:
+            break
+    return f"{total} events adopted" if total else ""
+
+
+async def _stale_buckets(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    made = await rebuild.run_once(connection, settings.dimensions, settings.room)
+    return f"{made} buckets made anew" if made else ""
+
+
+async def _kpis_of_now(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    return _figures(
+        await kpis.run_once(connection, now, [kpi for kpi in KPIS if "minute" in kpi.granularities], only_open=True)
+    )
+
+
+async def _kpis(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    return _figures(await kpis.run_once(connection, now, [kpi for kpi in KPIS if not kpi.from_events]))
+
+
+async def _kpis_from_events(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    return _figures(await kpis.run_once(connection, now, [kpi for kpi in KPIS if kpi.from_events]))
+
+
+def _figures(rows: int) -> str:
+    return f"{rows} figures computed" if rows else ""
+
+
+TASKS: Final = (
+    Task("pending-events", "give events of plain INSERTs a batch, so that they are rolled up", 1, _pending_events),
+    Task(
+        "stale-buckets", "make aggregates anew after erasures; weeks and months from their days", 60, _stale_buckets
+    ),
+    Task("kpis-of-now", "compute what is told by the minute into analytics.metrics", 1, _kpis_of_now),
+    Task("kpis", "compute all figures of recent windows that need no events themselves", 60, _kpis),
+    Task("kpis-from-events", "compute those that do", 300, _kpis_from_events),
+    Task("abandoned-sessions", "mark onboarding sessions without activity as abandoned", 300, _abandoned_sessions),
+    Task("closed-day-indexes", "index days of analytics.events that are over", 600, _closed_day_indexes),
+    Task("partitions-ahead", "make the next days' partitions of analytics.events", 3600, _partitions_ahead),
+    Task("retention", "delete what is older than its retention, events by dropping partitions", 3600, _retention),
+)
+
+
+class Schedule:
+    """Runs every task at its period until told to stop. A failure is logged, counted and tried again."""
+
+    def __init__(
+        self,
+        connect: Callable[[str], Awaitable[asyncpg.Connection]],
+        settings: Settings,
+        on_run: Callable[[str, str, float], None] = lambda task, result, seconds: None,
+        tasks: Sequence[Task] = TASKS,
+    ) -> None:
+        self._connect = connect
+        self._settings = settings
+        # (name of the task, ok or failed, seconds)
+        self._on_run = on_run
+        self._tasks = tasks
+
+    async def run(self, stop: asyncio.Event) -> None:
+        await asyncio.gather(*[self._keep(task, stop) for task in self._tasks])
+
+    async def _keep(self, task: Task, stop: asyncio.Event) -> None:
+        quiet = Quiet(60.0)
+        while not stop.is_set():
+            ok = await self._try(task, stop, quiet)
+            await wait_for(stop, task.period_seconds if ok else min(task.period_seconds, RETRY_SECONDS))
+
+    async def _try(self, task: Task, stop: asyncio.Event, quiet: Quiet) -> bool:
+        started = time.monotonic()
+        try:
+            did = await self._run_unless_stopped(task, stop)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._on_run(task.name, "failed", time.monotonic() - started)
+            if times := quiet.due():
+                words = " ".join(str(error).split()) or type(error).__name__
+                known = isinstance(error, IngestError | asyncpg.PostgresError | asyncpg.InterfaceError | OSError)
+                trace = None if known else error
+                logger.warning("%s failed (%d times), trying again: %s", task.name, times, words, exc_info=trace)
+            return False
+        if did is not None:
+            quiet.over()
+            self._on_run(task.name, "ok", time.monotonic() - started)
+            if did:
+                logger.log(logging.DEBUG if task.period_seconds < 60 else logging.INFO, "%s: %s", task.name, did)
+        return True
+
+    async def _run_unless_stopped(self, task: Task, stop: asyncio.Event) -> str | None:
+        """What it did; None if it was stopped before it was done, which it is at the next start then."""
+        connection = await self._connect(task.name)
+        working = asyncio.ensure_future(task.run(connection, datetime.now(UTC), self._settings))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            stopping.cancel()
+            # Time for the server to be told; without an answer, closing ends it on our side.
+            await asyncio.wait((working, stopping), timeout=_CANCEL_SECONDS)
+            await close(connection)
+            await asyncio.gather(working, stopping, return_exceptions=True)

@@ -1,0 +1,240 @@
+-- KPIs: each query is one. Its sentence, then a line with type, aggregation; granularities; and, if it reads
+-- analytics.events itself, "from events": those run less often. ingest/kpis.py reads all of it, so that a query added
+-- here is a KPI added.
+--
+-- $1 is where the window begins, $2 where it ends or now if that is sooner, $3 the granularity. A row is one value:
+-- dimensions, value_numeric, value_json, sample_count; or dimensions, sketch: the value is how many different there are
+-- in all sketches of the same dimensions.
+
+-- events_per_minute --
+-- Events a minute, on average.
+-- rate, average; minute hour day
+SELECT '{}'::jsonb AS dimensions, sum(event_count) / greatest(1, extract(epoch FROM $2 - $1) / 60) AS value_numeric,
+    sum(event_count)::bigint AS sample_count
+FROM analytics.event_aggregations
+WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimensions = '{}'
+HAVING count(*) > 0
+
+-- page_views --
+-- Page views, but for those of bots as long as events are counted by device_type.
+-- counter, sum; minute hour day week month
+SELECT '{}'::jsonb AS dimensions,
+    sum(CASE WHEN dimensions = '{}' THEN event_count ELSE -event_count END) AS value_numeric
+FROM analytics.event_aggregations
+WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND event_type = 'page_view'
+    AND dimensions IN ('{}', '{"device_type": "bot"}')
+HAVING count(*) > 0
+
+-- sessions --
+-- Different sessions that sent any event; estimated.
+-- counter, unique_count; hour day week month
+SELECT '{}'::jsonb AS dimensions, sessions_sketch AS sketch
+FROM analytics.event_aggregations
+WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimensions = '{}'
+    AND sessions_sketch IS NOT NULL
+
+-- active_users --
+-- Different users, known by user_id or else anonymous_id, that sent any event; estimated.
+-- gauge, unique_count; day week month
+SELECT '{}'::jsonb AS dimensions, users_sketch AS sketch
+FROM analytics.event_aggregations
+WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimensions = '{}'
+    AND users_sketch IS NOT NULL
+
+-- bounce_rate --
+-- Share of sessions with a single page view or action. A session belongs to the hour of its first event, if nothing was heard of it in the half hour before; what comes more than half an hour after that hour is not looked at. Without bots. A day is the average of its hours, weighted by sessions.
+-- rate, average; hour day; from events
+WITH visits AS (
+    SELECT session_id, count(*) FILTER (WHERE type <> 'system') AS acts, min(created_at) AS began
+    FROM analytics.events
+    WHERE $3 = 'hour' AND created_at >= $1 - interval '30 minutes' AND created_at < $2 + interval '30 minutes'
+        AND session_id IS NOT NULL AND device_type IS DISTINCT FROM 'bot'
+    GROUP BY session_id
+)
+SELECT '{}'::jsonb AS dimensions, avg((acts <= 1)::int) AS value_numeric, count(*) AS sample_count
+FROM visits WHERE began >= $1 AND began < $2
+HAVING count(*) > 0
+UNION ALL
+SELECT '{}', sum(value_numeric * sample_count) / sum(sample_count), sum(sample_count)::bigint
+FROM analytics.metrics
+WHERE $3 = 'day' AND name = 'bounce_rate' AND granularity = 'hour' AND time_window_start >= $1 AND time_window_start < $2
+HAVING sum(sample_count) > 0
+
+-- session_length --
+-- Mean seconds from the first to the last event of a session; p50, p95 and a histogram (sessions up to so many seconds) beside it. Sessions are assigned to hours as for bounce_rate. A day is the average of its hours, weighted by sessions, and the sum of their histograms.
+-- histogram, average; hour day; from events
+WITH visits AS (
+    SELECT session_id, min(created_at) AS began, extract(epoch FROM max(created_at) - min(created_at)) AS seconds
+    FROM analytics.events
+    WHERE $3 = 'hour' AND created_at >= $1 - interval '30 minutes' AND created_at < $2 + interval '30 minutes'
+        AND session_id IS NOT NULL AND device_type IS DISTINCT FROM 'bot'
+    GROUP BY session_id
+), bounds (bound) AS (VALUES (10), (30), (60), (180), (600), (1800), (3600))
+SELECT '{}'::jsonb AS dimensions, avg(seconds) AS value_numeric, count(*) AS sample_count,
+    jsonb_build_object(
+        'p50', percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds),
+        'p95', percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds),
+        'histogram', (
+            SELECT jsonb_object_agg(bound, (
+                SELECT count(*) FROM visits WHERE began >= $1 AND began < $2 AND seconds <= bound
+            )) FROM bounds
+        )
+    ) AS value_json
+FROM visits WHERE began >= $1 AND began < $2
+HAVING count(*) > 0
+UNION ALL
+SELECT '{}', sum(value_numeric * sample_count) / sum(sample_count), sum(sample_count)::bigint,
+    jsonb_build_object('histogram', (
+        SELECT jsonb_object_agg(bound, sessions) FROM (
+            SELECT bound, sum(count::bigint) AS sessions
+            FROM analytics.metrics AS hours, jsonb_each_text(hours.value_json -> 'histogram') AS part (bound, count)
+            WHERE hours.name = 'session_length' AND hours.granularity = 'hour'
+                AND hours.time_window_start >= $1 AND hours.time_window_start < $2
+            GROUP BY bound
+        ) AS sums
+    ))
+FROM analytics.metrics
+WHERE $3 = 'day' AND name = 'session_length' AND granularity = 'hour'
+    AND time_window_start >= $1 AND time_window_start < $2
+HAVING sum(sample_count) > 0
+
+-- visitor_to_lead_rate --
+-- Leads that came in the window, for each of its active users.
+-- rate, average; day week month
+SELECT '{}'::jsonb AS dimensions, leads.count / users.value_numeric AS value_numeric,
+    users.value_numeric::bigint AS sample_count
+FROM (SELECT count(*) FROM marketing.leads WHERE deleted_at IS NULL AND created_at >= $1 AND created_at < $2) AS leads
+JOIN analytics.metrics AS users ON users.name = 'active_users' AND users.dimensions = '{}'
+    AND users.granularity = $3::analytics.granularity AND users.time_window_start = $1
+WHERE users.value_numeric > 0
+
+-- lead_to_onboarded_rate --
+-- Onboarding sessions of leads that were completed in the window, for each lead that came in it.
+-- rate, average; day week month
+SELECT '{}'::jsonb AS dimensions, onboarded.count::numeric / leads.count AS value_numeric, leads.count AS sample_count
+FROM (SELECT count(*) FROM marketing.leads WHERE deleted_at IS NULL AND created_at >= $1 AND created_at < $2) AS leads,
+    (SELECT count(*) FROM onboarding.sessions
+     WHERE status = 'completed' AND lead_id IS NOT NULL AND completed_at >= $1 AND completed_at < $2) AS onboarded
+WHERE leads.count > 0
+
+-- onboarded_to_converted_rate --
+-- Leads that were last changed in the window and are converted, for each onboarding session of a lead that was completed in it.
+-- rate, average; day week month
+SELECT '{}'::jsonb AS dimensions, converted.count::numeric / onboarded.count AS value_numeric,
+    onboarded.count AS sample_count
+FROM (SELECT count(*) FROM onboarding.sessions
+      WHERE status = 'completed' AND lead_id IS NOT NULL AND completed_at >= $1 AND completed_at < $2) AS onboarded,
+    (SELECT count(*) FROM marketing.leads
+     WHERE status = 'converted' AND deleted_at IS NULL AND updated_at >= $1 AND updated_at < $2) AS converted
+WHERE onboarded.count > 0
+
+-- leads_by_source --
+-- Leads that came in the window, by their source.
+-- counter, count; day week month
+SELECT jsonb_build_object('source', source) AS dimensions, count(*) AS value_numeric
+FROM marketing.leads WHERE deleted_at IS NULL AND created_at >= $1 AND created_at < $2
+GROUP BY source
+
+-- leads_by_status --
+-- All leads by the status they had when the window was last looked at.
+-- gauge, count; day
+SELECT jsonb_build_object('status', status) AS dimensions, count(*) AS value_numeric
+FROM marketing.leads WHERE deleted_at IS NULL AND created_at < $2
+GROUP BY status
+
+-- onboarding_completion_rate --
+-- Share of the onboarding sessions started in the window that are completed, as far as two days after it.
+-- rate, average; day week month
+SELECT '{}'::jsonb AS dimensions, avg((status = 'completed')::int) AS value_numeric, count(*) AS sample_count
+FROM onboarding.sessions WHERE started_at >= $1 AND started_at < $2
+HAVING count(*) > 0
+
+-- onboarding_drop_off --
+-- Share of the onboarding sessions started in the window that came to a step and have not completed it, by step, as far as two days after it.
+-- rate, average; day week month
+SELECT jsonb_build_object('step', step) AS dimensions, avg((done_at IS NULL)::int) AS value_numeric,
+    count(*) AS sample_count
+FROM onboarding.sessions,
+    LATERAL (VALUES
+        ('business_info', started_at, business_info_completed_at),
+        ('whatsapp_integration', business_info_completed_at, whatsapp_integration_completed_at),
+        ('bot_setup', whatsapp_integration_completed_at, bot_setup_completed_at),
+        ('testing', bot_setup_completed_at, testing_completed_at)
+    ) AS steps (step, began_at, done_at)
+WHERE started_at >= $1 AND started_at < $2 AND began_at IS NOT NULL
+GROUP BY step
+
+-- onboarding_step_seconds --
+-- Median seconds that an onboarding step took those who completed it in the window, by step; p95 and a histogram (sessions up to so many seconds) beside it.
+-- histogram, average; day week month
+SELECT jsonb_build_object('step', step) AS dimensions,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS value_numeric, count(*) AS sample_count,
+    jsonb_build_object(
+        'p50', percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds),
+        'p95', percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds),
+        'histogram', jsonb_build_object(
+            '30', count(*) FILTER (WHERE seconds <= 30), '60', count(*) FILTER (WHERE seconds <= 60),
+            '300', count(*) FILTER (WHERE seconds <= 300), '900', count(*) FILTER (WHERE seconds <= 900),
+            '3600', count(*) FILTER (WHERE seconds <= 3600), '86400', count(*) FILTER (WHERE seconds <= 86400)
+        )
+    ) AS value_json
+FROM onboarding.sessions,
+    LATERAL (VALUES
+        ('business_info', started_at, business_info_completed_at),
+        ('whatsapp_integration', business_info_completed_at, whatsapp_integration_completed_at),
+        ('bot_setup', whatsapp_integration_completed_at, bot_setup_completed_at),
+        ('testing', bot_setup_completed_at, testing_completed_at)
+    ) AS steps (step, began_at, done_at),
+    LATERAL (SELECT extract(epoch FROM done_at - began_at) AS seconds) AS took
+WHERE done_at >= $1 AND done_at < $2
+GROUP BY step
+
+-- experiment_exposures --
+-- Units that were shown their variant for the first time in the window, by experiment and variant.
+-- counter, count; day week month
+SELECT jsonb_build_object('experiment', name, 'variant', variant_id) AS dimensions, count(*) AS value_numeric
+FROM experiments.assignments JOIN experiments.experiments ON experiments.id = experiment_id
+WHERE first_exposure_at >= $1 AND first_exposure_at < $2
+GROUP BY name, variant_id
+
+-- experiment_conversions --
+-- Conversion events in the window of units that were shown their variant before, by experiment and variant. A day is the sum of its hours.
+-- counter, sum; hour day; from events
+SELECT jsonb_build_object('experiment', experiments.name, 'variant', variant_id) AS dimensions,
+    count(*)::numeric AS value_numeric
+FROM analytics.events AS event
+JOIN experiments.assignments ON first_exposure_at <= event.created_at AND (
+    (assignments.user_id IS NOT NULL AND assignments.user_id::text = event.user_id)
+    OR (assignments.user_id IS NULL AND assignments.session_id = event.session_id)
+)
+JOIN experiments.experiments ON experiments.id = experiment_id
+WHERE $3 = 'hour' AND event.type = 'conversion' AND event.created_at >= $1 AND event.created_at < $2
+GROUP BY experiments.name, variant_id
+UNION ALL
+SELECT dimensions, sum(value_numeric) FROM analytics.metrics
+WHERE $3 = 'day' AND name = 'experiment_conversions' AND granularity = 'hour'
+    AND time_window_start >= $1 AND time_window_start < $2
+GROUP BY dimensions
+
+-- ingestion_lag --
+-- Seconds from receiving the events of a record, the first of them, to storing it: 95 of 100 took no longer; p50 and max beside it.
+-- histogram, max; hour; from events
+WITH records AS (
+    SELECT batch_id, min(received_at) AS received_at, count(*) AS events
+    FROM analytics.events
+    WHERE created_at >= $1 AND created_at < $2 AND batch_id IS NOT NULL AND received_at >= $1
+    GROUP BY batch_id
+), lags AS (
+    SELECT events, greatest(0, extract(epoch FROM flush.flushed_at - received_at)) AS seconds
+    FROM records CROSS JOIN LATERAL (
+        SELECT flushed_at, first_record FROM analytics.flushes
+        WHERE journal = (batch_id >> 40)::int AND last_record >= batch_id & 1099511627775
+        ORDER BY last_record LIMIT 1
+    ) AS flush
+    WHERE first_record <= batch_id & 1099511627775
+)
+SELECT '{}'::jsonb AS dimensions, percentile_cont(0.95) WITHIN GROUP (ORDER BY seconds) AS value_numeric,
+    sum(events)::bigint AS sample_count,
+    jsonb_build_object('p50', percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds), 'max', max(seconds)) AS value_json
+FROM lags
+HAVING count(*) > 0

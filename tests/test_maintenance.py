@@ -1,0 +1,181 @@
+"""The schedule: what is done, how often, and what happens when it fails or must end."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from ingest import database
+from ingest.buckets import Room
+from ingest.config import DIMENSION_NAMES
+from ingest.maintenance import TASKS, Schedule, Settings, Task
+from tests.aggregates import Event, insert, make_partitions
+
+SETTINGS = Settings(3, DIMENSION_NAMES, Room(100, 100))
+NOW = datetime.now(UTC)
+BY_NAME = {task.name: task for task in TASKS}
+
+
+async def run(connection: asyncpg.Connection, name: str) -> str:
+    return await BY_NAME[name].run(connection, NOW, SETTINGS)
+
+
+def schedule(url: str, *tasks: Task) -> tuple[Schedule, list[tuple[str, str]], list[asyncpg.Connection]]:
+    """(it, what it reports, the connections it opened)"""
+    reports: list[tuple[str, str]] = []
+    opened: list[asyncpg.Connection] = []
+
+    async def connect(purpose: str) -> asyncpg.Connection:
+        opened.append(await database.connect(url, purpose=purpose))
+        return opened[-1]
+
+    return Schedule(connect, SETTINGS, lambda name, result, _: reports.append((name, result)), tasks), reports, opened
+
+
+async def until(what: asyncio.Future[None] | asyncio.Event) -> None:
+    async with asyncio.timeout(30):
+        await (what.wait() if isinstance(what, asyncio.Event) else what)
+
+
+# What there is.
+
+
+def test_every_task_says_what_it_does():
+    assert len(BY_NAME) == len(TASKS)
+    assert BY_NAME.keys() >= {
+        "partitions-ahead",
+        "closed-day-indexes",
+        "retention",
+        "abandoned-sessions",
+        "pending-events",
+        "kpis",
+        "stale-buckets",
+    }
+    assert all(task.what and task.period_seconds > 0 for task in TASKS)
+
+
+async def test_partitions_ahead(connection: asyncpg.Connection):
+    assert await run(connection, "partitions-ahead") == "5 partitions made"
+    assert await run(connection, "partitions-ahead") == ""
+    assert await connection.fetchval("SELECT to_regclass($1)", f"analytics.events_{NOW + timedelta(days=3):%Y%m%d}")
+
+
+async def test_closed_day_indexes(connection: asyncpg.Connection):
+    await make_partitions(connection, [NOW.date() - timedelta(days=3)])
+    assert await run(connection, "closed-day-indexes") == "5 indexes made"
+    assert await run(connection, "closed-day-indexes") == ""
+
+
+async def test_retention(connection: asyncpg.Connection):
+    old = NOW - timedelta(days=200)
+    await make_partitions(connection, [old.date()])
+    await insert(connection, [Event(old), Event(old)])
+    assert await run(connection, "retention") == "2 of analytics.events deleted"
+    assert await connection.fetchval("SELECT to_regclass($1)", f"analytics.events_{old:%Y%m%d}") is None
+    assert await run(connection, "retention") == ""
+
+
+async def test_abandoned_sessions(connection: asyncpg.Connection):
+    await connection.execute(
+        "INSERT INTO onboarding.sessions (status, started_at, last_activity_at)"
+        " VALUES ('in_progress', now() - interval '4 hours', now() - interval '3 hours')"
+    )
+    assert await run(connection, "abandoned-sessions") == "1 sessions abandoned"
+    assert await run(connection, "abandoned-sessions") == ""
+
+
+async def test_pending_events(connection: asyncpg.Connection):
+    await make_partitions(connection, [NOW.date()])
+    await insert(connection, [Event(NOW)] * 3)
+    assert await run(connection, "pending-events") == "3 events adopted"
+    assert await run(connection, "pending-events") == ""
+
+
+async def test_all_of_it_on_an_empty_database_and_twice(connection: asyncpg.Connection):
+    for task in TASKS * 2:
+        assert isinstance(await task.run(connection, NOW, SETTINGS), str)
+
+
+# The schedule.
+
+
+async def test_what_fails_is_told_and_tried_again_and_stops_nothing_else(database_url: str, caplog):
+    tries, others = 0, 0
+    both = asyncio.Event()
+
+    async def fails_once(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            await connection.execute("SELECT 1 / 0")
+        if tries > 1 and others > 1:
+            both.set()
+        return ""
+
+    async def works(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+        nonlocal others
+        others += 1
+        assert await connection.fetchval("SELECT 1") == 1
+        return "something"
+
+    it, reports, opened = schedule(
+        database_url, Task("breaks", "to see", 0.01, fails_once), Task("works", "to see", 0.01, works)
+    )
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(it.run(stop))
+    await until(both)
+    stop.set()
+    await until(running)
+    assert reports.count(("breaks", "failed")) == 1
+    assert ("breaks", "ok") in reports
+    assert ("works", "ok") in reports
+    assert "breaks failed (1 times), trying again: division by zero" in caplog.text
+    assert all(connection.is_closed() for connection in opened)
+
+
+async def test_a_database_that_is_away_is_a_failure(caplog):
+    it, reports, _ = schedule("postgresql://nobody@127.0.0.1:1/none", BY_NAME["retention"])
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(it.run(stop))
+    async with asyncio.timeout(30):
+        while not reports:
+            await asyncio.sleep(0.01)
+    stop.set()
+    await until(running)
+    assert reports == [("retention", "failed")]
+    assert "connection refused" in caplog.text
+
+
+async def test_it_ends_what_is_running_when_it_must_stop(database_url: str, connection: asyncpg.Connection):
+    begun = asyncio.Event()
+
+    async def long(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+        begun.set()
+        await connection.execute("SELECT pg_sleep(3600)")
+        return ""
+
+    it, reports, opened = schedule(database_url, Task("long", "to see", 60, long))
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(it.run(stop))
+    await until(begun)
+    stop.set()
+    await until(running)
+    assert reports == []
+    assert opened[0].is_closed()
+    async with asyncio.timeout(30):
+        while await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ingest long'"
+        ):
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("day", [date(2024, 2, 28), date(2024, 12, 30)])
+async def test_partitions_go_on_over_the_ends_of_months(connection: asyncpg.Connection, day: date):
+    now = datetime(day.year, day.month, day.day, 23, 59, 59, tzinfo=UTC)
+    await BY_NAME["partitions-ahead"].run(connection, now, SETTINGS)
+    for offset in range(-1, 4):
+        name = f"analytics.events_{day + timedelta(days=offset):%Y%m%d}"
+        assert await connection.fetchval("SELECT to_regclass($1)", name), name
