@@ -228,8 +228,8 @@ async def test_leads_and_their_rates(connection: asyncpg.Connection):
             lead_id, status, current_step, started_at, business_info_completed_at, whatsapp_integration_completed_at,
             bot_setup_completed_at, testing_completed_at, completed_at
         )
-        SELECT id, 'completed', 'complete', $1::timestamptz - interval '1 hour', $1, $1, $1, $1, $1 FROM marketing.leads
-        WHERE email IN ('c@example.com', 'd@example.com')
+        SELECT id, 'completed', 'complete', $1::timestamptz - interval '1 hour', $1, $1, $1, $1, $1
+        FROM marketing.leads WHERE email IN ('c@example.com', 'd@example.com')
         """,
         at(hours=1),
     )
@@ -271,7 +271,8 @@ async def test_onboarding(connection: asyncpg.Connection):
             bot_setup_completed_at, testing_completed_at, completed_at
         )
         SELECT 'completed'::onboarding.session_status, 'complete'::onboarding.step, $1::timestamptz,
-            $1 + interval '20 s', $1 + interval '120 s', $1 + interval '180 s', $1 + interval '240 s', $1 + interval '240 s'
+            $1 + interval '20 s', $1 + interval '120 s', $1 + interval '180 s', $1 + interval '240 s',
+            $1 + interval '240 s'
         UNION ALL
         SELECT 'in_progress', 'whatsapp_integration', $1, $1 + interval '40 s', NULL, NULL, NULL, NULL
         UNION ALL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
@@ -38,6 +39,14 @@ def schedule(url: str, *tasks: Task) -> tuple[Schedule, list[tuple[str, str]], l
 async def until(what: asyncio.Future[None] | asyncio.Event) -> None:
     async with asyncio.timeout(30):
         await (what.wait() if isinstance(what, asyncio.Event) else what)
+
+
+async def until_true(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("not within half a minute")
 
 
 # What there is.
@@ -140,9 +149,7 @@ async def test_a_database_that_is_away_is_a_failure(caplog):
     it, reports, _ = schedule("postgresql://nobody@127.0.0.1:1/none", BY_NAME["retention"])
     stop = asyncio.Event()
     running = asyncio.ensure_future(it.run(stop))
-    async with asyncio.timeout(30):
-        while not reports:
-            await asyncio.sleep(0.01)
+    await until_true(lambda: bool(reports))
     stop.set()
     await until(running)
     assert reports == [("retention", "failed")]
@@ -165,11 +172,13 @@ async def test_it_ends_what_is_running_when_it_must_stop(database_url: str, conn
     await until(running)
     assert reports == []
     assert opened[0].is_closed()
-    async with asyncio.timeout(30):
-        while await connection.fetchval(
+    for _ in range(600):
+        if not await connection.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ingest long'"
         ):
-            await asyncio.sleep(0.05)
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the server is still at it")
 
 
 @pytest.mark.parametrize("day", [date(2024, 2, 28), date(2024, 12, 30)])
