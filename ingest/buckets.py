@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import asyncpg
 import orjson
 
-from ingest import sketches, tallies
+from ingest import tallies
 from ingest.database import load_queries
 from ingest.tallies import OTHER, Key, Tallies, Tally
 
@@ -32,12 +32,16 @@ class Room(NamedTuple):
 
 
 class Stored(NamedTuple):
+    """What a bucket holds: events, users, sessions, and the sketches of the two."""
+
     events: int
-    users: bytes | None
-    sessions: bytes | None
+    users: int
+    sessions: int
+    users_sketch: bytes | None
+    sessions_sketch: bytes | None
 
 
-NOTHING = Stored(0, None, None)
+NOTHING = Stored(0, 0, 0, None, None)
 
 
 async def add(connection: asyncpg.Connection, added: Tallies, room: Room) -> Tallies:
@@ -62,8 +66,14 @@ async def add_only(connection: asyncpg.Connection, added: Tallies, room: Room) -
 
 
 def _sum(stored: Stored, tally: Tally) -> Stored:
+    users_sketch, users = tally.users.added_to(stored.users_sketch)
+    sessions_sketch, sessions = tally.sessions.added_to(stored.sessions_sketch)
     return Stored(
-        stored.events + tally.events, tally.users.added_to(stored.users), tally.sessions.added_to(stored.sessions)
+        stored.events + tally.events,
+        stored.users if users is None else users,
+        stored.sessions if sessions is None else sessions,
+        users_sketch,
+        sessions_sketch,
     )
 
 
@@ -72,28 +82,14 @@ async def _stored(connection: asyncpg.Connection, keys: Iterable[Key]) -> dict[K
     if not wanted:
         return {}
     rows = await connection.fetch(_QUERIES["stored"], *_columns(wanted))
-    return {wanted[place - 1]: Stored(count, users, sessions) for place, count, users, sessions in rows}
+    return {wanted[place - 1]: Stored(*held) for place, *held in rows}
 
 
 async def put(connection: asyncpg.Connection, made: Iterable[tuple[Key, Stored]]) -> None:
     """Store buckets, in place of what they held."""
     rows = list(made)
-    keys = [key for key, _ in rows]
-    users = [one.users for _, one in rows]
-    sessions = [one.sessions for _, one in rows]
-    await connection.execute(
-        _QUERIES["put"],
-        *_columns(keys),
-        [one.events for _, one in rows],
-        [_count(one) for one in users],
-        [_count(one) for one in sessions],
-        users,
-        sessions,
-    )
-
-
-def _count(sketch: bytes | None) -> int:
-    return 0 if sketch is None else sketches.count(sketches.load(sketch))
+    held = [list(column) for column in zip(*(one for _, one in rows), strict=True)]
+    await connection.execute(_QUERIES["put"], *_columns([key for key, _ in rows]), *held)
 
 
 def _columns(keys: list[Key]) -> tuple[list[object], ...]:

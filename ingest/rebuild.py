@@ -145,11 +145,21 @@ async def _sums_of_parts(
 
 
 def _sum(parts: Sequence[Mapping[str, Any]]) -> Stored:
-    def union(column: str) -> bytes | None:
-        known = [part[column] for part in parts if part[column] is not None]
-        return (known[0] if len(known) == 1 else sketches.dump(sketches.union(known))) if known else None
+    return _together(
+        sum(part["event_count"] for part in parts),
+        [part["users_sketch"] for part in parts],
+        [part["sessions_sketch"] for part in parts],
+    )
 
-    return Stored(sum(part["event_count"] for part in parts), union("users_sketch"), union("sessions_sketch"))
+
+def _together(events: int, users: Iterable[bytes | None], sessions: Iterable[bytes | None]) -> Stored:
+    users_sketch, sessions_sketch = sketches.union(users), sketches.union(sessions)
+    counts = sketches.count(users_sketch), sketches.count(sessions_sketch)
+    stored = [
+        sketches.dump(one) if number else None
+        for one, number in zip((users_sketch, sessions_sketch), counts, strict=True)
+    ]
+    return Stored(events, *counts, *stored)
 
 
 def _within(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:
@@ -164,17 +174,16 @@ def _within(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:
         for key in keys[room.values :]:
             other = (*key[:5], OTHER)
             both = [placed.pop(key), *([placed[other]] if other in placed else [])]
-            placed[other] = Stored(
-                sum(one.events for one in both),
-                _union([one.users for one in both]),
-                _union([one.sessions for one in both]),
-            )
+            placed[other] = _all_of(both)
     return placed
 
 
-def _union(stored: Iterable[bytes | None]) -> bytes | None:
-    known = [one for one in stored if one is not None]
-    return sketches.dump(sketches.union(known)) if known else None
+def _all_of(parts: Sequence[Stored]) -> Stored:
+    return _together(
+        sum(one.events for one in parts),
+        [one.users_sketch for one in parts],
+        [one.sessions_sketch for one in parts],
+    )
 
 
 async def _has_events(connection: asyncpg.Connection, day: date) -> bool:
@@ -207,7 +216,7 @@ async def _compare_hour(
     counted = await _count_hour(connection, hour, dimensions)
     folded = tallies.summed((_folded(key, stored), tally) for key, tally in counted.items())
     expected = {
-        key: (tally.events, _count(tally.users.added_to(None)), _count(tally.sessions.added_to(None)))
+        key: (tally.events, tally.users.added_to(None)[1] or 0, tally.sessions.added_to(None)[1] or 0)
         for key, tally in folded.items()
     }
     minutes_from = await connection.fetchval(_QUERIES["minutes_from"])
@@ -222,17 +231,7 @@ async def _compare_day(connection: asyncpg.Connection, day: datetime) -> list[Di
     async for group in _sums_of_parts(connection, "day", day):
         for key, one in group.items():
             expected.setdefault(_folded(key, stored), []).append(one)
-    return _differences(
-        stored,
-        {
-            key: (
-                sum(one.events for one in parts),
-                _count(_union([one.users for one in parts])),
-                _count(_union([one.sessions for one in parts])),
-            )
-            for key, parts in expected.items()
-        },
-    )
+    return _differences(stored, {key: _all_of(parts)[:3] for key, parts in expected.items()})
 
 
 def _folded(key: Key, stored: Mapping[Key, object]) -> Key:
@@ -256,10 +255,6 @@ async def _read(connection: asyncpg.Connection, query: str, bucket: datetime) ->
         dimension, value = next(iter(orjson.loads(dimensions).items()), ("", ""))
         rows[granularity, time_bucket, kind, name, dimension, value] = (counts[0], counts[1], counts[2])
     return rows
-
-
-def _count(sketch: bytes | None) -> int:
-    return 0 if sketch is None else sketches.count(sketches.load(sketch))
 
 
 def _differences(

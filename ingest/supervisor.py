@@ -182,7 +182,9 @@ async def run_rollup(config: Config) -> None:
     """Roll up, or stand by, until this process is told to stop."""
     stop = asyncio.Event()
     _ready_to_stop(stop)
-    await RollupWorker(config).run(stop)
+    worker = RollupWorker(config)
+    tune_process()
+    await worker.run(stop)
 
 
 def _run_worker(config: Config, port: int, index: int, announce: str, reasons: SimpleQueue[str]) -> None:

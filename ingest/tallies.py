@@ -46,23 +46,25 @@ class Distinct:
             values = set()
         return Distinct(values, sketches.merged(kept) if kept else None)
 
-    def added_to(self, stored: bytes | None) -> bytes | None:
-        """The stored sketch with these in it; None as long as there are none."""
+    def added_to(self, stored: bytes | None) -> tuple[bytes | None, int | None]:
+        """The stored sketch with these in it, None as long as there are none, and how many that are; None: as many
+        as there were."""
         if self._sketch is None and len(self._values) <= _FEW:
             if not self._values:
-                return stored
+                return stored, None if stored is not None else 0
             sketch = sketches.new() if stored is None else sketches.load(stored)
             for value in self._values:
                 sketch.update(value)
-            return sketches.dump(sketch)
+            return sketches.dump(sketch), sketches.count(sketch)
         if self._made is None:
             parts = (
                 [sketches.new(self._values)] if self._sketch is None else [self._sketch, sketches.new(self._values)]
             )
             self._made = parts[0] if len(parts) == 1 else sketches.merged(parts)
         if stored is None:
-            return sketches.dump(self._made)
-        return sketches.dump(sketches.merged([sketches.load(stored), self._made]))
+            return sketches.dump(self._made), sketches.count(self._made)
+        both, number = sketches.merged_and_counted([sketches.load(stored), self._made])
+        return sketches.dump(both), number
 
 
 class Tally(NamedTuple):

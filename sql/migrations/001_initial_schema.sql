@@ -377,6 +377,10 @@ CREATE TABLE analytics.event_aggregations (
 -- A bucket is counted up many times: room on its page lets it stay there, without a new entry in any index.
 WITH (fillfactor = 70);
 
+-- Registers of a sketch hardly compress: to try it with each of the many updates is in vain.
+ALTER TABLE analytics.event_aggregations
+    ALTER COLUMN users_sketch SET STORAGE EXTERNAL, ALTER COLUMN sessions_sketch SET STORAGE EXTERNAL;
+
 COMMENT ON TABLE analytics.event_aggregations IS 'Events counted by time bucket, name and dimensions';
 COMMENT ON COLUMN analytics.event_aggregations.event_name IS 'The event''s name; "(other)" is those for which a time bucket had no room';
 COMMENT ON COLUMN analytics.event_aggregations.time_bucket IS 'Where the bucket begins, in UTC; a week begins on Monday';

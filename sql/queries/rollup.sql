@@ -35,11 +35,12 @@ WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
 
 -- stored --
 -- What the buckets hold that are to be added to, by their place in the arguments. One look into the primary key each.
-SELECT place, event_count, users_sketch, sessions_sketch
+SELECT place, event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
 FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[])
     WITH ORDINALITY AS wanted (granularity, time_bucket, event_type, event_name, dimensions, place)
 CROSS JOIN LATERAL (
-    SELECT event_count, users_sketch, sessions_sketch FROM analytics.event_aggregations AS bucket
+    SELECT event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
+    FROM analytics.event_aggregations AS bucket
     WHERE bucket.granularity = wanted.granularity::analytics.granularity
         AND bucket.time_bucket = wanted.time_bucket
         AND bucket.event_type = wanted.event_type::analytics.event_type
