@@ -18,11 +18,28 @@ from urllib.parse import quote
 import psutil
 import pytest
 
+from ingest.buckets import Room
+from ingest.config import DIMENSION_NAMES
 from ingest.embedded import EmbeddedPostgres
+from ingest.maintenance import TASKS
+from ingest.rollup import Rollup
+from tests.aggregates import Event, Ledger, insert, make_partitions
 from tests.service import Service, environment, lent_database, running, wait_until
 
 INGEST = [sys.executable, "-m", "ingest"]
-COMMANDS = ("dev", "serve", "migrate", "seed", "types", "psql", "journal", "rejected", "tail")
+COMMANDS = (
+    "dev",
+    "serve",
+    "rollup",
+    "maintenance",
+    "migrate",
+    "seed",
+    "types",
+    "psql",
+    "journal",
+    "rejected",
+    "tail",
+)
 SECRET = "hush-hush"
 NOBODY = f"postgresql://me:{SECRET}@127.0.0.1:1/shop"
 """A URL of a closed port."""
@@ -128,6 +145,15 @@ def test_the_version_is_printed(ingest):
         (f"rejected --limit {SECRET}", ["--limit", "whole number"]),
         ("rejected --reason to_old", ["no such reason", "did you mean too_old?"]),
         ("tail --jsn", ["`--jsn`", "did you mean --json?"]),
+        ("rollup rebild", ["unknown action", "did you mean rebuild?"]),
+        ("rollup rebuild", ["which time?", "--from"]),
+        ("rollup rebuild --from 2026-02-01 --to 2026-01-01", ["--from must be before --to"]),
+        ("rollup verify --from yesterday", ["--from", "must be a date or a time"]),
+        ("rollup --from 2026-01-01", ["rebuild", "verify"]),
+        ("rollup --form 2026-01-01", ["`--form`", "did you mean --from?"]),
+        ("rollup --rollup-dimensions country,planet", ["rollup_dimensions", "country, device_type"]),
+        ("maintenance", ["--list", "--run NAME"]),
+        ("maintenance --run retentoin", ["unknown task", "did you mean retention?"]),
         ("psql --data-dir", ["--data-dir", "expected one argument"]),
     ],
 )
@@ -164,7 +190,9 @@ def test_a_reader_that_goes_away_is_no_error(arguments):
 
 def test_commands_without_their_database_or_service_say_so(ingest, tmp_path):
     check_refused(ingest("serve"), "DATABASE_URL", "ingest dev")
-    for command in (["psql", "-c", "select 1"], ["rejected"], ["rejected", "replay"]):
+    check_refused(ingest("rollup"), "DATABASE_URL", "ingest dev")
+    without = (["psql", "-c", "select 1"], ["rejected"], ["rejected", "replay"], ["rollup", "verify"])
+    for command in (*without, ["maintenance", "--run", "retention"]):
         check_refused(ingest(*command), "no database yet", "ingest dev")
     check_refused(ingest("journal"), "no journal in the data folder .ingest")
     check_refused(ingest("journal", "verify"), "no journal")
@@ -236,6 +264,43 @@ async def test_migrate_tells_its_state_and_rehearses(ingest, empty_database_url,
     edited = ingest("migrate", "--status", url=database_url)
     assert edited.code == 1 and "was changed after the database had it" in edited.err, edited
     assert edited.out.splitlines()[0].split()[:2] == ["001_initial_schema.sql", "edited"]
+
+
+async def test_aggregates_are_compared_and_made_anew(ingest, database_url, connection):
+    moment = datetime.now(UTC).replace(minute=30, second=0, microsecond=0) - timedelta(days=1)
+    await make_partitions(connection, [moment.date()])
+    await Ledger(connection).flush([Event(moment, user_id="ada"), Event(moment, user_id="bob")])
+    await Rollup(DIMENSION_NAMES, Room(100, 100)).run_once(connection)
+    range_ = ("--from", moment.date(), "--to", moment.date() + timedelta(days=1))
+    assert ingest("rollup", "verify", *range_, url=database_url).out == "25 hours and days compared, 0 differences\n"
+
+    await connection.execute("UPDATE analytics.event_aggregations SET event_count = 5 WHERE granularity = 'hour'")
+    found = ingest("rollup", "verify", *range_, url=database_url)
+    hour = f"hour {moment:%Y-%m-%d %H}:00 user_action 'ping'"
+    assert f"{hour}: stored 5 events, 2 users, 0 sessions, expected 2 events, 2 users, 0 sessions\n" in found.out
+    assert found.out.endswith("25 hours and days compared, 2 differences: see `ingest rollup rebuild`\n")
+    assert (found.code, found.err) == (1, "")
+
+    made = ingest("rollup", "rebuild", *range_, url=database_url)
+    assert (made.code, made.out, made.err) == (0, "24 hours made anew\n", "")
+    assert ingest("rollup", "verify", *range_, url=database_url).code == 0
+    none = ingest("rollup", "rebuild", "--from", "2020-01-01", "--to", "2020-02-01", url=database_url)
+    assert none.out == "nothing to do: there are no events of that time\n"
+
+
+async def test_what_is_on_the_schedule_is_listed_and_done_by_hand(ingest, database_url, connection):
+    listed = ingest("maintenance", "--list")
+    assert (listed.code, listed.err) == (0, "")
+    assert [line.split()[0] for line in listed.out.splitlines()] == [task.name for task in TASKS]
+    assert "retention            every 1 h" in listed.out
+
+    await make_partitions(connection, [datetime.now(UTC).date()])
+    await insert(connection, [Event(datetime.now(UTC))])
+    assert ingest("maintenance", "--run", "pending-events", url=database_url).out == "1 events adopted\n"
+    assert ingest("maintenance", "--run", "pending-events", url=database_url).out == "nothing to do\n"
+    await connection.execute("DROP FUNCTION public.abandon_inactive_sessions")
+    failed = ingest("maintenance", "--run", "abandoned-sessions", url=database_url)
+    check_refused(failed, "abandon_inactive_sessions() does not exist")
 
 
 async def test_types_are_written_to_stdout_or_a_file(ingest, empty_database_url, database_url, tmp_path):
@@ -651,6 +716,12 @@ def test_the_life_of_a_development_folder(ingest, folder):
         assert (ran.code, ran.err) == (0, ""), ran
         return str(ran.out).strip()
 
+    def counted() -> str:
+        ran = ingest("psql", "--data-dir", folder, "-Atc",
+            "select event_count from analytics.event_aggregations where granularity = 'day' and dimensions = '{}'",
+        )  # fmt: skip
+        return str(ran.out).strip()
+
     def stopped(dev: Service) -> None:
         assert dev.running_process.wait(20) == 0, dev.log_text()
         assert dev.log_text().endswith("\nstopped; every accepted event is stored\n"), dev.log_text()
@@ -667,6 +738,7 @@ def test_the_life_of_a_development_folder(ingest, folder):
         assert [each.returncode for each in tried] == [0, 0], tried
         assert json.loads(tried[0].stdout) == {"accepted": 1, "rejected": []}
         dev.wait_stored()
+        wait_until(lambda: counted() == "1", 20, "the event in the aggregates")
         again = subprocess.run(typed[1], shell=True, capture_output=True, text=True, env=environment(None))
         assert "hello" in again.stdout and '{"plan": "pro"}' in again.stdout
         looked = ingest("journal", "--data-dir", folder)
