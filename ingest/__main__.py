@@ -79,7 +79,7 @@ def _parser() -> _Parser:
         prog="ingest",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=18),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ingest {version('ingest')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

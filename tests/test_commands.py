@@ -106,7 +106,7 @@ def test_help_is_printed(ingest, arguments):
     assert (ran.code, ran.err) == (0, "")
     assert "usage" in ran.out.lower()
     if not arguments:
-        assert all(f"\n    {command} " in ran.out for command in COMMANDS)
+        assert all(f"\n    {command}" in ran.out for command in COMMANDS)
     else:
         assert "--data-dir" in ran.out
     assert max(map(len, ran.out.splitlines())) < 120
