@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import asyncpg
@@ -28,7 +28,10 @@ RETRY_SECONDS: Final = 60.0
 """After a failure it is tried again this much later, or at its next turn if that is sooner."""
 _ADOPTED_AT_ONCE: Final = 50_000
 _MOST_ADOPTIONS: Final = 100
+_LATELY: Final = timedelta(seconds=10)
 _CANCEL_SECONDS: Final = 2.0
+_KEPT_SECONDS: Final = 60.0
+"""What is done more often keeps its connection, and with it the plans of the functions that it calls."""
 
 
 class Settings(NamedTuple):
@@ -84,6 +87,10 @@ async def _stale_buckets(connection: asyncpg.Connection, now: datetime, settings
 
 
 async def _kpis_of_now(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    if not await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM analytics.flushes WHERE flushed_at > $1)", now - _LATELY
+    ):
+        return ""
     return _figures(
         await kpis.run_once(connection, now, [kpi for kpi in KPIS if "minute" in kpi.granularities], only_open=True)
     )
@@ -137,43 +144,58 @@ class Schedule:
 
     async def _keep(self, task: Task, stop: asyncio.Event) -> None:
         quiet = Quiet(60.0)
-        while not stop.is_set():
-            ok = await self._try(task, stop, quiet)
-            await wait_for(stop, task.period_seconds if ok else min(task.period_seconds, RETRY_SECONDS))
+        connection: asyncpg.Connection | None = None
+        try:
+            while not stop.is_set():
+                if connection is None or connection.is_closed():
+                    connection = await self._try_to_connect(task, quiet)
+                ok = connection is not None and await self._try(task, connection, stop, quiet)
+                if connection is not None and not (ok and task.period_seconds < _KEPT_SECONDS):
+                    await close(connection)
+                    connection = None
+                await wait_for(stop, task.period_seconds if ok else min(task.period_seconds, RETRY_SECONDS))
+        finally:
+            if connection is not None:
+                await close(connection)
 
-    async def _try(self, task: Task, stop: asyncio.Event, quiet: Quiet) -> bool:
+    async def _try_to_connect(self, task: Task, quiet: Quiet) -> asyncpg.Connection | None:
         started = time.monotonic()
         try:
-            did = await self._run_unless_stopped(task, stop)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            self._on_run(task.name, "failed", time.monotonic() - started)
-            if times := quiet.due():
-                words = " ".join(str(error).split()) or type(error).__name__
-                known = isinstance(error, IngestError | asyncpg.PostgresError | asyncpg.InterfaceError | OSError)
-                trace = None if known else error
-                logger.warning("%s failed (%d times), trying again: %s", task.name, times, words, exc_info=trace)
-            return False
-        if did is not None:
-            quiet.over()
-            self._on_run(task.name, "ok", time.monotonic() - started)
-            if did:
-                logger.log(logging.DEBUG if task.period_seconds < 60 else logging.INFO, "%s: %s", task.name, did)
-        return True
+            return await self._connect(task.name)
+        except IngestError as error:
+            self._fail(task, started, quiet, error)
+            return None
 
-    async def _run_unless_stopped(self, task: Task, stop: asyncio.Event) -> str | None:
-        """What it did; None if it was stopped before it was done, which it is at the next start then."""
-        connection = await self._connect(task.name)
+    async def _try(self, task: Task, connection: asyncpg.Connection, stop: asyncio.Event, quiet: Quiet) -> bool:
+        """Whether it went well. It is ended when it must stop: what is left undone is done at the next start."""
+        started = time.monotonic()
         working = asyncio.ensure_future(task.run(connection, datetime.now(UTC), self._settings))
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else None
+            if not working.done():
+                return False
+            did = working.result()
+        except Exception as error:
+            self._fail(task, started, quiet, error)
+            return False
         finally:
             working.cancel()
             stopping.cancel()
             # Time for the server to be told; without an answer, closing ends it on our side.
             await asyncio.wait((working, stopping), timeout=_CANCEL_SECONDS)
-            await close(connection)
-            await asyncio.gather(working, stopping, return_exceptions=True)
+        quiet.over()
+        self._on_run(task.name, "ok", time.monotonic() - started)
+        if did:
+            logger.log(
+                logging.DEBUG if task.period_seconds < _KEPT_SECONDS else logging.INFO, "%s: %s", task.name, did
+            )
+        return True
+
+    def _fail(self, task: Task, started: float, quiet: Quiet, error: Exception) -> None:
+        self._on_run(task.name, "failed", time.monotonic() - started)
+        if times := quiet.due():
+            words = " ".join(str(error).split()) or type(error).__name__
+            known = isinstance(error, IngestError | asyncpg.PostgresError | asyncpg.InterfaceError | OSError)
+            trace = None if known else error
+            logger.warning("%s failed (%d times), trying again: %s", task.name, times, words, exc_info=trace)

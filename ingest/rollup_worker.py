@@ -18,7 +18,7 @@ from aiohttp import web
 from ingest import control, database, migrations
 from ingest.buckets import Room
 from ingest.config import Config
-from ingest.errors import DatabaseError
+from ingest.errors import IngestError
 from ingest.handlers import health
 from ingest.logs import Quiet
 from ingest.maintenance import Schedule, Settings
@@ -34,7 +34,7 @@ STAND_BY_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 _COMPLAINT_SECONDS: Final = 30.0
 _QUERIES: Final = database.load_queries("rollup")
-_EXPECTED: Final = (DatabaseError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+_EXPECTED: Final = (IngestError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 _DEAD_PEER: Final = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
 """So that the server misses a machine that vanished within seconds, and lets its lock go."""
 
