@@ -22,12 +22,13 @@ from aiohttp import web
 from ingest import control, database, journals, migrations, partitions
 from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
-from ingest.config import Config
+from ingest.config import DIMENSION_NAMES, Config
 from ingest.dedupe import DedupeWindow
 from ingest.errors import DatabaseError
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.handlers import health
 from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
+from ingest.handlers.stats import Stats
 from ingest.http import Cors, RateLimit
 from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal, JournalFailed, JournalFull, OpenRecord
@@ -36,6 +37,7 @@ from ingest.metrics import Gauges, Metrics, merge
 from ingest.periodic import run_every
 from ingest.rejects import RejectReason
 from ingest.server import Server, bind_unix
+from ingest.stats.reading import Reader
 from ingest.tail import Tail
 from ingest.writer import Outcome, Writer
 
@@ -75,6 +77,8 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._server: Server | None = None
         self._control: Server | None = None
+        assert config.database_url is not None
+        self._reader = Reader(config.database_url, config.stats_timeout_seconds)
         self._write_failing = False
 
     def _stores(self) -> list[tuple[Journal, Writer]]:
@@ -347,13 +351,16 @@ class Worker:
         return Intake(self.journal, self.window, self.accounts, self.tail, settings)
 
     def _application(self) -> web.Application:
-        app = web.Application(client_max_size=self.config.max_body_bytes)
+        config = self.config
+        app = web.Application(client_max_size=config.max_body_bytes)
+        stats = Stats(self._reader, config.admin_keys, DIMENSION_NAMES, config.rollup_dimensions)
         app.add_routes(
             [
                 web.get("/healthz", health.healthz),
                 web.get("/readyz", health.readyz(self.state)),
                 web.get("/metrics", health.metrics(self.metrics_page)),
                 web.get("/v1/projects/{key}/settings", segment_settings),
+                *stats.routes(),
                 web.route("*", "/{anything:.*}", unknown_route),
             ]
         )
@@ -388,6 +395,7 @@ class Worker:
         for server in (self._server, self._control):
             if server is not None:
                 await server.stop()
+        await self._reader.close()
         self.stopping.set()
         timeout_seconds = self.config.shutdown_timeout_seconds
         _, late = await asyncio.wait(self._tasks, timeout=timeout_seconds) if self._tasks else (set(), set())

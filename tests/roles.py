@@ -33,6 +33,7 @@ INSERT INTO analytics.events (id, created_at, type, name)
     VALUES ('{OURS}', '{DAY} 12:00+00', 'system', 'ping'), ('{OTHERS}', '{DAY} 12:00+00', 'system', 'ping');
 INSERT INTO analytics.event_aggregations (event_type, event_name, time_bucket, granularity)
     VALUES ('system', 'ours', '{DAY}', 'day'), ('system', 'others', '{DAY}', 'day');
+INSERT INTO analytics.stale_buckets (granularity, time_bucket) VALUES ('day', '{DAY}'), ('week', '{DAY}');
 INSERT INTO analytics.metrics (name, type) VALUES ('ours', 'gauge'), ('others', 'gauge');
 INSERT INTO analytics.journals (identity) VALUES ('{OURS}'), ('{OTHERS}');
 INSERT INTO analytics.flushes (journal, first_record, last_record) VALUES (1, 1, 1), (2, 2, 2);

@@ -70,7 +70,7 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
         "'system', %s, now(), 'hour'",
         ("'ours'", "'others'"),
     ),
-    "analytics.stale_buckets": ("granularity, time_bucket", "%s, now()", ("'day'", "'week'")),
+    "analytics.stale_buckets": ("granularity, time_bucket", "%s, now()", ("'hour'", "'month'")),
     "analytics.metrics": ("name, type", "%s, 'gauge'", ("'ours new'", "'others new'")),
     "analytics.journals": ("identity", "%s", ("gen_random_uuid()", "gen_random_uuid()")),
     "analytics.flushes": ("journal, first_record, last_record", "%s, 7, 8", ("1", "2")),

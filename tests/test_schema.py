@@ -27,6 +27,7 @@ LEAST: dict[str, dict[str, str]] = {
         "time_bucket": "'2026-01-02 00:00+00'",
         "granularity": "'day'",
     },
+    "analytics.stale_buckets": {"granularity": "'day'", "time_bucket": "'2026-01-02 00:00+00'"},
     "analytics.metrics": {"name": "'mrr'", "type": "'gauge'"},
     "experiments.experiments": {"name": "'button'"},
     "experiments.assignments": {"experiment_id": ID, "session_id": "'s1'", "variant_id": "'control'"},
@@ -167,6 +168,7 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
         (f"analytics.event_aggregations.{column}", "event_aggregations_counts_not_negative", ["-1"])
         for column in ("event_count", "unique_users", "unique_sessions")
     ],
+    ("analytics.stale_buckets.granularity", "stale_buckets_granularity_known", ["'minute'"]),
     ("analytics.metrics.name", "metrics_name_length", ["''", *longer_than(100)]),
     ("analytics.metrics.dimensions", "metrics_dimensions_object", NOT_OBJECTS),
     ("analytics.metrics.sample_count", "metrics_sample_count_not_negative", ["-1"]),

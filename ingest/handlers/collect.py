@@ -124,7 +124,7 @@ class Collector:
         """The write key that headers or query name; these win over the body, where some clients mask it."""
         headers = request.headers
         return (
-            _authorization_key(headers.get("Authorization"))
+            authorization_key(headers.get("Authorization"))
             or headers.get("X-Write-Key")
             or request.query.get("writeKey")
             or request.query.get("write_key")
@@ -167,7 +167,7 @@ def _answer(accepted: int, refusals: list[tuple[int, Refusal]]) -> web.Response:
     )
 
 
-def _authorization_key(header: str | None) -> str | None:
+def authorization_key(header: str | None) -> str | None:
     """The key in `Basic base64(KEY:)` or `Bearer KEY`."""
     if header is None:
         return None

@@ -1,0 +1,1 @@
+"""Statistics: what is asked, where it is read, and the answer."""

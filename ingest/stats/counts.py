@@ -1,0 +1,286 @@
+"""Time series, totals and rankings: from stored buckets where they can answer, else from events."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+import orjson
+
+from ingest import sketches
+from ingest.stats import reading, times
+from ingest.stats.query import MAX_EVENTS_RANGE, Query, Refused, check_events_range, cursor
+from ingest.stats.reading import MAX_STORED_ROWS, QUERIES, Moment
+from ingest.stats.times import Part
+
+_OTHER: Final = "(other)"
+_QUICK_ROWS: Final = 100
+"""So few sketches are merged at once; more in a thread, as the loop that acknowledges events must turn."""
+
+
+class Count(NamedTuple):
+    """What is told of a bucket, or a value; None is not known."""
+
+    events: int
+    users: int | None
+    sessions: int | None
+
+
+NOTHING: Final = Count(0, 0, 0)
+
+
+class Counted(NamedTuple):
+    """Counts by place, where they are from, and whether some of what is counted is in "(other)" instead."""
+
+    counts: Mapping[Any, Count]
+    source: str
+    at_least: bool = False
+
+
+class TooMany(Exception):
+    """More stored buckets than are read for one answer."""
+
+
+# The endpoints.
+
+
+async def timeseries(connection: asyncpg.Connection, query: Query, dimensions: Sequence[str], now: datetime) -> Any:
+    """A point for each bucket, in the time zone; those at the ends are whole."""
+    granularity, zone = query.granularity, query.zone
+    start = times.begin(query.start, granularity, zone)
+    end = times.up(query.end, granularity, zone)
+    if query.after is not None:
+        start = max(start, times.after(query.after[0], granularity, zone))
+    found, stop = times.page_of(start, end, granularity, zone, query.limit)
+    moment = await reading.moment(connection)
+    counted = await _by_bucket(connection, query, dimensions, moment, found, stop) if found else None
+    points = []
+    for place, (bucket, ends) in enumerate(zip(found, [*found[1:], stop], strict=True)):
+        count = counted.counts.get(place, NOTHING) if counted else NOTHING
+        point = {"bucket": bucket.astimezone(zone).isoformat(), **count._asdict()}
+        points.append(point | {"partial": True} if ends > now else point)
+    return {
+        **_about(query, counted or Counted({}, "aggregates"), moment, start, end),
+        "granularity": granularity,
+        "points": points,
+        **({"next": cursor(found[-1].isoformat())} if stop < end else {}),
+    }
+
+
+async def totals(connection: asyncpg.Connection, query: Query, dimensions: Sequence[str]) -> Any:
+    """Events, users and sessions of a range."""
+    moment = await reading.moment(connection)
+    counted = await _by_bucket(connection, query, dimensions, moment, [query.start], query.end)
+    return _about(query, counted, moment, query.start, query.end) | counted.counts.get(0, NOTHING)._asdict()
+
+
+async def top(connection: asyncpg.Connection, query: Query, dimensions: Sequence[str]) -> Any:
+    """Values of a dimension, or names, by their events."""
+    moment = await reading.moment(connection)
+    parts = None
+    if query.dimension == "event" or (query.dimension in dimensions and not query.filters):
+        parts = await _parts(connection, query, dimensions, moment, [query.start], query.end)
+    if parts is not None:
+        ranked, more = await _ranked_buckets(connection, query, parts)
+        counted = Counted(ranked, "aggregates", await _has_other(connection, query, parts))
+    else:
+        check_events_range(query.start, query.end, _why_events(query, dimensions))
+        ranked, more = await _ranked_events(connection, query)
+        counted = Counted(ranked, "events")
+    last = next(reversed(ranked), "")
+    return {
+        **_about(query, counted, moment, query.start, query.end),
+        "dimension": query.dimension,
+        "values": [{"value": value, **count._asdict()} for value, count in ranked.items()],
+        **({"next": cursor(ranked[last].events, last)} if more else {}),
+    }
+
+
+def _about(query: Query, counted: Counted, moment: Moment, start: datetime, end: datetime) -> dict[str, Any]:
+    """What every answer says of itself."""
+    return {
+        "source": counted.source,
+        "as_of": (moment.as_of if counted.source == "aggregates" else moment.now).isoformat(),
+        "from": start.astimezone(query.zone).isoformat(),
+        "to": end.astimezone(query.zone).isoformat(),
+        **({"at_least": True} if counted.at_least else {}),
+    }
+
+
+# By bucket.
+
+
+async def _by_bucket(
+    connection: asyncpg.Connection,
+    query: Query,
+    dimensions: Sequence[str],
+    moment: Moment,
+    found: Sequence[datetime],
+    end: datetime,
+) -> Counted:
+    """Counts of these buckets, the last of which ends at `end`."""
+    parts = await _parts(connection, query, dimensions, moment, found, end)
+    may_read_events = query.end - query.start <= MAX_EVENTS_RANGE
+    if parts is not None:
+        at_least = await _has_other(connection, query, parts)
+        try:
+            counts = await _count_buckets(connection, query, parts, found)
+            if counts or not at_least or not may_read_events:
+                return Counted(counts, "aggregates", at_least)
+        except TooMany as error:
+            if not may_read_events:
+                raise Refused("too_many_rows", str(error), 422) from None
+    check_events_range(query.start, query.end, _why_events(query, dimensions))
+    rows = await connection.fetch(
+        reading.filtered("count_events", query.filters, 5),
+        *reading.picked(query, found[0], end),
+        found,
+        *query.filters.values(),
+    )
+    return Counted({row["place"]: Count(row["events"], row["users"], row["sessions"]) for row in rows}, "events")
+
+
+async def _parts(
+    connection: asyncpg.Connection,
+    query: Query,
+    dimensions: Sequence[str],
+    moment: Moment,
+    found: Sequence[datetime],
+    end: datetime,
+) -> list[Part] | None:
+    """The stored buckets that answer; None if they cannot."""
+    if len(query.filters) > 1 or not query.filters.keys() <= set(dimensions):
+        return None
+    parts = times.cover_each(found, end, query.granularity, await reading.stale(connection))
+    if parts is None or any(part.granularity == "minute" and part.start < moment.minutes_from for part in parts):
+        return None
+    return parts
+
+
+def _why_events(query: Query, dimensions: Sequence[str]) -> str:
+    if len(query.filters) > 1:
+        return "more than one filter is answered from events"
+    if not query.filters.keys() <= set(dimensions) or query.dimension not in {"", "event", *dimensions}:
+        return "a dimension that events are not counted by (rollup_dimensions) is answered from events"
+    if query.dimension and query.filters:
+        return "a dimension and a filter are answered from events"
+    return "what is not in whole hours of UTC, and longer ago than minutes are kept, is answered from events"
+
+
+def _arguments(query: Query, parts: Sequence[Part]) -> tuple[object, ...]:
+    """The first five arguments of the queries for buckets."""
+    return *reading.columns(parts), query.types, query.event
+
+
+def _filter(query: Query) -> str:
+    return orjson.dumps(query.filters).decode()
+
+
+async def _has_other(connection: asyncpg.Connection, query: Query, parts: Sequence[Part]) -> bool:
+    """Whether some of what is asked for may have been counted as "(other)", for want of room."""
+    columns = reading.columns(parts)
+    if query.event not in (None, _OTHER) and await connection.fetchval(
+        QUERIES["has_buckets"], *columns, query.types, _OTHER, "{}"
+    ):
+        return True
+    if not query.filters or _OTHER in query.filters.values():
+        return False
+    other = orjson.dumps(dict.fromkeys(query.filters, _OTHER)).decode()
+    return bool(await connection.fetchval(QUERIES["has_buckets"], *columns, query.types, query.event, other))
+
+
+async def _count_buckets(
+    connection: asyncpg.Connection, query: Query, parts: Sequence[Part], found: Sequence[datetime]
+) -> dict[int, Count]:
+    rows = await connection.fetch(QUERIES["buckets"], *_arguments(query, parts), _filter(query), MAX_STORED_ROWS + 1)
+    _check_rows(rows)
+    return await _merged(rows, lambda row: bisect_right(found, row["time_bucket"]) - 1)
+
+
+def _check_rows(rows: Sequence[object]) -> None:
+    if len(rows) > MAX_STORED_ROWS:
+        message = (
+            f"that are more than {MAX_STORED_ROWS} buckets; ask for less time, a larger granularity, one event,"
+            " or a smaller limit"
+        )
+        raise TooMany(message)
+
+
+async def _merged(rows: Sequence[Mapping[str, Any]], group: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Count]:
+    if len(rows) <= _QUICK_ROWS:
+        return merged(rows, group)
+    return await asyncio.to_thread(merged, rows, group)
+
+
+def merged(rows: Iterable[Mapping[str, Any]], group: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Count]:
+    """Stored buckets put together by group. Uniques are those of the sketches' unions."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(group(row), []).append(row)
+    return {key: _sum(some) for key, some in groups.items()}
+
+
+def _sum(rows: Sequence[Mapping[str, Any]]) -> Count:
+    events = sum(row["event_count"] for row in rows)
+    if len(rows) == 1:
+        return Count(events, rows[0]["unique_users"], rows[0]["unique_sessions"])
+    return Count(
+        events,
+        sketches.count_union(row["users_sketch"] for row in rows),
+        sketches.count_union(row["sessions_sketch"] for row in rows),
+    )
+
+
+# Rankings.
+
+
+async def _ranked_buckets(
+    connection: asyncpg.Connection, query: Query, parts: Sequence[Part]
+) -> tuple[dict[str, Count], bool]:
+    """A page of a ranking, and whether there is another."""
+    of_names = query.dimension == "event"
+    by = _filter(query) if of_names else query.dimension
+    rows = await connection.fetch(
+        QUERIES["rank_names" if of_names else "rank_values"],
+        *_arguments(query, parts),
+        by,
+        *(query.after or (None, None)),
+        query.limit + 1,
+    )
+    ranked = rows[: query.limit]
+    stored = await connection.fetch(
+        QUERIES["name_buckets" if of_names else "value_buckets"],
+        *_arguments(query, parts),
+        by,
+        [row["value"] for row in ranked],
+        MAX_STORED_ROWS + 1,
+    )
+    try:
+        _check_rows(stored)
+    except TooMany as error:
+        raise Refused("too_many_rows", str(error), 422) from None
+    uniques = await _merged(stored, lambda row: row["value"])
+    counts = {
+        # Of those without a value nothing is stored: sketches can be put together, but not taken from another.
+        row["value"]: uniques[row["value"]]._replace(events=row["events"])
+        if row["is_value"]
+        else Count(row["events"], None, None)
+        for row in ranked
+    }
+    return counts, len(rows) > query.limit
+
+
+async def _ranked_events(connection: asyncpg.Connection, query: Query) -> tuple[dict[str, Count], bool]:
+    rows = await connection.fetch(
+        reading.filtered("rank_events", query.filters, 7, reading.value_of(query.dimension)),
+        *reading.picked(query, query.start, query.end),
+        *(query.after or (None, None)),
+        query.limit + 1,
+        *query.filters.values(),
+    )
+    counts = {row["value"]: Count(row["events"], row["users"], row["sessions"]) for row in rows[: query.limit]}
+    return counts, len(rows) > query.limit

@@ -1,0 +1,220 @@
+-- Statistics: ingest/stats/. In braces stands what ingest/stats/reading.py puts there from words of its own: {filters},
+-- one condition a dimension, and {value}, what a ranking is by. All that a request holds comes as arguments.
+
+-- moment --
+-- Up to when everything that was stored is in the buckets, and the first minute that is kept
+SELECT now() AS now, coalesce((SELECT min(flushed_at) FROM analytics.flushes WHERE rolled_up_at IS NULL), now()) AS as_of,
+    now() - ingest.retention('minutes', '7 days') AS minutes_from
+
+-- stale --
+-- Weeks and months that are behind their days
+SELECT granularity::text, time_bucket FROM analytics.stale_buckets WHERE granularity IN ('week', 'month')
+
+-- buckets --
+-- The buckets of some parts of time, of one name or all, in total or of one value of a dimension. OFFSET 0 keeps it a
+-- look into an index for each part.
+SELECT bucket.*
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT time_bucket, event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
+    FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5) AND dimensions = $6::jsonb
+    OFFSET 0
+) AS bucket
+LIMIT $7
+
+-- has_buckets --
+-- Whether there is any such bucket
+SELECT EXISTS (
+    SELECT FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+    CROSS JOIN LATERAL (
+        SELECT FROM analytics.event_aggregations
+        WHERE granularity = part.granularity::analytics.granularity
+            AND time_bucket >= starts_at AND time_bucket < ends_at
+            AND event_type = ANY ($4::text[]::analytics.event_type[])
+            AND ($5::text IS NULL OR event_name = $5) AND dimensions = $6::jsonb
+        OFFSET 0
+    ) AS bucket
+)
+
+-- rank_values --
+-- Values of a dimension by their events, and "(none)" for the events that have none. JSON sorts null, then texts, then
+-- numbers: between null and 0 are all texts, and the primary key tells them apart without a look at the table.
+WITH part AS (
+    SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+), counted AS (
+    SELECT dimensions ->> $6 AS value, sum(event_count) AS events
+    FROM part CROSS JOIN LATERAL (
+        SELECT dimensions, event_count FROM analytics.event_aggregations
+        WHERE granularity = part.granularity::analytics.granularity
+            AND time_bucket >= starts_at AND time_bucket < ends_at
+            AND event_type = ANY ($4::text[]::analytics.event_type[])
+            AND ($5::text IS NULL OR event_name = $5)
+            AND dimensions > jsonb_build_object($6::text, NULL) AND dimensions < jsonb_build_object($6::text, 0)
+        OFFSET 0
+    ) AS bucket
+    GROUP BY value
+), total AS (
+    SELECT coalesce(sum(event_count), 0) AS events
+    FROM part CROSS JOIN LATERAL (
+        SELECT event_count FROM analytics.event_aggregations
+        WHERE granularity = part.granularity::analytics.granularity
+            AND time_bucket >= starts_at AND time_bucket < ends_at
+            AND event_type = ANY ($4::text[]::analytics.event_type[])
+            AND ($5::text IS NULL OR event_name = $5) AND dimensions = '{}'
+        OFFSET 0
+    ) AS bucket
+)
+SELECT value, sum(events)::bigint AS events, bool_and(is_value) AS is_value
+FROM (
+    SELECT value, events, true AS is_value FROM counted
+    UNION ALL
+    SELECT '(none)', events - coalesce((SELECT sum(events) FROM counted), 0), false FROM total
+) AS ranked
+WHERE events > 0
+GROUP BY value
+HAVING $7::bigint IS NULL OR sum(events) < $7 OR (sum(events) = $7 AND value COLLATE "C" > $8::text COLLATE "C")
+ORDER BY events DESC, value COLLATE "C"
+LIMIT $9
+
+-- rank_names --
+-- Names by their events, in total or of one value of a dimension
+SELECT event_name AS value, sum(event_count)::bigint AS events, true AS is_value
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT event_name, event_count FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5) AND dimensions = $6::jsonb
+    OFFSET 0
+) AS bucket
+GROUP BY event_name
+HAVING $7::bigint IS NULL OR sum(event_count) < $7
+    OR (sum(event_count) = $7 AND event_name COLLATE "C" > $8::text COLLATE "C")
+ORDER BY events DESC, value COLLATE "C"
+LIMIT $9
+
+-- value_buckets --
+-- The buckets of these values of a dimension
+SELECT bucket.*
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT dimensions ->> $6 AS value, event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
+    FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5)
+        AND dimensions > jsonb_build_object($6::text, NULL) AND dimensions < jsonb_build_object($6::text, 0)
+        AND dimensions ->> $6 = ANY ($7::text[])
+    OFFSET 0
+) AS bucket
+LIMIT $8
+
+-- name_buckets --
+-- The buckets of these names
+SELECT bucket.*
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT event_name AS value, event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
+    FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5) AND dimensions = $6::jsonb
+        AND event_name = ANY ($7::text[])
+    OFFSET 0
+) AS bucket
+LIMIT $8
+
+-- count_events --
+-- Events counted from themselves, by where their buckets begin
+SELECT width_bucket(created_at, $5::timestamptz[]) - 1 AS place, count(*) AS events,
+    count(DISTINCT coalesce(user_id, anonymous_id)) AS users, count(DISTINCT session_id) AS sessions
+FROM analytics.events
+WHERE created_at >= $1 AND created_at < $2
+    AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) {filters}
+GROUP BY place
+
+-- rank_events --
+-- Values by their events, from the events themselves
+SELECT coalesce({value}, '(none)') AS value, count(*) AS events,
+    count(DISTINCT coalesce(user_id, anonymous_id)) AS users, count(DISTINCT session_id) AS sessions
+FROM analytics.events
+WHERE created_at >= $1 AND created_at < $2
+    AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) {filters}
+GROUP BY 1
+HAVING $5::bigint IS NULL OR count(*) < $5
+    OR (count(*) = $5 AND coalesce({value}, '(none)') COLLATE "C" > $6::text COLLATE "C")
+ORDER BY events DESC, coalesce({value}, '(none)') COLLATE "C"
+LIMIT $7
+
+-- funnel_step --
+-- One step of a funnel, around those before it: where it was done, with when its funnel began and how long the step
+-- before it is ago. The latest of the steps before counts: what began later ends later. {step} is its number,
+-- {before} that of the one before.
+SELECT *,
+    CASE WHEN name = ($6::text[])[{step}] AND created_at - max(began_{before}) OVER sofar <= $5::interval
+        THEN max(began_{before}) OVER sofar END AS began_{step},
+    created_at - max(CASE WHEN began_{before} IS NOT NULL THEN created_at END) OVER sofar AS took_{step}
+FROM ({inner}) AS step_{before}
+WINDOW sofar AS (PARTITION BY person ORDER BY created_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+
+-- funnel_begin --
+-- What may be a step, and where the first was done
+SELECT id, created_at, name, coalesce(user_id, anonymous_id) AS person,
+    CASE WHEN name = ($6::text[])[1] THEN created_at END AS began_1, NULL::interval AS took_1
+FROM analytics.events
+WHERE created_at >= $1 AND created_at < $2 AND coalesce(user_id, anonymous_id) IS NOT NULL
+    AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4)
+    AND name = ANY ($6::text[]) {filters}
+
+-- funnel --
+-- How many people did each step, and the median time since the step before; of a person, the first time counts.
+-- {people} is a column a step: how long it took, where it was done.
+SELECT {counts} FROM (SELECT person, {firsts} FROM ({inner}) AS steps GROUP BY person) AS people
+
+-- retention --
+-- People by the bucket of their first event, and how many of them came back in which bucket; how many there were has
+-- no period.
+WITH did AS MATERIALIZED (
+    SELECT coalesce(user_id, anonymous_id) AS person, created_at,
+        width_bucket(created_at, $4::timestamptz[]) - 1 AS bucket,
+        ($5::text IS NULL OR name = $5) AND type = ANY ($3::text[]::analytics.event_type[]) AS begins,
+        $6::text IS NULL OR name = $6 AS returns
+    FROM analytics.events
+    WHERE created_at >= $1 AND created_at < $2 AND coalesce(user_id, anonymous_id) IS NOT NULL {filters}
+        AND ((($5::text IS NULL OR name = $5) AND type = ANY ($3::text[]::analytics.event_type[]))
+            OR $6::text IS NULL OR name = $6)
+), first AS (
+    SELECT person, min(created_at) AS began_at, min(bucket) AS cohort FROM did WHERE begins GROUP BY person
+)
+SELECT cohort, NULL::int AS period, count(*) AS people FROM first GROUP BY cohort
+UNION ALL
+SELECT cohort, bucket - cohort, count(DISTINCT person)
+FROM first JOIN did USING (person)
+WHERE returns AND created_at >= began_at AND bucket - cohort < $7
+GROUP BY cohort, bucket - cohort
+
+-- metrics --
+-- Metrics by time. A window that begins in the range ends in it or after it, and the index is on its end.
+SELECT id, coalesce(time_window_start, timestamp) AS at, name, type::text, granularity::text, value_numeric, value_json,
+    dimensions, time_window_start, time_window_end, sample_count, description
+FROM analytics.metrics
+WHERE coalesce(time_window_start, timestamp) >= $1 AND coalesce(time_window_start, timestamp) < $2
+    AND coalesce(time_window_end, timestamp) >= $1
+    AND ($3::text IS NULL OR name = $3) AND ($4::text IS NULL OR granularity = $4::text::analytics.granularity)
+    AND dimensions @> $5::jsonb
+    AND ($6::timestamptz IS NULL OR (coalesce(time_window_start, timestamp), id) > ($6, $7::bigint))
+ORDER BY at, id
+LIMIT $8
+
+-- metric_names --
+-- Which metrics there are, from one to the next in the index instead of through all rows
+WITH RECURSIVE known (name) AS (
+    (SELECT name FROM analytics.metrics ORDER BY name LIMIT 1)
+    UNION ALL
+    SELECT (SELECT metrics.name FROM analytics.metrics WHERE metrics.name > known.name ORDER BY metrics.name LIMIT 1)
+    FROM known WHERE known.name IS NOT NULL
+)
+SELECT name FROM known WHERE name IS NOT NULL LIMIT 200
