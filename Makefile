@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What `make test-database` runs; see CONTRIBUTING.md.
 MARKS ?= database
 
-.PHONY: run setup dev-setup test test-database lint format bench bench-queries throughput clean
+.PHONY: run setup dev-setup test test-database lint format bench bench-queries bench-rollup throughput clean
 
 run: setup            ## install, then start the service with its own Postgres
 	$(BIN)/ingest dev
@@ -50,6 +50,9 @@ bench: dev-setup      ## Locust against a fresh service: 1,000+ events/s, all of
 
 bench-queries: dev-setup  ## latency of the promised queries with 10 million events; needs 15 GB of disk
 	$(BIN)/python -m bench.queries
+
+bench-rollup: dev-setup   ## whether rollups keep up, and what they cost; the full table needs 30 GB of disk
+	$(BIN)/python -m bench.rollup
 
 throughput: dev-setup ## events/s against raw COPY, requests/s against bare aiohttp, latency, memory
 	$(BIN)/python -m bench.throughput

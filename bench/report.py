@@ -174,15 +174,20 @@ def _cpu(runs: Sequence[Run]) -> str:
 
 
 def as_text(where: dict[str, Any], results: Results) -> str:
+    return table(where, lines(results), results.others_cores)
+
+
+def table(where: dict[str, Any], shown: Sequence[Line], others_cores: float) -> str:
+    """Where it was measured, the lines, and how busy others kept the machine."""
     packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
     head = (
         f"{where['cores']} cores, {where['cpu']}, {where['memory_gb']} GB, {where['system']}\n"
         f"Python {where['python']}, PostgreSQL {where['postgres']}, {packages}; load by {where['load']}\n"
         "Load, service and Postgres share this machine.\n"
     )
-    rows = [Line("", "measured", "floor", "ratio", "target"), *lines(results)]
+    rows = [Line("", "measured", "floor", "ratio", "target"), *shown]
     widths = [max(len(row[column]) for row in rows) for column in range(len(Line._fields))]
-    foot = f"\nOther processes used up to {results.others_cores:.2f} cores meanwhile."
+    foot = f"\nOther processes used up to {others_cores:.2f} cores meanwhile."
     return head + "\n" + "\n".join([*(_row(row, widths) for row in rows), foot])
 
 

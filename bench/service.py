@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,10 +103,13 @@ class Service:
 
 
 @contextmanager
-def running_service(*flags: str) -> Iterator[Service]:
-    """A service on a fresh folder; both are gone afterwards."""
+def running_service(*flags: str, prepare: Callable[[Path], None] | None = None) -> Iterator[Service]:
+    """A service on a fresh folder; both are gone afterwards. `prepare` gets the folder of its Postgres
+    before it is started, and may leave a database there."""
     folder = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
     try:
+        if prepare is not None:
+            prepare(embedded_folder(folder / "data"))
         service = Service(folder, flags)
         try:
             service.wait_ready()

@@ -85,10 +85,13 @@ class OtherCpu:
         return time.monotonic(), busy - self._ours()
 
     def _ours(self) -> float:
-        """This process and its children that ended; the service, Postgres, and the children that they had."""
+        """This process and its children that ended; the service with its rollup worker, Postgres, and the children
+        that they had."""
         own = psutil.Process().cpu_times()
         total = own.user + own.system + own.children_user + own.children_system
-        for process in (self._service.process, *self._service.database.processes()):
+        service = psutil.Process(self._service.process.pid)
+        # A set, as Postgres may be a child of the service.
+        for process in {service, *service.children(recursive=True), *self._service.database.processes()}:
             try:
                 times = process.cpu_times()
             except psutil.NoSuchProcess:

@@ -1,0 +1,252 @@
+"""Whether rollups keep up with what is stored, and what they cost beside it.
+
+`python -m bench.rollup [--quick] [--json PATH]`; README.md beside this file tells what each figure means.
+Exits with 1 when an acknowledged event was not stored and counted exactly once, whatever the speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import psutil
+
+from bench import report
+from bench.measure import OnceFailed
+from bench.queries import BULK_SETTINGS, running
+from bench.queries import load as fill_database
+from bench.report import Line
+from bench.rolled import Rolled, Sent, measure_load, send_all_it_takes, send_steadily, wait_leader
+from bench.service import Service, running_service
+from bench.watch import OtherCpu
+from ingest.database import close, connect
+from ingest.embedded import EmbeddedPostgres
+from ingest.errors import IngestError
+
+LAG_TARGET_SECONDS: Final = 3.0
+SHARE_TARGET: Final = 0.2
+FLAT_TARGET: Final = 0.2
+WARM_UP_SECONDS: Final = 3.0
+PARTS: Final = ("steady", "full", "stored")
+
+
+# A table that is full.
+
+
+def fill_postgres(events: int, folder: Path) -> None:
+    """A database with so many events of thirty days and their rollups, on a server that is stopped again."""
+    with running(EmbeddedPostgres(folder, BULK_SETTINGS)) as postgres:
+        asyncio.run(_fill(postgres.dsn, events))
+
+
+async def _fill(dsn: str, events: int) -> None:
+    await fill_database(dsn, events)
+    connection = await connect(dsn, purpose="bench")
+    try:
+        # The events loaded say that they are of the first journal. It must not be the collector's.
+        await connection.execute("INSERT INTO analytics.journals (identity) VALUES (gen_random_uuid())")
+    finally:
+        await close(connection)
+
+
+# All of it.
+
+
+class Results(NamedTuple):
+    """All that was measured; None or empty what was left out."""
+
+    steady: Rolled | None
+    full: Rolled | None
+    stored: dict[int, Rolled]
+    """By how many events the table held."""
+    others_cores: float
+
+
+class Measurements:
+    """One measurement after the other, each told on standard error."""
+
+    def __init__(self) -> None:
+        self.others_cores = 0.0
+
+    def measure(self, what: str, service: Service, send: Callable[[Service], Sent]) -> Rolled:
+        others = OtherCpu(service)
+        rolled = measure_load(service, send)
+        self.others_cores = max(self.others_cores, cores := others.cores())
+        print(f"{what}: {rolled.events:,} events; others used {cores:.2f} cores", file=sys.stderr, flush=True)
+        return rolled
+
+
+@contextlib.contextmanager
+def warm_service(per_second: float, prepare: Callable[[Path], None] | None = None) -> Iterator[Service]:
+    with running_service(prepare=prepare) as service:
+        wait_leader(service)
+        measure_load(service, partial(send_steadily, per_second=per_second, seconds=WARM_UP_SECONDS))
+        yield service
+
+
+def measure_all(given: argparse.Namespace) -> tuple[str, Results]:
+    wanted = given.only or PARTS
+    measurements = Measurements()
+    steadily = partial(send_steadily, per_second=given.rate, seconds=given.seconds)
+    steady = full = None
+    stored: dict[int, Rolled] = {}
+    version = ""
+    if "steady" in wanted or "full" in wanted:
+        with warm_service(given.rate) as service:
+            version = service.database.version()
+            if "steady" in wanted:
+                steady = measurements.measure("steady load", service, steadily)
+            if "full" in wanted:
+                full = measurements.measure(
+                    "full load", service, partial(send_all_it_takes, seconds=given.full_seconds)
+                )
+    if "stored" in wanted:
+        for events in given.stored:
+            with warm_service(given.stored_rate, partial(fill_postgres, events)) as service:
+                version = service.database.version()
+                send = partial(send_steadily, per_second=given.stored_rate, seconds=given.stored_seconds)
+                stored[events] = measurements.measure(f"with {events:,} events stored", service, send)
+    return version, Results(steady, full, stored, measurements.others_cores)
+
+
+# Telling.
+
+
+def lines(results: Results) -> list[Line]:
+    shown: list[Line] = []
+    if results.steady:
+        shown += _lag_lines(results.steady)
+    if results.full:
+        shown += _share_lines(results.full)
+    if results.stored:
+        shown += _stored_lines(results.stored)
+    return shown
+
+
+def _lag_lines(rolled: Rolled) -> list[Line]:
+    return [
+        Line(
+            f"lag from storage to rollup at {rolled.per_second:,.0f} events/s, p99",
+            f"{rolled.lag_p99:.2f} s",
+            target=f"< {LAG_TARGET_SECONDS:g} s",
+            verdict=_verdict(rolled.lag_p99 < LAG_TARGET_SECONDS),
+        ),
+        Line("  p50; longest", f"{rolled.lag_p50:.2f} s; {rolled.lag_longest:.2f} s"),
+        Line("  everything in the aggregates after the last answer", f"{rolled.rolled_up_after:.1f} s"),
+        _cpu_line(rolled),
+    ]
+
+
+def _share_lines(rolled: Rolled) -> list[Line]:
+    return [
+        Line(
+            f"CPU of rollup at full load ({rolled.per_second:,.0f} events/s), µs an event, against ingestion",
+            f"{rolled.rollup_us:.1f}",
+            f"{rolled.ingestion_us:.1f}",
+            f"{rolled.share:.2f}",
+            f"<= {SHARE_TARGET:g}",
+            _verdict(rolled.share <= SHARE_TARGET),
+        ),
+        Line("  lag p50; p99", f"{rolled.lag_p50:.2f} s; {rolled.lag_p99:.2f} s"),
+        Line("  everything in the aggregates after the last answer", f"{rolled.rolled_up_after:.1f} s"),
+        _cpu_line(rolled),
+    ]
+
+
+def _stored_lines(stored: dict[int, Rolled]) -> list[Line]:
+    first = next(iter(stored.values()))
+    shown: list[Line] = []
+    for events, rolled in stored.items():
+        ratio = rolled.rollup_us / first.rollup_us
+        what = f"CPU of rollup with {events:,} events stored, µs an event"
+        if rolled is first:
+            shown.append(Line(what, f"{rolled.rollup_us:.1f}"))
+        else:
+            verdict = _verdict(abs(ratio - 1) <= FLAT_TARGET)
+            target = f"1 ± {FLAT_TARGET:g}"
+            shown.append(
+                Line(what, f"{rolled.rollup_us:.1f}", f"{first.rollup_us:.1f}", f"{ratio:.2f}", target, verdict)
+            )
+        shown.append(_cpu_line(rolled))
+    return shown
+
+
+def _cpu_line(rolled: Rolled) -> Line:
+    cpu = rolled.cpu_us
+    figures = (cpu.worker, cpu.worker_backend, cpu.collector, cpu.collector_backends, cpu.shared)
+    return Line(
+        "  CPU, µs an event: worker + its backend; collector + its backends; rest of Postgres",
+        "{:.1f} + {:.1f}; {:.1f} + {:.1f}; {:.1f}".format(*figures),
+    )
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "missed"
+
+
+def as_json(where: dict[str, Any], results: Results) -> dict[str, Any]:
+    """Everything; units are in the names, lags in seconds."""
+    return {
+        "machine": where,
+        "steady": _plain(results.steady),
+        "full": _plain(results.full),
+        "stored": {str(events): _plain(rolled) for events, rolled in results.stored.items()},
+        "others_cores": results.others_cores,
+        "table": [line._asdict() for line in lines(results)],
+    }
+
+
+def _plain(rolled: Rolled | None) -> dict[str, Any] | None:
+    if rolled is None:
+        return None
+    sums = {"rollup_us": rolled.rollup_us, "ingestion_us": rolled.ingestion_us, "share": rolled.share}
+    return {**rolled._asdict(), "cpu_us": rolled.cpu_us._asdict(), **sums}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.rollup", description=__doc__)
+    parser.add_argument("--rate", type=float, default=10_000.0, help="events a second of the steady load [10000]")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the steady load [60]")
+    parser.add_argument("--full-seconds", type=float, default=20.0, help="length of the full load [20]")
+    parser.add_argument(
+        "--stored", type=int, nargs="+", default=[1_000_000, 20_000_000], metavar="N",
+        help="events in the table when the cost is measured; the first is compared with [1000000 20000000]",
+    )  # fmt: skip
+    parser.add_argument("--stored-rate", type=float, default=5_000.0, help="events a second meanwhile [5000]")
+    parser.add_argument("--stored-seconds", type=float, default=30.0, help="for so long [30]")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="little of everything; too noisy to quote")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there, not after the table")
+    return parser
+
+
+def main() -> int:
+    given = _parser().parse_args()
+    if given.quick:
+        given.seconds, given.full_seconds, given.stored_seconds = 8.0, 3.0, 5.0
+        given.stored = [20_000, 200_000]
+    try:
+        version, results = measure_all(given)
+    except (OnceFailed, TimeoutError, OSError, IngestError, psutil.NoSuchProcess) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    where = report.machine(version)
+    print(report.table(where, lines(results), results.others_cores))
+    print("\nevery acknowledged event was counted once")
+    text = json.dumps(as_json(where, results), indent=2)
+    if given.json:
+        given.json.write_text(text + "\n")
+    else:
+        print("\n" + text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
