@@ -16,7 +16,6 @@ from datasketches import hll_sketch, hll_union, tgt_hll_type
 Sketch: TypeAlias = hll_sketch
 LOG2_REGISTERS: Final = 12
 _SET_BYTES: Final = 1800
-"""Below, a sketch still is the set of its values' hashes, and counts them exactly."""
 RELATIVE_STANDARD_ERROR: Final = 0.0163
 """Of an estimate beyond 300: 1.04 / sqrt(2^12), as after merging."""
 
@@ -33,7 +32,7 @@ def load(stored: bytes) -> Sketch:
     """The sketch behind a `users_sketch` or `sessions_sketch`. Raises ValueError if it is none."""
     try:
         return Sketch.deserialize(stored)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, ValueError) as error:
         raise ValueError(f"not an HLL sketch: {error}") from None
 
 
@@ -49,8 +48,12 @@ def merged(parts: Iterable[Sketch]) -> Sketch:
 
 def merged_and_counted(parts: Sequence[Sketch]) -> tuple[Sketch, int]:
     """The sketch of all values in any of at least two, and `count` of it, for less than one after the other."""
-    both = _united(parts)
-    return both.get_result(tgt_hll_type.HLL_8), round(float(both.get_estimate()))
+    union = _united(parts)
+    both = union.get_result(tgt_hll_type.HLL_8)
+    if not _is_set(both):
+        # As in `count`: parts that were sets leave an estimate that depends on the order.
+        union.update(both)
+    return both, round(float(union.get_estimate()))
 
 
 def count(sketch: Sketch) -> int:
@@ -59,10 +62,15 @@ def count(sketch: Sketch) -> int:
     The same values give the same number, in whatever order and over whatever merges they came: a sketch that was
     never merged has a sharper estimate of its own, which depends on the order.
     """
-    if sketch.get_compact_serialization_bytes() < _SET_BYTES:
+    if _is_set(sketch):
         return round(float(sketch.get_estimate()))
     # Twice: a first sketch is only copied, with its own estimate.
     return round(float(_united([sketch, sketch]).get_estimate()))
+
+
+def _is_set(sketch: Sketch) -> bool:
+    """Whether it still is the set of its values' hashes, which counts them exactly."""
+    return bool(sketch.get_compact_serialization_bytes() < _SET_BYTES)
 
 
 def _united(parts: Iterable[Sketch]) -> hll_union:
