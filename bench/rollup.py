@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import psutil
 
 from bench import report
+from bench.dashboard import ADMIN_KEY, Timing, measure_dashboard
 from bench.measure import OnceFailed
 from bench.queries import BULK_SETTINGS, running
 from bench.queries import load as fill_database
@@ -26,6 +27,10 @@ from bench.report import Line
 from bench.rolled import Rolled, Sent, measure_load, send_all_it_takes, send_steadily, wait_leader
 from bench.service import Service, running_service
 from bench.watch import OtherCpu
+from ingest import rebuild
+from ingest.buckets import Room
+from ingest.config import Config
+from ingest.config import load as load_config
 from ingest.database import close, connect
 from ingest.embedded import EmbeddedPostgres
 from ingest.errors import IngestError
@@ -34,24 +39,32 @@ LAG_TARGET_SECONDS: Final = 3.0
 SHARE_TARGET: Final = 0.2
 FLAT_TARGET: Final = 0.2
 WARM_UP_SECONDS: Final = 3.0
-PARTS: Final = ("steady", "full", "stored")
+PARTS: Final = ("steady", "full", "stored", "dashboard")
+DASHBOARD_TARGET_MS: Final = 50.0
 
 
 # A table that is full.
 
 
-def fill_postgres(events: int, folder: Path) -> None:
-    """A database with so many events of thirty days and their rollups, on a server that is stopped again."""
+def fill_postgres(events: int, folder: Path, *, roll_up: bool = False) -> None:
+    """A database with so many events of thirty days on a server that is stopped again. `roll_up`: with
+    aggregates as the service makes them, uniques and dimensions included."""
     with running(EmbeddedPostgres(folder, BULK_SETTINGS)) as postgres:
-        asyncio.run(_fill(postgres.dsn, events))
+        asyncio.run(_fill(postgres.dsn, events, load_config({}, {}, folder) if roll_up else None))
 
 
-async def _fill(dsn: str, events: int) -> None:
-    await fill_database(dsn, events)
+async def _fill(dsn: str, events: int, config: Config | None) -> None:
+    filled = await fill_database(dsn, events)
     connection = await connect(dsn, purpose="bench")
     try:
         # The events loaded say that they are of the first journal. It must not be the collector's.
         await connection.execute("INSERT INTO analytics.journals (identity) VALUES (gen_random_uuid())")
+        if config is not None:
+            room = Room(names=config.rollup_event_names, values=config.rollup_dimension_values)
+            await rebuild.note(connection, filled.since, filled.until)
+            while await rebuild.run_once(connection, config.rollup_dimensions, room):
+                pass
+            await connection.execute("VACUUM ANALYZE analytics.event_aggregations")
     finally:
         await close(connection)
 
@@ -66,6 +79,7 @@ class Results(NamedTuple):
     full: Rolled | None
     stored: dict[int, Rolled]
     """By how many events the table held."""
+    dashboard: list[Timing]
     others_cores: float
 
 
@@ -113,7 +127,13 @@ def measure_all(given: argparse.Namespace) -> tuple[str, Results]:
                 version = service.database.version()
                 send = partial(send_steadily, per_second=given.stored_rate, seconds=given.stored_seconds)
                 stored[events] = measurements.measure(f"with {events:,} events stored", service, send)
-    return version, Results(steady, full, stored, measurements.others_cores)
+    dashboard: list[Timing] = []
+    if "dashboard" in wanted:
+        prepare = partial(fill_postgres, given.dashboard_events, roll_up=True)
+        with running_service("--admin-keys", ADMIN_KEY, prepare=prepare) as service:
+            version = service.database.version()
+            dashboard = measure_dashboard(service, given.executions)
+    return version, Results(steady, full, stored, dashboard, measurements.others_cores)
 
 
 # Telling.
@@ -127,7 +147,15 @@ def lines(results: Results) -> list[Line]:
         shown += _share_lines(results.full)
     if results.stored:
         shown += _stored_lines(results.stored)
-    return shown
+    return shown + [_dashboard_line(timing) for timing in results.dashboard]
+
+
+def _dashboard_line(timing: Timing) -> Line:
+    target, verdict = "", ""
+    if timing.from_aggregates:
+        target, verdict = f"< {DASHBOARD_TARGET_MS:g} ms", _verdict(timing.p95_ms < DASHBOARD_TARGET_MS)
+    what = f"{timing.what}: p95 (p50)"
+    return Line(what, f"{timing.p95_ms:.1f} ({timing.p50_ms:.1f}) ms", target=target, verdict=verdict)
 
 
 def _lag_lines(rolled: Rolled) -> list[Line]:
@@ -198,6 +226,7 @@ def as_json(where: dict[str, Any], results: Results) -> dict[str, Any]:
         "steady": _plain(results.steady),
         "full": _plain(results.full),
         "stored": {str(events): _plain(rolled) for events, rolled in results.stored.items()},
+        "dashboard": [timing._asdict() for timing in results.dashboard],
         "others_cores": results.others_cores,
         "table": [line._asdict() for line in lines(results)],
     }
@@ -221,6 +250,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--stored-rate", type=float, default=5_000.0, help="events a second meanwhile [5000]")
     parser.add_argument("--stored-seconds", type=float, default=30.0, help="for so long [30]")
+    parser.add_argument(
+        "--dashboard-events", type=int, default=10_000_000, help="in the table for the dashboard [10000000]"
+    )
+    parser.add_argument("--executions", type=int, default=200, help="of each question of the dashboard [200]")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure only this; may be repeated")
     parser.add_argument("--quick", action="store_true", help="little of everything; too noisy to quote")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there, not after the table")
@@ -231,7 +264,7 @@ def main() -> int:
     given = _parser().parse_args()
     if given.quick:
         given.seconds, given.full_seconds, given.stored_seconds = 8.0, 3.0, 5.0
-        given.stored = [20_000, 200_000]
+        given.stored, given.dashboard_events, given.executions = [20_000, 200_000], 20_000, 20
     try:
         version, results = measure_all(given)
     except (OnceFailed, TimeoutError, OSError, IngestError, psutil.NoSuchProcess) as error:
@@ -239,7 +272,8 @@ def main() -> int:
         return 1
     where = report.machine(version)
     print(report.table(where, lines(results), results.others_cores))
-    print("\nevery acknowledged event was counted once")
+    if results.steady or results.full or results.stored:
+        print("\nevery acknowledged event was counted once")
     text = json.dumps(as_json(where, results), indent=2)
     if given.json:
         given.json.write_text(text + "\n")
