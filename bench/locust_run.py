@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=240, help="visitors and servers together, five to one [240]")
     given = parser.parse_args()
     try:
-        with running_service("--write-keys", WRITE_KEY) as service:
+        with running_service("--write-keys", WRITE_KEY, "--no-rollup") as service:
             code, tally = run_locust(service, given.users, given.seconds)
             wrong = judge(service, code, tally)
             peak = service.rss_mb()

@@ -95,7 +95,7 @@ def main() -> int:
     if given.quick:
         given.seconds, given.rounds, given.latency_seconds, given.outage_seconds = 3.0, 1, 5.0, 10.0
     try:
-        with running_service() as service:
+        with running_service("--no-rollup") as service:
             where = report.machine(service.database.version())
             results = measure_all(service, given)
     except (OnceFailed, TimeoutError) as error:

@@ -32,11 +32,12 @@ _WHERE = ("data_dir", "database_url")
 _OF_DEV = tuple(name for name in configuration.SETTINGS if name != "workers")
 _ALL = tuple(configuration.SETTINGS)
 _OF_MAINTENANCE = (
-    *_WHERE, "partitions_ahead_days", "rollup_dimensions", "rollup_dimension_values", "rollup_event_names",
+    *_WHERE, "partitions_ahead_days", "retention_days",
+    "rollup_dimensions", "rollup_dimension_values", "rollup_event_names",
 )  # fmt: skip
 _OF_ROLLUP = (
     *_WHERE, "host", *(name for name in _ALL if name.startswith("rollup_")),
-    "partitions_ahead_days", "log_level", "log_format",
+    "partitions_ahead_days", "retention_days", "log_level", "log_format",
 )  # fmt: skip
 
 

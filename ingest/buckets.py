@@ -7,9 +7,10 @@ while others are added, so that each is the exact count of its name, or value.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 import orjson
@@ -18,7 +19,7 @@ from ingest import tallies
 from ingest.database import load_queries
 from ingest.tallies import OTHER, Key, Tallies, Tally
 
-K = TypeVar("K")
+K = TypeVar("K", bound=tuple[Any, ...])
 G = TypeVar("G")
 
 _QUERIES = load_queries("rollup")
@@ -116,12 +117,16 @@ async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[K
     if not new:
         return added
     crowded = await _names_without_room(connection, added, new, room)
-    named = tallies.summed(
-        ((*key[:3], OTHER, *key[4:]) if (key[0], key[1], key[3]) in crowded else key, tally)
-        for key, tally in added.items()
-    )
-    stored |= await _stored(connection, named.keys() - added.keys())
+    named = added
+    if crowded:
+        named = tallies.summed(
+            ((*key[:3], OTHER, *key[4:]) if (key[0], key[1], key[3]) in crowded else key, tally)
+            for key, tally in added.items()
+        )
+        stored |= await _stored(connection, named.keys() - added.keys())
     full = await _values_without_room(connection, named, stored, room)
+    if not full:
+        return named
     placed = tallies.summed(((*key[:5], OTHER) if key in full else key, tally) for key, tally in named.items())
     stored |= await _stored(connection, placed.keys() - named.keys())
     return placed
@@ -147,7 +152,7 @@ async def _names_without_room(
         return set()
     rows = await connection.fetch(_QUERIES["names"], *map(list, zip(*times, strict=True)))
     left = {times[place - 1]: room.names - names for place, names in rows}
-    return _beyond(events, {name: name[:2] for name in events}, left, 0)
+    return _beyond(events, {name: name[:2] for name in events}, left, room.names)
 
 
 async def _values_without_room(
@@ -162,12 +167,18 @@ async def _values_without_room(
     return _beyond(events, {key: key[:5] for key in events}, left, room.values)
 
 
-def _beyond(events: Mapping[K, int], group: Mapping[K, G], left: dict[G, int], otherwise: int) -> set[K]:
-    """Those for whom their group has no room, when the most frequent come first."""
+def _beyond(events: Mapping[K, int], group: Mapping[K, G], left: Mapping[G, int], otherwise: int) -> set[K]:
+    """Those for whom their group has no room, when the most frequent come first. `left`: the room of groups that hold
+    something already."""
+    groups: defaultdict[G, list[K]] = defaultdict(list)
+    for one in events:
+        groups[group[one]].append(one)
     without: set[K] = set()
-    for one in sorted(events, key=lambda one: (-events[one], str(one))):
-        places = left.get(group[one], otherwise)
-        if places <= 0:
-            without.add(one)
-        left[group[one]] = places - 1
+    for name, members in groups.items():
+        places = max(0, left.get(name, otherwise))
+        if len(members) > places:
+            if places:
+                # The same every time, also among equals.
+                members.sort(key=lambda one: (-events[one], one))
+            without.update(members[places:])
     return without

@@ -132,6 +132,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     anonymise_ip: Annotated[bool, about("Store client addresses without their last part")] = True
     geoip_database: Annotated[Path | None, about("MaxMind file (.mmdb) to look addresses up in")] = None
 
+    rollup: Annotated[bool, about("Let `ingest dev` roll up, too; without it, `ingest rollup` has to")] = True
     rollup_interval_seconds: Annotated[float, within(0.1, 60, "How often new events are added to the aggregates")] = (
         1.0
     )

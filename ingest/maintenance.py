@@ -38,6 +38,7 @@ class Settings(NamedTuple):
     """What of the configuration the tasks need."""
 
     partitions_ahead_days: int
+    retention_days: int
     dimensions: Sequence[str]
     room: Room
 
@@ -62,6 +63,11 @@ async def _closed_day_indexes(connection: asyncpg.Connection, now: datetime, set
 
 
 async def _retention(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    # The database's own setting comes first: who else calls the function goes by it, too.
+    if not await connection.fetchval("SELECT current_setting('app.retention_events', true)"):
+        await connection.execute(
+            "SELECT set_config('app.retention_events', $1, false)", f"{settings.retention_days} days"
+        )
     rows = await connection.fetch("SELECT table_name, deleted_count FROM public.cleanup_old_data()")
     return ", ".join(f"{count} of {table} deleted" for table, count in rows if count)
 

@@ -88,7 +88,9 @@ class RollupWorker:
     async def _schedule(self) -> AsyncIterator[None]:
         """The schedule is kept as long as this worker leads."""
         no_longer = asyncio.Event()
-        settings = Settings(self.config.partitions_ahead_days, self._rollup.dimensions, self._rollup.room)
+        settings = Settings(
+            self.config.partitions_ahead_days, self.config.retention_days, self._rollup.dimensions, self._rollup.room
+        )
         keeping = asyncio.ensure_future(Schedule(self._connect, settings, self.metrics.ran).run(no_longer))
         try:
             yield

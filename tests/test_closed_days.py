@@ -1,22 +1,24 @@
-"""The service makes the indexes of closed days by itself, and does not wait for one when it stops."""
+"""The schedule makes the indexes of closed days by itself, and does not wait for one when it stops."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date
 
 import asyncpg
 
 from ingest import database, partitions
-from tests.worker import Start, start
-
-__all__ = ["start"]
+from ingest.buckets import Room
+from ingest.maintenance import TASKS, Schedule, Settings
 
 MISSING = "SELECT count(*) FROM analytics.missing_closed_day_indexes()"
 BUILDING = "SELECT count(*) FROM pg_stat_progress_create_index WHERE datname = current_database()"
-OURS = (
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ingest indexes'"
-)
+OURS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'ingest closed-day-indexes'
+"""
 INSERT = "INSERT INTO analytics.events (type, name, created_at) VALUES ('system', 'ping', '2026-01-02 12:00+00')"
 
 
@@ -28,24 +30,37 @@ async def until(connection: asyncpg.Connection, query: str, count: int) -> None:
     raise AssertionError(f"never {count}: {query}")
 
 
-async def test_a_worker_makes_them(connection: asyncpg.Connection, start: Start):
+@asynccontextmanager
+async def kept_schedule(url: str) -> AsyncIterator[None]:
+    """The schedule's task for them, until it is told to stop, which it must heed."""
+    stop = asyncio.Event()
+    tasks = [task for task in TASKS if task.name == "closed-day-indexes"]
+    schedule = Schedule(
+        lambda purpose: database.connect(url, purpose=purpose), Settings(7, 90, (), Room(10, 10)), tasks=tasks
+    )
+    keeping = asyncio.ensure_future(schedule.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(keeping, 60)
+
+
+async def test_the_schedule_makes_them(connection: asyncpg.Connection, database_url: str):
     await partitions.ensure(connection, [date(2026, 1, 2)])
     assert await connection.fetchval(MISSING) > 0
-    await start()
-    await until(connection, MISSING, 0)
+    async with kept_schedule(database_url):
+        await until(connection, MISSING, 0)
 
 
-async def test_a_worker_that_stops_leaves_one_half_made(
-    connection: asyncpg.Connection, start: Start, database_url: str
-):
+async def test_a_schedule_that_stops_leaves_one_half_made(connection: asyncpg.Connection, database_url: str):
     await partitions.ensure(connection, [date(2026, 1, 2)])
     writing = await database.connect(database_url, purpose="tests")
     # Whoever makes an index waits for this transaction to end.
     await writing.execute("BEGIN")
     await writing.execute(INSERT)
-    client = await start(shutdown_timeout_seconds=600)
-    await until(connection, BUILDING, 1)
-    await asyncio.wait_for(client.worker.stop(), 60)
+    async with kept_schedule(database_url):
+        await until(connection, BUILDING, 1)
     await until(connection, OURS, 0)
     await writing.execute("COMMIT")
     await writing.close()

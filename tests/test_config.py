@@ -42,6 +42,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "rate_limit_burst": ("1", 1),
     "anonymise_ip": ("no", False),
     "geoip_database": ("city.mmdb", Path("city.mmdb")),
+    "rollup": ("off", False),
     "rollup_interval_seconds": ("0.5", 0.5),
     "rollup_port": ("9101", 9101),
     "rollup_dimensions": ("country,utm_source", ("country", "utm_source")),

@@ -15,7 +15,7 @@ from ingest.config import DIMENSION_NAMES
 from ingest.maintenance import TASKS, Schedule, Settings, Task
 from tests.aggregates import Event, insert, make_partitions
 
-SETTINGS = Settings(3, DIMENSION_NAMES, Room(100, 100))
+SETTINGS = Settings(3, 90, DIMENSION_NAMES, Room(100, 100))
 NOW = datetime.now(UTC)
 BY_NAME = {task.name: task for task in TASKS}
 
@@ -85,6 +85,18 @@ async def test_retention(connection: asyncpg.Connection):
     assert await run(connection, "retention") == "2 of analytics.events deleted"
     assert await connection.fetchval("SELECT to_regclass($1)", f"analytics.events_{old:%Y%m%d}") is None
     assert await run(connection, "retention") == ""
+
+
+async def test_retention_is_the_databases_own_or_else_the_configured(connection: asyncpg.Connection):
+    old = NOW - timedelta(days=40)
+    await make_partitions(connection, [old.date()])
+    await insert(connection, [Event(old)])
+    assert await run(connection, "retention") == ""
+    month = SETTINGS._replace(retention_days=30)
+    await connection.execute("SET app.retention_events = '60 days'")
+    assert await BY_NAME["retention"].run(connection, NOW, month) == ""
+    await connection.execute("RESET app.retention_events")
+    assert await BY_NAME["retention"].run(connection, NOW, month) == "1 of analytics.events deleted"
 
 
 async def test_abandoned_sessions(connection: asyncpg.Connection):

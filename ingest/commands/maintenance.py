@@ -39,7 +39,7 @@ async def _run(config: Config, url: str, task: Task) -> str:
     try:
         await migrations.check(connection)
         room = Room(names=config.rollup_event_names, values=config.rollup_dimension_values)
-        settings = Settings(config.partitions_ahead_days, config.rollup_dimensions, room)
+        settings = Settings(config.partitions_ahead_days, config.retention_days, config.rollup_dimensions, room)
         return await task.run(connection, datetime.now(UTC), settings)
     finally:
         await database.close(connection)

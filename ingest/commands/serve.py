@@ -79,7 +79,8 @@ async def _dev(config: Config, sock: socket.socket) -> int:
         if worker is not None:
             if postgres is not None:
                 guards.append(asyncio.create_task(_keep_running(postgres, stop)))
-            guards.append(asyncio.create_task(keep_rollup_running(config, stop)))
+            if config.rollup:
+                guards.append(asyncio.create_task(keep_rollup_running(config, stop)))
             _say(_welcome(config, worker.port, own_database=postgres is not None))
             await serve_until_stopped(worker, stop)
     finally:
