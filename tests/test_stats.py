@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import asyncpg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import rebuild
@@ -144,6 +144,7 @@ def next_day(day: str) -> str:
     return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
 
 
+@settings(deadline=None)
 @given(MOMENTS, st.sampled_from(ZONES), st.sampled_from(["day", "week", "month"]))
 def test_buckets_follow_each_other_and_hold_their_moments(moment: datetime, name: str, granularity: str):
     zone = times.zone_of(name)
@@ -160,6 +161,7 @@ def test_buckets_follow_each_other_and_hold_their_moments(moment: datetime, name
         assert local.day == 1
 
 
+@settings(deadline=None)
 @given(MOMENTS, MOMENTS, st.sets(st.integers(0, 300)), st.sampled_from(["minute", "hour", "day"]))
 def test_what_covers_a_range_is_the_range(one: datetime, other: datetime, behind: set[int], granularity: str):
     first, last = sorted((times.begin(one, granularity), times.begin(other, granularity)))
@@ -480,6 +482,12 @@ async def test_pages_of_points_give_each_once(ask: Asker, connection: asyncpg.Co
     asked = {"from_": "2024-10-26", "to": "2024-10-29", "granularity": "hour", "timezone": "Europe/Berlin"}
     whole = (await ask("timeseries", **asked))["points"]
     assert len(whole) == 73
+    # A cursor that is no bucket's beginning, or not of this range.
+    inside = {**asked, "after": query.cursor("2024-10-28T22:59:59.5+00:00")}
+    assert (await ask("timeseries", **inside))["points"] == []
+    inside["after"] = query.cursor("2024-10-28T20:59:59.5+00:00")
+    assert (await ask("timeseries", **inside))["points"] == whole[-2:]
+    assert (await ask("timeseries", **asked, after=query.cursor("2020-01-01T00:00:00+00:00")))["points"] == whole
     for limit in (1, 7, 73):
         assert await all_pages(ask, "timeseries", "points", **asked, limit=limit) == whole
 
