@@ -54,12 +54,13 @@ async def timeseries(connection: asyncpg.Connection, query: Query, dimensions: S
     start = times.begin(query.start, granularity, zone)
     end = times.up(query.end, granularity, zone)
     if query.after is not None:
-        start = max(start, times.after(query.after[0], granularity, zone))
+        start = max(start, times.after(times.begin(query.after[0], granularity, zone), granularity, zone))
     found, stop = times.page_of(start, end, granularity, zone, query.limit)
     moment = await reading.moment(connection)
     counted = await _by_bucket(connection, query, dimensions, moment, found, stop) if found else None
     points = []
-    for place, (bucket, ends) in enumerate(zip(found, [*found[1:], stop], strict=True)):
+    for place, bucket in enumerate(found):
+        ends = found[place + 1] if place + 1 < len(found) else stop
         count = counted.counts.get(place, NOTHING) if counted else NOTHING
         point = {"bucket": bucket.astimezone(zone).isoformat(), **count._asdict()}
         points.append(point | {"partial": True} if ends > now else point)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -14,12 +15,21 @@ from ingest.database import load_queries
 from ingest.stats.query import MAX_VALUE_CHARACTERS, Query, Refused
 from ingest.stats.times import Part
 
+logger = logging.getLogger(__name__)
+
 MAX_STORED_ROWS: Final = 50_000
 """Buckets read for one answer: their sketches are some 200 MB at the most."""
 _CONNECTIONS: Final = 4
 _CONNECT_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 5.0
 """Time for the server to tell that a statement took too long, before its connection is given up."""
+_ABSENT: Final = (
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+)
+"""What a database says that goes away, rather than one that does not like what we ask."""
 QUERIES: Final = load_queries("stats")
 
 
@@ -48,27 +58,38 @@ class Reader:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection in a transaction that sees one state of the database. Raises Unavailable and Refused."""
+        connection = await self._lend()
         try:
-            pool = await self._opened()
-            async with (
-                pool.acquire(timeout=_CONNECT_SECONDS) as connection,
-                connection.transaction(isolation="repeatable_read", readonly=True),
-            ):
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
                 milliseconds = str(round(self._timeout_seconds * 1000))
                 await connection.execute("SELECT set_config('statement_timeout', $1, true)", milliseconds)
                 yield connection
         except asyncpg.QueryCanceledError:
             message = (
-                f"this took longer than {self._timeout_seconds:g} seconds; ask for less time or a larger granularity,"
-                " or for one event"
+                f"this took longer than {self._timeout_seconds:g} seconds; ask for less time, a larger granularity,"
+                " or one event"
             )
             raise Refused("too_slow", message, 422) from None
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            if not _is_absence(error):
-                raise
-            raise Unavailable(str(error)) from None
-        except (OSError, TimeoutError) as error:
-            raise Unavailable(str(error)) from None
+        except (*_ABSENT, OSError, TimeoutError) as error:
+            raise Unavailable(_told(error)) from None
+        finally:
+            await self._take_back(connection)
+
+    async def _lend(self) -> asyncpg.Connection:
+        pool = await self._opened()
+        try:
+            return await pool.acquire(timeout=_CONNECT_SECONDS)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise Unavailable(_told(error)) from None
+
+    async def _take_back(self, connection: asyncpg.Connection) -> None:
+        if self._pool is None:
+            return
+        try:
+            await self._pool.release(connection, timeout=_GRACE_SECONDS)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            # The pool has ended it, and makes another for the next question.
+            logger.debug("a connection for statistics ended: %s", _told(error))
 
     async def _opened(self) -> asyncpg.Pool:
         async with self._opening:
@@ -97,17 +118,8 @@ class Reader:
             pool.terminate()
 
 
-def _is_absence(error: Exception) -> bool:
-    """Whether the database is away or has no place for us, rather than not liking what we say."""
-    kinds = (
-        asyncpg.InterfaceError,
-        asyncpg.PostgresConnectionError,
-        asyncpg.OperatorInterventionError,
-        asyncpg.InsufficientResourcesError,
-        asyncpg.InvalidAuthorizationSpecificationError,
-        asyncpg.InvalidCatalogNameError,
-    )
-    return isinstance(error, kinds)
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 async def moment(connection: asyncpg.Connection) -> Moment:

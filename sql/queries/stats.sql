@@ -93,7 +93,7 @@ CROSS JOIN LATERAL (
 GROUP BY event_name
 HAVING $7::bigint IS NULL OR sum(event_count) < $7
     OR (sum(event_count) = $7 AND event_name COLLATE "C" > $8::text COLLATE "C")
-ORDER BY events DESC, value COLLATE "C"
+ORDER BY events DESC, event_name COLLATE "C"
 LIMIT $9
 
 -- value_buckets --
