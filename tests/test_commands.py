@@ -735,10 +735,12 @@ def test_the_life_of_a_development_folder(ingest, folder):
         tried = [
             subprocess.run(line, shell=True, capture_output=True, text=True, env=environment(None)) for line in typed
         ]
-        assert [each.returncode for each in tried] == [0, 0], tried
+        assert [each.returncode for each in tried] == [0, 0, 0], tried
         assert json.loads(tried[0].stdout) == {"accepted": 1, "rejected": []}
         dev.wait_stored()
         wait_until(lambda: counted() == "1", 20, "the event in the aggregates")
+        totals = subprocess.run(typed[2], shell=True, capture_output=True, text=True, env=environment(None))
+        assert json.loads(totals.stdout)["events"] == 1, totals
         again = subprocess.run(typed[1], shell=True, capture_output=True, text=True, env=environment(None))
         assert "hello" in again.stdout and '{"plan": "pro"}' in again.stdout
         looked = ingest("journal", "--data-dir", folder)

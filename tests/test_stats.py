@@ -863,7 +863,7 @@ async def test_too_many_buckets_are_read_from_events_or_refused(ask: Asker, conn
         """
     )
     status, code, message = await ask.refused("timeseries", from_="2024-01-02", to="2024-02-27", granularity="hour")
-    assert (status, code) == (422, "too_many_rows") and "50000" in message
+    assert (status, code) == (422, "too_many_rows") and "25000" in message
     told = await ask("timeseries", from_="2024-01-29", to="2024-02-28", granularity="hour")
     assert (told["source"], sum(point["events"] for point in told["points"])) == ("events", 1)
     told = await ask("timeseries", from_="2024-01-29", to="2024-02-27", granularity="hour", event="name 5")

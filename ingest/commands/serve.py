@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import secrets
 import shlex
 import shutil
 import socket
@@ -55,12 +57,24 @@ def dev(config: Config) -> int:
     logs.configure(config.log_level, config.log_format)
     sock = bind(config.host, config.port)
     folder = DataFolder(config.data_dir)
+    if not config.admin_keys:
+        config = msgspec.structs.replace(config, admin_keys=(_admin_key(config.data_dir),))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_dev(config, sock))
     finally:
         sock.close()
         folder.release()
+
+
+def _admin_key(data_dir: Path) -> str:
+    """The key of this data folder: made once, for its owner only."""
+    path = data_dir / "admin_key"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(24) + "\n")
+    return path.read_text(encoding="ascii").strip()
 
 
 async def _dev(config: Config, sock: socket.socket) -> int:
@@ -119,6 +133,7 @@ def _welcome(config: Config, port: int, own_database: bool) -> str:
     return f"""
   events      POST {where}/v1/events
   Segment     {where}  (set it as your SDK's host)
+  statistics  {where}/v1/stats/totals
   metrics     {where}/metrics
   database    {database.describe(config.database_url or "")}
   journal     {config.data_dir / "journals"}
@@ -126,9 +141,17 @@ def _welcome(config: Config, port: int, own_database: bool) -> str:
 Try it, in another terminal:
   curl -d '{{"name": "hello", "properties": {{"plan": "pro"}}}}' {where}/v1/events
   {_psql(config, own_database)} -c 'select name, properties from analytics.events'
+  curl -H "Authorization: Bearer {_shown_key(config)}" {where}/v1/stats/totals
 
 Ctrl-C stops everything; what was accepted is kept.
 """
+
+
+def _shown_key(config: Config) -> str:
+    """What the shell makes the admin key of: a configured one is not shown."""
+    path = config.data_dir / "admin_key"
+    ours = path.exists() and config.admin_keys == (path.read_text(encoding="ascii").strip(),)
+    return f"$(cat {shlex.quote(str(path))})" if ours else "$INGEST_ADMIN_KEYS"
 
 
 def _psql(config: Config, own_database: bool) -> str:

@@ -17,7 +17,7 @@ from ingest.stats.times import Part
 
 logger = logging.getLogger(__name__)
 
-MAX_STORED_ROWS: Final = 50_000
+MAX_STORED_ROWS: Final = 25_000
 """Buckets read for one answer: their sketches are some 200 MB at the most."""
 _CONNECTIONS: Final = 4
 _CONNECT_SECONDS: Final = 5.0
