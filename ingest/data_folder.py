@@ -34,3 +34,19 @@ class DataFolder:
         """Repeatable."""
         with contextlib.suppress(OSError):
             os.close(self._lock)
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a service holds this folder."""
+    try:
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who ask at once do not take each other for a service.
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False

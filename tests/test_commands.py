@@ -20,6 +20,7 @@ import pytest
 
 from ingest.buckets import Room
 from ingest.config import DIMENSION_NAMES
+from ingest.data_folder import is_in_use
 from ingest.embedded import EmbeddedPostgres
 from ingest.maintenance import TASKS
 from ingest.rollup import Rollup
@@ -748,6 +749,15 @@ def test_the_life_of_a_development_folder(ingest, folder):
         # Ctrl-C goes to every process of the terminal's foreground.
         os.killpg(dev.running_process.pid, signal.SIGINT)
         stopped(dev)
+
+    # Starting: a command waits for the database, and does not take it along when it is done.
+    dev.start(wait=False)
+    wait_until(lambda: is_in_use(folder), 20, "the folder in use")
+    assert ingest("psql", "--data-dir", folder, "-Atc", "select 1").out == "1\n"
+    dev.wait_ready()
+    assert count() == "1"
+    os.killpg(dev.running_process.pid, signal.SIGINT)
+    dev.running_process.wait(20)
 
     # Stopped: commands start the database for as long as they need it.
     assert count() == "1"

@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 
 from ingest.config import Config
+from ingest.data_folder import is_in_use
 from ingest.embedded import EmbeddedPostgres
 from ingest.errors import DatabaseError, IngestError
 
@@ -34,14 +35,15 @@ def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
             f"there is no database yet: no DATABASE_URL is set, and {folder} does not exist (`ingest dev` makes it)"
         )
     postgres = EmbeddedPostgres(folder)
-    was_running = postgres.is_running()
-    if not was_running:
-        postgres.start()
+    # That of a service which is only just starting is the service's to stop, too.
+    keep = is_in_use(config.data_dir) or postgres.is_running()
+    # One that runs, or is starting, is waited for and used.
+    postgres.start()
     try:
         with _told_in_one_line():
             yield postgres.dsn
     finally:
-        if not was_running:
+        if not keep:
             postgres.stop()
 
 
