@@ -88,8 +88,13 @@ async def _pending_events(connection: asyncpg.Connection, now: datetime, setting
 
 
 async def _stale_buckets(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
-    made = await rebuild.run_once(connection, settings.dimensions, settings.room)
-    return f"{made} buckets made anew" if made else ""
+    made = await rebuild.run_once(connection, settings.dimensions, settings.room, ("hour", "day"))
+    return f"{made} hours and days made anew" if made else ""
+
+
+async def _weeks_and_months(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    made = await rebuild.run_once(connection, settings.dimensions, settings.room, ("week", "month"))
+    return f"{made} weeks and months made" if made else ""
 
 
 async def _kpis_of_now(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
@@ -116,9 +121,8 @@ def _figures(rows: int) -> str:
 
 TASKS: Final = (
     Task("pending-events", "give events of plain INSERTs a batch, so that they are rolled up", 1, _pending_events),
-    Task(
-        "stale-buckets", "make aggregates anew after erasures; weeks and months from their days", 60, _stale_buckets
-    ),
+    Task("stale-buckets", "make aggregates of events anew after some were erased", 60, _stale_buckets),
+    Task("weeks-and-months", "make the aggregates of weeks and months from their days", 300, _weeks_and_months),
     Task("kpis-of-now", "compute what is told by the minute into analytics.metrics", 1, _kpis_of_now),
     Task("kpis", "compute all figures of recent windows that need no events themselves", 60, _kpis),
     Task("kpis-from-events", "compute those that do", 300, _kpis_from_events),

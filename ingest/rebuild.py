@@ -21,6 +21,7 @@ from ingest.database import load_queries
 from ingest.rollup import LOCK_KEY, batches, note_stale, partition, rows_query, with_hours
 from ingest.tallies import OTHER, Key, Tallies
 
+GRANULARITIES: Final = ("hour", "day", "week", "month")
 HOUR: Final = timedelta(hours=1)
 _SPANS: Final[Mapping[str, str]] = {"day": "1 day", "week": "7 days", "month": "1 month"}
 _PARTS: Final[Mapping[str, str]] = {"day": "hour", "week": "day", "month": "day"}
@@ -52,18 +53,29 @@ async def count_stale(connection: asyncpg.Connection, start: datetime, end: date
     return count
 
 
-async def run_once(connection: asyncpg.Connection, dimensions: Sequence[str], room: Room, most: int = 1000) -> int:
+async def run_once(
+    connection: asyncpg.Connection,
+    dimensions: Sequence[str],
+    room: Room,
+    granularities: Sequence[str] = GRANULARITIES,
+    most: int = 1000,
+) -> int:
     """Make anew what is noted, hours first, at most so many buckets; how many were. Needs a connection of its own."""
     made = 0
-    while made < most and await make_next(connection, dimensions, room):
+    while made < most and await make_next(connection, dimensions, room, granularities):
         made += 1
     return made
 
 
-async def make_next(connection: asyncpg.Connection, dimensions: Sequence[str], room: Room) -> bool:
+async def make_next(
+    connection: asyncpg.Connection,
+    dimensions: Sequence[str],
+    room: Room,
+    granularities: Sequence[str] = GRANULARITIES,
+) -> bool:
     """Make one noted bucket anew, in one transaction; False when there is none."""
     async with _alone(connection):
-        noted = await connection.fetchrow(_QUERIES["take_stale"])
+        noted = await connection.fetchrow(_QUERIES["take_stale"], list(granularities))
         if noted is None:
             return False
         granularity, bucket = noted

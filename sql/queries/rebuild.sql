@@ -25,6 +25,7 @@ WHERE granularity IN ('hour', 'day') AND time_bucket >= date_trunc('day', $1::ti
 DELETE FROM analytics.stale_buckets
 WHERE (granularity, time_bucket) = (
     SELECT granularity, time_bucket FROM analytics.stale_buckets
+    WHERE granularity = ANY ($1::text[]::analytics.granularity[])
     ORDER BY granularity, time_bucket LIMIT 1
 )
 RETURNING granularity::text, time_bucket
