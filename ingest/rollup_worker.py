@@ -32,6 +32,9 @@ LEADER_KEY: Final = 0x726F6C6C7570732E
 """Ours among advisory locks: "rollups." in ASCII."""
 STAND_BY_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
+STATEMENT_SECONDS: Final = 120.0
+"""A statement that has no answer by then has no server any more. Waiting for a rebuild of a full hour may take as long,
+and is then begun anew."""
 _COMPLAINT_SECONDS: Final = 30.0
 _QUERIES: Final = database.load_queries("rollup")
 _EXPECTED: Final = (IngestError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
@@ -69,7 +72,7 @@ class RollupWorker:
                 await wait_for(stop, RETRY_SECONDS)
 
     async def _run_on_a_connection(self, stop: asyncio.Event) -> None:
-        connection = await self._connect("rollup")
+        connection = await self._connect("rollup", STATEMENT_SECONDS)
         try:
             await migrations.check(connection)
             await connection.execute(_DEAD_PEER)
@@ -119,9 +122,11 @@ class RollupWorker:
         self.metrics.set_waiting(events, seconds)
         self.metrics.buckets.set(rows)
 
-    async def _connect(self, purpose: str) -> asyncpg.Connection:
+    async def _connect(self, purpose: str, statement_seconds: float | None = None) -> asyncpg.Connection:
         assert self.config.database_url is not None
-        return await database.connect(self.config.database_url, purpose=purpose)
+        return await database.connect(
+            self.config.database_url, purpose=purpose, statement_timeout_seconds=statement_seconds
+        )
 
     # HTTP: its metrics, for the collectors of this data folder, and for whoever asks the port if there is one.
 
