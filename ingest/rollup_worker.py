@@ -33,8 +33,8 @@ LEADER_KEY: Final = 0x726F6C6C7570732E
 STAND_BY_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 STATEMENT_SECONDS: Final = 120.0
-"""A statement that has no answer by then has no server any more. Waiting for a rebuild of a full hour may take as long,
-and is then begun anew."""
+"""A statement that has no answer by then has no server any more. Waiting for a rebuild of a full hour may take as
+long, and is then begun anew."""
 _COMPLAINT_SECONDS: Final = 30.0
 _QUERIES: Final = database.load_queries("rollup")
 _EXPECTED: Final = (IngestError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
