@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Final
@@ -136,6 +137,8 @@ def _spawn(target: Callable[..., None], args: tuple[object, ...], name: str) -> 
     process = _SPAWNING.Process(target=target, args=args, name=name)
     # Ctrl-C goes to all of us: a process that is still importing must not die of it with a traceback. The blocked
     # signal waits for it, and it unblocks it when it is ready to be stopped.
+    # The tracker is started with the first process otherwise, and unblocks both signals when it is (3.11).
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         process.start()

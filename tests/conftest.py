@@ -10,6 +10,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ import pytest
 
 from ingest import database, migrations
 from ingest.embedded import EmbeddedPostgres
+
+# A shell starts what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = {"shared_buffers": "32MB", "min_wal_size": "32MB", "max_connections": "100"}
 """Settings of the tests' servers; fsync stays on, as what it costs is part of what is tested."""

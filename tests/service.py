@@ -88,12 +88,11 @@ class Service:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def workers(self) -> list[int]:
-        """Process ids of the collectors: the children of `serve`."""
+        """Process ids of the collectors: the children of `serve`, but for multiprocessing's own resource tracker."""
         assert self.process is not None
         found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
         pids = [int(line) for line in found.stdout.split()]
-        # multiprocessing's own resource tracker is a child, too.
-        return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in pids if b"spawn_main" in command_line(pid)]
 
     def kill(self) -> None:
         """kill -9 of everything that the service is, at once."""
@@ -150,6 +149,14 @@ def running(service: Service) -> Iterator[Service]:
             except subprocess.TimeoutExpired:
                 service.kill()
                 raise
+
+
+def command_line(pid: int) -> bytes:
+    """What a process was started with; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def wait_until(true: Callable[[], bool], seconds: float, what: str) -> None:

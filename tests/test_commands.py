@@ -648,6 +648,25 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
         service.get("/healthz")
 
 
+SPAWNS = """
+import signal, time
+from ingest import supervisor
+if __name__ == "__main__":
+    process = supervisor._spawn(time.sleep, (60,), "sleeper")
+    with open(f"/proc/{process.pid}/status") as status:
+        print(next(line.split()[1] for line in status if line.startswith("SigBlk:")))
+    process.kill()
+"""
+
+
+def test_a_process_that_is_starting_is_not_cut_short_by_ctrl_c(tmp_path):
+    script = tmp_path / "spawns.py"
+    script.write_text(SPAWNS)
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60)
+    blocked = int(ran.stdout, 16)
+    assert blocked & 1 << signal.SIGINT - 1 and blocked & 1 << signal.SIGTERM - 1
+
+
 async def test_a_worker_drains_the_journal_of_one_that_is_no_more(ingest, database_url, connection, tmp_path):
     folder = tmp_path / "data"
     with running(Service(folder, database_url, "--workers", "2")) as two:
