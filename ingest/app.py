@@ -20,13 +20,16 @@ import asyncpg
 from aiohttp import web
 
 from ingest import control, database, journals, migrations, partitions
+from ingest.access import Authenticator, Scope
 from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
+from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.config import DIMENSION_NAMES, Config
 from ingest.dedupe import DedupeWindow
+from ingest.emitter import Emitter
 from ingest.errors import DatabaseError
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
-from ingest.handlers import health
+from ingest.handlers import health, leads
 from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
 from ingest.handlers.stats import Stats
 from ingest.http import Cors, RateLimit
@@ -34,11 +37,15 @@ from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal, JournalFailed, JournalFull, OpenRecord
 from ingest.logs import Quiet, fields
 from ingest.metrics import Gauges, Metrics, merge
+from ingest.operations import Api, Operation
 from ingest.periodic import run_every
+from ingest.pool import Pool
 from ingest.rejects import RejectReason
 from ingest.server import Server, bind_unix
 from ingest.stats.reading import Reader
 from ingest.tail import Tail
+from ingest.tokens import TokenVerifier
+from ingest.transactions import Transactions
 from ingest.writer import Outcome, Writer
 
 logger = logging.getLogger(__name__)
@@ -46,6 +53,8 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS: Final = 10.0
 ADOPT_SECONDS: Final = 15.0
 PROBE_SECONDS: Final = 1.0
+READING_CONNECTIONS: Final = 4
+CALLING_CONNECTIONS: Final = 8
 _WAITING_SECONDS: Final = 60.0
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
@@ -76,7 +85,9 @@ class Worker:
         self._server: Server | None = None
         self._control: Server | None = None
         assert config.database_url is not None
-        self._reader = Reader(config.database_url, config.stats_timeout_seconds)
+        self._reading = Pool(config.database_url, "statistics", READING_CONNECTIONS, config.stats_timeout_seconds)
+        self._calling = Pool(config.database_url, "handlers", CALLING_CONNECTIONS, config.statement_timeout_seconds)
+        self.keys = KeyRing(lambda: self.connect("keys"))
         self._write_failing = False
 
     def _stores(self) -> list[tuple[Journal, Writer]]:
@@ -200,6 +211,7 @@ class Worker:
             ("adopting journals", self.adopt, ADOPT_SECONDS),
             ("hanging up on silent connections", self._sweep, SWEEP_SECONDS),
             ("probing a journal that failed", self.probe_journal, PROBE_SECONDS),
+            ("reading API keys", self.keys.refresh, REFRESH_SECONDS),
         ):
             self._start(self._loop(what, run_once, seconds))
         self._start(self.writer.run(self.stopping))
@@ -285,7 +297,8 @@ class Worker:
         cors = Cors(config.cors_origins)
         kept = RateLimit(config.rejected_kept_per_second, max(1, config.rejected_kept_per_second), time.monotonic)
         collector = Collector(settings, self._intake(config.write_keys, kept), self.metrics)
-        self._server = Server(collector.routes(), self._application(), cors, self.metrics, timeout_seconds)
+        application = self._application(collector.address_of, self._intake((), kept))
+        self._server = Server(collector.routes(), application, cors, self.metrics, timeout_seconds)
         # What comes by the control socket is a replay: no key, no limit, and refused again it is not kept twice.
         nothing = RateLimit(0.0, 1, time.monotonic)
         replays = Collector(
@@ -313,17 +326,34 @@ class Worker:
         settings = IntakeSettings(
             limits=limits,
             make_sender=make_sender,
-            check_key=key_checker(write_keys),
+            check_key=key_checker(write_keys, self._may_write),
             keep_rejected=lambda: kept.enabled and not kept.take(""),
             observe_skew=self.metrics.skew.observe,
             replays=replays,
         )
         return Intake(self.journal, self.window, self.accounts, self.tail, settings)
 
-    def _application(self) -> web.Application:
+    def _may_write(self, key: str) -> bool:
+        found = self.keys.known(key)
+        return found is not None and Scope.WRITE in found.scopes
+
+    def _application(self, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> web.Application:
         config = self.config
+        tokens = None
+        if config.jwt_secret is not None or config.jwks_file is not None:
+            tokens = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience)
+        authenticator = Authenticator(self.keys, config.admin_keys, tokens)
+        api = Api(
+            authenticator,
+            Transactions(self._calling),
+            Emitter(own_events, self.can_accept),
+            address_of,
+            RateLimit(config.api_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
+            RateLimit(config.key_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
+            config.body_timeout_seconds,
+        )
+        stats = Stats(Reader(self._reading), authenticator, DIMENSION_NAMES, config.rollup_dimensions)
         app = web.Application(client_max_size=config.max_body_bytes)
-        stats = Stats(self._reader, config.admin_keys, DIMENSION_NAMES, config.rollup_dimensions)
         app.add_routes(
             [
                 web.get("/healthz", health.healthz),
@@ -331,10 +361,15 @@ class Worker:
                 web.get("/metrics", health.metrics(self.metrics_page)),
                 web.get("/v1/projects/{key}/settings", segment_settings),
                 *stats.routes(),
+                *api.routes(self._operations()),
                 web.route("*", "/{anything:.*}", unknown_route),
             ]
         )
         return app
+
+    def _operations(self) -> list[Operation]:
+        """Every operation of the API, by feature."""
+        return [*leads.operations()]
 
     def state(self) -> tuple[bool, dict[str, object]]:
         """What /readyz tells."""
@@ -365,7 +400,8 @@ class Worker:
         for server in (self._server, self._control):
             if server is not None:
                 await server.stop()
-        await self._reader.close()
+        await self._reading.close()
+        await self._calling.close()
         self.stopping.set()
         timeout_seconds = self.config.shutdown_timeout_seconds
         _, late = await asyncio.wait(self._tasks, timeout=timeout_seconds) if self._tasks else (set(), set())

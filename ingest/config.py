@@ -4,6 +4,7 @@ Its annotations are the only table of settings: parsing, limits, `--help` and th
 """
 
 import argparse
+import base64
 import difflib
 import ipaddress
 import re
@@ -42,8 +43,20 @@ def _origin(text: str) -> str:
     return parts[0].removesuffix(own_port) if own_port and parts[3] == own_port else parts[0]
 
 
+def _exact_origin(text: str) -> str:
+    if text == "*":
+        raise ValueError
+    return _origin(text)
+
+
 def _network(text: str) -> str:
     return str(ipaddress.ip_network(text) if "/" in text else ipaddress.ip_address(text))
+
+
+def _fernet_key(text: str) -> str:
+    if len(base64.urlsafe_b64decode(text)) != 32:
+        raise ValueError
+    return text
 
 
 def _dimension(text: str) -> str:
@@ -61,9 +74,12 @@ def _database_url(text: str) -> str:
 
 # What an element must be, and the sentence that says so. "secret" keeps a value out of errors and reprs.
 ORIGINS = {"each": _origin, "what": "a list, each `*` or an origin such as https://app.example.com"}
+EXACT_ORIGINS = {"each": _exact_origin, "what": "a list of origins such as https://www.example.com"}
 NETWORKS = {"each": _network, "what": "a list of addresses or networks such as 10.0.0.0/8"}
 URL = {"each": _database_url, "what": "a URL such as postgresql://user@host:5432/name", "secret": True}
 SECRET = {"secret": True}
+SECRET_TEXT = {"what": "a text that is not empty", "secret": True}
+FERNET = {"each": _fernet_key, "what": "a list of keys, each 32 random bytes in base64url", "secret": True}
 DIMENSION_NAMES = (
     "country", "device_type", "browser", "os",
     "page_path", "referrer_host", "utm_source", "utm_medium", "utm_campaign",
@@ -150,7 +166,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     )
 
     admin_keys: Annotated[
-        tuple[str, ...], about("Keys that may read statistics; when empty, nobody may", SECRET)
+        tuple[str, ...], about("Keys that may do everything over HTTP, beside those of `ingest keys`", SECRET)
+    ] = ()
+    jwt_secret: Annotated[
+        str | None,
+        about("Secret of the HS256 tokens to believe, at least 32 bytes", {"what": "a text", "secret": True}),
+    ] = None
+    jwks_file: Annotated[Path | None, about("JWK set with the public keys of the tokens to believe")] = None
+    jwt_audience: Annotated[
+        str | None, about("The `aud` that tokens must have; none is any", {"what": "a text that is not empty"})
+    ] = None
+    api_rate_limit_per_second: Annotated[
+        float, within(0, 10**6, "Requests of one address to leads, onboarding and experiments; 0 is no limit")
+    ] = 50.0
+    api_rate_limit_burst: Annotated[int, within(1, 10**6, "Requests at once before that limit counts")] = 200
+    key_rate_limit_per_second: Annotated[
+        float, within(0, 10**6, "The same for one API key, whatever its addresses; 0 is no limit")
+    ] = 0.0
+    redirect_origins: Annotated[
+        tuple[str, ...], about("Origins that a lead's HTML form may send the browser to", EXACT_ORIGINS)
+    ] = ()
+    encryption_keys: Annotated[
+        tuple[str, ...],
+        about("Fernet keys of WhatsApp credentials: the first encrypts, the others still decrypt", FERNET),
     ] = ()
     stats_timeout_seconds: Annotated[float, within(0.1, 600, "Longest query for statistics")] = 10.0
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 import zlib
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Final
 
 import aiohttp
@@ -20,6 +21,8 @@ OVERLOADED_RETRY_SECONDS: Final = 5
 FIRST_REQUEST_SECONDS: Final = 30.0
 """How long a connection may take to send its first request; a client that never does is hung up on."""
 _JSON: Final = "application/json"
+PROBLEM: Final = "application/problem+json"
+METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _ORIGIN: Final = re.compile(rb"\r\norigin:[ \t]*([!-~]{1,255})[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -41,18 +44,28 @@ def refuse(refusal: Refusal, retry_after_seconds: int | None = None) -> web.Resp
         headers["Retry-After"] = str(retry_after_seconds)
     if status == 401:
         headers["WWW-Authenticate"] = 'Basic realm="write key"'
+    rejected = [{"index": None, "reason": refusal.reason.value, "detail": refusal.detail}]
+    return problem(status, refusal.reason.value, refusal.detail, headers, {"accepted": 0, "rejected": rejected})
+
+
+def problem(
+    status: int,
+    code: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, object] | None = None,
+) -> web.Response:
+    """An error as problem+json (RFC 9457), with the members that SDKs look for and `more` beside."""
     body = {
-        "accepted": 0,
-        "rejected": [{"index": None, "reason": refusal.reason.value, "detail": refusal.detail}],
-        "code": refusal.reason.value,
-        "message": refusal.detail,
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": message,
+        "code": code,
+        "message": message,
+        **(more or {}),
     }
-    return answer(status, body, headers)
-
-
-def problem(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """An error that is not about events: an unknown route, a wrong method."""
-    return answer(status, {"code": code, "message": message}, headers)
+    return web.Response(status=status, body=orjson.dumps(body), content_type=PROBLEM, headers=headers)
 
 
 async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
@@ -168,10 +181,10 @@ class Cors:
         return web.Response(
             status=204,
             headers={
-                "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+                "Access-Control-Allow-Methods": METHODS,
                 "Access-Control-Allow-Headers": wanted[:1024] or "content-type",
                 "Access-Control-Max-Age": "86400",
-                "Allow": "GET, POST, OPTIONS",
+                "Allow": METHODS,
             },
         )
 

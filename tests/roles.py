@@ -50,6 +50,8 @@ INSERT INTO whatsapp.accounts
 INSERT INTO whatsapp.templates (id, account_id, template_name, category, body_text)
     VALUES ('{OURS}', '{OURS}', 'ours', 'utility', 'a'), ('{OTHERS}', '{OTHERS}', 'others', 'utility', 'a');
 INSERT INTO public.audit_logs (table_name, operation) VALUES ('ours', 'EXPORT'), ('others', 'EXPORT');
+INSERT INTO ingest.api_keys (name, shown, hash, scopes)
+    VALUES ('ours', '', sha256('ours'), ARRAY['read']), ('others', '', sha256('others'), ARRAY['read']);
 INSERT INTO ingest.rate_limits (kind, subject, hits, last_hit_at)
     VALUES ('ours', '', '{{}}', now()), ('others', '', '{{}}', now());
 INSERT INTO ingest.migrations (number, name, sha256) VALUES (9001, 'ours', ''), (9002, 'others', '');

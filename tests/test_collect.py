@@ -51,7 +51,7 @@ def assert_refused(answer: Answer, status: int, reason: str) -> None:
     assert (answer.status, told["code"], told["accepted"]) == (status, reason, 0), told
     assert told["message"] and told["rejected"][0]["reason"] == reason
     assert answer.headers["X-Reject-Reason"] == reason
-    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.headers["Content-Type"].startswith("application/problem+json")
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ from ingest.config import SETTINGS, Config, ConfigError, add_arguments, document
 from ingest.errors import IngestError
 
 # Each setting as it is written in text, and what it becomes: never its default.
+FERNET_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 SAMPLES: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
@@ -49,6 +50,14 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "rollup_dimension_values": ("50", 50),
     "rollup_event_names": ("200", 200),
     "admin_keys": ("admin-1,admin-2", ("admin-1", "admin-2")),
+    "jwt_secret": ("0123456789 0123456789 0123456789", "0123456789 0123456789 0123456789"),
+    "jwks_file": ("keys.json", Path("keys.json")),
+    "jwt_audience": ("authenticated", "authenticated"),
+    "api_rate_limit_per_second": ("0.5", 0.5),
+    "api_rate_limit_burst": ("7", 7),
+    "key_rate_limit_per_second": ("1000", 1000.0),
+    "redirect_origins": ("https://www.example.com", ("https://www.example.com",)),
+    "encryption_keys": (FERNET_KEY, (FERNET_KEY,)),
     "stats_timeout_seconds": ("2.5", 2.5),
     "statement_timeout_seconds": ("5", 5.0),
     "shutdown_timeout_seconds": ("0", 0.0),

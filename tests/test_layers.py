@@ -11,7 +11,7 @@ ROOT = Path(ingest.__file__).parent
 LAYERS = (
     {"errors", "logs", "rejects", "row", "thread", "sockets", "config", "periodic", "data_folder"},  # leaves
     set[str](),  # the core: everything that is named nowhere else
-    {"http", "metrics", "rollup_metrics", "server", "handlers", "control"},
+    {"http", "metrics", "rollup_metrics", "server", "operations", "openapi", "handlers", "control"},
     {"app", "rollup_worker"},
     {"supervisor", "commands"},
     {"__main__"},
@@ -31,6 +31,8 @@ PURE = {
     "tallies",
     "dedupe",
     "accounts",
+    "fields",
+    "tokens",
 }
 READS_CONFIG = {"config", "app", "rollup_worker", "supervisor", "commands", "__main__"}
 

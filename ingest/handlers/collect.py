@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hmac
 import time
 from collections.abc import Awaitable, Callable
@@ -11,6 +10,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
+from ingest.access import authorization_key
 from ingest.addresses import Network, client_address, rate_limit_key
 from ingest.http import RateLimit, answer, problem, read_body, refuse
 from ingest.intake import NOT_WRITTEN, Intake, Submission
@@ -79,7 +79,7 @@ class Collector:
         observe = self._metrics.acknowledgement.observe
 
         async def handle(request: web.BaseRequest) -> web.Response:
-            address = self._address(request)
+            address = self.address_of(request)
             if settings.rate_limit.enabled and (seconds := self._seconds_to_wait(address)):
                 detail = f"too many requests from one address; try again in {seconds} s"
                 return self._refuse(Refusal(RejectReason.RATE_LIMITED, detail), path, seconds)
@@ -108,7 +108,8 @@ class Collector:
 
     # Who is asking.
 
-    def _address(self, request: web.BaseRequest) -> str:
+    def address_of(self, request: web.BaseRequest) -> str:
+        """The client's address, "" where it has none: behind trusted proxies the one that they name."""
         peer = request.transport.get_extra_info("peername") if request.transport else None
         address = peer[0] if isinstance(peer, tuple) else ""
         forwarded = None
@@ -131,8 +132,9 @@ class Collector:
         )
 
 
-def key_checker(write_keys: tuple[str, ...]) -> Callable[[str | None], None]:
-    """What tells whether a write key is one of these, raising PayloadRefused if not; without any, all are welcome."""
+def key_checker(write_keys: tuple[str, ...], may_write: Callable[[str], bool]) -> Callable[[str | None], None]:
+    """What tells whether a key is one of these, or an API key that may write, raising PayloadRefused if not; without
+    any, all are welcome."""
     known_keys = tuple(key.encode() for key in write_keys)
 
     def check(key: str | None) -> None:
@@ -142,7 +144,7 @@ def key_checker(write_keys: tuple[str, ...]) -> Callable[[str | None], None]:
             raise PayloadRefused(RejectReason.UNAUTHORIZED, "a write key is needed")
         given = key.encode("utf-8", "replace")
         # All are compared, so that the time taken tells nothing about any of them.
-        if not sum(hmac.compare_digest(given, known) for known in known_keys):
+        if not sum(hmac.compare_digest(given, known) for known in known_keys) and not may_write(key):
             raise PayloadRefused(RejectReason.UNAUTHORIZED, "the write key is not one of ours")
 
     return check
@@ -162,25 +164,7 @@ def _answer(accepted: int, refusals: list[tuple[int, Refusal]]) -> web.Response:
     headers = {"X-Reject-Reason": first.reason.value}
     if accepted:
         return answer(200, {"accepted": accepted, "rejected": listed}, headers)
-    return answer(
-        400, {"accepted": 0, "rejected": listed, "code": first.reason.value, "message": first.detail}, headers
-    )
-
-
-def authorization_key(header: str | None) -> str | None:
-    """The key in `Basic base64(KEY:)` or `Bearer KEY`."""
-    if header is None:
-        return None
-    scheme, _, value = header.partition(" ")
-    value = value.strip()
-    if scheme.lower() == "bearer":
-        return value or None
-    if scheme.lower() != "basic":
-        return None
-    try:
-        return base64.b64decode(value, validate=True).decode().partition(":")[0] or None
-    except ValueError:  # Not base64, not even ASCII, or not UTF-8 inside.
-        return None
+    return problem(400, first.reason.value, first.detail, headers, {"accepted": 0, "rejected": listed})
 
 
 async def segment_settings(request: web.Request) -> web.Response:
@@ -208,5 +192,12 @@ async def segment_settings(request: web.Request) -> web.Response:
 
 
 async def unknown_route(request: web.Request) -> web.Response:
-    """Any other path."""
+    """Any other path, or another method of one of ours."""
+    methods: set[str] = set()
+    for resource in request.app.router.resources():
+        if resource.canonical != "/{anything}":
+            methods |= (await resource.resolve(request))[1]
+    if methods:
+        allow = {"Allow": ", ".join(sorted(methods | {"OPTIONS"}))}
+        return problem(405, "method_not_allowed", f"{request.path} takes {' or '.join(sorted(methods))}", allow)
     return problem(404, "unknown_route", f"there is nothing at {request.path}; events go to POST {NATIVE_PATH}")

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
 from aiohttp import web
 
-from ingest.handlers.collect import authorization_key
+from ingest.access import Authenticator, Scope, Unauthorized
 from ingest.http import OVERLOADED_RETRY_SECONDS, answer, problem
 from ingest.logs import Quiet
+from ingest.pool import Unavailable
 from ingest.stats import counts, kept_metrics, people
 from ingest.stats.query import Query, Refused, parse
-from ingest.stats.reading import Reader, Unavailable
+from ingest.stats.reading import Reader
 
 logger = logging.getLogger(__name__)
 
 _QUIET_SECONDS: Final = 60.0
+_CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="statistics"'}
 Answer = Callable[[asyncpg.Connection, Query, datetime], Awaitable[Any]]
 
 
@@ -28,10 +29,14 @@ class Stats:
     """Handles the routes of statistics. `dimensions` are those there are, `rolled_up` the buckets' own."""
 
     def __init__(
-        self, reader: Reader, admin_keys: Sequence[str], dimensions: Sequence[str], rolled_up: Sequence[str]
+        self,
+        reader: Reader,
+        authenticator: Authenticator,
+        dimensions: Sequence[str],
+        rolled_up: Sequence[str],
     ) -> None:
         self._reader = reader
-        self._keys = tuple(key.encode() for key in admin_keys)
+        self._authenticator = authenticator
         self._dimensions = tuple(dimensions)
         self._rolled_up = tuple(rolled_up)
         self._quiet = Quiet(_QUIET_SECONDS)
@@ -50,7 +55,7 @@ class Stats:
 
     def _handler(self, endpoint: str, run: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
-            refused = self._refuse_stranger(request.headers.get("Authorization"))
+            refused = await self._refuse_stranger(request.headers)
             if refused is not None:
                 return refused
             now = datetime.now(UTC)
@@ -69,13 +74,18 @@ class Stats:
 
         return handle
 
-    def _refuse_stranger(self, authorization: str | None) -> web.Response | None:
-        """The answer to who has no admin key, else None."""
-        if not self._keys:
-            return problem(403, "statistics_off", "nobody may read statistics: set admin_keys (INGEST_ADMIN_KEYS)")
-        given = (authorization_key(authorization) or "").encode("utf-8", "replace")
-        # All are compared, so that the time taken tells nothing about any of them.
-        if sum(hmac.compare_digest(given, known) for known in self._keys):
+    async def _refuse_stranger(self, headers: Mapping[str, str]) -> web.Response | None:
+        """The answer to who may not read statistics, else None."""
+        try:
+            caller = await self._authenticator.identify(headers.get("Authorization"), headers.get("X-API-Key"))
+        except Unauthorized as error:
+            return problem(401, "unauthorized", str(error), _CHALLENGE)
+        if Scope.READ in caller.scopes:
             return None
-        message = "an admin key is needed: Authorization: Bearer KEY, or Basic with the key as user name"
-        return problem(401, "unauthorized", message, {"WWW-Authenticate": 'Basic realm="admin key"'})
+        if caller.role != "anon":
+            return problem(403, "wrong_scope", "these credentials may not read statistics: scope read is needed")
+        message = (
+            "a key or token that may read is needed: Authorization: Bearer KEY, or Basic with the key as user name;"
+            " `ingest keys create` makes one"
+        )
+        return problem(401, "unauthorized", message, _CHALLENGE)

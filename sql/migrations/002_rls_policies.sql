@@ -205,6 +205,28 @@ COMMENT ON COLUMN ingest.rate_limits.kind IS 'What is counted, such as leads';
 COMMENT ON COLUMN ingest.rate_limits.subject IS 'Whose: an address, a network of 64 bits in IPv6, or a session; "" for all whose address is not known';
 COMMENT ON COLUMN ingest.rate_limits.hits IS 'When, the latest last';
 
+CREATE TABLE ingest.api_keys (
+    id uuid NOT NULL DEFAULT gen_random_uuid(),
+    name text NOT NULL CONSTRAINT api_keys_name_length CHECK (char_length(name) BETWEEN 1 AND 100),
+    shown text NOT NULL,
+    hash bytea NOT NULL CONSTRAINT api_keys_hash_length CHECK (octet_length(hash) = 32),
+    scopes text[] NOT NULL CONSTRAINT api_keys_scopes_known CHECK (
+        scopes <@ '{write,read,admin}'::text[] AND cardinality(scopes) > 0
+    ),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    last_used_at timestamptz,
+    revoked_at timestamptz,
+    CONSTRAINT api_keys_pkey PRIMARY KEY (id),
+    CONSTRAINT api_keys_hash_key UNIQUE (hash)
+);
+
+COMMENT ON TABLE ingest.api_keys IS 'Who may call the service over HTTP, and what they may; the keys themselves are not here';
+COMMENT ON COLUMN ingest.api_keys.shown IS 'The key''s beginning, by which a person knows it';
+COMMENT ON COLUMN ingest.api_keys.hash IS 'SHA-256 of the key';
+COMMENT ON COLUMN ingest.api_keys.expires_at IS 'From when on it is believed no more; NULL: never';
+COMMENT ON COLUMN ingest.api_keys.last_used_at IS 'To a minute; NULL: never';
+
 -- The row stays locked until the transaction ends, so that two at once count one after the other. Under REPEATABLE
 -- READ the second fails instead. What is rolled back has not been counted.
 CREATE FUNCTION ingest.count_hit(of_kind text, of_subject text, per_hour int) RETURNS void
@@ -225,7 +247,11 @@ BEGIN
     IF within_hour > per_hour THEN
         -- PostgREST answers PT429 with the status 429.
         RAISE EXCEPTION 'too many %: at most % an hour', of_kind, per_hour
-        USING ERRCODE = 'PT429', HINT = 'try again later';
+        USING ERRCODE = 'PT429', HINT = 'try again later', DETAIL = (
+            -- When enough of the hits before this one are an hour old.
+            SELECT format('%s seconds', greatest(1, ceil(3600 - extract(epoch FROM arrival - hits[cardinality(hits) - per_hour]))::int))
+            FROM ingest.rate_limits WHERE (kind, subject) = (of_kind, of_subject)
+        );
     END IF;
     IF within_hour = 1 THEN
         DELETE FROM ingest.rate_limits WHERE (kind, subject) IN (
@@ -399,6 +425,7 @@ BEGIN
         ALTER TABLE ingest.migrations ENABLE ROW LEVEL SECURITY;
     END IF;
     ALTER TABLE ingest.rate_limits ENABLE ROW LEVEL SECURITY;
+    ALTER TABLE ingest.api_keys ENABLE ROW LEVEL SECURITY;
 END
 $$;
 

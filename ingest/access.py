@@ -1,0 +1,133 @@
+"""Who is calling: an API key, a JWT or nobody becomes a database role, the claims its policies read, and scopes."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+import orjson
+
+from ingest.api_keys import PREFIX, KeyRing
+from ingest.tokens import InvalidToken, TokenVerifier
+
+
+class Scope(StrEnum):
+    """What a caller may do over HTTP. Which rows they then see, and change, is up to the database's policies."""
+
+    WRITE = "write"
+    READ = "read"
+    ADMIN = "admin"
+
+
+class Caller(NamedTuple):
+    """On whose behalf a request works.
+
+    role: a role of the database.  claims: JSON for request.jwt.claims, "" for none.  key: the id of their API key.
+    """
+
+    role: str
+    scopes: frozenset[Scope]
+    claims: str = ""
+    key: str | None = None
+
+
+class Unauthorized(Exception):
+    """The credentials are not good; the text tells why, and nothing about any other key."""
+
+
+ANYBODY: Final = Caller("anon", frozenset())
+_OF_SCOPE: Final = {
+    # A server that writes for its visitors: the limits by address are not for it, so it is not anon.
+    Scope.WRITE: ("service_role", {"role": "service_role"}, frozenset({Scope.WRITE})),
+    Scope.READ: (
+        "authenticated",
+        {"role": "authenticated", "app_metadata": {"role": "analyst"}},
+        frozenset({Scope.READ}),
+    ),
+    Scope.ADMIN: (
+        "authenticated",
+        {"role": "authenticated", "app_metadata": {"role": "admin"}},
+        frozenset(Scope),
+    ),
+}
+_OF_PERSON: Final = {"admin": frozenset(Scope), "analyst": frozenset({Scope.READ})}
+
+
+class Authenticator:
+    """Tells callers by their credentials. `tokens` is None where no JWT is believed."""
+
+    def __init__(self, keys: KeyRing, admin_keys: Sequence[str], tokens: TokenVerifier | None) -> None:
+        self._keys = keys
+        self._admin_keys = tuple(key.encode() for key in admin_keys)
+        self._tokens = tokens
+
+    async def identify(self, authorization: str | None, api_key: str | None = None) -> Caller:
+        """The caller by the headers Authorization and X-API-Key. Raises Unauthorized."""
+        if authorization is None and api_key is None:
+            return ANYBODY
+        given = authorization_key(authorization) if authorization is not None else api_key
+        if not given:
+            raise Unauthorized("Authorization must be `Bearer KEY`, or Basic with the key as user name")
+        if given.startswith(PREFIX):
+            return await self._by_key(given)
+        # An admin key of the configuration may have dots, too.
+        if self._is_admin_key(given):
+            return _caller_of([Scope.ADMIN.value], None)
+        if given.count(".") == 2:
+            return self._by_token(given)
+        raise Unauthorized("the key is not one of ours")
+
+    def _is_admin_key(self, given: str) -> bool:
+        found = given.encode("utf-8", "replace")
+        # All are compared, so that the time taken tells nothing about any of them.
+        return bool(sum(hmac.compare_digest(found, known) for known in self._admin_keys))
+
+    async def _by_key(self, given: str) -> Caller:
+        key = await self._keys.find(given)
+        if key is None:
+            raise Unauthorized("the key is not one of ours, was revoked, or has expired")
+        return _caller_of(key.scopes, str(key.id))
+
+    def _by_token(self, given: str) -> Caller:
+        if self._tokens is None:
+            raise Unauthorized("tokens are not believed here: no jwt_secret and no jwks_file is set")
+        try:
+            claims = self._tokens.verify(given)
+        except InvalidToken as error:
+            raise Unauthorized(str(error)) from None
+        role = str(claims["role"])
+        metadata = claims.get("app_metadata")
+        told = metadata.get("role") if isinstance(metadata, dict) else None
+        if role == "service_role":
+            scopes = frozenset(Scope)
+        elif role == "authenticated" and isinstance(told, str):
+            scopes = _OF_PERSON.get(told, frozenset())
+        else:
+            scopes = frozenset()
+        return Caller(role, scopes, orjson.dumps(claims).decode())
+
+
+def _caller_of(scopes: Sequence[str], key: str | None) -> Caller:
+    """With the rights of the highest scope, and what the others allow beside."""
+    highest = next(scope for scope in reversed(Scope) if scope.value in scopes)
+    role, claims, allowed = _OF_SCOPE[highest]
+    return Caller(role, allowed | {Scope(scope) for scope in scopes}, orjson.dumps(claims).decode(), key)
+
+
+def authorization_key(header: str | None) -> str | None:
+    """The key in `Basic base64(KEY:)` or `Bearer KEY`."""
+    if header is None:
+        return None
+    scheme, _, value = header.partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        return value or None
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[0] or None
+    except ValueError:  # Not base64, not even ASCII, or not UTF-8 inside.
+        return None

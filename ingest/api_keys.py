@@ -1,0 +1,128 @@
+"""API keys: made, listed and revoked by `ingest keys`, known to the collectors by their hashes only."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from ingest.database import close, load_queries
+from ingest.errors import DatabaseError
+
+logger = logging.getLogger(__name__)
+
+PREFIX: Final = "ing_"
+SHOWN: Final = len(PREFIX) + 6
+"""Characters by which a person tells one key from another; the other 37 keep the secret."""
+REFRESH_SECONDS: Final = 5.0
+"""How long a revoked key may still be believed."""
+_PAUSE_SECONDS: Final = 1.0
+_QUERIES: Final = load_queries("api_keys")
+
+
+class ApiKey(NamedTuple):
+    """A key as the database has it; `shown` is its beginning."""
+
+    id: UUID
+    name: str
+    shown: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+def hash_of(key: str) -> bytes:
+    """What is stored of a key. A plain SHA-256 is enough: 256 random bits cannot be guessed, however fast."""
+    return hashlib.sha256(key.encode("utf-8", "replace")).digest()
+
+
+async def create(
+    connection: asyncpg.Connection, name: str, scopes: Sequence[str], expires_at: datetime | None = None
+) -> str:
+    """Make a key; its text, which is told this once."""
+    key = PREFIX + secrets.token_urlsafe(32)
+    await connection.execute(_QUERIES["create"], name, key[:SHOWN], hash_of(key), list(scopes), expires_at)
+    return key
+
+
+async def listed(connection: asyncpg.Connection) -> list[ApiKey]:
+    """All keys, the oldest first, revoked ones too."""
+    return [_key(row) for row in await connection.fetch(_QUERIES["listed"])]
+
+
+async def revoke(connection: asyncpg.Connection, which: str) -> int:
+    """Revoke the keys of this id, name or beginning; how many they were."""
+    return int(await connection.fetchval(_QUERIES["revoke"], which))
+
+
+def _key(row: asyncpg.Record) -> ApiKey:
+    return ApiKey(
+        row["id"], row["name"], row["shown"], tuple(row["scopes"]),
+        row["created_at"], row["expires_at"], row["last_used_at"], row["revoked_at"],
+    )  # fmt: skip
+
+
+class KeyRing:
+    """The keys that hold now, read again every few seconds, so that a request asks no database about its key.
+
+    While the database is away those it knew go on being believed.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
+        self._connect = connect
+        # Hash -> key; replaced whole by `refresh`.
+        self._known: dict[bytes, ApiKey] = {}
+        # Ids of keys used since they were last told to the database.
+        self._used: set[UUID] = set()
+        self._reading = asyncio.Lock()
+        # When the keys were last read, by the loop's clock.
+        self._read_at = float("-inf")
+
+    async def find(self, text: str) -> ApiKey | None:
+        """The key with this text. One that is not known may have been made just now: the database is asked, once
+        for all who wait for that and once a second at most, so that a flood of guesses is none of questions."""
+        key = self.known(text)
+        if key is None:
+            try:
+                await self._read_since(asyncio.get_running_loop().time())
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, DatabaseError, OSError, TimeoutError) as error:
+                logger.debug("the keys cannot be read now: %s", error)
+            key = self.known(text)
+        return key
+
+    def known(self, text: str) -> ApiKey | None:
+        """The same without looking in the database."""
+        key = self._known.get(hash_of(text))
+        if key is None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
+            return None
+        self._used.add(key.id)
+        return key
+
+    async def refresh(self) -> None:
+        """Read the keys again, and tell which were used. Raises what connecting and asking raise."""
+        await self._read_since(asyncio.get_running_loop().time())
+
+    async def _read_since(self, moment: float) -> None:
+        loop = asyncio.get_running_loop()
+        async with self._reading:
+            if self._read_at >= moment:
+                return
+            await asyncio.sleep(max(0.0, self._read_at + _PAUSE_SECONDS - loop.time()))
+            # Also when it fails: those who wait are answered then, too.
+            self._read_at = loop.time()
+            connection = await self._connect()
+            try:
+                used, self._used = self._used, set()
+                rows = await connection.fetch(_QUERIES["refresh"], list(used))
+            finally:
+                await close(connection)
+            self._known = {row["hash"]: _key(row) for row in rows}

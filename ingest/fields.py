@@ -1,0 +1,175 @@
+"""What a request may hold: declared as msgspec Structs, checked field by field: an error for each.
+
+The same declarations make the schemas of /openapi.json. A field's description is what a reader of those docs sees;
+what its errors call it is the `what` of `Meta(extra=...)`, else msgspec's own words.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+import orjson
+from msgspec import Meta
+
+Model = TypeVar("Model", bound=msgspec.Struct)
+
+MAX_TOLD: Final = 50
+"""Errors of one request that are told: nobody reads more."""
+_MAX_DEPTH: Final = 32
+_PLACE: Final = re.compile(r" - at `\$(.*)`$")
+
+
+class FieldError(NamedTuple):
+    """What is wrong with one field: its name (`a.b` within another, "" for the whole), and a sentence."""
+
+    field: str
+    message: str
+
+
+class Invalid(Exception):
+    """What was sent is not what is asked for; one error a field."""
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        super().__init__("; ".join(f"{error.field} {error.message}".strip() for error in errors))
+        self.errors = errors
+
+
+class Malformed(Exception):
+    """The body is no JSON at all, or not an object."""
+
+
+def text(
+    description: str,
+    *,
+    what: str | None = None,
+    low: int | None = None,
+    high: int | None = None,
+    pattern: str | None = None,
+    examples: list[Any] | None = None,
+) -> Meta:
+    """A text of `low` to `high` characters. `pattern` must mean the same in Python and in JavaScript, and names both
+    ends; `what` is how errors call it: "must be ..."."""
+    extra = {"what": what} if what else None
+    return Meta(
+        description=description, min_length=low, max_length=high, pattern=pattern, examples=examples, extra=extra
+    )
+
+
+def number(description: str, low: float, high: float, *, examples: list[Any] | None = None) -> Meta:
+    """A number from `low` to `high`."""
+    return Meta(description=description, ge=low, le=high, examples=examples)
+
+
+def about(description: str, *, what: str | None = None, examples: list[Any] | None = None) -> Meta:
+    """Anything else."""
+    return Meta(description=description, examples=examples, extra={"what": what} if what else None)
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises Malformed; lone surrogates and invalid UTF-8 are no JSON here."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"the body is not valid JSON: {error.msg}" if body.strip() else "the body is empty") from None
+    if not isinstance(value, dict):
+        raise Malformed("the body must be a JSON object")
+    return value
+
+
+def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -> Model:
+    """The fields as the model has them. `texts`: all that is given is text, as in a form or a query, which numbers
+    and times are read from. Raises Invalid with an error for each field that is wrong, missing or unknown."""
+    declared = {field.encode_name: field for field in msgspec.structs.fields(model)}
+    errors = [
+        FieldError(name[:100], f"is not known here; known are {', '.join(declared)}")
+        for name in given
+        if name not in declared
+    ]
+    values: dict[str, Any] = {}
+    for name, field in declared.items():
+        if name not in given:
+            if field.required:
+                errors.append(FieldError(name, "is required"))
+            continue
+        wrong = _unstorable(given[name])
+        if wrong is not None:
+            errors.append(FieldError(name, wrong))
+            continue
+        try:
+            values[field.name] = msgspec.convert(given[name], field.type, strict=not texts)
+        except msgspec.ValidationError as error:
+            errors.append(_told(name, field.type, str(error)))
+    if errors:
+        raise Invalid(errors[:MAX_TOLD])
+    return model(**values)
+
+
+def _unstorable(value: object, depth: int = 0) -> str | None:
+    """What of a value Postgres would refuse, or what no honest client sends."""
+    if isinstance(value, str):
+        # Lone surrogates come by forms and queries only.
+        return "holds a character that cannot be stored" if "\x00" in value or not _is_unicode(value) else None
+    if isinstance(value, dict):
+        children = [*value, *value.values()]
+    elif isinstance(value, list):
+        children = value
+    else:
+        return None
+    if depth == _MAX_DEPTH:
+        return f"is nested deeper than {_MAX_DEPTH}"
+    return next((wrong for child in children if (wrong := _unstorable(child, depth + 1))), None)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _told(name: str, type_: Any, message: str) -> FieldError:
+    """msgspec's error in words for who filled in the field; what was sent is not repeated."""
+    place = _PLACE.search(message)
+    if place is not None:
+        message = message[: place.start()]
+    within = place[1] if place is not None else ""
+    what = _what(type_) if not within else None
+    if what is None:
+        what = message.removeprefix("Expected ").removeprefix("Invalid ").replace("`", "")
+        if message.startswith(("Expected ", "Invalid ")):
+            what = re.sub(r", got .*$", "", what)
+            message = f"must be {_article(what)}"
+        else:
+            message = message[:1].lower() + message[1:].replace("`", "")
+        return FieldError(f"{name}{within}", message[:300])
+    return FieldError(name, f"must be {what}")
+
+
+_WORDS: Final = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
+    "object": "an object", "array": "an array", "datetime": "a time such as 2026-01-31T18:00:00Z",
+    "uuid": "a UUID",
+}  # fmt: skip
+
+
+def _article(what: str) -> str:
+    """`str of length <= 3` -> `text of length <= 3`."""
+    kinds, _, rest = what.partition(" of length")
+    told = " or ".join(
+        _WORDS.get(kind.strip().lower().removesuffix(" value"), kind.strip()) for kind in kinds.split("|")
+    )
+    return f"{told} of length{rest}" if rest else told
+
+
+def _what(type_: Any) -> str | None:
+    """The `what` of a field's annotation, also where None may stand in its place."""
+    for part in (type_, *typing.get_args(type_)):
+        for meta in getattr(part, "__metadata__", ()):
+            if isinstance(meta, Meta) and meta.extra and "what" in meta.extra:
+                return str(meta.extra["what"])
+    return None

@@ -1,0 +1,312 @@
+"""What the service offers over HTTP beside taking events: each operation declared once, to be checked and documented.
+
+A handler is told who calls and what they ask, both checked, and answers; this module does what comes before and
+after: limits, credentials, the body, and what the database refuses, as problem+json (RFC 9457).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl
+
+import asyncpg
+import msgspec
+from aiohttp import web
+
+from ingest.access import Authenticator, Caller, Scope, Unauthorized
+from ingest.emitter import Emitter
+from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
+from ingest.http import OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
+from ingest.logs import Quiet
+from ingest.pool import TooSlow, Unavailable
+from ingest.rejects import STATUS_OF_REASON, PayloadRefused
+from ingest.transactions import Transactions
+
+logger = logging.getLogger(__name__)
+
+JSON: Final = "application/json"
+FORM: Final = "application/x-www-form-urlencoded"
+MAX_BODY_BYTES: Final = 256 * 1024
+"""No body here is a batch: the largest is an experiment with the payloads of its variants."""
+_QUIET_SECONDS: Final = 60.0
+_HOUR: Final = 3600
+_TOKEN_FORM: Final = re.compile(r"sess_[A-Za-z0-9_-]{43,128}")
+_SECONDS: Final = re.compile(r"(\d+) seconds")
+
+
+class Problem(Exception):
+    """An answer other than success, from anywhere in a handler."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = errors
+        self.headers = headers
+
+    def response(self) -> web.Response:
+        more = {"errors": [error._asdict() for error in self.errors]} if self.errors else {}
+        return problem(self.status, self.code, self.detail, self.headers, more)
+
+
+class Answer(NamedTuple):
+    """A documented answer: what it means, the shape of its JSON, or another content type."""
+
+    description: str
+    body: Any = None
+    content_type: str = JSON
+
+
+class Operation(NamedTuple):
+    """One method of one path.
+
+    path: aiohttp's, `{name}` for a parameter; each is a field of `parameters`, a Struct that checks their texts.
+    query, body: Structs, None for no such thing.  scope: who may, None for anybody; `session`: X-Session-Token is
+    needed.  forms: an HTML form is taken, too.  answers: status -> what it is; errors that every operation has are
+    added by the docs.  raw: the handler answers errors of credentials and body itself, by `on_problem`.
+    """
+
+    method: str
+    path: str
+    handle: Callable[[Call], Awaitable[web.StreamResponse]]
+    summary: str
+    tag: str
+    answers: Mapping[int, Answer]
+    description: str = ""
+    parameters: type[msgspec.Struct] | None = None
+    query: type[msgspec.Struct] | None = None
+    body: type[msgspec.Struct] | None = None
+    scope: Scope | None = None
+    session: bool = False
+    forms: bool = False
+    max_body_bytes: int = MAX_BODY_BYTES
+    on_problem: Callable[[web.Request, Problem], web.Response] | None = None
+
+
+class Call:
+    """One request to an operation, checked: what a handler is given."""
+
+    __slots__ = ("_api", "address", "body", "caller", "is_form", "parameters", "query", "request", "session_token")
+
+    def __init__(self, api: Api, request: web.Request, address: str, caller: Caller) -> None:
+        self._api = api
+        self.request = request
+        self.address = address
+        self.caller = caller
+        self.parameters: Any = None
+        self.query: Any = None
+        self.body: Any = None
+        self.is_form = False
+        self.session_token = ""
+
+    @property
+    def user_agent(self) -> str:
+        return self.request.headers.get("User-Agent", "").encode("utf-8", "replace").decode()[:1024]
+
+    def transaction(
+        self, *, caller: Caller | None = None, **settings: str
+    ) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """A transaction on the caller's behalf, committed at the end of the block; `settings` as Transactions has.
+        The session's token is set if the request has one."""
+        if self.session_token:
+            settings = {"session_token": self.session_token, **settings}
+        return self._api.transactions.on_behalf(caller or self.caller, self.address, self.user_agent, settings)
+
+    async def emit(self, *events: dict[str, Any]) -> None:
+        """Put events of our own into the stream, after the transaction they tell of. Durable when this returns."""
+        path = self.request.match_info.route.resource
+        assert path is not None
+        await self._api.emitter.emit(list(events), path.canonical, self.address, self.request.headers)
+
+
+class Api:
+    """Serves operations. `address_of` tells a request's client, the limits are by address and by API key."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        transactions: Transactions,
+        emitter: Emitter,
+        address_of: Callable[[web.BaseRequest], str],
+        by_address: RateLimit,
+        by_key: RateLimit,
+        body_timeout_seconds: float,
+    ) -> None:
+        self.transactions = transactions
+        self.emitter = emitter
+        self._authenticator = authenticator
+        self._address_of = address_of
+        self._by_address = by_address
+        self._by_key = by_key
+        self._body_timeout_seconds = body_timeout_seconds
+        self._quiet = Quiet(_QUIET_SECONDS)
+
+    def routes(self, operations: Sequence[Operation]) -> list[web.RouteDef]:
+        return [web.route(each.method, each.path, self._handler(each)) for each in operations]
+
+    def _handler(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                return await operation.handle(await self._call(operation, request))
+            except Problem as error:
+                found = error
+            except Invalid as error:
+                found = Problem(422, "invalid_fields", str(error)[:1000], errors=error.errors)
+            except asyncpg.PostgresError as error:
+                found = _of_database(error)
+            except TooSlow:
+                found = Problem(503, "too_slow", "the database took too long; try again", headers=_retry())
+            except Unavailable as error:
+                if self._quiet.due():
+                    logger.warning("the database does not answer: %s", error)
+                found = Problem(
+                    503, "database_unavailable", "the database does not answer now; try again", headers=_retry()
+                )
+            return operation.on_problem(request, found) if operation.on_problem else found.response()
+
+        return handle
+
+    async def _call(self, operation: Operation, request: web.Request) -> Call:
+        """The request, checked. Raises Problem and Invalid."""
+        address = self._address_of(request)
+        try:
+            caller = await self._authenticator.identify(
+                request.headers.get("Authorization"), request.headers.get("X-API-Key")
+            )
+        except Unauthorized as error:
+            # Who guesses keys is slowed down like everybody who has none.
+            self._limit(self._by_address, address)
+            raise Problem(
+                401, "unauthorized", str(error), headers={"WWW-Authenticate": 'Bearer realm="ingest"'}
+            ) from None
+        if caller.key is None:
+            self._limit(self._by_address, address)
+        else:
+            self._limit(self._by_key, caller.key)
+        if operation.scope is not None and operation.scope not in caller.scopes:
+            _refuse_scope(caller, operation.scope)
+        call = Call(self, request, address, caller)
+        call.session_token = _session_token(request, needed=operation.session)
+        if operation.parameters is not None:
+            call.parameters = read(operation.parameters, dict(request.match_info), texts=True)
+        call.query = _query(operation, request)
+        if operation.body is not None:
+            await self._read_body(operation, call)
+        return call
+
+    @staticmethod
+    def _limit(limit: RateLimit, subject: str) -> None:
+        if limit.enabled and (wait := limit.take(subject)):
+            seconds = int(wait) + 1
+            detail = f"too many requests; try again in {seconds} s"
+            raise Problem(429, "rate_limited", detail, headers={"Retry-After": str(seconds)})
+
+    async def _read_body(self, operation: Operation, call: Call) -> None:
+        request = call.request
+        assert operation.body is not None
+        try:
+            body = await read_body(request, operation.max_body_bytes, self._body_timeout_seconds)
+        except PayloadRefused as error:
+            refusal = error.refusal
+            raise Problem(STATUS_OF_REASON.get(refusal.reason, 400), refusal.reason.value, refusal.detail) from None
+        content_type = request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower() or JSON
+        call.is_form = operation.forms and content_type == FORM
+        if call.is_form:
+            call.body = read(operation.body, _form(body), texts=True)
+            return
+        # A page that posts to us without a preflight says text/plain.
+        if content_type not in (JSON, "text/plain") and not content_type.endswith("+json"):
+            taken = f"{JSON} or {FORM}" if operation.forms else JSON
+            raise Problem(415, "wrong_content_type", f"this takes {taken}", headers={"Accept-Post": taken})
+        try:
+            given = decode_object(body)
+        except Malformed as error:
+            raise Problem(400, "malformed_json", str(error)) from None
+        call.body = read(operation.body, given)
+
+
+def _query(operation: Operation, request: web.Request) -> Any:
+    given: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name in given:
+            raise Invalid([FieldError(name[:100], "is there twice")])
+        given[name] = value
+    if operation.query is not None:
+        return read(operation.query, given, texts=True)
+    if given:
+        raise Invalid([FieldError(name[:100], "is not known here; there are no parameters") for name in given])
+    return None
+
+
+def _form(body: bytes) -> dict[str, str | list[str]]:
+    """The fields of an HTML form. A field left blank was not filled in; one that is there twice is a list."""
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=False, errors="strict", max_num_fields=200)
+    except ValueError:
+        raise Problem(400, "malformed_form", "the form is not valid UTF-8, or has over 200 fields") from None
+    found: dict[str, str | list[str]] = {}
+    for name, value in pairs:
+        before = found.get(name)
+        if before is None:
+            found[name] = value
+        else:
+            found[name] = [*before, value] if isinstance(before, list) else [before, value]
+    return found
+
+
+def _session_token(request: web.Request, *, needed: bool) -> str:
+    token = request.headers.get("X-Session-Token")
+    if token is None:
+        if needed:
+            raise Problem(401, "session_token_needed", "the header X-Session-Token is needed",
+                headers={"WWW-Authenticate": 'SessionToken realm="onboarding"'},
+            )  # fmt: skip
+        return ""
+    if not _TOKEN_FORM.fullmatch(token):
+        raise Problem(401, "session_token_malformed", "X-Session-Token is not a session's token",
+            headers={"WWW-Authenticate": 'SessionToken realm="onboarding"'},
+        )  # fmt: skip
+    return token
+
+
+def _refuse_scope(caller: Caller, scope: Scope) -> None:
+    if caller.role == "anon":
+        detail = f"this needs Authorization: Bearer, with an API key or token that may {_MAY[scope]}"
+        raise Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="ingest"'})
+    raise Problem(403, "wrong_scope", f"these credentials may not {_MAY[scope]}: scope {scope.value} is needed")
+
+
+_MAY: Final = {Scope.WRITE: "write", Scope.READ: "read", Scope.ADMIN: "administrate"}
+
+
+def _retry(seconds: int = OVERLOADED_RETRY_SECONDS) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}
+
+
+def _of_database(error: asyncpg.PostgresError) -> Problem:
+    """What the database's own rules refused. Anything else is a bug of ours, and raised again."""
+    if error.sqlstate == "PT429":
+        told = _SECONDS.fullmatch(error.detail or "")
+        return Problem(429, "rate_limited", str(error), headers=_retry(int(told[1]) if told else _HOUR))
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return Problem(403, "forbidden", "row security does not allow this")
+    if isinstance(error, asyncpg.CheckViolationError):
+        constraint = error.constraint_name or ""
+        table = (error.table_name or "") + "_"
+        return Problem(422, "refused_by_database", f"refused by the database: {constraint.removeprefix(table)}")
+    if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.LockNotAvailableError):
+        return Problem(503, "busy", "somebody else is changing the same; try again", headers=_retry(1))
+    raise error

@@ -1,0 +1,104 @@
+"""A few connections that requests share, made when they are first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import asyncpg
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_SECONDS: Final = 5.0
+_GRACE_SECONDS: Final = 5.0
+"""Time for the server to tell that a statement took too long, before its connection is given up."""
+_ABSENT: Final = (
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+)
+"""What a database says that goes away, rather than one that does not like what we ask."""
+
+
+class Unavailable(Exception):
+    """The database does not answer, or every connection is busy."""
+
+
+class TooSlow(Exception):
+    """A statement was cancelled because it took longer than the limit."""
+
+
+class Pool:
+    """Connections of one purpose, each statement bounded by `timeout_seconds` on the server."""
+
+    def __init__(self, dsn: str, purpose: str, connections: int, timeout_seconds: float) -> None:
+        self._dsn = dsn
+        self._purpose = purpose
+        self._connections = connections
+        self.timeout_seconds = timeout_seconds
+        # Made by the first question, ended by `close`.
+        self._pool: asyncpg.Pool | None = None
+        self._opening = asyncio.Lock()
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection for as long as the block runs. Raises Unavailable, and TooSlow."""
+        connection = await self._lend()
+        try:
+            yield connection
+        except asyncpg.QueryCanceledError:
+            raise TooSlow from None
+        except (*_ABSENT, OSError, TimeoutError) as error:
+            raise Unavailable(_told(error)) from None
+        finally:
+            await self._take_back(connection)
+
+    async def _lend(self) -> asyncpg.Connection:
+        pool = await self._opened()
+        try:
+            return await pool.acquire(timeout=_CONNECT_SECONDS)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise Unavailable(_told(error)) from None
+
+    async def _take_back(self, connection: asyncpg.Connection) -> None:
+        if self._pool is None:
+            return
+        try:
+            await self._pool.release(connection, timeout=_GRACE_SECONDS)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            # The pool has ended it, and makes another for the next question.
+            logger.debug("a connection for %s ended: %s", self._purpose, _told(error))
+
+    async def _opened(self) -> asyncpg.Pool:
+        async with self._opening:
+            if self._pool is None:
+                # Makes no connection yet, as the least is none. No statement is kept, for transaction poolers.
+                self._pool = await asyncpg.create_pool(
+                    self._dsn,
+                    min_size=0,
+                    max_size=self._connections,
+                    statement_cache_size=0,
+                    timeout=_CONNECT_SECONDS,
+                    command_timeout=self.timeout_seconds + _GRACE_SECONDS,
+                    server_settings={"application_name": f"ingest {self._purpose}"},
+                )
+        return self._pool
+
+    async def close(self) -> None:
+        """Close the connections; repeatable."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(2):
+                await pool.close()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            pool.terminate()
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

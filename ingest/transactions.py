@@ -1,0 +1,53 @@
+"""Transactions on a caller's behalf: under their database role, with their claims, so that row security decides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import asyncpg
+
+from ingest.access import Caller
+from ingest.pool import Pool
+
+# `role` as SET LOCAL ROLE; the rest is what 002_rls_policies.sql tells of. One statement, and all of it ends with the
+# transaction.
+_BEHALF: Final = """
+SELECT set_config('role', $1, true), set_config('request.jwt.claims', $2, true),
+    set_config('app.client_ip', $3, true), set_config('app.user_agent', $4, true),
+    set_config('app.session_token', $5, true),
+    set_config('app.user_email', $6, true), set_config('app.session_id', $7, true),
+    set_config('statement_timeout', $8, true)
+"""
+SETTINGS: Final = ("session_token", "user_email", "session_id")
+
+
+class Transactions:
+    """Begins transactions for callers."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def on_behalf(
+        self, caller: Caller, address: str, user_agent: str, settings: Mapping[str, str]
+    ) -> AsyncIterator[asyncpg.Connection]:
+        """A connection in a transaction, committed at the end of the block. `settings`: some of SETTINGS.
+
+        Raises Unavailable and TooSlow; what the database says of the rows themselves is raised as it is.
+        """
+        unknown = settings.keys() - set(SETTINGS)
+        assert not unknown, unknown
+        milliseconds = str(round(self._pool.timeout_seconds * 1000))
+        async with self._pool.lent() as connection, connection.transaction():
+            await connection.execute(
+                _BEHALF,
+                caller.role,
+                caller.claims,
+                address,
+                user_agent,
+                *[settings.get(name, "") for name in SETTINGS],
+                milliseconds,
+            )
+            yield connection
