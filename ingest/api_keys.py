@@ -6,15 +6,15 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
 
-from ingest.database import close, load_queries
-from ingest.errors import DatabaseError
+from ingest.database import load_queries
+from ingest.pool import Pool, TooSlow, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class KeyRing:
     While the database is away those it knew go on being believed.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
-        self._connect = connect
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         # Hash -> key; replaced whole by `refresh`.
         self._known: dict[bytes, ApiKey] = {}
         # Ids of keys used since they were last told to the database.
@@ -92,10 +92,7 @@ class KeyRing:
         for all who wait for that and once a second at most, so that a flood of guesses is none of questions."""
         key = self.known(text)
         if key is None:
-            try:
-                await self._read_since(asyncio.get_running_loop().time())
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, DatabaseError, OSError, TimeoutError) as error:
-                logger.debug("the keys cannot be read now: %s", error)
+            await self.refresh()
             key = self.known(text)
         return key
 
@@ -108,8 +105,12 @@ class KeyRing:
         return key
 
     async def refresh(self) -> None:
-        """Read the keys again, and tell which were used. Raises what connecting and asking raise."""
-        await self._read_since(asyncio.get_running_loop().time())
+        """Read the keys again, and tell the database which were used."""
+        try:
+            await self._read_since(asyncio.get_running_loop().time())
+        except (Unavailable, TooSlow) as error:
+            # The writer says so, louder.
+            logger.debug("the keys cannot be read now: %s", error)
 
     async def _read_since(self, moment: float) -> None:
         loop = asyncio.get_running_loop()
@@ -119,10 +120,7 @@ class KeyRing:
             await asyncio.sleep(max(0.0, self._read_at + _PAUSE_SECONDS - loop.time()))
             # Also when it fails: those who wait are answered then, too.
             self._read_at = loop.time()
-            connection = await self._connect()
-            try:
+            async with self._pool.lent() as connection:
                 used, self._used = self._used, set()
                 rows = await connection.fetch(_QUERIES["refresh"], list(used))
-            finally:
-                await close(connection)
             self._known = {row["hash"]: _key(row) for row in rows}

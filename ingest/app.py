@@ -87,7 +87,7 @@ class Worker:
         assert config.database_url is not None
         self._reading = Pool(config.database_url, "statistics", READING_CONNECTIONS, config.stats_timeout_seconds)
         self._calling = Pool(config.database_url, "handlers", CALLING_CONNECTIONS, config.statement_timeout_seconds)
-        self.keys = KeyRing(lambda: self.connect("keys"))
+        self.keys = KeyRing(self._calling)
         self._write_failing = False
 
     def _stores(self) -> list[tuple[Journal, Writer]]:
