@@ -464,7 +464,7 @@ BEGIN
         FROM pending WHERE (event.created_at, event.id) = (pending.created_at, pending.id)
         RETURNING (event.created_at AT TIME ZONE 'UTC')::date AS day
     )
-    SELECT count(*), array_agg(DISTINCT day) INTO adopted, touched FROM given;
+    SELECT count(*)::int, array_agg(DISTINCT day) INTO adopted, touched FROM given;
     IF adopted = 0 THEN
         RETURN 0;
     END IF;
