@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from ingest.access import Authenticator, Caller, Scope, Unauthorized
+from ingest.addresses import rate_limit_key
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
 from ingest.http import OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
@@ -125,6 +126,11 @@ class Call:
             settings = {"session_token": self.session_token, **settings}
         return self._api.transactions.on_behalf(caller or self.caller, self.address, self.user_agent, settings)
 
+    def require_room(self) -> None:
+        """Raise an honest 503 unless events could be made durable now: asked before anything is changed."""
+        if not self._api.emitter.can_accept():
+            raise Problem(503, "overloaded", "the journal cannot take events now; try again", headers=_retry())
+
     async def emit(self, *events: dict[str, Any]) -> None:
         """Put events of our own into the stream, after the transaction they tell of. Durable when this returns."""
         path = self.request.match_info.route.resource
@@ -188,12 +194,12 @@ class Api:
             )
         except Unauthorized as error:
             # Who guesses keys is slowed down like everybody who has none.
-            self._limit(self._by_address, address)
+            self._limit(self._by_address, rate_limit_key(address))
             raise Problem(
                 401, "unauthorized", str(error), headers={"WWW-Authenticate": 'Bearer realm="ingest"'}
             ) from None
         if caller.key is None:
-            self._limit(self._by_address, address)
+            self._limit(self._by_address, rate_limit_key(address))
         else:
             self._limit(self._by_key, caller.key)
         if operation.scope is not None and operation.scope not in caller.scopes:
@@ -251,20 +257,30 @@ def _query(operation: Operation, request: web.Request) -> Any:
     return None
 
 
-def _form(body: bytes) -> dict[str, str | list[str]]:
-    """The fields of an HTML form. A field left blank was not filled in; one that is there twice is a list."""
+def _form(body: bytes) -> dict[str, Any]:
+    """The fields of an HTML form. A field left blank was not filled in; one that is there twice is a list; `a.b` is
+    the field b of the object a, where a checkbox without a value of its own is true."""
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=False, errors="strict", max_num_fields=200)
     except ValueError:
         raise Problem(400, "malformed_form", "the form is not valid UTF-8, or has over 200 fields") from None
-    found: dict[str, str | list[str]] = {}
+    found: dict[str, Any] = {}
     for name, value in pairs:
-        before = found.get(name)
-        if before is None:
-            found[name] = value
+        outer, _, inner = name.partition(".")
+        within = found.setdefault(outer, {}) if inner else None
+        if isinstance(within, dict):
+            _put(within, inner, "true" if value == "on" else value)
         else:
-            found[name] = [*before, value] if isinstance(before, list) else [before, value]
+            _put(found, name, value)
     return found
+
+
+def _put(found: dict[str, Any], name: str, value: str) -> None:
+    before = found.get(name)
+    if before is None:
+        found[name] = value
+    else:
+        found[name] = [*before, value] if isinstance(before, list) else [before, value]
 
 
 def _session_token(request: web.Request, *, needed: bool) -> str:
