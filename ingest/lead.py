@@ -32,7 +32,7 @@ _LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _TOP: Final = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])"
 _EMAIL: Final = rf"^[ \t]*{_ATOM}+(\.{_ATOM}+)*@({_LABEL}\.)+{_TOP}[ \t]*$"
 _BETWEEN: Final = r"[ \t().\-/\u00a0\u202f]*"
-# Seven to fifteen digits, after + or 00 with the country's; as the database has it once blanks and punctuation are out.
+# Seven to fifteen digits, after + or 00 if with the country's: what the database takes once all between is out.
 _PHONE: Final = (
     rf"^{_BETWEEN}((\+|00){_BETWEEN}([0-9]{_BETWEEN}){{7,15}}"
     rf"|([1-9]{_BETWEEN}|0{_BETWEEN}[1-9]{_BETWEEN})([0-9]{_BETWEEN}){{6,13}})$"
