@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 import orjson
 from aiohttp import web
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from ingest import fields
 from ingest.access import Scope
@@ -101,7 +101,7 @@ class LeadChange(msgspec.Struct, forbid_unknown_fields=True):
     """What is to change; the rest stays."""
 
     status: Annotated[Status, fields.about("Where it goes from here")] | None = None
-    notes: Annotated[str | None, Meta(max_length=10_000, description="Instead of those before")] | UnsetType = UNSET
+    notes: Annotated[str, fields.text("Instead of those before", high=10_000)] | UnsetType | None = UNSET
 
 
 class NewInteraction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -160,7 +160,7 @@ def arguments(filters: Filters, place: Place | None, limit: int | None) -> list[
 
 def lead_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of Lead, of a row."""
-    return {**row, "consent": orjson.loads(row["consent"])}
+    return {**row, "id": str(row["id"]), "consent": orjson.loads(row["consent"])}
 
 
 async def page(call: Call) -> web.StreamResponse:
@@ -241,7 +241,13 @@ async def _lead(connection: asyncpg.Connection, lead_id: UUID) -> dict[str, Any]
 
 
 def _interaction_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "metadata": orjson.loads(row["metadata"])}
+    author = row["created_by"]
+    return {
+        **row,
+        "id": str(row["id"]),
+        "created_by": str(author) if author else None,
+        "metadata": orjson.loads(row["metadata"]),
+    }
 
 
 def _unknown() -> Problem:
