@@ -335,7 +335,7 @@ class Worker:
 
     def _may_write(self, key: str) -> bool:
         found = self.keys.known(key)
-        return found is not None and Scope.WRITE in found.scopes
+        return found is not None and not {Scope.WRITE, Scope.ADMIN}.isdisjoint(found.scopes)
 
     def _application(self, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> web.Application:
         config = self.config

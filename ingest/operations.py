@@ -229,6 +229,9 @@ class Api:
             refusal = error.refusal
             raise Problem(STATUS_OF_REASON.get(refusal.reason, 400), refusal.reason.value, refusal.detail) from None
         content_type = request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower() or JSON
+        # A form's own brace would be %7B: this is JSON, from a client whose default is to call everything a form.
+        if operation.forms and content_type == FORM and body.lstrip().startswith(b"{"):
+            content_type = JSON
         call.is_form = operation.forms and content_type == FORM
         if call.is_form:
             call.body = read(operation.body, _form(body), texts=True)

@@ -302,6 +302,8 @@ async def test_what_is_wrong_with_a_form_is_a_problem(client: Client):
     for body in (b"email=%FF%FE", b"&".join(b"a%d=1" % n for n in range(300))):
         told = await client.post(body, "/v1/leads", Content_Type=FORM)
         assert (told.status, told.json()["code"]) == (400, "malformed_form")
+    told = await client.post({"email": EMAIL}, "/v1/leads", Content_Type=FORM)
+    assert told.status == 201, "JSON, as curl -d sends it"
     told = await client.post(b"--x", "/v1/leads", Content_Type="multipart/form-data; boundary=x")
     assert (told.status, told.json()["code"]) == (415, "wrong_content_type")
 
