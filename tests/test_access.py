@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from ingest import api_keys
-from tests.roles import OURS, TOKEN
+from tests.roles import NOT_PERMITTED, OURS, TOKEN, acting, refusal
+from tests.roles import claims as claims_of
 from tests.worker import Answer, Client, Start, start
 
 __all__ = ["start"]
@@ -168,6 +169,19 @@ async def test_the_database_has_the_last_word(client: Client, connection: asyncp
     told = await client.post({"email": "new@shop.example"}, "/v1/leads", Authorization=f"Bearer {token()}")
     assert (told.status, told.json()["code"]) == (403, "forbidden")
     assert len((await asked(client, token(claims("service_role", None)))).json()["leads"]) == 1
+
+
+async def test_who_is_signed_in_cannot_find_out_which_addresses_are_known(connection: asyncpg.Connection):
+    await connection.execute("INSERT INTO marketing.leads (email) VALUES ('ann@shop.example')")
+    for role in (None, "analyst"):
+        async with acting(connection, "authenticated", claims_of(role)):
+            for email in ("ann@shop.example", "new@shop.example"):
+                statement = f"INSERT INTO marketing.leads (email, notes) VALUES ('{email}', 'mine')"
+                assert await refusal(connection, statement) == NOT_PERMITTED
+    for role, settings in (("authenticated", claims_of("admin")), ("service_role", {}), ("anon", {})):
+        async with acting(connection, role, settings):
+            for email in ("ann@shop.example", "new@shop.example"):
+                assert await refusal(connection, f"INSERT INTO marketing.leads (email) VALUES ('{email}')") is None
 
 
 async def test_who_did_it_is_in_the_audit_log(client: Client, connection: asyncpg.Connection):
