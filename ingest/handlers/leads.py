@@ -94,7 +94,7 @@ def operations(redirect_origins: Sequence[str]) -> list[Operation]:
             answers={
                 201: Answer("A new lead", Captured),
                 200: Answer("A known address: what was missing is filled in", Captured),
-                303: Answer("The same for a form with `redirect`", None, ""),
+                303: Answer("The same for a form with `redirect`"),
             },
         )
     ]  # fmt: skip
