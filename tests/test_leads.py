@@ -166,6 +166,10 @@ async def test_what_a_request_tells_is_the_visitors(client: Client):
     await client.post({"email": "bob@shop.example"}, "/v1/leads", Authorization=BEARER, **headers)
     [row] = await client.fetch("SELECT * FROM marketing.leads WHERE email = 'bob@shop.example'")
     assert (row["country_code"], row["user_agent"], row["ip_address"]) == (None, None, None)
+    events = await client.fetch(
+        "SELECT country, user_agent, host(ip_address) FROM analytics.events ORDER BY received_at"
+    )
+    assert [tuple(event) for event in events] == [("BR", "Theirs/2.0", "127.0.0.0"), (None, None, None)]
 
 
 async def test_ten_an_hour_from_one_address(client: Client):

@@ -199,7 +199,7 @@ async def change(call: Call) -> web.StreamResponse:
         lead = await _lead(connection, lead_id)
     if after != before:
         properties = {"lead_id": str(lead_id), "from": before, "to": after}
-        await call.emit({"name": "lead_status_changed", "type": "system", "properties": properties})
+        await call.emit({"name": "lead_status_changed", "type": "system", "properties": properties}, of_client=False)
     return answer(200, lead, _PRIVATE)
 
 
@@ -229,7 +229,7 @@ async def interact(call: Call) -> web.StreamResponse:
     if row is None:
         raise _unknown()
     properties = {"lead_id": str(lead_id), "interaction_type": new.interaction_type, "outcome": new.outcome}
-    await call.emit({"name": "lead_interaction_added", "type": "system", "properties": properties})
+    await call.emit({"name": "lead_interaction_added", "type": "system", "properties": properties}, of_client=False)
     return answer(201, _interaction_of(row), _PRIVATE)
 
 

@@ -112,7 +112,7 @@ def _capture(origins: frozenset[str]) -> Callable[[Call], Awaitable[web.StreamRe
             return _answer(call, 201, uuid4())
         call.require_room()
         created, lead_id = await _store(call, lead)
-        await call.emit(_event(lead, created, lead_id))
+        await call.emit(_event(lead, created, lead_id), of_client=_on_behalf(call).role == "anon")
         return _answer(call, 201 if created else 200, lead_id)
 
     return capture
