@@ -22,6 +22,7 @@ _DESCRIPTION = """Durable, exactly-once event ingestion into your own Postgres.
   ingest dev                     everything in one go, its own Postgres included
   ingest serve                   collectors against DATABASE_URL
   ingest rollup                  aggregates, KPIs and housekeeping for them
+  ingest keys create             a key for who writes, reads or administrates over HTTP
   ingest psql -c 'select ...'    a psql on whichever database is configured
 """
 _EPILOG = """`ingest COMMAND --help` tells the settings of a command. All of them may also be set in the
@@ -132,6 +133,14 @@ def _parser() -> _Parser:
     rejected.add_argument("--id", metavar="N", type=_natural, help="replay: only this one")
     rejected.add_argument("--limit", metavar="N", type=_natural, default=20, help="list: how many [20]")
     rejected.add_argument("--replayed", action="store_true", help="list: those already replayed, too")
+    keys = command("keys", "API keys: create, list, revoke", _WHERE)
+    keys.add_argument("action", nargs="?", metavar="{create,list,revoke}", default="list",
+        help="make one, which is shown this once; tell which there are; believe one no more [list]",
+    )  # fmt: skip
+    keys.add_argument("which", nargs="?", metavar="WHICH", help="revoke: its name, its beginning or its id")
+    keys.add_argument("--name", metavar="TEXT", help="create: what it is for, for people")
+    keys.add_argument("--scope", metavar="{write,read,admin}", help="create: what it may do")
+    keys.add_argument("--expires-days", metavar="N", type=_natural, help="create: how long it is good [for ever]")
     tail = command("tail", "follow events as they are accepted or refused", ("data_dir",))
     tail.add_argument("--json", action="store_true", help="JSON lines")
     return parser
@@ -140,6 +149,7 @@ def _parser() -> _Parser:
 _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
     "status", "dry_run", "output", "seed", "anchor", "start", "end", "list", "run",
+    "which", "name", "scope", "expires_days",
 ))  # fmt: skip
 
 
@@ -198,6 +208,7 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
 
 _ACTIONS = {
     "journal": ("pending", "verify", "show"),
+    "keys": ("create", "list", "revoke"),
     "rejected": ("list", "replay"),
     "rollup": ("run", "rebuild", "verify"),
 }
@@ -205,6 +216,7 @@ _FLAGS = {
     "migrate": ("--status", "--dry-run"),
     "types": ("--output",),
     "journal": ("--journal",),
+    "keys": ("--name", "--scope", "--expires-days"),
     "rejected": ("--reason", "--id", "--limit", "--replayed"),
     "tail": ("--json",),
     "seed": ("--seed", "--anchor"),
@@ -302,6 +314,20 @@ def _rejected(config: Config, given: argparse.Namespace) -> int:
     return rejected.list_rejected(config, given.reason, given.limit, given.replayed)
 
 
+def _keys(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import keys
+
+    if given.action == "revoke":
+        if given.which is None:
+            raise IngestError("which key? `ingest keys revoke WHICH`: its name, its beginning or its id")
+        return keys.revoke(config, given.which)
+    if given.which is not None:
+        raise IngestError(f"`ingest keys {given.action}` takes no such argument; see `ingest keys --help`")
+    if given.action == "list":
+        return keys.list_keys(config)
+    return keys.create(config, given.name, given.scope, given.expires_days)
+
+
 def _tail(config: Config, given: argparse.Namespace) -> int:
     from ingest.commands import tail
 
@@ -318,6 +344,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "seed": _seed,
     "psql": _psql,
     "journal": _journal,
+    "keys": _keys,
     "rejected": _rejected,
     "tail": _tail,
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -107,7 +107,19 @@ class Authenticator:
             scopes = _OF_PERSON.get(told, frozenset())
         else:
             scopes = frozenset()
-        return Caller(role, scopes, orjson.dumps(claims).decode())
+        return Caller(role, scopes, _as_text(claims))
+
+
+def _as_text(claims: Mapping[str, Any]) -> str:
+    """The claims as the database reads them. Raises Unauthorized if it could not."""
+    try:
+        text = orjson.dumps(claims).decode()
+    except TypeError:
+        # Half a character, or a number beyond 64 bits.
+        text = "\\u0000"
+    if "\\u0000" in text:
+        raise Unauthorized("the token has claims that cannot be read")
+    return text
 
 
 def _caller_of(scopes: Sequence[str], key: str | None) -> Caller:

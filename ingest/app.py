@@ -19,7 +19,7 @@ from typing import Final
 import asyncpg
 from aiohttp import web
 
-from ingest import control, database, journals, migrations, partitions
+from ingest import control, database, journals, migrations, partitions, watermark
 from ingest.access import Authenticator, Scope
 from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
@@ -29,7 +29,7 @@ from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
 from ingest.errors import DatabaseError
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
-from ingest.handlers import docs, health, leads
+from ingest.handlers import docs, health, lead_desk, lead_export, leads, people
 from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
 from ingest.handlers.stats import Stats
 from ingest.http import Cors, RateLimit
@@ -335,7 +335,7 @@ class Worker:
 
     def _may_write(self, key: str) -> bool:
         found = self.keys.known(key)
-        return found is not None and Scope.WRITE in found.scopes
+        return found is not None and not {Scope.WRITE, Scope.ADMIN}.isdisjoint(found.scopes)
 
     def _application(self, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> web.Application:
         config = self.config
@@ -371,7 +371,17 @@ class Worker:
 
     def _operations(self) -> list[Operation]:
         """Every operation of the API, by feature."""
-        return [*leads.operations()]
+        return [
+            *leads.operations(self.config.redirect_origins),
+            *lead_export.operations(),
+            *lead_desk.operations(),
+            *people.operations(self.wait_stored),
+        ]
+
+    async def wait_stored(self, seconds: float) -> bool:
+        """Whether all that the journals of this data folder hold now is in the database within so many seconds."""
+        mark = await watermark.read(self.config.data_dir, [journal for journal, _ in self._stores()])
+        return await watermark.wait_passed(mark, self._calling, seconds)
 
     def state(self) -> tuple[bool, dict[str, object]]:
         """What /readyz tells."""

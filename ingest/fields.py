@@ -50,13 +50,14 @@ def text(
     high: int | None = None,
     pattern: str | None = None,
     examples: list[Any] | None = None,
+    form: str | None = None,
 ) -> Meta:
     """A text of `low` to `high` characters. `pattern` must mean the same in Python and in JavaScript, and names both
-    ends; `what` is how errors call it: "must be ..."."""
-    extra = {"what": what} if what else None
+    ends; `what` is how errors call it: "must be ..."; `form` is JSON Schema's `format`, for those who read it."""
     return Meta(
-        description=description, min_length=low, max_length=high, pattern=pattern, examples=examples, extra=extra
-    )
+        description=description, min_length=low, max_length=high, pattern=pattern, examples=examples,
+        extra={"what": what} if what else None, extra_json_schema={"format": form} if form else None,
+    )  # fmt: skip
 
 
 def number(description: str, low: float, high: float, *, examples: list[Any] | None = None) -> Meta:
@@ -95,17 +96,31 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
             if field.required:
                 errors.append(FieldError(name, "is required"))
             continue
-        wrong = _unstorable(given[name])
+        value = given[name]
+        wrong = _unstorable(value)
         if wrong is not None:
             errors.append(FieldError(name, wrong))
             continue
+        if texts and isinstance(value, str) and _is_list(field.type):
+            # A list of one is written like a single text.
+            value = [value]
         try:
-            values[field.name] = msgspec.convert(given[name], field.type, strict=not texts)
+            values[field.name] = msgspec.convert(value, field.type, strict=not texts)
         except msgspec.ValidationError as error:
             errors.append(_told(name, field.type, str(error)))
     if errors:
         raise Invalid(errors[:MAX_TOLD])
     return model(**values)
+
+
+def _is_list(type_: Any) -> bool:
+    return typing.get_origin(type_) is list or any(_is_list(part) for part in _parts(type_))
+
+
+def _parts(type_: Any) -> tuple[Any, ...]:
+    """What an annotated or optional type is made of; nothing for another."""
+    is_whole = isinstance(type_, type) or typing.get_origin(type_) in (list, dict, tuple, typing.Literal)
+    return () if is_whole else typing.get_args(type_)
 
 
 def _unstorable(value: object, depth: int = 0) -> str | None:

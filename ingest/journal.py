@@ -198,6 +198,15 @@ class Journal:
         return self._open.number - 1
 
     @property
+    def newest_record(self) -> int:
+        """The number of the record that the newest lines are in, durable or not yet."""
+        return self._open.number if self._open.opened_at_us else self._open.number - 1
+
+    def is_stored(self, number: int) -> bool:
+        """Whether what there was up to this record is in the database, or could not be made durable."""
+        return not self.has_backlog or self.stored_through >= number
+
+    @property
     def has_room(self) -> bool:
         """Whether the byte limit leaves room for one more full record."""
         return self._disk_bytes + min(MAX_OPEN_BYTES, self._max_bytes // 8) <= self._max_bytes

@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from ingest.access import Authenticator, Caller, Scope, Unauthorized
+from ingest.addresses import rate_limit_key
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
 from ingest.http import OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
@@ -125,11 +126,18 @@ class Call:
             settings = {"session_token": self.session_token, **settings}
         return self._api.transactions.on_behalf(caller or self.caller, self.address, self.user_agent, settings)
 
-    async def emit(self, *events: dict[str, Any]) -> None:
-        """Put events of our own into the stream, after the transaction they tell of. Durable when this returns."""
+    def require_room(self) -> None:
+        """Raise an honest 503 unless events could be made durable now: asked before anything is changed."""
+        if not self._api.emitter.can_accept():
+            raise Problem(503, "overloaded", "the journal cannot take events now; try again", headers=_retry())
+
+    async def emit(self, *events: dict[str, Any], of_client: bool = True) -> None:
+        """Put events of our own into the stream, after the transaction they tell of. Durable when this returns.
+        `of_client`: whether address and device are those of whom they are about; a server's or an admin's are not."""
         path = self.request.match_info.route.resource
         assert path is not None
-        await self._api.emitter.emit(list(events), path.canonical, self.address, self.request.headers)
+        address, headers = (self.address, self.request.headers) if of_client else ("", {})
+        await self._api.emitter.emit(list(events), path.canonical, address, headers)
 
 
 class Api:
@@ -188,12 +196,12 @@ class Api:
             )
         except Unauthorized as error:
             # Who guesses keys is slowed down like everybody who has none.
-            self._limit(self._by_address, address)
+            self._limit(self._by_address, rate_limit_key(address))
             raise Problem(
                 401, "unauthorized", str(error), headers={"WWW-Authenticate": 'Bearer realm="ingest"'}
             ) from None
         if caller.key is None:
-            self._limit(self._by_address, address)
+            self._limit(self._by_address, rate_limit_key(address))
         else:
             self._limit(self._by_key, caller.key)
         if operation.scope is not None and operation.scope not in caller.scopes:
@@ -223,6 +231,9 @@ class Api:
             refusal = error.refusal
             raise Problem(STATUS_OF_REASON.get(refusal.reason, 400), refusal.reason.value, refusal.detail) from None
         content_type = request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower() or JSON
+        # A form's own brace would be %7B: this is JSON, from a client whose default is to call everything a form.
+        if operation.forms and content_type == FORM and body.lstrip().startswith(b"{"):
+            content_type = JSON
         call.is_form = operation.forms and content_type == FORM
         if call.is_form:
             call.body = read(operation.body, _form(body), texts=True)
@@ -251,20 +262,30 @@ def _query(operation: Operation, request: web.Request) -> Any:
     return None
 
 
-def _form(body: bytes) -> dict[str, str | list[str]]:
-    """The fields of an HTML form. A field left blank was not filled in; one that is there twice is a list."""
+def _form(body: bytes) -> dict[str, Any]:
+    """The fields of an HTML form. A field left blank was not filled in; one that is there twice is a list; `a.b` is
+    the field b of the object a, where a checkbox without a value of its own is true."""
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=False, errors="strict", max_num_fields=200)
     except ValueError:
         raise Problem(400, "malformed_form", "the form is not valid UTF-8, or has over 200 fields") from None
-    found: dict[str, str | list[str]] = {}
+    found: dict[str, Any] = {}
     for name, value in pairs:
-        before = found.get(name)
-        if before is None:
-            found[name] = value
+        outer, _, inner = name.partition(".")
+        within = found.setdefault(outer, {}) if inner else None
+        if isinstance(within, dict):
+            _put(within, inner, "true" if value == "on" else value)
         else:
-            found[name] = [*before, value] if isinstance(before, list) else [before, value]
+            _put(found, name, value)
     return found
+
+
+def _put(found: dict[str, Any], name: str, value: str) -> None:
+    before = found.get(name)
+    if before is None:
+        found[name] = value
+    else:
+        found[name] = [*before, value] if isinstance(before, list) else [before, value]
 
 
 def _session_token(request: web.Request, *, needed: bool) -> str:

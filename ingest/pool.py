@@ -47,7 +47,9 @@ class Pool:
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection for as long as the block runs. Raises Unavailable, and TooSlow."""
-        connection = await self._lend()
+        # Given back to the pool it is from, also if that is being closed and waits for it.
+        pool = await self._opened()
+        connection = await self._lend(pool)
         try:
             yield connection
         except asyncpg.QueryCanceledError:
@@ -58,20 +60,17 @@ class Pool:
         except (*_ABSENT, OSError, TimeoutError) as error:
             raise Unavailable(_told(error)) from None
         finally:
-            await self._take_back(connection)
+            await self._take_back(pool, connection)
 
-    async def _lend(self) -> asyncpg.Connection:
-        pool = await self._opened()
+    async def _lend(self, pool: asyncpg.Pool) -> asyncpg.Connection:
         try:
             return await pool.acquire(timeout=_CONNECT_SECONDS)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             raise Unavailable(_told(error)) from None
 
-    async def _take_back(self, connection: asyncpg.Connection) -> None:
-        if self._pool is None:
-            return
+    async def _take_back(self, pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
         try:
-            await self._pool.release(connection, timeout=_GRACE_SECONDS)
+            await pool.release(connection, timeout=_GRACE_SECONDS)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             # The pool has ended it, and makes another for the next question.
             logger.debug("a connection for %s ended: %s", self._purpose, _told(error))

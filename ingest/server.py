@@ -110,6 +110,8 @@ class Server:
         self._posts = posts
         self._cors = cors
         self._metrics = metrics
+        # What an answer that is a stream has in its head must be there before its handler is done.
+        app.on_response_prepare.append(self._add_cors)
         self._runner = web.AppRunner(app, shutdown_timeout=shutdown_timeout_seconds)
         self._listener: asyncio.Server | None = None
         self._known = frozenset(posts) | {
@@ -128,6 +130,9 @@ class Server:
         self._listener = await loop.create_server(
             lambda: _Connection(server, self._finish_broken), sock=sock, backlog=_BACKLOG
         )
+
+    async def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        self._cors.add(request, response)
 
     def _finish_broken(self, sent: bytes, response: web.StreamResponse) -> None:
         self._cors.add_unread(sent, response)

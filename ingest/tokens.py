@@ -37,7 +37,8 @@ class TokenVerifier:
                 raise IngestError(f"jwt_secret must have at least {MIN_SECRET_BYTES} bytes")
             self._keys[None] = (secret.encode(), "HS256")
         if jwks_file is not None:
-            self._keys |= _read_keys(jwks_file)
+            # A token that names no key is the secret's, if there is one: while one replaces the other both count.
+            self._keys = _read_keys(jwks_file) | self._keys
 
     def verify(self, token: str) -> Mapping[str, Any]:
         """The claims of a valid token, whose role is one of ROLES. Raises InvalidToken."""
@@ -60,7 +61,7 @@ class TokenVerifier:
             raise InvalidToken(f"the token has no {error.claim}") from None
         except jwt.InvalidAudienceError:
             raise InvalidToken("the token is for another audience") from None
-        except (jwt.PyJWTError, KeyError, ValueError, TypeError):
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError, RecursionError):
             raise InvalidToken(_WRONG) from None
         if claims.get("role") not in ROLES:
             raise InvalidToken(f"the token's role must be one of {', '.join(ROLES)}")

@@ -36,6 +36,7 @@ COMMANDS = (
     "migrate",
     "seed",
     "types",
+    "keys",
     "psql",
     "journal",
     "rejected",

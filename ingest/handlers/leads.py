@@ -1,48 +1,204 @@
-"""Leads: captured by the marketing site."""
+"""POST /v1/leads: leads captured by the marketing site, as JSON or by an HTML form."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+import logging
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
 
 import msgspec
+import orjson
 from aiohttp import web
+from msgspec import Meta
 
 from ingest import fields
+from ingest.access import Caller, Scope
+from ingest.addresses import country_from_headers
 from ingest.database import load_queries
+from ingest.fields import FieldError, Invalid
 from ingest.http import answer
+from ingest.lead import Campaign, Consent, Country, Email, Features, Link, Phone, Source, recorded
+from ingest.logs import Quiet
 from ingest.operations import Answer, Call, Operation
 
+logger = logging.getLogger(__name__)
+
 _QUERIES: Final = load_queries("leads")
+_QUIET_SECONDS: Final = 60.0
+_MAX_LOCAL_PART: Final = 64
+# Printable ASCII without backslash, which browsers take for a slash; a second slash would begin another host.
+_REDIRECT: Final = r"^(/([!-.0-\[\]-~][!-\[\]-~]*)?|https?://[!-\[\]-~]+)$"
+_OWN_PORT: Final = {"http": ":80", "https": ":443"}
+
+Visit = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
-class NewLead(msgspec.Struct, forbid_unknown_fields=True):
-    """A lead as the site sends it."""
+class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A lead as the site sends it. What is known of an address stays: only what is missing is filled in."""
 
-    email: Annotated[str, fields.text("Address", what="an email address", low=3, high=254)]
+    email: Email
+    phone_number: Phone | None = None
     company_name: Annotated[str, fields.text("Company", low=1, high=200)] | None = None
+    first_name: Annotated[str, fields.text("First name", low=1, high=100)] | None = None
+    last_name: Annotated[str, fields.text("Last name", low=1, high=100)] | None = None
+    source: Annotated[Source, fields.about("Which form it was")] = "website-form"
+    notes: Annotated[str, fields.text("What they write", high=10_000)] | None = None
+    interested_features: Features = msgspec.field(default_factory=list)
+    utm_source: Campaign | None = None
+    utm_medium: Campaign | None = None
+    utm_campaign: Campaign | None = None
+    utm_content: Campaign | None = None
+    utm_term: Campaign | None = None
+    referrer: Link | None = None
+    landing_page: Link | None = None
+    user_agent: Annotated[str, fields.text("Theirs, if another sends this for them", high=1024)] | None = None
+    country_code: Country | None = None
+    region: Annotated[str, fields.text("ISO 3166-2 without the country, or a name", high=100)] | None = None
+    city: Annotated[str, fields.text("City", high=100)] | None = None
+    consent: Consent = msgspec.field(default_factory=dict)
+    anonymous_id: Annotated[Visit, fields.about("The visitor's, as in their events")] | None = None
+    session_id: Annotated[Visit, fields.about("The visit's, as in their events")] | None = None
+    website: (
+        Annotated[str, fields.text("To be hidden and left empty: who fills it in is no person", high=1000)] | None
+    ) = None
+    redirect: (
+        Annotated[
+            str,
+            fields.text("Where a form's browser goes next: a path here, or a URL of an allowed origin",
+                        what="a path, or an http(s) URL", high=2048, pattern=_REDIRECT, examples=["/thanks"]),
+        ]
+        | None
+    ) = None  # fmt: skip
 
 
 class Captured(msgspec.Struct):
     """A lead that was taken in."""
 
-    id: str
+    id: UUID
 
 
-def operations() -> list[Operation]:
+def operations(redirect_origins: Sequence[str]) -> list[Operation]:
+    """`redirect_origins`: those that a form may send its browser to, beside this one."""
     return [
         Operation(
-            "POST", "/v1/leads", capture, "Leave an address", "leads", body=NewLead,
-            answers={201: Answer("A new lead", Captured), 200: Answer("A known address", Captured)},
+            "POST", "/v1/leads", _capture(frozenset(redirect_origins)), "Leave an address", "leads",
+            description=(
+                "From anybody, at most 10 an hour from one address; with an API key that may write, no limit. An HTML"
+                " form is taken as well: `consent.newsletter` is a checkbox, `redirect` where its browser goes next."
+            ),
+            body=NewLead, forms=True,
+            answers={
+                201: Answer("A new lead", Captured),
+                200: Answer("A known address: what was missing is filled in", Captured),
+                303: Answer("The same for a form with `redirect`"),
+            },
         )
     ]  # fmt: skip
 
 
-async def capture(call: Call) -> web.StreamResponse:
+def _capture(origins: frozenset[str]) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+    quiet = Quiet(_QUIET_SECONDS)
+
+    async def capture(call: Call) -> web.StreamResponse:
+        lead: NewLead = call.body
+        _check(lead, origins if call.is_form else None)
+        if lead.website:
+            if times := quiet.due():
+                logger.info("left out %d leads that filled in the field no person sees", times)
+            return _answer(call, 201, uuid4())
+        call.require_room()
+        created, lead_id = await _store(call, lead)
+        await call.emit(_event(lead, created, lead_id), of_client=_on_behalf(call).role == "anon")
+        return _answer(call, 201 if created else 200, lead_id)
+
+    return capture
+
+
+def _check(lead: NewLead, origins: frozenset[str] | None) -> None:
+    """What the declaration cannot say. Raises Invalid. `origins`: None where nobody is redirected."""
+    errors = []
+    if lead.email.strip().index("@") > _MAX_LOCAL_PART:
+        errors.append(FieldError("email", f"must have at most {_MAX_LOCAL_PART} characters before the @"))
+    if lead.redirect is not None and origins is not None and not may_redirect(lead.redirect, origins):
+        errors.append(FieldError("redirect", "must be a path, or of an origin that redirect_origins allows"))
+    if errors:
+        raise Invalid(errors)
+
+
+def may_redirect(target: str, origins: frozenset[str]) -> bool:
+    """Whether a browser may be sent there: a path of this origin, or a URL of an allowed one."""
+    if not re.fullmatch(_REDIRECT, target) or target.endswith("\n"):
+        return False
+    if target.startswith("/"):
+        return True
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return False
+    netloc = parts.netloc.lower().removesuffix(_OWN_PORT[parts.scheme])
+    return f"{parts.scheme}://{netloc}" in origins
+
+
+def _answer(call: Call, status: int, lead_id: UUID) -> web.Response:
     lead: NewLead = call.body
+    if call.is_form and lead.redirect:
+        return web.Response(status=303, headers={"Location": lead.redirect})
+    return answer(status, {"id": str(lead_id)})
+
+
+def _on_behalf(call: Call) -> Caller:
+    """Anybody may leave an address, whatever their token says; the limits by address are for all but admins and
+    servers, whose visitors come from other addresses than theirs."""
+    trusted = call.caller.scopes & {Scope.ADMIN, Scope.WRITE}
+    return call.caller if trusted else call.caller._replace(role="anon")
+
+
+async def _store(call: Call, lead: NewLead) -> tuple[bool, UUID]:
+    """Whether it is new, and its id."""
+    caller = _on_behalf(call)
     email = lead.email.strip().lower()
-    async with call.transaction(user_email=email) as connection:
-        status = await connection.execute(_QUERIES["capture"], email, lead.company_name)
-        row = await connection.fetchrow(_QUERIES["captured"], email)
-    created = status == "INSERT 0 1"
-    await call.emit({"name": "lead_created" if created else "lead_updated", "type": "conversion"})
-    return answer(201 if created else 200, {"id": str(row["id"])})
+    async with call.transaction(caller=caller) as connection:
+        status = await connection.execute(_QUERIES["capture"], *_row(call, lead, is_visitor=caller.role == "anon"))
+        if caller.role == "anon":
+            # Not before: who leaves an address has not proved that it is theirs, and the audit log would say so.
+            await connection.execute("SELECT set_config('app.user_email', $1, true)", email)
+        lead_id: UUID = await connection.fetchval(_QUERIES["captured"], email)
+    return status == "INSERT 0 1", lead_id
+
+
+def _row(call: Call, lead: NewLead, *, is_visitor: bool) -> list[Any]:
+    """The parameters of `capture`. What a request tells by its headers is the visitor's only if they sent it."""
+    country, user_agent = lead.country_code, lead.user_agent
+    if is_visitor:
+        country = country or country_from_headers(call.request.headers)
+        user_agent = user_agent or call.user_agent or None
+    consent = orjson.dumps(recorded(lead.consent, datetime.now(UTC))).decode()
+    return [
+        lead.email, lead.phone_number, lead.company_name, lead.first_name, lead.last_name, lead.source, lead.notes,
+        lead.interested_features, lead.utm_source, lead.utm_medium, lead.utm_campaign, lead.utm_content,
+        lead.utm_term, lead.referrer, lead.landing_page, user_agent, country, lead.region, lead.city, consent,
+    ]  # fmt: skip
+
+
+def _event(lead: NewLead, created: bool, lead_id: UUID) -> dict[str, Any]:
+    """lead_created or lead_updated, with the visit and the campaign, and nothing that names the person."""
+    campaign = {
+        "source": lead.utm_source, "medium": lead.utm_medium, "name": lead.utm_campaign,
+        "content": lead.utm_content, "term": lead.utm_term,
+    }  # fmt: skip
+    campaign = {name: value for name, value in campaign.items() if value}
+    context: dict[str, Any] = {"campaign": campaign} if campaign else {}
+    if lead.user_agent:
+        context["userAgent"] = lead.user_agent
+    return {
+        "name": "lead_created" if created else "lead_updated",
+        "type": "conversion" if created else "user_action",
+        "anonymous_id": lead.anonymous_id,
+        "session_id": lead.session_id,
+        "properties": {"lead_id": str(lead_id), "source": lead.source},
+        "context": context,
+    }

@@ -310,6 +310,24 @@ COMMENT ON FUNCTION ingest.admit_by_session() IS 'Trigger (kind, limit): at most
 -- Their name makes them the first: triggers run by name, and one that merges a row away would leave it uncounted.
 CREATE TRIGGER admit BEFORE INSERT ON marketing.leads FOR EACH ROW
 WHEN (ingest.is_public('marketing.leads')) EXECUTE FUNCTION ingest.admit_by_address('leads', '10');
+-- A known address merges and leaves no row, so that no policy refuses it: who is signed in and may not add leads would
+-- learn whose addresses there are, as often as they like, and fill in what is missing.
+CREATE FUNCTION ingest.refuse_lead() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'new row violates row-level security policy for table "leads"'
+    USING ERRCODE = 'insufficient_privilege';
+END
+$$;
+COMMENT ON FUNCTION ingest.refuse_lead() IS 'Trigger: refuse a lead as its policy does, whether or not its address is known';
+CREATE TRIGGER admit_signed_in BEFORE INSERT ON marketing.leads FOR EACH ROW
+WHEN (
+    row_security_active('marketing.leads') AND NOT ingest.is_public('marketing.leads')
+    AND NOT pg_has_role(current_user, 'service_role', 'USAGE')
+    AND auth.jwt() -> 'app_metadata' ->> 'role' IS DISTINCT FROM 'admin'
+) EXECUTE FUNCTION ingest.refuse_lead();
 CREATE TRIGGER admit BEFORE INSERT ON onboarding.sessions FOR EACH ROW
 WHEN (ingest.is_public('onboarding.sessions')) EXECUTE FUNCTION ingest.admit_by_address('onboarding sessions', '5');
 CREATE TRIGGER admit BEFORE INSERT ON onboarding.step_activities FOR EACH ROW

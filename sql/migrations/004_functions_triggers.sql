@@ -727,7 +727,8 @@ BEGIN
             WHERE ltrim(phone_number, '+') = ltrim(phone, '+') AND id <> ALL (found.lead_ids)
         )
     );
-    found.pattern := ingest.mention_pattern(found.address || found.phones);
+    -- The service's own events name a lead by its id.
+    found.pattern := ingest.mention_pattern(found.address || found.phones || found.lead_ids::text[]);
     -- Who says who they are, or has the address as their own; not who only names it, as one who invites them does.
     SELECT
         coalesce(array_agg(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL), '{}'),
@@ -737,6 +738,8 @@ BEGIN
     WHERE lower(user_id) = found.address OR user_id = ANY (found.lead_ids::text[])
         OR (name = 'identify' AND ingest.mentions(properties::text, by_address))
         OR lower(context #>> '{traits,email}') = found.address
+        -- Whose visit left the lead; an admin's, who looks at it, has other names.
+        OR (name IN ('lead_created', 'lead_updated') AND properties ->> 'lead_id' = ANY (found.lead_ids::text[]))
         OR (user_id IS NULL AND lower(properties ->> 'email') = found.address);
     found.user_ids := found.user_ids || found.lead_ids::text[] || found.address;
     found.visits := found.session_ids::text[] || ARRAY(
@@ -944,7 +947,8 @@ END
 $$;
 COMMENT ON FUNCTION public.gdpr_delete_user_data(text) IS
     'Erase the person with this address from every table, or leave only what names nobody; how many rows of each. '
-    'Twice is the same as once. What still waits in a collector''s journal is not here yet: call it again';
+    'Twice is the same as once. What still waits in a collector''s journal is not here yet: call it again, or ask by '
+    'DELETE /v1/people, which waits for that';
 
 -- SECURITY DEFINER because nobody but the owner may read every table; for admins only.
 CREATE FUNCTION public.gdpr_export_user_data(email text) RETURNS jsonb

@@ -1,0 +1,267 @@
+"""Leads for those who work with them: the list, one with what was done about it, its status, what is done next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import orjson
+from aiohttp import web
+from msgspec import UNSET, UnsetType
+
+from ingest import fields
+from ingest.access import Scope
+from ingest.database import load_queries
+from ingest.fields import FieldError, Invalid
+from ingest.http import answer
+from ingest.lead import (
+    CURSOR_CHARACTERS,
+    CURSOR_PATTERN,
+    TRANSITIONS,
+    Lead,
+    Moment,
+    Outcome,
+    Place,
+    Source,
+    Status,
+    cursor_of,
+    place_of,
+    utc,
+)
+from ingest.operations import Answer, Call, Operation, Problem
+
+_QUERIES: Final = load_queries("leads")
+_MOST_INTERACTIONS: Final = 1000
+_PRIVATE: Final = {"Cache-Control": "no-store"}
+_METADATA_SIZE: Final = "lead_interactions_metadata_size"
+
+Cursor = Annotated[
+    str, fields.text("Where a page begins: `next` of the one before", what="the `next` of a page",
+                     low=CURSOR_CHARACTERS, high=CURSOR_CHARACTERS, pattern=CURSOR_PATTERN),
+]  # fmt: skip
+
+
+class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which leads; all of it together."""
+
+    status: Annotated[Status, fields.about("Only of this status")] | None = None
+    source: Annotated[Source, fields.about("Only by this form")] | None = None
+    min_score: Annotated[int, fields.number("At least as promising", 0, 100)] | None = None
+    created_from: Annotated[Moment, fields.about("Not before")] | None = None
+    created_to: Annotated[Moment, fields.about("Before")] | None = None
+    q: Annotated[str, fields.text("How the address or the company begins", low=1, high=254)] | None = None
+
+
+class PageQuery(Filters, forbid_unknown_fields=True, kw_only=True):
+    """A page of them."""
+
+    limit: Annotated[int, fields.number("Leads on a page", 1, 1000)] = 100
+    cursor: Cursor | None = None
+
+
+class Page(msgspec.Struct):
+    """Leads, the latest first; `next` is null on the last page."""
+
+    leads: list[Lead]
+    next: Cursor | None
+
+
+class LeadPath(msgspec.Struct, forbid_unknown_fields=True):
+    """Which lead."""
+
+    id: UUID
+
+
+class Interaction(msgspec.Struct):
+    """What was done about a lead."""
+
+    id: UUID
+    interaction_type: str
+    subject: str | None
+    description: str | None
+    outcome: Outcome | None
+    scheduled_at: datetime | None
+    completed_at: datetime | None
+    created_by: UUID | None
+    metadata: dict[str, Any]
+    created_at: datetime
+
+
+class LeadWithInteractions(Lead):
+    """A lead, and what was done about it: the latest 1,000."""
+
+    interactions: list[Interaction]
+
+
+class LeadChange(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to change; the rest stays."""
+
+    status: Annotated[Status, fields.about("Where it goes from here")] | None = None
+    notes: Annotated[str, fields.text("Instead of those before", high=10_000)] | UnsetType | None = UNSET
+
+
+class NewInteraction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What was done, or is to be."""
+
+    interaction_type: Annotated[
+        str, fields.text("Such as email_sent, call_made, demo_scheduled", what="a name in lower_snake_case",
+                         low=1, high=50, pattern="^[a-z][a-z0-9_]*$", examples=["call_made"]),
+    ]  # fmt: skip
+    subject: Annotated[str, fields.text("In a line", high=300)] | None = None
+    description: Annotated[str, fields.text("In full", high=10_000)] | None = None
+    outcome: Annotated[Outcome, fields.about("How they took it")] | None = None
+    scheduled_at: Annotated[Moment, fields.about("When it is to be")] | None = None
+    completed_at: Annotated[Moment, fields.about("When it was done")] | None = None
+    metadata: Annotated[dict[str, Any], fields.about("Anything else, under 16 kB")] = msgspec.field(
+        default_factory=dict
+    )
+
+
+def operations() -> list[Operation]:
+    """For admins."""
+    unknown = Answer("There is no such lead")
+    return [
+        Operation(
+            "GET", "/v1/leads", page, "List leads", "leads", scope=Scope.ADMIN, query=PageQuery,
+            answers={200: Answer("A page of them, the latest first", Page)},
+        ),
+        Operation(
+            "GET", "/v1/leads/{id}", read_one, "Read a lead", "leads", scope=Scope.ADMIN, parameters=LeadPath,
+            answers={200: Answer("The lead", LeadWithInteractions), 404: unknown},
+        ),
+        Operation(
+            "PATCH", "/v1/leads/{id}", change, "Change a lead", "leads", scope=Scope.ADMIN, parameters=LeadPath,
+            body=LeadChange,
+            answers={200: Answer("The lead now", Lead), 404: unknown,
+                     409: Answer("Its status cannot become that one; the answer says which it can")},
+        ),
+        Operation(
+            "POST", "/v1/leads/{id}/interactions", interact, "Add an interaction", "leads", scope=Scope.ADMIN,
+            parameters=LeadPath, body=NewInteraction,
+            answers={201: Answer("It is recorded", Interaction), 404: unknown},
+        ),
+    ]  # fmt: skip
+
+
+def arguments(filters: Filters, place: Place | None, limit: int | None) -> list[Any]:
+    """The parameters of the query `page`."""
+    beginning = None
+    if filters.q is not None:
+        beginning = filters.q.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    return [
+        filters.status, filters.source, filters.min_score, _utc(filters.created_from), _utc(filters.created_to),
+        beginning, place.created_at if place else None, place.id if place else None, limit,
+    ]  # fmt: skip
+
+
+def lead_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of Lead, of a row."""
+    return {**row, "id": str(row["id"]), "consent": orjson.loads(row["consent"])}
+
+
+async def page(call: Call) -> web.StreamResponse:
+    query: PageQuery = call.query
+    place = place_of(query.cursor) if query.cursor is not None else None
+    async with call.transaction() as connection:
+        # One more than asked for tells whether there is another page.
+        rows = await connection.fetch(_QUERIES["page"], *arguments(query, place, query.limit + 1))
+    shown = rows[: query.limit]
+    last = Place(shown[-1]["created_at"], shown[-1]["id"]) if len(rows) > len(shown) else None
+    told = {"leads": [lead_of(row) for row in shown], "next": cursor_of(last) if last else None}
+    return answer(200, told, _PRIVATE)
+
+
+async def read_one(call: Call) -> web.StreamResponse:
+    lead_id: UUID = call.parameters.id
+    async with call.transaction() as connection:
+        lead = await _lead(connection, lead_id)
+        rows = await connection.fetch(_QUERIES["interactions"], lead_id, _MOST_INTERACTIONS)
+    return answer(200, {**lead, "interactions": [_interaction_of(row) for row in rows]}, _PRIVATE)
+
+
+async def change(call: Call) -> web.StreamResponse:
+    lead_id, wanted = call.parameters.id, call.body
+    call.require_room()
+    async with call.transaction() as connection:
+        before = await connection.fetchval(_QUERIES["lock"], lead_id)
+        if before is None:
+            raise _unknown()
+        after = wanted.status or before
+        check_transition(before, after)
+        notes = wanted.notes
+        await connection.execute(
+            _QUERIES["change"], lead_id, wanted.status, notes is not UNSET, None if notes is UNSET else notes
+        )
+        lead = await _lead(connection, lead_id)
+    if after != before:
+        properties = {"lead_id": str(lead_id), "from": before, "to": after}
+        await call.emit({"name": "lead_status_changed", "type": "system", "properties": properties}, of_client=False)
+    return answer(200, lead, _PRIVATE)
+
+
+def check_transition(before: str, after: str) -> None:
+    """Raise the Problem 409 if a lead's status cannot go from the one to the other. Where it is, it may stay."""
+    allowed = TRANSITIONS[before]
+    if after != before and after not in allowed:
+        may = f"can become {' or '.join(allowed)}" if allowed else "stays so"
+        raise Problem(409, "transition_not_allowed", f"a lead that is {before} {may}, not {after}")
+
+
+async def interact(call: Call) -> web.StreamResponse:
+    lead_id: UUID = call.parameters.id
+    new: NewInteraction = call.body
+    call.require_room()
+    try:
+        async with call.transaction() as connection:
+            row = await connection.fetchrow(
+                _QUERIES["interact"], lead_id, new.interaction_type, new.subject, new.description, new.outcome,
+                _utc(new.scheduled_at), _utc(new.completed_at), orjson.dumps(new.metadata).decode(),
+                _author(call.caller.claims),
+            )  # fmt: skip
+    except asyncpg.CheckViolationError as error:
+        if error.constraint_name != _METADATA_SIZE:
+            raise
+        raise Invalid([FieldError("metadata", "must be under 16 kB")]) from None
+    if row is None:
+        raise _unknown()
+    properties = {"lead_id": str(lead_id), "interaction_type": new.interaction_type, "outcome": new.outcome}
+    await call.emit({"name": "lead_interaction_added", "type": "system", "properties": properties}, of_client=False)
+    return answer(201, _interaction_of(row), _PRIVATE)
+
+
+async def _lead(connection: asyncpg.Connection, lead_id: UUID) -> dict[str, Any]:
+    row = await connection.fetchrow(_QUERIES["one"], lead_id)
+    if row is None:
+        raise _unknown()
+    return lead_of(row)
+
+
+def _interaction_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    author = row["created_by"]
+    return {
+        **row,
+        "id": str(row["id"]),
+        "created_by": str(author) if author else None,
+        "metadata": orjson.loads(row["metadata"]),
+    }
+
+
+def _unknown() -> Problem:
+    return Problem(404, "unknown_lead", "there is no lead with this id")
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return utc(moment) if moment is not None else None
+
+
+def _author(claims: str) -> UUID | None:
+    """Who is signed in, if they are known by a UUID; a key is no person."""
+    subject: object = orjson.loads(claims).get("sub") if claims else None
+    try:
+        return UUID(subject) if isinstance(subject, str) else None
+    except ValueError:
+        return None

@@ -1,0 +1,170 @@
+"""GET /v1/leads/export: every lead, as CSV or as a JSON object a line, in a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import logging
+import re
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+import asyncpg
+import orjson
+from aiohttp import web
+
+from ingest import fields
+from ingest.access import Scope
+from ingest.database import load_queries
+from ingest.handlers.lead_desk import Filters, arguments, lead_of
+from ingest.lead import COLUMNS
+from ingest.operations import Answer, Call, Operation, Problem
+
+logger = logging.getLogger(__name__)
+
+BATCH: Final = 200
+"""Rows in memory at once: two megabytes, if all were as long as they may be."""
+AT_ONCE: Final = 2
+"""Exports of one worker at the same time. Each holds one of the few connections that all requests share."""
+_STUCK_SECONDS: Final = 60.0
+"""A client that takes nothing for so long is hung up on: it holds a connection and a snapshot of the database."""
+_BUSY_SECONDS: Final = 10
+_QUERIES: Final = load_queries("leads")
+_CONTENT_TYPES: Final = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
+_FORMULA: Final = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_RESET: Final = struct.pack("ii", 1, 0)
+_PLAIN: Final = frozenset(("phone_number", "created_at", "updated_at"))
+"""Columns that cannot hold a formula: the database has digits in them, or times. A + before a number shall stay."""
+
+
+class ExportQuery(Filters, forbid_unknown_fields=True, kw_only=True):
+    """Which leads, and how they are written."""
+
+    format: Annotated[Literal["csv", "ndjson"], fields.about("csv for spreadsheets, ndjson for programs")] = "csv"
+
+
+class Places:
+    """So many may do something at once; who comes beyond is told to come again."""
+
+    def __init__(self, number: int, what: str) -> None:
+        self._left = number
+        self._what = what
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Raises a Problem 503 if there is no place."""
+        if not self._left:
+            detail = f"{self._what}; try again"
+            raise Problem(503, "busy", detail, headers={"Retry-After": str(_BUSY_SECONDS)})
+        self._left -= 1
+        try:
+            yield
+        finally:
+            self._left += 1
+
+
+def operations() -> list[Operation]:
+    """To be routed before /v1/leads/{id}."""
+    places = Places(AT_ONCE, "other exports are being written")
+
+    async def handle(call: Call) -> web.StreamResponse:
+        with places.taken():
+            return await export(call)
+
+    return [
+        Operation(
+            "GET", "/v1/leads/export", handle, "Export leads", "leads", scope=Scope.ADMIN, query=ExportQuery,
+            description=(
+                "In a stream, the latest first. In CSV a cell that a spreadsheet would take for a formula has a `'`"
+                " before it. When something fails half-way the connection is reset: a file is whole if your client"
+                " reports no error."
+            ),
+            answers={200: Answer("The leads, by `format` as text/csv or application/x-ndjson", None, "text/csv")},
+        )
+    ]  # fmt: skip
+
+
+async def export(call: Call) -> web.StreamResponse:
+    """Whatever fails before the first rows are there is answered like everywhere; after that it is too late for an
+    answer, and a file that just ends would look complete."""
+    response: web.StreamResponse | None = None
+    try:
+        async with call.transaction() as connection:
+            cursor = await connection.cursor(_QUERIES["page"], *arguments(call.query, None, None))
+            rows = await cursor.fetch(BATCH)
+            response = await _begin(call)
+            while rows:
+                await _write(response, _encoded(rows, call.query.format))
+                rows = await cursor.fetch(BATCH)
+        await response.write_eof()
+    except BaseException as error:
+        if response is None:
+            raise
+        _break_off(call.request)
+        if not isinstance(error, Exception):
+            raise
+        logger.warning("an export of leads ended half-way: %s", " ".join(str(error).split()) or type(error).__name__)
+    return response
+
+
+async def _begin(call: Call) -> web.StreamResponse:
+    form = call.query.format
+    headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="leads.{form}"'}
+    response = web.StreamResponse(headers=headers)
+    response.content_type = _CONTENT_TYPES[form]
+    response.charset = "utf-8"
+    await response.prepare(call.request)
+    if form == "csv":
+        await _write(response, csv_lines([COLUMNS]))
+    return response
+
+
+async def _write(response: web.StreamResponse, text: bytes) -> None:
+    async with asyncio.timeout(_STUCK_SECONDS):
+        await response.write(text)
+
+
+def _break_off(request: web.Request) -> None:
+    """End the connection so that no client takes what it has for all: with a reset. A mere end would do for HTTP/1.1,
+    where the last chunk is missing, but it is how a complete answer ends in HTTP/1.0, which proxies speak."""
+    transport = request.transport
+    if transport is None:
+        return
+    connected = transport.get_extra_info("socket")
+    if connected is not None and connected.family != socket.AF_UNIX:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
+def _encoded(rows: Sequence[asyncpg.Record], form: str) -> bytes:
+    if form == "ndjson":
+        return b"".join([orjson.dumps(lead_of(row)) + b"\n" for row in rows])
+    return csv_lines([[_cell(name, row) for name in COLUMNS] for row in rows])
+
+
+def csv_lines(rows: Sequence[Sequence[str]]) -> bytes:
+    """Lines as RFC 4180 has them, in UTF-8."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _cell(name: str, row: Mapping[str, Any]) -> str:
+    value = row[name]
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        value = "; ".join(value)
+    elif isinstance(value, datetime):
+        value = value.isoformat()
+    return str(value) if name in _PLAIN else disarmed(str(value))
+
+
+def disarmed(text: str) -> str:
+    """The text, with a ' before what a spreadsheet would take for a formula and compute."""
+    return f"'{text}" if _FORMULA.match(text) else text

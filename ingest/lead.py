@@ -1,0 +1,149 @@
+"""What a lead is: the shapes of its fields, where its status may go, its place in a list. Pure."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal, NamedTuple
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from ingest import fields
+
+Source = Literal["website-form", "demo-request", "newsletter-signup", "pricing-inquiry", "contact-form"]
+Status = Literal["new", "contacted", "qualified", "converted", "lost"]
+Outcome = Literal["positive", "neutral", "negative", "no_response"]
+
+TRANSITIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "new": ("contacted", "qualified", "lost"),
+    "contacted": ("qualified", "converted", "lost"),
+    "qualified": ("contacted", "converted", "lost"),
+    "converted": (),
+    "lost": ("contacted",),
+}
+"""Status -> where an admin may take it from there; who converted is a customer, and a lead no more."""
+
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
+_LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_TOP: Final = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])"
+_EMAIL: Final = rf"^[ \t]*{_ATOM}+(\.{_ATOM}+)*@({_LABEL}\.)+{_TOP}[ \t]*$"
+_BETWEEN: Final = r"[ \t().\-/\u00a0\u202f]*"
+# Seven to fifteen digits, after + or 00 if with the country's: what the database takes once all between is out.
+_PHONE: Final = (
+    rf"^{_BETWEEN}((\+|00){_BETWEEN}([0-9]{_BETWEEN}){{7,15}}"
+    rf"|([1-9]{_BETWEEN}|0{_BETWEEN}[1-9]{_BETWEEN})([0-9]{_BETWEEN}){{6,13}})$"
+)
+
+Email = Annotated[
+    str,
+    fields.text("Address", what="an email address", low=6, high=254, pattern=_EMAIL,
+                form="email", examples=["user@company.com"]),
+]  # fmt: skip
+Phone = Annotated[
+    str,
+    fields.text("Number; blanks and punctuation are taken out", what="a phone number of 7 to 15 digits", low=7,
+                high=50, pattern=_PHONE, examples=["+49 30 1234567"]),
+]  # fmt: skip
+Country = Annotated[
+    str,
+    fields.text(
+        "ISO 3166-1", what="a country's two letters", low=2, high=2, pattern="^[A-Za-z]{2}$", examples=["DE"]
+    ),
+]
+Feature = Annotated[str, Meta(min_length=1, max_length=50)]
+Features = Annotated[list[Feature], Meta(max_length=50, description="What they are interested in")]
+Purpose = Annotated[str, Meta(min_length=1, max_length=50, pattern="^[a-z][a-z0-9_-]*$")]
+Consent = Annotated[
+    dict[Purpose, bool | Annotated[datetime, Meta(tz=True)]],
+    Meta(max_length=20, description="What they agree to: true, which is recorded with our time, or when they did",
+         examples=[{"newsletter": True}]),
+]  # fmt: skip
+Campaign = Annotated[str, Meta(max_length=255, description="Of the campaign that brought them")]
+Link = Annotated[str, Meta(max_length=4096)]
+Moment = Annotated[datetime, Meta(tz=True)]
+
+
+class Lead(msgspec.Struct):
+    """A lead as admins see it."""
+
+    id: UUID
+    email: str
+    phone_number: str | None
+    company_name: str | None
+    first_name: str | None
+    last_name: str | None
+    source: Source
+    status: Status
+    score: Annotated[int, Meta(ge=0, le=100, description="How promising, 0 to 100")]
+    notes: str | None
+    interested_features: list[str]
+    utm_source: str | None
+    utm_medium: str | None
+    utm_campaign: str | None
+    utm_content: str | None
+    utm_term: str | None
+    referrer: str | None
+    landing_page: str | None
+    user_agent: str | None
+    ip_address: str | None
+    country_code: str | None
+    region: str | None
+    city: str | None
+    consent: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+
+
+COLUMNS: Final = Lead.__struct_fields__
+
+
+class Place(NamedTuple):
+    """Where a page ends: the last lead on it, in the order of (created_at, id)."""
+
+    created_at: datetime
+    id: UUID
+
+
+_PLACE: Final = struct.Struct(">q16s")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+CURSOR_PATTERN: Final = "^[A-Za-z0-9_-]{32}$"
+CURSOR_CHARACTERS: Final = 32
+
+
+def cursor_of(place: Place) -> str:
+    """The place as CURSOR_CHARACTERS characters, for a client to hand back."""
+    microseconds = (place.created_at - _EPOCH) // timedelta(microseconds=1)
+    return base64.urlsafe_b64encode(_PLACE.pack(microseconds, place.id.bytes)).decode()
+
+
+def place_of(cursor: str) -> Place:
+    """The place of a cursor; any text of CURSOR_PATTERN is one, if not one of ours."""
+    microseconds, raw = _PLACE.unpack(base64.urlsafe_b64decode(cursor))
+    try:
+        moment = _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        moment = _FIRST if microseconds < 0 else _LAST
+    return Place(moment, UUID(bytes=raw))
+
+
+def utc(moment: datetime) -> datetime:
+    """The moment in UTC; at the very ends of time, where there is none, the end."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        return _FIRST if moment.year < 5000 else _LAST
+
+
+def recorded(consent: Mapping[str, bool | datetime], now: datetime) -> dict[str, str]:
+    """What was agreed to, and when, as it is stored. Nobody agrees later than now, and what is not agreed to is
+    not there."""
+    return {
+        purpose: (now if agreed is True else min(utc(agreed), now)).isoformat()
+        for purpose, agreed in consent.items()
+        if agreed is not False
+    }

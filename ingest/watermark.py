@@ -1,0 +1,79 @@
+"""How far the journals of a data folder had come at one moment, and when the database has all of that.
+
+This process knows its own journals. Of the others, those of the workers beside it or of one that is gone and that
+nobody drains yet, the files tell what is in them, and the ledger how far it is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ingest import journals, segment
+from ingest.journal import Journal
+from ingest.pool import Pool
+from ingest.segment import Reader, Record, SegmentError
+
+_ASK_SECONDS: Final = 0.05
+_POSITIONS: Final = """
+SELECT identity::text, stored_through FROM analytics.journals WHERE identity = ANY ($1::text[]::uuid[])
+"""
+
+
+class Watermark(NamedTuple):
+    """The last record of each journal: `own` ones, and `others` by their identity."""
+
+    own: Sequence[tuple[Journal, int]]
+    others: Mapping[str, int]
+
+
+async def read(data_dir: Path, held: Sequence[Journal]) -> Watermark:
+    """The watermark of now; `held` are the journals of this process. Raises IngestError for an unreadable folder."""
+    own = [(journal, journal.newest_record) for journal in held]
+    known = {journal.folder for journal in held}
+    others = [folder for folder in journals.folders(data_dir) if folder not in known]
+    return Watermark(own, await asyncio.to_thread(_read_in_thread, others) if others else {})
+
+
+def _read_in_thread(folders: Sequence[Path]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for folder in folders:
+        # The newest that holds anything is enough: records are stored in order.
+        last = next(filter(None, map(_last_record, reversed(segment.list_segments(folder)))), 0)
+        if last:
+            found[journals.read_layout(folder).identity] = last
+    return found
+
+
+def _last_record(path: Path) -> int:
+    """The number of the last record that holds anything; 0 if there is none."""
+    last = 0
+    try:
+        with Reader(path) as reader:
+            for piece in reader:
+                if isinstance(piece, Record) and (piece.events or piece.rejected):
+                    last = piece.number
+    except (FileNotFoundError, SegmentError):
+        # Stored and deleted while we looked; or damaged, and set aside by who drains it.
+        return 0
+    return last
+
+
+async def wait_passed(mark: Watermark, pool: Pool, seconds: float) -> bool:
+    """Whether the database has all of it within so many seconds. Raises Unavailable, and TooSlow."""
+    deadline = time.monotonic() + seconds
+    own, others = list(mark.own), dict(mark.others)
+    while True:
+        own = [(journal, number) for journal, number in own if not journal.is_stored(number)]
+        if others:
+            async with pool.lent() as connection:
+                stored = dict(await connection.fetch(_POSITIONS, list(others)))
+            others = {journal: number for journal, number in others.items() if stored.get(journal, 0) < number}
+        if not own and not others:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(_ASK_SECONDS)

@@ -1,0 +1,9 @@
+-- allow --
+-- These functions read every event: they may take longer than other statements of this transaction.
+SELECT set_config('statement_timeout', $1, true)
+
+-- export --
+SELECT public.gdpr_export_user_data($1)
+
+-- erase --
+SELECT public.gdpr_delete_user_data($1)
