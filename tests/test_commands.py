@@ -36,6 +36,7 @@ COMMANDS = (
     "migrate",
     "seed",
     "types",
+    "encryption",
     "psql",
     "journal",
     "rejected",
