@@ -15,8 +15,10 @@ _PERSONAL_NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _WORD: Final = re.compile(r"\S+")
-_A_PHONE: Final = re.compile(r"\+?\d(?:[\s().\-/\u00a0\u202f]{0,3}\d){6,}")
-_PREFIXED: Final = re.compile(r"\b(?:sess|ing|sk|pk|rk|whsec|xox[a-z]|gh[a-z]|EAA)[_A-Za-z0-9-]{8,}|\bBearer\s+\S+")
+_A_PHONE: Final = re.compile(r"[+(]{0,2}\d(?:[\s().\-/\u00a0\u202f]{0,3}\d){6,}")
+_PREFIXED: Final = re.compile(
+    r"\b(?:(?:sess|ing|sk|pk|rk|whsec|xox[a-z]|gh[a-z])[_-]|EAA)[_A-Za-z0-9-]{6,}|\b(?:Bearer|Basic)\s+\S+"
+)
 _RUN: Final = re.compile(r"[A-Za-z0-9_\-+/=.|~%]{16,}")
 
 
@@ -28,8 +30,10 @@ def _is_token(run: str) -> bool:
 def conceal(text: str) -> str:
     """The text without what looks like an address, a phone number or a token."""
     text = _WORD.sub(lambda word: CONCEALED if "@" in word[0] else word[0], text)
-    text = _A_PHONE.sub(CONCEALED, _PREFIXED.sub(CONCEALED, text))
-    return _RUN.sub(lambda run: CONCEALED if _is_token(run[0]) else run[0], text)
+    text = _PREFIXED.sub(CONCEALED, text)
+    # Before phone numbers, which would leave the letters of a token.
+    text = _RUN.sub(lambda run: CONCEALED if _is_token(run[0]) else run[0], text)
+    return _A_PHONE.sub(CONCEALED, text)
 
 
 def is_personal(step: Step, name: str) -> bool:
@@ -45,10 +49,10 @@ def told_value(step: Step, name: str | None, value: str | None) -> str | None:
 
 
 def told_errors(step: Step, errors: Iterable[FieldError]) -> list[FieldError]:
-    """Errors as activities may have them: a field that is not ours has a name of the client's making."""
+    """Errors as activities may have them, each once: a field that is not ours has a name of the client's making."""
     known = step.known
-    found = []
+    found: dict[FieldError, None] = {}
     for field, message in errors:
         name = re.split(r"[.\[]", field, maxsplit=1)[0]
-        found.append(FieldError(name, message[:500]) if name in known else FieldError("", "is not known here"))
-    return found
+        found[FieldError(name, message[:500]) if name in known else FieldError("", "is not known here")] = None
+    return list(found)

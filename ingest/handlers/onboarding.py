@@ -330,7 +330,7 @@ async def _note_if_allowed(connection: asyncpg.Connection, *activity: object) ->
 
 async def note_errors(step: Step, call: Call, errors: Sequence[FieldError]) -> None:
     """Record what was wrong with a step's fields, if it can be: the client is told in any case."""
-    names, messages = zip(*told_errors(step, errors[:MAX_NOTED]), strict=True)
+    names, messages = zip(*told_errors(step, errors)[:MAX_NOTED], strict=True)
     try:
         async with call.transaction(caller=ANYBODY) as connection:
             await connection.execute(_QUERIES["note_errors"], call.session_token, step.name, names, messages)

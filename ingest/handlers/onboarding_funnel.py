@@ -12,6 +12,7 @@ from aiohttp import web
 from ingest import fields
 from ingest.access import Scope
 from ingest.database import load_queries
+from ingest.fields import FieldError, Invalid
 from ingest.http import answer
 from ingest.onboarding import STEPS, Step, StepName
 from ingest.operations import Answer, Call, Operation
@@ -67,6 +68,10 @@ def operations() -> list[Operation]:
 
 
 async def funnel(call: Call) -> web.StreamResponse:
+    wrong = [name for name in ("from", "to") if (text := call.request.query.get(name)) and "T" not in text.upper()]
+    if wrong:
+        # Seconds since 1970, which msgspec would read, are not what is declared.
+        raise Invalid([FieldError(name, "must be a time such as 2026-01-31T18:00:00Z") for name in wrong])
     since, until = _between(call.query)
     async with call.transaction() as connection:
         rows = {row["step"]: row for row in await connection.fetch(_QUERY, since, until)}
@@ -96,7 +101,8 @@ def _in_utc(moment: datetime) -> datetime:
 
 def _funnel_step(step: Step, row: asyncpg.Record | None) -> FunnelStep:
     reached, completed, abandoned = (row["reached"], row["completed"], row["abandoned"]) if row else (0, 0, 0)
-    median, p95 = (row["seconds"] if row else None) or (None, None)
+    found = (row["seconds"] if row else None) or (None, None)
+    median, p95 = [each if each is None else round(each, 3) for each in found]
     return FunnelStep(
         step.name,  # type: ignore[arg-type]
         reached, completed, reached - completed, abandoned, _share(reached - completed, reached), median, p95,
