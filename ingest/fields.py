@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import orjson
 from msgspec import Meta
+from msgspec.structs import FieldInfo
 
 Model = TypeVar("Model", bound=msgspec.Struct)
 
@@ -80,10 +82,16 @@ def decode_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+@cache
+def _declared(model: type[msgspec.Struct]) -> dict[str, FieldInfo]:
+    """The fields by their names in JSON. Kept: to read annotations takes longer than to check a request by them."""
+    return {field.encode_name: field for field in msgspec.structs.fields(model)}
+
+
 def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -> Model:
     """The fields as the model has them. `texts`: all that is given is text, as in a form or a query, which numbers
     and times are read from. Raises Invalid with an error for each field that is wrong, missing or unknown."""
-    declared = {field.encode_name: field for field in msgspec.structs.fields(model)}
+    declared = _declared(model)
     errors = [
         FieldError(name[:100], f"is not known here; known are {', '.join(declared)}")
         for name in given

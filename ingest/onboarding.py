@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -161,15 +162,21 @@ class Step(NamedTuple):
 
     @property
     def required(self) -> list[str]:
-        return [field.encode_name for field in msgspec.structs.fields(self.fields) if field.required]
+        return [name for name, required in _names(self.fields) if required]
 
     @property
     def optional(self) -> list[str]:
-        return [name for name in self.known if name not in self.required and name != "time_spent_seconds"]
+        return [name for name, required in _names(self.fields) if not required and name != "time_spent_seconds"]
 
     @property
     def known(self) -> list[str]:
-        return [field.encode_name for field in msgspec.structs.fields(self.fields)]
+        return [name for name, _ in _names(self.fields)]
+
+
+@cache
+def _names(model: type[msgspec.Struct]) -> list[tuple[str, bool]]:
+    """The fields, and whether they are required."""
+    return [(field.encode_name, field.required) for field in msgspec.structs.fields(model)]
 
 
 STEPS: Final = (
