@@ -49,6 +49,10 @@ _PIECES: Final = {
         "last_activity_at = now(), abandoned_at = NULL, status = CASE status WHEN 'abandoned' THEN"
         " 'in_progress'::onboarding.session_status ELSE status END"
     ),
+    "{note}": (
+        "INSERT INTO onboarding.step_activities (session_id, step, activity_type, time_spent_seconds)"
+        " SELECT id, $3::text::onboarding.step, $4, $5::int FROM changed WHERE $4::text IS NOT NULL"
+    ),
 }
 
 
@@ -196,25 +200,50 @@ async def complete(step: Step, cipher: Cipher | None, call: Call) -> web.StreamR
     entered = cleaned(call.body)
     seconds = entered.pop("time_spent_seconds", None)
     try:
-        async with call.transaction(caller=ANYBODY) as connection:
-            if step.secrets:
-                await _link_lead(connection, call)
-            elif step is STEPS[0]:
-                await _prepare_lead(connection, call, entered)
-            before = _found(await connection.fetchrow(_QUERIES["lock"], call.session_token))
-            _require_reached(step, before)
-            if step.secrets:
-                assert cipher is not None
-                entered = await _keep_account(connection, step, cipher, before, entered)
-            row = await connection.fetchrow(_QUERIES[step.name], before["id"], orjson.dumps(entered).decode())
-            if step is STEPS[0]:
-                await _relink(connection, before, entered["email"])
-            kind = "step_completed" if before[step.done_at] is None else "step_corrected"
-            await _note_if_allowed(connection, row["id"], step.name, kind, None, None, None, seconds)
+        before, row = await _done(step, cipher, call, entered, seconds)
     except asyncpg.UniqueViolationError:
         raise _taken() from None
+    except asyncpg.PostgresError as error:
+        if error.sqlstate != "PT429":
+            raise
+        # So many activities that no more are recorded. Nobody is kept from going on because they are counted.
+        before, row = await _done(step, cipher, call, entered, seconds, noted=False)
     await call.emit(*events_of(step, before, row))
     return _told(row)
+
+
+async def _done(
+    step: Step,
+    cipher: Cipher | None,
+    call: Call,
+    entered: dict[str, Any],
+    seconds: int | None,
+    *,
+    noted: bool = True,
+) -> tuple[asyncpg.Record, asyncpg.Record]:
+    """The session before the step was done, and after."""
+    async with call.transaction(caller=ANYBODY) as connection:
+        if step.secrets:
+            await _link_lead(connection, call)
+        elif step is STEPS[0]:
+            await _prepare_lead(connection, call, entered)
+        before = _found(await connection.fetchrow(_QUERIES["lock"], call.session_token))
+        _require_reached(step, before)
+        if step.secrets:
+            assert cipher is not None
+            entered = await _keep_account(connection, step, cipher, before, entered)
+        kind = "step_completed" if before[step.done_at] is None else "step_corrected"
+        row = await connection.fetchrow(
+            _QUERIES[step.name],
+            before["id"],
+            orjson.dumps(entered).decode(),
+            step.name,
+            kind if noted else None,
+            seconds,
+        )
+        if step is STEPS[0]:
+            await _relink(connection, before, entered["email"])
+    return before, row
 
 
 def _require_reached(step: Step, row: asyncpg.Record) -> None:
@@ -316,16 +345,6 @@ async def note(call: Call) -> web.StreamResponse:
             activity.time_spent_seconds,
         )  # fmt: skip
     return answer(201, {"id": str(noted), "concealed": concealed}, _PRIVATE)
-
-
-async def _note_if_allowed(connection: asyncpg.Connection, *activity: object) -> None:
-    """Record an activity unless there were too many: nobody is kept from going on because they are counted."""
-    try:
-        async with connection.transaction():
-            await connection.fetchval(_QUERIES["note"], *activity)
-    except asyncpg.PostgresError as error:
-        if error.sqlstate != "PT429":
-            raise
 
 
 async def note_errors(step: Step, call: Call, errors: Sequence[FieldError]) -> None:

@@ -1,6 +1,6 @@
 -- Onboarding, as anon with app.session_token set to the token, so that row security shows no other session. In braces
--- stands what ingest/handlers/onboarding.py puts there: {told}, the columns that it reads, and {on}, which marks a
--- session as one that goes on, also if it was abandoned a while ago.
+-- stands what ingest/handlers/onboarding.py puts there: {told}, the columns that it reads; {on}, which marks a
+-- session as one that goes on, also if it was abandoned a while ago; and {note}, which records an activity.
 
 -- create --
 INSERT INTO onboarding.sessions (session_token, user_agent, anonymous_id, visit_session_id)
@@ -14,24 +14,36 @@ SELECT {told} FROM onboarding.sessions WHERE session_token = $1
 SELECT {told} FROM onboarding.sessions WHERE session_token = $1 FOR NO KEY UPDATE
 
 -- business_info --
-UPDATE onboarding.sessions SET business_data = $2::jsonb,
-    business_info_completed_at = coalesce(business_info_completed_at, now()), {on}
-WHERE id = $1 RETURNING {told}
+WITH changed AS (
+    UPDATE onboarding.sessions SET business_data = $2::jsonb,
+        business_info_completed_at = coalesce(business_info_completed_at, now()), {on}
+    WHERE id = $1 RETURNING {told}
+), noted AS ({note})
+SELECT * FROM changed
 
 -- whatsapp_integration --
-UPDATE onboarding.sessions SET whatsapp_config = $2::jsonb,
-    whatsapp_integration_completed_at = coalesce(whatsapp_integration_completed_at, now()), {on}
-WHERE id = $1 RETURNING {told}
+WITH changed AS (
+    UPDATE onboarding.sessions SET whatsapp_config = $2::jsonb,
+        whatsapp_integration_completed_at = coalesce(whatsapp_integration_completed_at, now()), {on}
+    WHERE id = $1 RETURNING {told}
+), noted AS ({note})
+SELECT * FROM changed
 
 -- bot_setup --
-UPDATE onboarding.sessions SET bot_config = $2::jsonb,
-    bot_setup_completed_at = coalesce(bot_setup_completed_at, now()), {on}
-WHERE id = $1 RETURNING {told}
+WITH changed AS (
+    UPDATE onboarding.sessions SET bot_config = $2::jsonb,
+        bot_setup_completed_at = coalesce(bot_setup_completed_at, now()), {on}
+    WHERE id = $1 RETURNING {told}
+), noted AS ({note})
+SELECT * FROM changed
 
 -- testing --
-UPDATE onboarding.sessions SET bot_config = bot_config || jsonb_build_object('testing', $2::jsonb),
-    testing_completed_at = coalesce(testing_completed_at, now()), {on}
-WHERE id = $1 RETURNING {told}
+WITH changed AS (
+    UPDATE onboarding.sessions SET bot_config = bot_config || jsonb_build_object('testing', $2::jsonb),
+        testing_completed_at = coalesce(testing_completed_at, now()), {on}
+    WHERE id = $1 RETURNING {told}
+), noted AS ({note})
+SELECT * FROM changed
 
 -- resume --
 UPDATE onboarding.sessions SET {on} WHERE session_token = $1 AND status = 'abandoned'
