@@ -108,12 +108,17 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
             errors.append(FieldError(name, wrong))
             continue
         try:
-            values[field.name] = msgspec.convert(given[name], field.type, strict=not texts)
+            values[field.name] = msgspec.convert(_whole(given[name]), field.type, strict=not texts)
         except msgspec.ValidationError as error:
             errors.append(_told(name, field.type, str(error)))
     if errors:
         raise Invalid(errors[:MAX_TOLD])
     return model(**values)
+
+
+def _whole(value: object) -> object:
+    """2.0 as 2: JSON has one kind of number, of which whole ones are integers however they are written."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _unstorable(value: object, depth: int = 0) -> str | None:

@@ -35,7 +35,7 @@ ENTERED: dict[str, dict[str, Any]] = {
         "webhook_verify_token": "verify-me",
     },
     "bot_setup": {"bot_name": "Charles", "language": "en", "greeting": "Hello!", "features": ["faq", "faq"]},
-    "testing": {"confirmed": True, "time_spent_seconds": 12},
+    "testing": {"confirmed": True, "time_spent_seconds": 12.0},
 }  # fmt: skip
 
 

@@ -18,16 +18,17 @@ from ingest.onboarding import STEPS, Step, StepName
 from ingest.operations import Answer, Call, Operation
 
 _DAYS: Final = 30
+_WITH_ZONE: Final = msgspec.Meta(tz=True)
 _QUERY: Final = load_queries("onboarding")["funnel"]
 
 
 class Between(msgspec.Struct, forbid_unknown_fields=True):
     """Sessions made within a time."""
 
-    from_: Annotated[datetime, fields.about("Since when [30 days before `to`]")] | None = msgspec.field(
+    from_: Annotated[datetime, fields.about("Since when [30 days before `to`]"), _WITH_ZONE] | None = msgspec.field(
         name="from", default=None
     )
-    to: Annotated[datetime, fields.about("Until when, exclusive [now]")] | None = None
+    to: Annotated[datetime, fields.about("Until when, exclusive [now]"), _WITH_ZONE] | None = None
 
 
 class FunnelStep(msgspec.Struct):
@@ -89,9 +90,7 @@ def _between(query: Between) -> tuple[datetime, datetime]:
 
 
 def _in_utc(moment: datetime) -> datetime:
-    """UTC if it does not say; the first or last moment there is, where a time zone leads beyond it."""
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=UTC)
+    """The first or last moment there is, where a time zone leads beyond it."""
     try:
         return moment.astimezone(UTC)
     except OverflowError:
