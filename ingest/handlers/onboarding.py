@@ -225,8 +225,6 @@ async def _done(
     async with call.transaction(caller=ANYBODY) as connection:
         if step.secrets:
             await _link_lead(connection, call)
-        elif step is STEPS[0]:
-            await _prepare_lead(connection, call, entered)
         before = _found(await connection.fetchrow(_QUERIES["lock"], call.session_token))
         _require_reached(step, before)
         if step.secrets:
@@ -242,7 +240,7 @@ async def _done(
             seconds,
         )
         if step is STEPS[0]:
-            await _relink(connection, before, entered["email"])
+            await _relink(connection, call, before, entered)
     return before, row
 
 
@@ -283,19 +281,17 @@ async def _link_lead(connection: asyncpg.Connection, call: Call) -> None:
         await connection.execute(_QUERIES["link"], row["id"])
 
 
-async def _prepare_lead(connection: asyncpg.Connection, call: Call, entered: dict[str, Any]) -> None:
-    """A lead for an address that is corrected: the session is to be linked to it, and what it has made."""
+async def _relink(
+    connection: asyncpg.Connection, call: Call, before: asyncpg.Record, entered: dict[str, Any]
+) -> None:
+    """When an address is corrected, the session and the account that it has made go to that address's lead."""
     lead = lead_of(entered)
-    if lead is not None and await connection.fetchval(_QUERIES["differs"], call.session_token, lead.email):
-        async with _as_service(connection):
-            await connection.execute(_QUERIES["make_lead"], *lead, call.user_agent)
-
-
-async def _relink(connection: asyncpg.Connection, before: asyncpg.Record, email: str) -> None:
-    if before["lead_id"] is not None and kept(STEPS[0], before).get("email") != email:
-        account = kept(OF_NAME["whatsapp_integration"], before).get("account_id")
-        async with _as_service(connection):
-            await connection.execute(_QUERIES["relink"], before["id"], email, account, before["lead_id"])
+    if lead is None or before["lead_id"] is None or kept(STEPS[0], before).get("email") == lead.email:
+        return
+    account = kept(OF_NAME["whatsapp_integration"], before).get("account_id")
+    async with _as_service(connection):
+        await connection.execute(_QUERIES["make_lead"], *lead, call.user_agent)
+        await connection.execute(_QUERIES["relink"], before["id"], lead.email, account, before["lead_id"])
 
 
 async def _keep_account(

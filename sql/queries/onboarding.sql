@@ -64,12 +64,6 @@ WHERE session_token = $1 AND status <> 'completed'
 SELECT id, business_data FROM onboarding.sessions
 WHERE session_token = $1 AND lead_id IS NULL AND business_info_completed_at IS NOT NULL AND status <> 'completed'
 
--- differs --
--- Whether another address was entered than that which the session is linked by
-SELECT lead_id FROM onboarding.sessions
-WHERE session_token = $1 AND lead_id IS NOT NULL AND status <> 'completed'
-    AND lower(business_data ->> 'email') IS DISTINCT FROM $2
-
 -- relink --
 -- As service_role: the session, and the account that it has made, go to the lead with this address.
 WITH lead AS (
