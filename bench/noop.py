@@ -1,7 +1,8 @@
 """The floor for requests: what aiohttp answers when there is nothing to do.
 
-`python -m bench.noop application|server PORT`: one POST route of a web.Application, or a bare web.Server, that
-reads the body and answers what the service answers for one event. uvloop and one process, as the service has them.
+`python -m bench.noop application|server|query PORT [DSN]`: one POST route of a web.Application, or a bare web.Server,
+that reads the body and answers what the service answers for one event; `query` is the first, with one query to that
+Postgres before it answers. uvloop and one process, as the service has them.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
+import asyncpg
 import psutil
 import uvloop
 from aiohttp import web
@@ -22,10 +24,10 @@ _ANSWER = b'{"accepted":1,"rejected":[]}'
 
 
 @contextmanager
-def running_noop(kind: str) -> Iterator[str]:
+def running_noop(kind: str, dsn: str = "") -> Iterator[str]:
     """A no-op server in a process of its own; yields its address:port."""
     port = free_port()
-    process = psutil.Popen([sys.executable, "-m", "bench.noop", kind, str(port)], stdout=subprocess.PIPE)
+    process = psutil.Popen([sys.executable, "-m", "bench.noop", kind, str(port), dsn], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         if not process.stdout.readline():
@@ -42,10 +44,23 @@ async def _handle(request: web.BaseRequest) -> web.Response:
     return web.Response(body=_ANSWER, content_type="application/json")
 
 
-async def _serve(kind: str, port: int) -> None:
-    if kind == "application":
+def _querying(pool: asyncpg.Pool) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        await request.read()
+        async with pool.acquire() as connection:
+            await connection.fetchval("SELECT $1::int", 1)
+        return web.Response(body=_ANSWER, content_type="application/json")
+
+    return handle
+
+
+async def _serve(kind: str, port: int, dsn: str) -> None:
+    if kind in ("application", "query"):
         app = web.Application()
-        app.add_routes([web.post("/v1/events", _handle)])
+        handle = (
+            _handle if kind == "application" else _querying(await asyncpg.create_pool(dsn, min_size=8, max_size=8))
+        )
+        app.add_routes([web.post("/v1/events", handle)])
         await _listen(web.AppRunner(app, access_log=None), port)
     else:
         await _listen(web.ServerRunner(web.Server(_handle, access_log=None)), port)
@@ -59,9 +74,9 @@ async def _listen(runner: web.AppRunner | web.ServerRunner, port: int) -> None:
 
 
 def main() -> None:
-    kind, port = sys.argv[1:]
+    kind, port, dsn = sys.argv[1:]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(kind, int(port)))
+        runner.run(_serve(kind, int(port), dsn))
 
 
 if __name__ == "__main__":

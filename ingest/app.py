@@ -30,7 +30,7 @@ from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
 from ingest.errors import DatabaseError
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
-from ingest.handlers import health, leads, onboarding, onboarding_funnel
+from ingest.handlers import docs, health, leads, onboarding, onboarding_funnel
 from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
 from ingest.handlers.stats import Stats
 from ingest.http import Cors, RateLimit
@@ -354,6 +354,7 @@ class Worker:
             config.body_timeout_seconds,
         )
         stats = Stats(Reader(self._reading), authenticator, DIMENSION_NAMES, config.rollup_dimensions)
+        operations = self._operations()
         app = web.Application(client_max_size=config.max_body_bytes)
         app.add_routes(
             [
@@ -362,8 +363,9 @@ class Worker:
                 web.get("/metrics", health.metrics(self.metrics_page)),
                 web.get("/v1/projects/{key}/settings", segment_settings),
                 *stats.routes(),
-                *api.routes(self._operations()),
+                *api.routes(operations),
                 web.put(f"{onboarding.SESSION}/steps/{{step}}", onboarding.unknown_step),
+                *docs.routes(operations, DIMENSION_NAMES),
                 web.route("*", "/{anything:.*}", unknown_route),
             ]
         )

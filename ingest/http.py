@@ -184,7 +184,6 @@ class Cors:
                 "Access-Control-Allow-Methods": METHODS,
                 "Access-Control-Allow-Headers": wanted[:1024] or "content-type",
                 "Access-Control-Max-Age": "86400",
-                "Allow": METHODS,
             },
         )
 

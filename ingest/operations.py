@@ -333,6 +333,8 @@ def _of_database(error: asyncpg.PostgresError) -> Problem:
         constraint = error.constraint_name or ""
         table = (error.table_name or "") + "_"
         return Problem(422, "refused_by_database", f"refused by the database: {constraint.removeprefix(table)}")
+    if isinstance(error, asyncpg.DataError):
+        return Problem(422, "refused_by_database", f"refused by the database: {error}")
     if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.LockNotAvailableError):
         return Problem(503, "busy", "somebody else is changing the same; try again", headers=_retry(1))
     raise error

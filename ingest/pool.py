@@ -52,6 +52,9 @@ class Pool:
             yield connection
         except asyncpg.QueryCanceledError:
             raise TooSlow from None
+        except ValueError:
+            # An argument that fits no parameter is an InterfaceError, too; it is a bug of ours, not of the server's.
+            raise
         except (*_ABSENT, OSError, TimeoutError) as error:
             raise Unavailable(_told(error)) from None
         finally:

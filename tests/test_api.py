@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
 from tests.worker import Client, client, start
 
 __all__ = ["client", "start"]
@@ -23,3 +25,17 @@ async def test_another_method_of_a_known_path(client: Client):
     assert (told.status, told.json()["code"]) == (405, "method_not_allowed")
     assert "POST" in told.headers["Allow"]
     assert (await client.get("/v1/nothing")).status == 404
+
+
+async def test_the_documents(client: Client):
+    told = await client.get("/openapi.json")
+    assert (told.status, told.headers["Content-Type"]) == (200, "application/json; charset=utf-8")
+    document = told.json()
+    OpenAPIV31SpecValidator(document).validate()
+    assert {"/v1/leads", "/v1/events", "/v1/stats/totals"} <= document["paths"].keys()
+    again = await client.get("/openapi.json", If_None_Match=told.headers["ETag"])
+    assert (again.status, again.body) == (304, b"")
+    page = await client.get("/docs")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    for path in document["paths"]:
+        assert path in page.body.decode()

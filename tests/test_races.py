@@ -52,6 +52,17 @@ async def test_a_hundred_inserts_of_one_address_make_one_lead(crowd: list[asyncp
     assert sorted(lead["interested_features"]) == [f"feature-{number}" for number in range(10)]
 
 
+async def test_an_import_of_leads_may_be_one_statement(connection: asyncpg.Connection):
+    # Of the locks that a server has, 64 for each connection, all of its transactions live.
+    leads = "SELECT 'lead' || number || '@example.com' FROM generate_series(1, 2000) AS number"
+    async with connection.transaction():
+        assert await connection.execute(f"INSERT INTO marketing.leads (email) {leads}") == "INSERT 0 2000"
+        locks = await connection.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        )
+    assert 1 <= locks <= 1024
+
+
 async def test_upserts_of_one_address_make_one_lead(crowd: list[asyncpg.Connection]):
     async def upsert(place: int, one: asyncpg.Connection) -> None:
         await one.execute(

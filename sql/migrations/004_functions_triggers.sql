@@ -108,8 +108,9 @@ BEGIN
     IF NEW.deleted_at IS NOT NULL OR NEW.email IS NULL THEN
         RETURN NEW;
     END IF;
-    -- One after the other for one address: the second then finds the row of the first. To this transaction's end.
-    PERFORM pg_advisory_xact_lock(hashtextextended('ingest lead ' || NEW.email, 0));
+    -- One after the other for one address: the second then finds the row of the first. To this transaction's end; of
+    -- 1,024 locks, because a server has a few thousand, and an import of leads may be one statement.
+    PERFORM pg_advisory_xact_lock(hashtext('ingest leads'), hashtext(NEW.email) & 1023);
     UPDATE marketing.leads AS known SET
         phone_number = coalesce(known.phone_number, NEW.phone_number),
         company_name = coalesce(known.company_name, NEW.company_name),
@@ -464,7 +465,7 @@ BEGIN
         FROM pending WHERE (event.created_at, event.id) = (pending.created_at, pending.id)
         RETURNING (event.created_at AT TIME ZONE 'UTC')::date AS day
     )
-    SELECT count(*), array_agg(DISTINCT day) INTO adopted, touched FROM given;
+    SELECT count(*)::int, array_agg(DISTINCT day) INTO adopted, touched FROM given;
     IF adopted = 0 THEN
         RETURN 0;
     END IF;

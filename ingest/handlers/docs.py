@@ -1,0 +1,127 @@
+"""GET /openapi.json and /docs, and what they tell by hand: of the routes that take events, statistics, health."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from aiohttp import web
+
+from ingest import openapi
+from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
+from ingest.http import PROBLEM
+from ingest.operations import JSON, Operation
+from ingest.stats.query import ENDPOINTS, PARAMETERS
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_SCHEMA: Final = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
+_ANYTHING: Final = {"type": "object"}
+_STATS: Final = {
+    "timeseries": "Events, users and sessions by time",
+    "totals": "Events, users and sessions of a range",
+    "top": "The most frequent values of a dimension",
+    "funnel": "How many went through steps, in order",
+    "retention": "Who came back, by the day or week they first came",
+    "metrics": "KPIs",
+}
+_WAYS_TO_SEND: Final = """\
+One event, an array, or {"batch": [...], "sentAt": ...}; any content type, gzip or not. `name` is needed; `type`,
+`id`, `timestamp`, `user_id`, `anonymous_id`, `session_id`, `properties`, `context`, `url`, `referrer` may be there.
+A write key, where one is needed: Basic user name, Bearer, X-Write-Key, `writeKey` in the body, or `?write_key=`.
+200 means that what was accepted is on disk; each event that was refused is told with its reason.
+"""
+
+
+def routes(operations: Sequence[Operation], dimensions: Sequence[str]) -> list[web.RouteDef]:
+    """The documents, made once."""
+    told = openapi.document(operations, _by_hand(dimensions), version("ingest"))
+    return [
+        web.get("/openapi.json", _serve(openapi.rendered(told), JSON)),
+        web.get("/docs", _serve(openapi.page(told).encode(), "text/html")),
+    ]
+
+
+def _serve(body: bytes, content_type: str) -> Handler:
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+    async def handle(request: web.Request) -> web.Response:
+        if request.headers.get("If-None-Match") == etag:
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
+
+    return handle
+
+
+def _by_hand(dimensions: Sequence[str]) -> dict[str, dict[str, Any]]:
+    text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    ready = {"200": _answered("They can"), "503": _answered("They cannot: the disk is full or fails")}
+    paths = {
+        "/healthz": {"get": _told("health", "Whether the process runs", {"200": _answered("It runs")})},
+        "/readyz": {"get": _told("health", "Whether events can be accepted", ready)},
+        "/metrics": {
+            "get": _told("health", "Metrics for Prometheus", {"200": {"description": "Its text format", **text}})
+        },
+    }
+    for path in (NATIVE_PATH, *SEGMENT_CALLS):
+        paths[path] = {"post": _collect(path)}
+    for endpoint in ENDPOINTS:
+        paths[f"/v1/stats/{endpoint}"] = {"get": _statistics(endpoint, dimensions)}
+    return paths
+
+
+def _collect(path: str) -> dict[str, Any]:
+    native = path == NATIVE_PATH
+    summary = "Take events" if native else f"Segment's {path.removeprefix('/v1/')}, for its SDKs"
+    answers = {"200": _answered("Accepted: on disk"), **_problems(400, 401, 408, 413, 429, 503)}
+    told = _told("events", summary, answers)
+    if native:
+        told["description"] = _WAYS_TO_SEND
+    return {**told, "requestBody": {"required": True, "content": {JSON: {"schema": {}}}}}
+
+
+def _statistics(endpoint: str, dimensions: Sequence[str]) -> dict[str, Any]:
+    takes = ENDPOINTS[endpoint]
+    names = (*takes.parameters, *(dimensions if takes.filters else ()))
+    needed = {"top": ("dimension",), "funnel": ("steps",)}.get(endpoint, ())
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": name in needed,
+            "description": _what(name, dimensions),
+            "schema": {"type": "string"},
+        }
+        for name in names
+    ]
+    answers = {"200": _answered("The answer"), **_problems(400, 401, 403, 422, 503)}
+    told = _told("statistics", _STATS[endpoint], answers)
+    return {**told, "parameters": parameters, "security": [{"key": []}, {"header_key": []}]}
+
+
+def _what(name: str, dimensions: Sequence[str]) -> str:
+    if name in PARAMETERS:
+        return PARAMETERS[name].what
+    if name == "dimension":
+        return f"one of {', '.join((*dimensions, 'event'))}"
+    return "2 to 10 names of events, in order, with commas between them" if name == "steps" else f"only this {name}"
+
+
+def _told(tag: str, summary: str, answers: Mapping[str, Any]) -> dict[str, Any]:
+    return {"tags": [tag], "summary": summary, "responses": dict(answers)}
+
+
+def _answered(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {JSON: {"schema": _ANYTHING}}}
+
+
+def _problems(*statuses: int) -> dict[str, Any]:
+    return {str(status): {"description": "A problem", "content": {PROBLEM: _SCHEMA}} for status in statuses}

@@ -1,0 +1,40 @@
+"""Schemathesis against the running service: it sends what /openapi.json allows, and what it does not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service import Service, running
+
+ADMIN = "an admin key for these tests"
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+EXAMPLES = 25
+"""Requests of each kind to each operation, beside those that cover each bound of the schema."""
+
+
+@pytest.fixture
+def service(database_url: str, tmp_path: Path):
+    settings = ("--admin-keys", ADMIN, "--api-rate-limit-per-second", "0")
+    with running(Service(tmp_path / "data", database_url, *settings)) as service:
+        yield service
+
+
+def test_schemathesis_finds_nothing(service: Service, tmp_path: Path):
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG), "run",
+        f"http://127.0.0.1:{service.port}/openapi.json",
+        "--header", f"Authorization: Bearer {ADMIN}",
+        "--max-examples", str(EXAMPLES), "--seed", "1", "--no-color", "--warnings", "off",
+        "--suppress-health-check", "all",
+    ]  # fmt: skip
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr
+    # That it has tried anything at all.
+    tested = re.search(r"Tested: (\d+)", ran.stdout)
+    assert tested is not None and int(tested[1]) > 20, ran.stdout[-2000:]
+    assert "Traceback" not in service.log_text() and "is a bug" not in service.log_text(), service.log_text()
