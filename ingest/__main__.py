@@ -118,6 +118,13 @@ def _parser() -> _Parser:
     seed.add_argument("--anchor", metavar="TIME", type=_moment,
         help="where its thirty days end, such as 2026-01-31 or 2026-01-31T18:00Z [now]",
     )  # fmt: skip
+    encryption = command(
+        "encryption", "the keys of customers' credentials: make one, put everything under the first",
+        (*_WHERE, "encryption_keys"),
+    )  # fmt: skip
+    encryption.add_argument("action", nargs="?", metavar="{key,rotate}", default="key",
+        help="print a fresh key; encrypt all credentials anew with the first of encryption_keys [key]",
+    )  # fmt: skip
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
     journal = command("journal", "what waits to be stored: pending, verify, show", _WHERE)
     journal.add_argument("action", nargs="?", metavar="{pending,verify,show}", default="pending",
@@ -211,6 +218,7 @@ _ACTIONS = {
     "keys": ("create", "list", "revoke"),
     "rejected": ("list", "replay"),
     "rollup": ("run", "rebuild", "verify"),
+    "encryption": ("key", "rotate"),
 }
 _FLAGS = {
     "migrate": ("--status", "--dry-run"),
@@ -230,6 +238,7 @@ _SETTINGS = {
     "maintenance": _OF_MAINTENANCE,
     "seed": (*_WHERE, "environment"),
     "tail": ("data_dir",),
+    "encryption": (*_WHERE, "encryption_keys"),
 }
 """Those of each command, where they are not `_WHERE`."""
 
@@ -290,6 +299,12 @@ def _seed(config: Config, given: argparse.Namespace) -> int:
     return seed.run(config, given.seed, given.anchor)
 
 
+def _encryption(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import encryption
+
+    return encryption.rotate(config) if given.action == "rotate" else encryption.key()
+
+
 def _psql(config: Config, given: argparse.Namespace) -> int:
     from ingest.commands import database
 
@@ -342,6 +357,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "maintenance": _maintenance,
     "types": _types,
     "seed": _seed,
+    "encryption": _encryption,
     "psql": _psql,
     "journal": _journal,
     "keys": _keys,

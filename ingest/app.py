@@ -25,11 +25,12 @@ from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.config import DIMENSION_NAMES, Config
+from ingest.credentials import Cipher
 from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
 from ingest.errors import DatabaseError
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
-from ingest.handlers import docs, health, lead_desk, lead_export, leads, people
+from ingest.handlers import docs, health, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
 from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
 from ingest.handlers.stats import Stats
 from ingest.http import Cors, RateLimit
@@ -363,6 +364,7 @@ class Worker:
                 web.get("/v1/projects/{key}/settings", segment_settings),
                 *stats.routes(),
                 *api.routes(operations),
+                web.put(f"{onboarding.SESSION}/steps/{{step}}", onboarding.unknown_step),
                 *docs.routes(operations, DIMENSION_NAMES),
                 web.route("*", "/{anything:.*}", unknown_route),
             ]
@@ -371,11 +373,14 @@ class Worker:
 
     def _operations(self) -> list[Operation]:
         """Every operation of the API, by feature."""
+        keys = self.config.encryption_keys
         return [
             *leads.operations(self.config.redirect_origins),
             *lead_export.operations(),
             *lead_desk.operations(),
             *people.operations(self.wait_stored),
+            *onboarding.operations(Cipher(keys) if keys else None),
+            *onboarding_funnel.operations(),
         ]
 
     async def wait_stored(self, seconds: float) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import orjson
 from msgspec import Meta
+from msgspec.structs import FieldInfo
 
 Model = TypeVar("Model", bound=msgspec.Struct)
 
@@ -81,10 +83,16 @@ def decode_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+@cache
+def _declared(model: type[msgspec.Struct]) -> dict[str, FieldInfo]:
+    """The fields by their names in JSON. Kept: to read annotations takes longer than to check a request by them."""
+    return {field.encode_name: field for field in msgspec.structs.fields(model)}
+
+
 def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -> Model:
     """The fields as the model has them. `texts`: all that is given is text, as in a form or a query, which numbers
     and times are read from. Raises Invalid with an error for each field that is wrong, missing or unknown."""
-    declared = {field.encode_name: field for field in msgspec.structs.fields(model)}
+    declared = _declared(model)
     errors = [
         FieldError(name[:100], f"is not known here; known are {', '.join(declared)}")
         for name in given
@@ -105,7 +113,7 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
             # A list of one is written like a single text.
             value = [value]
         try:
-            values[field.name] = msgspec.convert(value, field.type, strict=not texts)
+            values[field.name] = msgspec.convert(_whole(value), field.type, strict=not texts)
         except msgspec.ValidationError as error:
             errors.append(_told(name, field.type, str(error)))
     if errors:
@@ -121,6 +129,11 @@ def _parts(type_: Any) -> tuple[Any, ...]:
     """What an annotated or optional type is made of; nothing for another."""
     is_whole = isinstance(type_, type) or typing.get_origin(type_) in (list, dict, tuple, typing.Literal)
     return () if is_whole else typing.get_args(type_)
+
+
+def _whole(value: object) -> object:
+    """2.0 as 2: JSON has one kind of number, of which whole ones are integers however they are written."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _unstorable(value: object, depth: int = 0) -> str | None:

@@ -90,7 +90,7 @@ def _operation(operation: Operation, schemas: Mapping[str, Any]) -> dict[str, An
         "operationId": _identifier(operation),
         "security": _security(operation),
         "responses": {
-            **{str(status): _answer(answer) for status, answer in operation.answers.items()},
+            **{str(status): _answer(status, answer) for status, answer in operation.answers.items()},
             **{
                 str(status): {"description": HTTPStatus(status).phrase, "content": _PROBLEM_ANSWER}
                 for status in _problems(operation)
@@ -109,7 +109,7 @@ def _operation(operation: Operation, schemas: Mapping[str, Any]) -> dict[str, An
     if operation.body is not None:
         schema = {"schema": {"$ref": _REF.format(name=operation.body.__name__)}}
         content = {JSON: schema} | ({FORM: schema} if operation.forms else {})
-        told["requestBody"] = {"required": True, "content": content}
+        told["requestBody"] = {"required": not operation.body_optional, "content": content}
     return told
 
 
@@ -135,11 +135,13 @@ def _problems(operation: Operation) -> list[int]:
     return sorted(found)
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
+def _answer(status: int, answer: Answer) -> dict[str, Any]:
     told: dict[str, Any] = {"description": answer.description}
     if answer.body is not None:
         schema, _ = _schema(answer.body)
         told["content"] = {answer.content_type: {"schema": schema}}
+    elif status >= 400:
+        told["content"] = _PROBLEM_ANSWER
     elif answer.content_type != JSON:
         told["content"] = {answer.content_type: {"schema": {"type": "string"}}}
     return told

@@ -78,6 +78,8 @@ class Operation(NamedTuple):
     query, body: Structs, None for no such thing.  scope: who may, None for anybody; `session`: X-Session-Token is
     needed.  forms: an HTML form is taken, too.  answers: status -> what it is; errors that every operation has are
     added by the docs.  raw: the handler answers errors of credentials and body itself, by `on_problem`.
+    body_optional: no body is the same as {}.  on_invalid: told the call and what was wrong with its fields, before
+    that is answered.
     """
 
     method: str
@@ -93,8 +95,10 @@ class Operation(NamedTuple):
     scope: Scope | None = None
     session: bool = False
     forms: bool = False
+    body_optional: bool = False
     max_body_bytes: int = MAX_BODY_BYTES
     on_problem: Callable[[web.Request, Problem], web.Response] | None = None
+    on_invalid: Callable[[Call, Sequence[FieldError]], Awaitable[None]] | None = None
 
 
 class Call:
@@ -168,7 +172,7 @@ class Api:
     def _handler(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                return await operation.handle(await self._call(operation, request))
+                return await self._served(operation, request)
             except Problem as error:
                 found = error
             except Invalid as error:
@@ -187,8 +191,19 @@ class Api:
 
         return handle
 
+    async def _served(self, operation: Operation, request: web.Request) -> web.StreamResponse:
+        """The answer to a request that nothing is wrong with. Raises Problem and Invalid."""
+        call = await self._call(operation, request)
+        try:
+            await self._read(operation, call)
+            return await operation.handle(call)
+        except Invalid as error:
+            if operation.on_invalid is not None:
+                await operation.on_invalid(call, error.errors)
+            raise
+
     async def _call(self, operation: Operation, request: web.Request) -> Call:
-        """The request, checked. Raises Problem and Invalid."""
+        """The request, of which only who calls is known. Raises Problem."""
         address = self._address_of(request)
         try:
             caller = await self._authenticator.identify(
@@ -208,12 +223,15 @@ class Api:
             _refuse_scope(caller, operation.scope)
         call = Call(self, request, address, caller)
         call.session_token = _session_token(request, needed=operation.session)
+        return call
+
+    async def _read(self, operation: Operation, call: Call) -> None:
+        """What the request asks, checked. Raises Problem and Invalid."""
         if operation.parameters is not None:
-            call.parameters = read(operation.parameters, dict(request.match_info), texts=True)
-        call.query = _query(operation, request)
+            call.parameters = read(operation.parameters, dict(call.request.match_info), texts=True)
+        call.query = _query(operation, call.request)
         if operation.body is not None:
             await self._read_body(operation, call)
-        return call
 
     @staticmethod
     def _limit(limit: RateLimit, subject: str) -> None:
@@ -230,6 +248,9 @@ class Api:
         except PayloadRefused as error:
             refusal = error.refusal
             raise Problem(STATUS_OF_REASON.get(refusal.reason, 400), refusal.reason.value, refusal.detail) from None
+        if operation.body_optional and not body:
+            call.body = read(operation.body, {})
+            return
         content_type = request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower() or JSON
         # A form's own brace would be %7B: this is JSON, from a client whose default is to call everything a form.
         if operation.forms and content_type == FORM and body.lstrip().startswith(b"{"):

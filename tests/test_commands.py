@@ -37,6 +37,7 @@ COMMANDS = (
     "seed",
     "types",
     "keys",
+    "encryption",
     "psql",
     "journal",
     "rejected",
@@ -751,6 +752,8 @@ def test_the_life_of_a_development_folder(ingest, folder):
 
     with running(Service(folder, None, command="dev")) as dev:
         assert f"POST http://localhost:{dev.port}/v1/events" in dev.log_text()
+        for secret in ("admin_key", "encryption_keys"):
+            assert (folder / secret).stat().st_mode & 0o777 == 0o600
         # What it tells us to try is what works.
         typed = [line.strip() for line in dev.log_text().splitlines() if "curl " in line or " psql " in line]
         tried = [

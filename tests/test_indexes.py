@@ -261,6 +261,9 @@ PLANS = {
     """SELECT id FROM onboarding.sessions WHERE business_data @> '{"industry": "industry 7"}'""": (
         "sessions_business_data_idx"
     ),
+    "SELECT created_at, business_info_completed_at, whatsapp_integration_completed_at, bot_setup_completed_at,"
+    " testing_completed_at, status FROM onboarding.sessions"
+    " WHERE created_at >= '2025-09-01' AND created_at < '2025-09-08'": "sessions_created_at_idx",
     f"SELECT * FROM onboarding.step_activities WHERE session_id = {ZERO} ORDER BY created_at": (
         "step_activities_session_id_created_at_idx"
     ),

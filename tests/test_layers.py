@@ -32,6 +32,9 @@ PURE = {
     "dedupe",
     "accounts",
     "fields",
+    "onboarding",
+    "activities",
+    "journey",
     "tokens",
 }
 READS_CONFIG = {"config", "app", "rollup_worker", "supervisor", "commands", "__main__"}

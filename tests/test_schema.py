@@ -138,6 +138,8 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ),
     ("onboarding.sessions.progress_percentage", "sessions_progress_range", ["-1", "101"]),
     ("onboarding.sessions.user_agent", "sessions_user_agent_length", longer_than(1024)),
+    ("onboarding.sessions.anonymous_id", "sessions_anonymous_id_length", longer_than(255)),
+    ("onboarding.sessions.visit_session_id", "sessions_visit_session_id_length", longer_than(255)),
     *[
         (f"onboarding.sessions.{column}", f"sessions_{column}_object", NOT_OBJECTS)
         for column in ("business_data", "whatsapp_config", "bot_config")

@@ -18,6 +18,7 @@ import uvloop
 
 from ingest import database, logs, migrations
 from ingest.app import start_worker
+from ingest.commands.encryption import made_dev_keys
 from ingest.commands.target import embedded_folder
 from ingest.config import Config
 from ingest.data_folder import DataFolder
@@ -59,6 +60,8 @@ def dev(config: Config) -> int:
     folder = DataFolder(config.data_dir)
     if not config.admin_keys:
         config = msgspec.structs.replace(config, admin_keys=(_admin_key(config.data_dir),))
+    if not config.encryption_keys:
+        config = msgspec.structs.replace(config, encryption_keys=made_dev_keys(config.data_dir))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_dev(config, sock))

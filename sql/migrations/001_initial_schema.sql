@@ -158,6 +158,9 @@ CREATE TABLE onboarding.sessions (
     abandoned_at timestamptz,
     user_agent text CONSTRAINT sessions_user_agent_length CHECK (char_length(user_agent) <= 1024),
     ip_address inet,
+    anonymous_id text CONSTRAINT sessions_anonymous_id_length CHECK (char_length(anonymous_id) BETWEEN 1 AND 255),
+    visit_session_id text
+        CONSTRAINT sessions_visit_session_id_length CHECK (char_length(visit_session_id) BETWEEN 1 AND 255),
     business_data jsonb NOT NULL DEFAULT '{}'
         CONSTRAINT sessions_business_data_object CHECK (jsonb_typeof(business_data) = 'object')
         CONSTRAINT sessions_business_data_size CHECK (octet_length(business_data::text) <= 32768),
@@ -186,6 +189,8 @@ COMMENT ON COLUMN onboarding.sessions.progress_percentage IS '0 to 100, by calcu
 COMMENT ON COLUMN onboarding.sessions.completed_at IS 'When the last step was done';
 COMMENT ON COLUMN onboarding.sessions.started_at IS 'When the first thing was done in it; NULL while the status is not_started';
 COMMENT ON COLUMN onboarding.sessions.last_activity_at IS 'When anything was last done in it: what decides that it is abandoned';
+COMMENT ON COLUMN onboarding.sessions.anonymous_id IS 'The visitor, as in analytics.events, told when the session was made';
+COMMENT ON COLUMN onboarding.sessions.visit_session_id IS 'The visit in which it was made: session_id of analytics.events';
 COMMENT ON COLUMN onboarding.sessions.business_data IS 'What was entered in the step business_info, as the application has it; "email" links it to a lead';
 COMMENT ON COLUMN onboarding.sessions.whatsapp_config IS 'What was entered in the step whatsapp_integration; no tokens: those belong, encrypted, in whatsapp.accounts';
 COMMENT ON COLUMN onboarding.sessions.bot_config IS 'What was entered in the step bot_setup';

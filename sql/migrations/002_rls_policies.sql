@@ -492,7 +492,8 @@ USING (
 -- A client learns the token of its session by choosing it: 32 random bytes, set as app.session_token first if it wants
 -- RETURNING, which shows what the policy for SELECT shows. The service makes the token itself and does so.
 GRANT SELECT, INSERT (
-    session_token, current_step, status, started_at, user_agent, business_data, whatsapp_config, bot_config
+    session_token, current_step, status, started_at, user_agent, anonymous_id, visit_session_id,
+    business_data, whatsapp_config, bot_config
 ), UPDATE (
     current_step, status, progress_percentage, business_info_completed_at, whatsapp_integration_completed_at,
     bot_setup_completed_at, testing_completed_at, completed_at, started_at, last_activity_at, abandoned_at,

@@ -63,7 +63,7 @@ CREATE INDEX sessions_lead_id_idx ON onboarding.sessions (lead_id) WHERE lead_id
 -- The list of sessions, page by page; the funnel from the index alone
 CREATE INDEX sessions_created_at_idx ON onboarding.sessions (created_at DESC, id DESC) INCLUDE (
     started_at, business_info_completed_at, whatsapp_integration_completed_at, bot_setup_completed_at,
-    testing_completed_at, completed_at
+    testing_completed_at, completed_at, status
 );
 -- The same list of one status
 CREATE INDEX sessions_status_created_at_idx ON onboarding.sessions (status, created_at DESC, id DESC);

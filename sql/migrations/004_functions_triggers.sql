@@ -742,6 +742,11 @@ BEGIN
         OR (name IN ('lead_created', 'lead_updated') AND properties ->> 'lead_id' = ANY (found.lead_ids::text[]))
         OR (user_id IS NULL AND lower(properties ->> 'email') = found.address);
     found.user_ids := found.user_ids || found.lead_ids::text[] || found.address;
+    -- Who entered the address in onboarding came as this visitor.
+    found.anonymous_ids := found.anonymous_ids || ARRAY(
+        SELECT anonymous_id FROM onboarding.sessions
+        WHERE id = ANY (found.session_ids) AND anonymous_id <> ALL (found.anonymous_ids)
+    );
     found.visits := found.session_ids::text[] || ARRAY(
         SELECT DISTINCT session_id FROM analytics.events
         WHERE session_id IS NOT NULL AND CASE WHEN user_id IS NULL
@@ -889,7 +894,8 @@ BEGIN
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('onboarding.step_activities', affected);
     UPDATE onboarding.sessions SET
-        lead_id = NULL, business_data = '{}', whatsapp_config = '{}', bot_config = '{}', user_agent = NULL, ip_address = NULL
+        lead_id = NULL, business_data = '{}', whatsapp_config = '{}', bot_config = '{}', user_agent = NULL, ip_address = NULL,
+        anonymous_id = NULL, visit_session_id = NULL
     WHERE id = ANY (person.session_ids);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('onboarding.sessions', affected);

@@ -1,0 +1,99 @@
+"""Customers' WhatsApp credentials: encrypted before they reach the database, under keys that only the service has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import asyncpg
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from ingest.database import load_queries
+
+BATCH: Final = 200
+"""Accounts that are encrypted anew in one transaction."""
+_QUERIES: Final = load_queries("credentials")
+
+
+class Undecipherable(Exception):
+    """None of the keys decrypts it."""
+
+
+class Cipher:
+    """Encrypts with the first key and decrypts with any, each 32 bytes in base64url. `keys` is not empty."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._first = Fernet(keys[0])
+        self._all = MultiFernet([Fernet(key) for key in keys])
+
+    def encrypt(self, text: str) -> bytes:
+        return self._all.encrypt(text.encode())
+
+    def decrypt(self, ciphertext: bytes) -> str:
+        """Raises Undecipherable."""
+        try:
+            return self._all.decrypt(ciphertext).decode()
+        except InvalidToken:
+            raise Undecipherable from None
+
+    def under_first_key(self, ciphertext: bytes) -> bytes:
+        """The same text under the first key; the ciphertext itself if it is. Raises Undecipherable."""
+        try:
+            self._first.decrypt(ciphertext)
+        except InvalidToken:
+            try:
+                return self._all.rotate(ciphertext)
+            except InvalidToken:
+                raise Undecipherable from None
+        return ciphertext
+
+
+def new_key() -> str:
+    """A fresh key."""
+    return Fernet.generate_key().decode()
+
+
+class Rotated(NamedTuple):
+    """Accounts that were encrypted anew, that were under the first key already, and that no key decrypts."""
+
+    changed: int = 0
+    current: int = 0
+    undecipherable: int = 0
+
+
+async def rotate(connection: asyncpg.Connection, cipher: Cipher, batch: int = BATCH) -> Rotated:
+    """Put the credentials of every account under the first key, each batch in a transaction: what is cut short goes
+    on where it was, as what is under the first key already is left alone."""
+    total = Rotated()
+    last = UUID(int=0)
+    while True:
+        async with connection.transaction():
+            rows = await connection.fetch(_QUERIES["batch"], last, batch)
+            if not rows:
+                return total
+            changes, current, failed = _anew(rows, cipher)
+            if changes:
+                ids, access, verify = zip(*changes, strict=True)
+                await connection.execute(_QUERIES["replace"], ids, access, verify)
+        total = Rotated(total.changed + len(changes), total.current + current, total.undecipherable + failed)
+        last = rows[-1]["id"]
+
+
+def _anew(
+    rows: Sequence[asyncpg.Record], cipher: Cipher
+) -> tuple[list[tuple[UUID, bytes | None, bytes | None]], int, int]:
+    """(id, access token, verify token) of those that change, how many do not, and of how many no key decrypts one."""
+    changes = []
+    current = failed = 0
+    for account, *before in rows:
+        try:
+            after = [each if each is None else cipher.under_first_key(each) for each in before]
+        except Undecipherable:
+            failed += 1
+            continue
+        if after == before:
+            current += 1
+        else:
+            changes.append((account, after[0], after[1]))
+    return changes, current, failed

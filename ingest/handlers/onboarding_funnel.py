@@ -1,0 +1,112 @@
+"""GET /v1/onboarding/funnel: where people leave on the way, and how long it takes the others."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+
+import asyncpg
+import msgspec
+from aiohttp import web
+
+from ingest import fields
+from ingest.access import Scope
+from ingest.database import load_queries
+from ingest.fields import FieldError, Invalid
+from ingest.http import answer
+from ingest.onboarding import STEPS, Step, StepName
+from ingest.operations import Answer, Call, Operation
+
+_DAYS: Final = 30
+_WITH_ZONE: Final = msgspec.Meta(tz=True)
+_QUERY: Final = load_queries("onboarding")["funnel"]
+
+
+class Between(msgspec.Struct, forbid_unknown_fields=True):
+    """Sessions made within a time."""
+
+    from_: Annotated[datetime, fields.about("Since when [30 days before `to`]"), _WITH_ZONE] | None = msgspec.field(
+        name="from", default=None
+    )
+    to: Annotated[datetime, fields.about("Until when, exclusive [now]"), _WITH_ZONE] | None = None
+
+
+class FunnelStep(msgspec.Struct):
+    """A step of the funnel.
+
+    dropped: of those who came to it have not done it; abandoned: of these have left for good.  The seconds are from
+    the end of the step before to the end of this one; null: nobody has done it.
+    """
+
+    step: StepName
+    reached: int
+    completed: int
+    dropped: int
+    abandoned: int
+    drop_off_rate: float | None
+    median_seconds: float | None
+    p95_seconds: float | None
+
+
+class Funnel(msgspec.Struct):
+    """The sessions made within a time, step by step."""
+
+    from_: datetime = msgspec.field(name="from")
+    to: datetime
+    sessions: int
+    completed: int
+    completion_rate: float | None
+    steps: list[FunnelStep]
+
+
+def operations() -> list[Operation]:
+    return [
+        Operation(
+            "GET", "/v1/onboarding/funnel", funnel, "Onboarding by step: counts, drop-off, time", "onboarding",
+            query=Between, scope=Scope.ADMIN, answers={200: Answer("The funnel", Funnel)},
+        )
+    ]  # fmt: skip
+
+
+async def funnel(call: Call) -> web.StreamResponse:
+    wrong = [name for name in ("from", "to") if (text := call.request.query.get(name)) and "T" not in text.upper()]
+    if wrong:
+        # Seconds since 1970, which msgspec would read, are not what is declared.
+        raise Invalid([FieldError(name, "must be a time such as 2026-01-31T18:00:00Z") for name in wrong])
+    since, until = _between(call.query)
+    async with call.transaction() as connection:
+        rows = {row["step"]: row for row in await connection.fetch(_QUERY, since, until)}
+    steps = [_funnel_step(step, rows.get(step.name)) for step in STEPS]
+    sessions, completed = steps[0].reached, steps[-1].completed
+    told = Funnel(since, until, sessions, completed, _share(completed, sessions), steps)
+    return answer(200, msgspec.to_builtins(told), {"Cache-Control": "no-store"})
+
+
+def _between(query: Between) -> tuple[datetime, datetime]:
+    until = _in_utc(query.to) if query.to is not None else datetime.now(UTC)
+    if query.from_ is not None:
+        return _in_utc(query.from_), until
+    return until - min(timedelta(days=_DAYS), until - datetime.min.replace(tzinfo=UTC)), until
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """The first or last moment there is, where a time zone leads beyond it."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        edge = datetime.min if moment.year == 1 else datetime.max
+        return edge.replace(tzinfo=UTC)
+
+
+def _funnel_step(step: Step, row: asyncpg.Record | None) -> FunnelStep:
+    reached, completed, abandoned = (row["reached"], row["completed"], row["abandoned"]) if row else (0, 0, 0)
+    found = (row["seconds"] if row else None) or (None, None)
+    median, p95 = [each if each is None else round(each, 3) for each in found]
+    return FunnelStep(
+        step.name,  # type: ignore[arg-type]
+        reached, completed, reached - completed, abandoned, _share(reached - completed, reached), median, p95,
+    )  # fmt: skip
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None

@@ -1,0 +1,104 @@
+"""A session of onboarding as it is told: where it stands, what each step has, and its events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+import orjson
+
+from ingest.onboarding import STEPS, Step, StepName
+
+Row = Mapping[str, Any]
+"""A row of onboarding.sessions, with JSON as text."""
+
+
+class StepState(msgspec.Struct):
+    """A step of a session.
+
+    needs: its required fields while it is not done.  entered: what was, but for secrets, of which `kept_secret`
+    names those that there are.
+    """
+
+    step: StepName
+    completed_at: datetime | None
+    needs: list[str]
+    optional: list[str]
+    entered: dict[str, Any]
+    kept_secret: list[str]
+
+
+class Session(msgspec.Struct, kw_only=True):
+    """Where a session stands."""
+
+    id: str
+    status: Literal["not_started", "in_progress", "completed", "abandoned"]
+    current_step: Literal["business_info", "whatsapp_integration", "bot_setup", "testing", "complete"]
+    progress_percentage: int
+    created_at: datetime
+    started_at: datetime | None
+    last_activity_at: datetime
+    completed_at: datetime | None
+    steps: list[StepState]
+
+
+class NamedSession(Session, kw_only=True):
+    """A new session, with the token that is the way back to it."""
+
+    session_token: str
+
+
+def session(row: Row) -> Session:
+    return Session(
+        id=str(row["id"]), status=row["status"], current_step=row["current_step"],
+        progress_percentage=row["progress_percentage"], created_at=row["created_at"], started_at=row["started_at"],
+        last_activity_at=row["last_activity_at"], completed_at=row["completed_at"],
+        steps=[_state(step, row) for step in STEPS],
+    )  # fmt: skip
+
+
+def _state(step: Step, row: Row) -> StepState:
+    known = step.known
+    has = kept(step, row)
+    return StepState(
+        step=step.name,  # type: ignore[arg-type]
+        completed_at=row[step.done_at],
+        needs=step.required if row[step.done_at] is None else [],
+        optional=step.optional,
+        entered={name: value for name, value in has.items() if name in known and name not in step.secrets},
+        kept_secret=[name for name in step.secrets if name in has.get("kept_secret", ())],
+    )
+
+
+def kept(step: Step, row: Row) -> dict[str, Any]:
+    """What a session has of a step, as JSON objects."""
+    match step.name:
+        case "business_info":
+            found = orjson.loads(row["business_data"])
+        case "whatsapp_integration":
+            found = orjson.loads(row["whatsapp_config"])
+        case "bot_setup":
+            found = orjson.loads(row["bot_config"])
+        case _:
+            found = orjson.loads(row["bot_config"]).get("testing")
+    return found if isinstance(found, dict) else {}
+
+
+def event(row: Row, name: str, type_: str = "user_action", **properties: str) -> dict[str, Any]:
+    """An event of a session: the visitor's who began it, and nobody's by name."""
+    told = {"name": name, "type": type_, "session_id": row["visit_session_id"] or str(row["id"])}
+    if row["anonymous_id"]:
+        told["anonymous_id"] = row["anonymous_id"]
+    return {**told, "properties": properties}
+
+
+def events_of(step: Step, before: Row, row: Row) -> list[dict[str, Any]]:
+    """A step is told once, however often it is corrected."""
+    if before[step.done_at] is not None:
+        return []
+    told = [event(row, "onboarding_step_completed", step=step.name)]
+    if row["status"] == "completed":
+        told.append(event(row, "onboarding_completed", "conversion"))
+    return told

@@ -1,0 +1,256 @@
+"""The steps of onboarding as one table: what each asks for, and what of that is never copied anywhere else.
+
+The structs are what requests are checked by and what /openapi.json shows; everything else follows from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from ingest import fields
+from ingest.fields import FieldError
+
+MAX_SECONDS: Final = 7 * 86_400
+MAX_LOCAL_PART: Final = 64
+_NOT_BLANK: Final = r"\S"
+# As the database checks a lead's address, but for how long it is before the @: see `check`.
+_ADDRESS: Final = (
+    r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+    r"@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])$"
+)
+# Apart, as a pattern that says both is beyond what makes examples of one.
+_LOCAL_PART: Final = Meta(extra_json_schema={"allOf": [{"pattern": f"^[^@]{{1,{MAX_LOCAL_PART}}}@"}]})
+_PHONE: Final = r"^(\+|00)?[1-9]([ ().\/-]{0,2}[0-9]){6,14}$"
+_ID_OF_META: Final = "^[A-Za-z0-9_-]{1,64}$"
+_PHONE_WHAT: Final = "a phone number with its country code, such as +49 30 1234567"
+
+Seconds = Annotated[int, fields.number("Time spent on it, by the client's clock", 0, MAX_SECONDS)]
+
+
+def _words(description: str, high: int) -> Meta:
+    what = f"text of at most {high} characters that is not blank"
+    return fields.text(description, what=what, low=1, high=high, pattern=_NOT_BLANK)
+
+
+def _token(description: str, low: int) -> Meta:
+    what = f"{low} to 2048 characters without white space"
+    return fields.text(description, what=what, low=low, high=2048, pattern="^[!-~]+$")
+
+
+class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
+    """Who sets up a bot, and for which business."""
+
+    company_name: Annotated[str, _words("The company's name", 200)]
+    contact_name: Annotated[str, _words("Who to talk to", 200)]
+    email: Annotated[
+        str,
+        fields.text("Their address", what="an email address", low=6, high=254, pattern=_ADDRESS,
+            examples=["ada@example.com"],
+        ),
+        _LOCAL_PART,
+    ]  # fmt: skip
+    country: Annotated[
+        str,
+        fields.text("Where the company is: ISO 3166-1", what="a country's two letters, such as DE",
+            low=2, high=2, pattern="^[A-Za-z]{2}$", examples=["DE"],
+        ),
+    ]  # fmt: skip
+    phone: (
+        Annotated[str, fields.text("Their phone number", what=_PHONE_WHAT, low=7, high=40, pattern=_PHONE)] | None
+    ) = None
+    website: (
+        Annotated[
+            str,
+            fields.text("The company's site", what="a URL such as https://www.example.com", low=10, high=500,
+                pattern=r"^https?:\/\/[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?([\/?#][!-~]*)?$",
+            ),
+        ]
+        | None
+    ) = None  # fmt: skip
+    industry: Annotated[str, _words("What the company does", 100)] | None = None
+    company_size: (
+        Annotated[
+            Literal["1", "2-10", "11-50", "51-200", "201-1000", "over-1000"],
+            fields.about("How many work there", what="one of 1, 2-10, 11-50, 51-200, 201-1000, over-1000"),
+        ]
+        | None
+    ) = None
+    time_spent_seconds: Seconds | None = None
+
+
+class WhatsAppIntegration(msgspec.Struct, forbid_unknown_fields=True):
+    """The number that the bot answers on. The two tokens are kept encrypted and never shown again."""
+
+    business_account_id: Annotated[
+        str,
+        fields.text("The WhatsApp Business account as Meta knows it", what="the account's id at Meta",
+            low=1, high=64, pattern=_ID_OF_META,
+        ),
+    ]  # fmt: skip
+    phone_number_id: Annotated[
+        str,
+        fields.text("The number as Meta knows it", what="the number's id at Meta", low=1, high=64,
+            pattern=_ID_OF_META,
+        ),
+    ]  # fmt: skip
+    phone_number: Annotated[str, fields.text("The number", what=_PHONE_WHAT, low=7, high=40, pattern=_PHONE)]
+    access_token: Annotated[str, _token("Meta's token to send with", 8)]
+    display_name: Annotated[str, _words("The name that is shown in chats", 200)] | None = None
+    webhook_verify_token: Annotated[str, _token("What Meta's webhooks are confirmed with", 1)] | None = None
+    time_spent_seconds: Seconds | None = None
+
+
+class BotSetup(msgspec.Struct, forbid_unknown_fields=True):
+    """How the bot talks."""
+
+    bot_name: Annotated[str, _words("The bot's name", 100)]
+    language: Annotated[
+        str,
+        fields.text("What it speaks", what="a language such as en or pt-BR", low=2, high=35,
+            pattern="^[A-Za-z]{2,3}([_-][A-Za-z0-9]{2,8}){0,3}$", examples=["en", "pt-BR"],
+        ),
+    ]  # fmt: skip
+    greeting: Annotated[str, _words("What it says first", 1000)]
+    away_message: Annotated[str, _words("What it says when nobody is there", 1000)] | None = None
+    features: (
+        Annotated[
+            list[Annotated[str, _words("A feature", 50)]],
+            Meta(
+                description="What it is to do", max_length=20, extra={"what": "up to 20 texts of up to 50 characters"}
+            ),
+        ]
+        | None
+    ) = None
+    hand_over_to_people: Annotated[bool, fields.about("Whether it calls people in")] | None = None
+    time_spent_seconds: Seconds | None = None
+
+
+class Testing(msgspec.Struct, forbid_unknown_fields=True):
+    """That the bot answers."""
+
+    confirmed: Annotated[
+        bool,
+        Meta(
+            description="That a message was sent to the bot, and answered",
+            extra={"what": "true: send the bot a message first"},
+            extra_json_schema={"const": True},
+        ),
+    ]
+    notes: Annotated[str, _words("What was noticed", 1000)] | None = None
+    time_spent_seconds: Seconds | None = None
+
+
+class Step(NamedTuple):
+    """A step of onboarding.
+
+    fields: what it asks for.  secrets: those of them that are kept encrypted, in whatsapp.accounts.  personal: those
+    whose values no activity and no event repeats, either.
+    """
+
+    name: str
+    summary: str
+    fields: type[msgspec.Struct]
+    secrets: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
+
+    @property
+    def done_at(self) -> str:
+        """The column that says when it was done."""
+        return f"{self.name}_completed_at"
+
+    @property
+    def required(self) -> list[str]:
+        return [name for name, required in _names(self.fields) if required]
+
+    @property
+    def optional(self) -> list[str]:
+        return [name for name, required in _names(self.fields) if not required and name != "time_spent_seconds"]
+
+    @property
+    def known(self) -> list[str]:
+        return [name for name, _ in _names(self.fields)]
+
+
+@cache
+def _names(model: type[msgspec.Struct]) -> list[tuple[str, bool]]:
+    """The fields, and whether they are required."""
+    return [(field.encode_name, field.required) for field in msgspec.structs.fields(model)]
+
+
+STEPS: Final = (
+    Step("business_info", "Who sets up a bot", BusinessInfo, (), ("contact_name", "email", "phone")),
+    Step(
+        "whatsapp_integration", "Connect a WhatsApp number", WhatsAppIntegration,
+        ("access_token", "webhook_verify_token"), ("business_account_id", "phone_number_id", "phone_number"),
+    ),
+    Step("bot_setup", "Set the bot up", BotSetup),
+    Step("testing", "Confirm that it answers, which completes onboarding", Testing),
+)  # fmt: skip
+"""In their order."""
+OF_NAME: Final = {step.name: step for step in STEPS}
+StepName = Literal["business_info", "whatsapp_integration", "bot_setup", "testing"]
+
+
+def plain_phone(text: str) -> str:
+    """`+49 (30) 123` -> `+4930123`, as ingest.normalised_phone() in the database does."""
+    digits = re.sub("[^0-9]", "", text)
+    if text.startswith("00"):
+        return "+" + digits[2:]
+    return ("+" if text.startswith("+") else "") + digits
+
+
+_STORED_AS: Final[Mapping[str, Callable[[str], str]]] = {
+    "email": str.lower, "country": str.upper, "phone": plain_phone, "phone_number": plain_phone,
+}  # fmt: skip
+
+
+def cleaned(body: msgspec.Struct) -> dict[str, Any]:
+    """What was given, in the form in which it is stored: texts trimmed, what was left out not there."""
+    found: dict[str, Any] = {}
+    for name, value in msgspec.structs.asdict(body).items():
+        if value is None:
+            continue
+        if isinstance(value, str):
+            value = _STORED_AS.get(name, str)(value.strip())
+        elif isinstance(value, list):
+            value = list(dict.fromkeys(each.strip() for each in value))
+        found[name] = value
+    return found
+
+
+def check(body: msgspec.Struct) -> list[FieldError]:
+    """What a declaration cannot say."""
+    if isinstance(body, Testing) and not body.confirmed:
+        return [FieldError("confirmed", "must be true: send the bot a message first")]
+    if isinstance(body, BusinessInfo) and body.email.strip().index("@") > MAX_LOCAL_PART:
+        return [FieldError("email", f"must have at most {MAX_LOCAL_PART} characters before the @")]
+    return []
+
+
+class Lead(NamedTuple):
+    """What business_info tells of a lead; texts, or None."""
+
+    email: str
+    phone_number: str | None
+    company_name: str | None
+    first_name: str | None
+    last_name: str | None
+    country_code: str | None
+
+
+def lead_of(business: Mapping[str, Any]) -> Lead | None:
+    """The lead that entered this, None without an address. The surname is what follows the first word of the name."""
+    told = {name: value for name, value in business.items() if isinstance(value, str)}
+    if "email" not in told:
+        return None
+    first, _, last = told.get("contact_name", "").strip().partition(" ")
+    return Lead(
+        told["email"], told.get("phone"), told.get("company_name"),
+        first[:100] or None, last.strip()[:100] or None, told.get("country"),
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+-- Onboarding, as anon with app.session_token set to the token, so that row security shows no other session. In braces
+-- stands what ingest/handlers/onboarding.py puts there: {told}, the columns that it reads; {on}, which marks a
+-- session as one that goes on, also if it was abandoned a while ago; and {note}, which records an activity.
+
+-- create --
+INSERT INTO onboarding.sessions (session_token, user_agent, anonymous_id, visit_session_id)
+VALUES ($1, $2, $3, $4) RETURNING {told}
+
+-- read --
+SELECT {told} FROM onboarding.sessions WHERE session_token = $1
+
+-- lock --
+-- Until the transaction ends, so that of two requests at once the second sees what the first did
+SELECT {told} FROM onboarding.sessions WHERE session_token = $1 FOR NO KEY UPDATE
+
+-- business_info --
+WITH changed AS (
+    UPDATE onboarding.sessions SET business_data = $2::jsonb,
+        business_info_completed_at = coalesce(business_info_completed_at, now()), {on}
+    WHERE id = $1 RETURNING {told}
+), noted AS ({note})
+SELECT * FROM changed
+
+-- whatsapp_integration --
+WITH changed AS (
+    UPDATE onboarding.sessions SET whatsapp_config = $2::jsonb,
+        whatsapp_integration_completed_at = coalesce(whatsapp_integration_completed_at, now()), {on}
+    WHERE id = $1 RETURNING {told}
+), noted AS ({note})
+SELECT * FROM changed
+
+-- bot_setup --
+WITH changed AS (
+    UPDATE onboarding.sessions SET bot_config = $2::jsonb,
+        bot_setup_completed_at = coalesce(bot_setup_completed_at, now()), {on}
+    WHERE id = $1 RETURNING {told}
+), noted AS ({note})
+SELECT * FROM changed
+
+-- testing --
+WITH changed AS (
+    UPDATE onboarding.sessions SET bot_config = bot_config || jsonb_build_object('testing', $2::jsonb),
+        testing_completed_at = coalesce(testing_completed_at, now()), {on}
+    WHERE id = $1 RETURNING {told}
+), noted AS ({note})
+SELECT * FROM changed
+
+-- resume --
+UPDATE onboarding.sessions SET {on} WHERE session_token = $1 AND status = 'abandoned'
+
+-- note --
+INSERT INTO onboarding.step_activities (
+    session_id, step, activity_type, field_name, field_value, error_message, time_spent_seconds
+) VALUES ($1, $2::text::onboarding.step, $3, $4, $5, $6, $7) RETURNING id
+
+-- note_errors --
+INSERT INTO onboarding.step_activities (session_id, step, activity_type, field_name, error_message)
+SELECT id, $2::text::onboarding.step, 'validation_error', nullif(field, ''), message
+FROM onboarding.sessions, unnest($3::text[], $4::text[]) AS wrong (field, message)
+WHERE session_token = $1 AND status <> 'completed'
+
+-- unlinked --
+-- A session that gives its address and is nobody's yet
+SELECT id, business_data FROM onboarding.sessions
+WHERE session_token = $1 AND lead_id IS NULL AND business_info_completed_at IS NOT NULL AND status <> 'completed'
+
+-- relink --
+-- As service_role: the session, and the account that it has made, go to the lead with this address.
+WITH lead AS (
+    SELECT id FROM marketing.leads WHERE email = $2 AND deleted_at IS NULL
+), moved AS (
+    UPDATE whatsapp.accounts SET lead_id = lead.id FROM lead WHERE accounts.id = $3 AND accounts.lead_id = $4
+)
+UPDATE onboarding.sessions SET lead_id = lead.id FROM lead WHERE sessions.id = $1
+
+-- make_lead --
+-- As service_role. One whose address is known merges into its row, by a trigger.
+INSERT INTO marketing.leads (email, phone_number, company_name, first_name, last_name, country_code, user_agent, source)
+VALUES ($1, $2, $3, $4, $5, $6, $7, 'website-form')
+
+-- link --
+-- As service_role. Written to business_data, so that the trigger links it to the lead with its address.
+UPDATE onboarding.sessions SET business_data = business_data WHERE id = $1 AND lead_id IS NULL
+
+-- change_account --
+-- As service_role: the account that this session has made. With another number it is to be verified anew.
+UPDATE whatsapp.accounts SET
+    business_account_id = $3, phone_number_id = $4, phone_number = $5, display_name = $6,
+    access_token_encrypted = $7, webhook_verify_token_encrypted = $8,
+    is_verified = is_verified AND (business_account_id, phone_number_id, phone_number) = ($3, $4, $5),
+    verification_status = CASE
+        WHEN (business_account_id, phone_number_id, phone_number) = ($3, $4, $5) THEN verification_status
+        ELSE 'not_verified'
+    END
+WHERE id = $1 AND lead_id = $2 RETURNING id
+
+-- make_account --
+-- As service_role. The same number of the same lead is theirs to enter again, as from a session that they left; but not
+-- once it is verified: whoever enters an address is taken for its lead, and must not get at what works already.
+INSERT INTO whatsapp.accounts AS known (
+    lead_id, business_account_id, phone_number_id, phone_number, display_name, access_token_encrypted,
+    webhook_verify_token_encrypted
+) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (business_account_id, phone_number_id) DO UPDATE SET
+    phone_number = excluded.phone_number, display_name = excluded.display_name,
+    access_token_encrypted = excluded.access_token_encrypted,
+    webhook_verify_token_encrypted = excluded.webhook_verify_token_encrypted
+WHERE known.lead_id = excluded.lead_id AND NOT known.is_verified
+RETURNING id
+
+-- funnel --
+-- The sessions begun within a time, by step: how many came to it, did it, and left there; how long it took who did it,
+-- from the end of the step before. Read from sessions_created_at_idx alone.
+WITH begun AS (
+    SELECT created_at, business_info_completed_at, whatsapp_integration_completed_at,
+        bot_setup_completed_at, testing_completed_at, status
+    FROM onboarding.sessions WHERE created_at >= $1 AND created_at < $2
+)
+SELECT step, count(begun_at) AS reached, count(done_at) AS completed,
+    count(*) FILTER (WHERE begun_at IS NOT NULL AND done_at IS NULL AND status = 'abandoned') AS abandoned,
+    percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (
+        ORDER BY CASE WHEN done_at >= begun_at THEN extract(epoch FROM done_at - begun_at)::float8 END
+    ) AS seconds
+FROM begun CROSS JOIN LATERAL (VALUES
+    ('business_info', created_at, business_info_completed_at),
+    ('whatsapp_integration', business_info_completed_at, whatsapp_integration_completed_at),
+    ('bot_setup', whatsapp_integration_completed_at, bot_setup_completed_at),
+    ('testing', bot_setup_completed_at, testing_completed_at)
+) AS part (step, begun_at, done_at)
+GROUP BY step
