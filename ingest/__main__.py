@@ -66,6 +66,17 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _effect(text: str) -> float:
+    """A relative lift, as results take it."""
+    try:
+        effect = float(text)
+    except ValueError:
+        effect = 0.0
+    if not 0.001 <= effect <= 10:
+        raise argparse.ArgumentTypeError("must be a number from 0.001 to 10")
+    return effect
+
+
 def _moment(text: str) -> datetime:
     """A time in ISO 8601; UTC if it does not say."""
     try:
@@ -132,6 +143,24 @@ def _parser() -> _Parser:
     rejected.add_argument("--id", metavar="N", type=_natural, help="replay: only this one")
     rejected.add_argument("--limit", metavar="N", type=_natural, default=20, help="list: how many [20]")
     rejected.add_argument("--replayed", action="store_true", help="list: those already replayed, too")
+    experiments = command("experiments", "experiments: make, start, end them, and what came of one", _WHERE)
+    experiments.add_argument("action", nargs="?", metavar=f"{{{','.join(_ACTIONS['experiments'])}}}", default="list",
+        help="what to do [list]",
+    )  # fmt: skip
+    experiments.add_argument("name", nargs="?", metavar="NAME", help="of the experiment, or its id")
+    experiments.add_argument(
+        "--file", metavar="FILE", help="create: all of it as JSON, as POST /v1/experiments has it; - is stdin"
+    )
+    experiments.add_argument(
+        "--variants", metavar="LIST", help="create: such as control:70,b:30; the first is the control"
+    )
+    experiments.add_argument("--traffic", metavar="PERCENT", help="create: how many of 100 units take part [100]")
+    experiments.add_argument("--winner", metavar="VARIANT", help="complete: what flags give everybody from then on")
+    experiments.add_argument("--event", metavar="NAME", help="results: the event that is a conversion")
+    experiments.add_argument("--effect", metavar="SHARE", type=_effect, default=0.1,
+        help="results: the relative lift worth finding [0.1]",
+    )  # fmt: skip
+    experiments.add_argument("--all", action="store_true", help="list: archived ones, too")
     tail = command("tail", "follow events as they are accepted or refused", ("data_dir",))
     tail.add_argument("--json", action="store_true", help="JSON lines")
     return parser
@@ -140,6 +169,7 @@ def _parser() -> _Parser:
 _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
     "status", "dry_run", "output", "seed", "anchor", "start", "end", "list", "run",
+    "name", "file", "variants", "traffic", "winner", "event", "effect", "all",
 ))  # fmt: skip
 
 
@@ -200,6 +230,7 @@ _ACTIONS = {
     "journal": ("pending", "verify", "show"),
     "rejected": ("list", "replay"),
     "rollup": ("run", "rebuild", "verify"),
+    "experiments": ("list", "show", "create", "start", "pause", "complete", "cancel", "archive", "results"),
 }
 _FLAGS = {
     "migrate": ("--status", "--dry-run"),
@@ -210,6 +241,7 @@ _FLAGS = {
     "seed": ("--seed", "--anchor"),
     "rollup": ("--from", "--to"),
     "maintenance": ("--list", "--run"),
+    "experiments": ("--file", "--variants", "--traffic", "--winner", "--event", "--effect", "--all"),
 }
 _SETTINGS = {
     "dev": _OF_DEV,
@@ -302,6 +334,13 @@ def _rejected(config: Config, given: argparse.Namespace) -> int:
     return rejected.list_rejected(config, given.reason, given.limit, given.replayed)
 
 
+def _experiments(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import experiments
+
+    flags = [given.file, given.variants, given.traffic, given.winner, given.event, given.effect, given.all]
+    return experiments.run(config, given.action, experiments.Given(given.name, *flags))
+
+
 def _tail(config: Config, given: argparse.Namespace) -> int:
     from ingest.commands import tail
 
@@ -319,6 +358,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "psql": _psql,
     "journal": _journal,
     "rejected": _rejected,
+    "experiments": _experiments,
     "tail": _tail,
 }
 

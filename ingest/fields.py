@@ -102,10 +102,26 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
         try:
             values[field.name] = msgspec.convert(given[name], field.type, strict=not texts)
         except msgspec.ValidationError as error:
-            errors.append(_told(name, field.type, str(error)))
+            errors += _within(name, field.type, given[name]) or [_told(name, field.type, str(error))]
     if errors:
         raise Invalid(errors[:MAX_TOLD])
     return model(**values)
+
+
+def _within(name: str, type_: Any, value: object) -> list[FieldError]:
+    """The errors of each field of an object within, where msgspec tells the first only."""
+    model = next((part for part in (type_, *typing.get_args(type_)) if _is_model(part)), None)
+    if model is None or not isinstance(value, dict):
+        return []
+    try:
+        read(model, value)
+    except Invalid as error:
+        return [FieldError(f"{name}.{each.field}", each.message) for each in error.errors]
+    return []
+
+
+def _is_model(type_: Any) -> bool:
+    return isinstance(type_, type) and issubclass(type_, msgspec.Struct)
 
 
 def _unstorable(value: object, depth: int = 0) -> str | None:

@@ -125,6 +125,11 @@ class Call:
             settings = {"session_token": self.session_token, **settings}
         return self._api.transactions.on_behalf(caller or self.caller, self.address, self.user_agent, settings)
 
+    def require_room(self) -> None:
+        """Raise Problem if an event could not be made durable now: to be asked before anything is changed."""
+        if not self._api.emitter.can_accept():
+            raise Problem(503, "overloaded", "events cannot be taken now; try again", headers=_retry())
+
     async def emit(self, *events: dict[str, Any]) -> None:
         """Put events of our own into the stream, after the transaction they tell of. Durable when this returns."""
         path = self.request.match_info.route.resource
@@ -147,7 +152,7 @@ class Api:
     ) -> None:
         self.transactions = transactions
         self.emitter = emitter
-        self._authenticator = authenticator
+        self.authenticator = authenticator
         self._address_of = address_of
         self._by_address = by_address
         self._by_key = by_key
@@ -181,9 +186,23 @@ class Api:
 
     async def _call(self, operation: Operation, request: web.Request) -> Call:
         """The request, checked. Raises Problem and Invalid."""
+        address, caller = await self.admit(request)
+        if operation.scope is not None and operation.scope not in caller.scopes:
+            _refuse_scope(caller, operation.scope)
+        call = Call(self, request, address, caller)
+        call.session_token = _session_token(request, needed=operation.session)
+        if operation.parameters is not None:
+            call.parameters = read(operation.parameters, dict(request.match_info), texts=True)
+        call.query = _query(operation, request)
+        if operation.body is not None:
+            await self._read_body(operation, call)
+        return call
+
+    async def admit(self, request: web.BaseRequest) -> tuple[str, Caller]:
+        """A request's address and caller, within their limits. Raises Problem."""
         address = self._address_of(request)
         try:
-            caller = await self._authenticator.identify(
+            caller = await self.authenticator.identify(
                 request.headers.get("Authorization"), request.headers.get("X-API-Key")
             )
         except Unauthorized as error:
@@ -196,16 +215,7 @@ class Api:
             self._limit(self._by_address, address)
         else:
             self._limit(self._by_key, caller.key)
-        if operation.scope is not None and operation.scope not in caller.scopes:
-            _refuse_scope(caller, operation.scope)
-        call = Call(self, request, address, caller)
-        call.session_token = _session_token(request, needed=operation.session)
-        if operation.parameters is not None:
-            call.parameters = read(operation.parameters, dict(request.match_info), texts=True)
-        call.query = _query(operation, request)
-        if operation.body is not None:
-            await self._read_body(operation, call)
-        return call
+        return address, caller
 
     @staticmethod
     def _limit(limit: RateLimit, subject: str) -> None:

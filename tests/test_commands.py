@@ -39,6 +39,7 @@ COMMANDS = (
     "psql",
     "journal",
     "rejected",
+    "experiments",
     "tail",
 )
 SECRET = "hush-hush"
