@@ -118,8 +118,8 @@ async def test_buckets_are_rounded_as_the_database_rounds_them(connection: async
     points = [0, 1, 281, 282, 9999, 10_000, POINTS - 1, POINTS // 2]
     points += [chance.randrange(1 << bits) for bits in range(1, 49) for _ in range(20)]
     rows = await connection.fetch(
-        "SELECT point::numeric / 281474976710656 AS bucket FROM unnest($1::bigint[]) WITH ORDINALITY AS each (point, n)"
-        " ORDER BY n",
+        "SELECT point::numeric / 281474976710656 AS bucket"
+        " FROM unnest($1::bigint[]) WITH ORDINALITY AS each (point, n) ORDER BY n",
         points,
     )
     assert [bucket(point) for point in points] == [Fraction(row["bucket"]) for row in rows]
