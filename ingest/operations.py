@@ -217,6 +217,11 @@ class Api:
             self._limit(self._by_key, caller.key)
         return address, caller
 
+    def admits_anyone(self, request: web.BaseRequest) -> bool:
+        """Whether `admit` need not be awaited, as there are neither credentials nor a limit."""
+        headers = request.headers
+        return not self._by_address.enabled and "Authorization" not in headers and "X-API-Key" not in headers
+
     @staticmethod
     def _limit(limit: RateLimit, subject: str) -> None:
         if limit.enabled and (wait := limit.take(subject)):

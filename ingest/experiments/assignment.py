@@ -97,6 +97,7 @@ class Rules:
         "_devices",
         "_percentage",
         "_urls",
+        "are_none",
         "are_of_context",
         "needs_attributes",
     )
@@ -113,6 +114,7 @@ class Rules:
             self._percentage = Hash(experiment_id, "percentage"), below
         self.needs_attributes = bool(self._attributes)
         self.are_of_context = bool(rules.keys() - {"percentage"})
+        self.are_none = not rules
 
     def hold(self, unit: bytes, context: Context) -> bool:
         """Whether the unit may take part. A rule about what is not known of it does not hold."""
@@ -202,7 +204,9 @@ class Assigner:
 
     def takes_part(self, unit: bytes, context: Context) -> bool:
         """Whether the unit is within traffic and rules."""
-        return self._traffic_hash.point(unit) < self._traffic and self.rules.hold(unit, context)
+        if self._traffic < POINTS and self._traffic_hash.point(unit) >= self._traffic:
+            return False
+        return self.rules.are_none or self.rules.hold(unit, context)
 
     def place(self, unit: bytes) -> int:
         """Which of the variants is the unit's, if it takes part."""

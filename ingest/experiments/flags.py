@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -62,11 +62,11 @@ class Flag:
 
     __slots__ = (
         "_assigner",
-        "_end",
         "_given",
+        "_is_bounded",
+        "_is_on",
         "_kept",
         "_outside",
-        "_start",
         "definition",
         "needs_attributes",
         "needs_context",
@@ -86,21 +86,24 @@ class Flag:
         self._given = [self._evaluation(place, reason) for place in range(len(definition.variants))]
         self._outside = self._evaluation(_CONTROL, Reason.DEFAULT)
         self._kept = self._evaluation_when_stopped()
-        self._start, self._end = definition.start_date, definition.end_date
+        self._is_on = definition.status == "running" and definition.is_active
+        # Whether the time must be asked for; no more once it has begun, if it has no end.
+        self._is_bounded = definition.start_date is not None or definition.end_date is not None
 
-    def evaluate(self, unit: bytes, context: Context, now: datetime) -> Evaluation:
+    def evaluate(self, unit: bytes, context: Context, now: Callable[[], datetime]) -> Evaluation:
         """What this unit is told now."""
-        if not self.runs(now):
+        if not self._is_on or (self._is_bounded and not self._is_within(now())):
             return self._kept
         place = self._assigner.assign(unit, context)
         return self._outside if place is None else self._given[place]
 
-    def runs(self, now: datetime) -> bool:
-        """Whether units are assigned now."""
-        definition = self.definition
-        if definition.status != "running" or not definition.is_active:
+    def _is_within(self, now: datetime) -> bool:
+        start, end = self.definition.start_date, self.definition.end_date
+        if start is not None and start > now:
             return False
-        return (self._start is None or self._start <= now) and (self._end is None or self._end > now)
+        # What has begun has begun.
+        self._is_bounded = end is not None
+        return end is None or end > now
 
     def payload(self, variant_id: str) -> str | None:
         """A variant's payload; None: it has none, or there is no such variant."""

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
+from multidict import CIMultiDict
 
 from ingest.experiments.assignment import NOTHING_KNOWN, Context, country_code
 from ingest.experiments.definitions import Definitions
@@ -32,6 +33,7 @@ BULK_PATH: Final = "/ofrep/v1/evaluate/flags"
 FLAG_PATH: Final = "/ofrep/v1/evaluate/flags/{key}"
 PREFIX: Final = "/ofrep/v1/evaluate/flags/"
 MAX_UNIT_CHARACTERS: Final = 255
+_KEY_AT: Final = len(PREFIX)
 _NO_ATTRIBUTES: Final = frozenset({"targetingKey", "country", "device", "url"})
 
 ErrorCode = Literal["FLAG_NOT_FOUND", "TARGETING_KEY_MISSING", "INVALID_CONTEXT", "PARSE_ERROR", "GENERAL"]
@@ -109,6 +111,8 @@ class _OfContext(msgspec.Struct):
 
 
 _UNIT: Final = msgspec.json.Decoder(_OfUnit)
+# A copy of these is quicker than having them made.
+_HEADERS: Final = CIMultiDict({"Content-Type": JSON})
 # With all digits of a number, as the database compares them.
 _CONTEXT: Final = msgspec.json.Decoder(_OfContext, float_hook=Decimal)
 
@@ -142,11 +146,11 @@ class Ofrep:
 
     async def evaluate(self, request: web.BaseRequest) -> web.Response:
         """One flag."""
-        path = request.raw_path.partition("?")[0]
-        key = unquote(path[len(PREFIX) :] if path.startswith(PREFIX) else request.path[len(PREFIX) :])
+        key = _key(request)
         try:
             body = await self._body(request)
-            flag = (await self._flags()).get(key)
+            definitions = self._definitions
+            flag = (definitions.flags if definitions.version is not None else await self._flags()).get(key)
             if flag is None:
                 raise _Refused(404, "FLAG_NOT_FOUND", "no experiment of that name was started")
             if flag.needs_context:
@@ -155,7 +159,7 @@ class Ofrep:
                 unit, context = _read_unit(body), NOTHING_KNOWN
         except _Refused as refused:
             return _refusal(refused, key)
-        return web.Response(body=flag.evaluate(unit, context, datetime.now(UTC)).body, content_type=JSON)
+        return web.Response(body=flag.evaluate(unit, context, _now).body, headers=_HEADERS.copy())
 
     async def evaluate_all(self, request: web.BaseRequest) -> web.Response:
         """All flags, or 304 when that is what the client has."""
@@ -165,8 +169,8 @@ class Ofrep:
             unit, context = _read_context(body, True)
         except _Refused as refused:
             return _refusal(refused, None)
-        now = datetime.now(UTC)
-        bodies = [flag.evaluate(unit, context, now).body for flag in flags.values()]
+        now = _now()
+        bodies = [flag.evaluate(unit, context, lambda: now).body for flag in flags.values()]
         told = b'{"flags":[' + b",".join(bodies) + b"]}"
         tag = _tag(self._definitions.version or "", body, told)
         known = request.headers.get("If-None-Match")
@@ -177,7 +181,8 @@ class Ofrep:
     async def _body(self, request: web.BaseRequest) -> bytes:
         """The body of a caller who is welcome."""
         try:
-            await self._api.admit(request)
+            if not self._api.admits_anyone(request):
+                await self._api.admit(request)
             return await read_body(request, MAX_BODY_BYTES, self._body_timeout_seconds)
         except Problem as problem:
             raise _Refused(problem.status, "GENERAL", problem.detail, problem.headers) from None
@@ -227,6 +232,18 @@ class Ofrep:
 async def elsewhere(call: Call) -> web.StreamResponse:
     """What a path is told that means one of ours, and is not written like it."""
     raise Problem(404, "unknown_route", f"flags are evaluated at {FLAG_PATH} and {BULK_PATH}, written so")
+
+
+def _key(request: web.BaseRequest) -> str:
+    path = request.raw_path
+    if not path.startswith("/"):
+        return request.path[_KEY_AT:]
+    key = path[_KEY_AT:]
+    return unquote(key.partition("?")[0]) if "%" in key or "?" in key else key
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _refusal(refused: _Refused, key: str | None) -> web.Response:
