@@ -23,7 +23,8 @@ MISMATCH_BELOW: Final = 0.001
 """As usual for a sample ratio mismatch: it is tested often, and a false alarm stops an experiment."""
 _MIN_EXPECTED: Final = 5
 """Cochran's rule: with a smaller expected count a chi-square is no good approximation."""
-_QUANTILES: Final = 4000
+_PARTS: Final = 2000
+_NOTHING: Final = 1e-9
 
 
 class Count(NamedTuple):
@@ -222,7 +223,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def probabilities_best(counts: Sequence[Count]) -> list[float | None]:
     """How probably each variant's rate is the highest, given Beta(1, 1) before. None for all while one was not shown.
 
-    The integral of one's density times the others' distributions, at the middles of equally probable parts.
+    The integral of one's density times the others' distributions, where all but nothing of that density is.
     """
     if len(counts) < 2 or not all(count.exposures for count in counts):
         return [None] * len(counts)
@@ -230,12 +231,15 @@ def probabilities_best(counts: Sequence[Count]) -> list[float | None]:
     from scipy import stats
 
     posteriors = [stats.beta(1 + one.conversions, 1 + one.exposures - one.conversions) for one in counts]
-    quantiles = (numpy.arange(_QUANTILES) + 0.5) / _QUANTILES
+    parts = (numpy.arange(_PARTS) + 0.5) / _PARTS
     found = []
     for place, own in enumerate(posteriors):
         others = [other for at, other in enumerate(posteriors) if at != place]
-        rates = own.ppf(quantiles)
-        found.append(float(numpy.mean(numpy.prod([other.cdf(rates) for other in others], axis=0))))
+        low, high = own.ppf([_NOTHING, 1 - _NOTHING])
+        rates = low + (high - low) * parts
+        density = own.pdf(rates)
+        others_below = numpy.prod([other.cdf(rates) for other in others], axis=0)
+        found.append(float(numpy.sum(density * others_below) / numpy.sum(density)))
     return [share / sum(found) for share in found]
 
 
