@@ -6,6 +6,7 @@ what its errors call it is the `what` of `Meta(extra=...)`, else msgspec's own w
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 import orjson
 from msgspec import Meta
+from msgspec.structs import FieldInfo
 
 Model = TypeVar("Model", bound=msgspec.Struct)
 
@@ -83,14 +85,14 @@ def decode_object(body: bytes) -> dict[str, Any]:
 def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -> Model:
     """The fields as the model has them. `texts`: all that is given is text, as in a form or a query, which numbers
     and times are read from. Raises Invalid with an error for each field that is wrong, missing or unknown."""
-    declared = {field.encode_name: field for field in msgspec.structs.fields(model)}
+    declared = _declared(model)
     errors = [
         FieldError(name[:100], f"is not known here; known are {', '.join(declared)}")
         for name in given
         if name not in declared
     ]
     values: dict[str, Any] = {}
-    for name, field in declared.items():
+    for name, (field, alone) in declared.items():
         if name not in given:
             if field.required:
                 errors.append(FieldError(name, "is required"))
@@ -100,12 +102,25 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
             errors.append(FieldError(name, wrong))
             continue
         try:
-            values[field.name] = msgspec.convert(given[name], field.type, strict=not texts)
+            values[field.name] = msgspec.convert({"value": given[name]}, alone, strict=not texts).value
         except msgspec.ValidationError as error:
             errors += _within(name, field.type, given[name]) or [_told(name, field.type, str(error))]
     if errors:
         raise Invalid(errors[:MAX_TOLD])
     return model(**values)
+
+
+@functools.cache
+def _declared(model: type[msgspec.Struct]) -> dict[str, tuple[FieldInfo, Any]]:
+    """Each field by its name, and a Struct of it alone, as `value`.
+
+    A Struct's types are worked out once and kept. A bare type's are worked out for each conversion and freed
+    afterwards, which is slow, and for `pattern | list[pattern]` frees too much: msgspec 0.22 crashes by and by.
+    """
+    return {
+        field.encode_name: (field, msgspec.defstruct("Alone", [("value", field.type)]))
+        for field in msgspec.structs.fields(model)
+    }
 
 
 def _within(name: str, type_: Any, value: object) -> list[FieldError]:
@@ -153,7 +168,7 @@ def _told(name: str, type_: Any, message: str) -> FieldError:
     place = _PLACE.search(message)
     if place is not None:
         message = message[: place.start()]
-    within = place[1] if place is not None else ""
+    within = place[1].removeprefix(".value") if place is not None else ""
     what = _what(type_) if not within else None
     if what is None:
         what = message.removeprefix("Expected ").removeprefix("Invalid ").replace("`", "")

@@ -336,7 +336,8 @@ def _proved(caller: Caller, unit: Unit) -> Caller:
     if unit.session_id is None and unit.user_id is None:
         raise Invalid([FieldError("session_id", "is needed, or user_id: the unit")])
     may_write = Scope.WRITE in caller.scopes
-    if unit.user_id is not None and not may_write and _subject(caller) != unit.user_id:
+    is_own = caller.role == "authenticated" and _subject(caller) == unit.user_id
+    if unit.user_id is not None and not may_write and not is_own:
         if caller.role == "anon":
             detail = "for a user_id this needs Authorization: Bearer, with scope write or the user's own token"
             raise Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="ingest"'})
