@@ -67,6 +67,17 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _effect(text: str) -> float:
+    """A relative lift, as results take it."""
+    try:
+        effect = float(text)
+    except ValueError:
+        effect = 0.0
+    if not 0.001 <= effect <= 10:
+        raise argparse.ArgumentTypeError("must be a number from 0.001 to 10")
+    return effect
+
+
 def _moment(text: str) -> datetime:
     """A time in ISO 8601; UTC if it does not say."""
     try:
@@ -148,6 +159,24 @@ def _parser() -> _Parser:
     keys.add_argument("--name", metavar="TEXT", help="create: what it is for, for people")
     keys.add_argument("--scope", metavar="{write,read,admin}", help="create: what it may do")
     keys.add_argument("--expires-days", metavar="N", type=_natural, help="create: how long it is good [for ever]")
+    experiments = command("experiments", "experiments: make, start, end them, and what came of one", _WHERE)
+    experiments.add_argument("action", nargs="?", metavar=f"{{{','.join(_ACTIONS['experiments'])}}}", default="list",
+        help="what to do [list]",
+    )  # fmt: skip
+    experiments.add_argument("name", nargs="?", metavar="NAME", help="of the experiment, or its id")
+    experiments.add_argument(
+        "--file", metavar="FILE", help="create: all of it as JSON, as POST /v1/experiments has it; - is stdin"
+    )
+    experiments.add_argument(
+        "--variants", metavar="LIST", help="create: such as control:70,b:30; the first is the control"
+    )
+    experiments.add_argument("--traffic", metavar="PERCENT", help="create: how many of 100 units take part [100]")
+    experiments.add_argument("--winner", metavar="VARIANT", help="complete: what flags give everybody from then on")
+    experiments.add_argument("--event", metavar="NAME", help="results: the event that is a conversion")
+    experiments.add_argument("--effect", metavar="SHARE", type=_effect, default=0.1,
+        help="results: the relative lift worth finding [0.1]",
+    )  # fmt: skip
+    experiments.add_argument("--all", action="store_true", help="list: archived ones, too")
     tail = command("tail", "follow events as they are accepted or refused", ("data_dir",))
     tail.add_argument("--json", action="store_true", help="JSON lines")
     return parser
@@ -156,7 +185,7 @@ def _parser() -> _Parser:
 _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
     "status", "dry_run", "output", "seed", "anchor", "start", "end", "list", "run",
-    "which", "name", "scope", "expires_days",
+    "which", "name", "scope", "expires_days", "file", "variants", "traffic", "winner", "event", "effect", "all",
 ))  # fmt: skip
 
 
@@ -219,6 +248,7 @@ _ACTIONS = {
     "rejected": ("list", "replay"),
     "rollup": ("run", "rebuild", "verify"),
     "encryption": ("key", "rotate"),
+    "experiments": ("list", "show", "create", "start", "pause", "complete", "cancel", "archive", "results"),
 }
 _FLAGS = {
     "migrate": ("--status", "--dry-run"),
@@ -230,6 +260,7 @@ _FLAGS = {
     "seed": ("--seed", "--anchor"),
     "rollup": ("--from", "--to"),
     "maintenance": ("--list", "--run"),
+    "experiments": ("--file", "--variants", "--traffic", "--winner", "--event", "--effect", "--all"),
 }
 _SETTINGS = {
     "dev": _OF_DEV,
@@ -343,6 +374,13 @@ def _keys(config: Config, given: argparse.Namespace) -> int:
     return keys.create(config, given.name, given.scope, given.expires_days)
 
 
+def _experiments(config: Config, given: argparse.Namespace) -> int:
+    from ingest.commands import experiments
+
+    flags = [given.file, given.variants, given.traffic, given.winner, given.event, given.effect, given.all]
+    return experiments.run(config, given.action, experiments.Given(given.name, *flags))
+
+
 def _tail(config: Config, given: argparse.Namespace) -> int:
     from ingest.commands import tail
 
@@ -362,6 +400,7 @@ _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "journal": _journal,
     "keys": _keys,
     "rejected": _rejected,
+    "experiments": _experiments,
     "tail": _tail,
 }
 

@@ -30,8 +30,12 @@ from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
 from ingest.errors import DatabaseError
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
+from ingest.experiments import definitions
+from ingest.experiments.definitions import Definitions
 from ingest.handlers import docs, health, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
 from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
+from ingest.handlers.experiments import Experiments
+from ingest.handlers.ofrep import Ofrep
 from ingest.handlers.stats import Stats
 from ingest.http import Cors, RateLimit
 from ingest.intake import Intake, IntakeSettings
@@ -89,6 +93,7 @@ class Worker:
         self._reading = Pool(config.database_url, "statistics", READING_CONNECTIONS, config.stats_timeout_seconds)
         self._calling = Pool(config.database_url, "handlers", CALLING_CONNECTIONS, config.statement_timeout_seconds)
         self.keys = KeyRing(self._calling)
+        self.experiments = Definitions(self._calling)
         self._write_failing = False
 
     def _stores(self) -> list[tuple[Journal, Writer]]:
@@ -213,6 +218,7 @@ class Worker:
             ("hanging up on silent connections", self._sweep, SWEEP_SECONDS),
             ("probing a journal that failed", self.probe_journal, PROBE_SECONDS),
             ("reading API keys", self.keys.refresh, REFRESH_SECONDS),
+            ("reading experiments", self.experiments.refresh, definitions.REFRESH_SECONDS),
         ):
             self._start(self._loop(what, run_once, seconds))
         self._start(self.writer.run(self.stopping))
@@ -298,8 +304,16 @@ class Worker:
         cors = Cors(config.cors_origins)
         kept = RateLimit(config.rejected_kept_per_second, max(1, config.rejected_kept_per_second), time.monotonic)
         collector = Collector(settings, self._intake(config.write_keys, kept), self.metrics)
-        application = self._application(collector.address_of, self._intake((), kept))
-        self._server = Server(collector.routes(), application, cors, self.metrics, timeout_seconds)
+        api = self._api(collector.address_of, self._intake((), kept))
+        ofrep = Ofrep(api, self.experiments, config.body_timeout_seconds)
+        self._server = Server(
+            {**collector.routes(), **ofrep.routes()},
+            self._application(api, ofrep),
+            cors,
+            self.metrics,
+            timeout_seconds,
+            ofrep.below(),
+        )
         # What comes by the control socket is a replay: no key, no limit, and refused again it is not kept twice.
         nothing = RateLimit(0.0, 1, time.monotonic)
         replays = Collector(
@@ -338,14 +352,13 @@ class Worker:
         found = self.keys.known(key)
         return found is not None and not {Scope.WRITE, Scope.ADMIN}.isdisjoint(found.scopes)
 
-    def _application(self, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> web.Application:
+    def _api(self, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> Api:
         config = self.config
         tokens = None
         if config.jwt_secret is not None or config.jwks_file is not None:
             tokens = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience)
-        authenticator = Authenticator(self.keys, config.admin_keys, tokens)
-        api = Api(
-            authenticator,
+        return Api(
+            Authenticator(self.keys, config.admin_keys, tokens),
             Transactions(self._calling),
             Emitter(own_events, self.can_accept),
             address_of,
@@ -353,8 +366,11 @@ class Worker:
             RateLimit(config.key_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
             config.body_timeout_seconds,
         )
-        stats = Stats(Reader(self._reading), authenticator, DIMENSION_NAMES, config.rollup_dimensions)
-        operations = self._operations()
+
+    def _application(self, api: Api, ofrep: Ofrep) -> web.Application:
+        config = self.config
+        stats = Stats(Reader(self._reading), api.authenticator, DIMENSION_NAMES, config.rollup_dimensions)
+        operations = self._operations(ofrep)
         app = web.Application(client_max_size=config.max_body_bytes)
         app.add_routes(
             [
@@ -371,7 +387,7 @@ class Worker:
         )
         return app
 
-    def _operations(self) -> list[Operation]:
+    def _operations(self, ofrep: Ofrep) -> list[Operation]:
         """Every operation of the API, by feature."""
         keys = self.config.encryption_keys
         return [
@@ -381,6 +397,8 @@ class Worker:
             *people.operations(self.wait_stored),
             *onboarding.operations(Cipher(keys) if keys else None),
             *onboarding_funnel.operations(),
+            *Experiments(self.experiments).operations(),
+            *ofrep.operations(),
         ]
 
     async def wait_stored(self, seconds: float) -> bool:

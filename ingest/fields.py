@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Mapping
 from functools import cache
+from types import NoneType, UnionType
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -83,12 +84,6 @@ def decode_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-@cache
-def _declared(model: type[msgspec.Struct]) -> dict[str, FieldInfo]:
-    """The fields by their names in JSON. Kept: to read annotations takes longer than to check a request by them."""
-    return {field.encode_name: field for field in msgspec.structs.fields(model)}
-
-
 def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -> Model:
     """The fields as the model has them. `texts`: all that is given is text, as in a form or a query, which numbers
     and times are read from. Raises Invalid with an error for each field that is wrong, missing or unknown."""
@@ -101,7 +96,7 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
     values: dict[str, Any] = {}
     for name, field in declared.items():
         if name not in given:
-            if field.required:
+            if field.of.required:
                 errors.append(FieldError(name, "is required"))
             continue
         value = given[name]
@@ -109,13 +104,14 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
         if wrong is not None:
             errors.append(FieldError(name, wrong))
             continue
-        if texts and isinstance(value, str) and _is_list(field.type):
+        if texts and isinstance(value, str) and field.is_list:
             # A list of one is written like a single text.
             value = [value]
         try:
-            values[field.name] = msgspec.convert(_whole(value), field.type, strict=not texts)
+            alone = field.as_text if texts else field.as_json
+            values[field.of.name] = msgspec.convert({"value": _whole(value)}, alone, strict=not texts).value
         except msgspec.ValidationError as error:
-            errors.append(_told(name, field.type, str(error)))
+            errors += _within(name, field.of.type, value) or [_told(name, field.of.type, str(error))]
     if errors:
         raise Invalid(errors[:MAX_TOLD])
     return model(**values)
@@ -134,6 +130,55 @@ def _parts(type_: Any) -> tuple[Any, ...]:
 def _whole(value: object) -> object:
     """2.0 as 2: JSON has one kind of number, of which whole ones are integers however they are written."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class _Field(NamedTuple):
+    """A field, and Structs of it alone, as `value`: of JSON, and of a text, which is never null.
+
+    A Struct's types are worked out once and kept. A bare type's are worked out for each conversion and freed
+    afterwards, which is slow, and for `pattern | list[pattern]` frees too much: msgspec 0.22 crashes by and by.
+    """
+
+    of: FieldInfo
+    as_json: type[Any]
+    as_text: type[Any]
+    is_list: bool
+
+
+@cache
+def _declared(model: type[msgspec.Struct]) -> dict[str, _Field]:
+    """The fields by their names in JSON. Kept: to read annotations takes longer than to check a request by them."""
+    return {
+        field.encode_name: _Field(
+            field,
+            msgspec.defstruct("Alone", [("value", field.type)]),
+            msgspec.defstruct("Alone", [("value", _without_none(field.type))]),
+            _is_list(field.type),
+        )
+        for field in msgspec.structs.fields(model)
+    }
+
+
+def _without_none(type_: Any) -> Any:
+    if typing.get_origin(type_) not in (typing.Union, UnionType):
+        return type_
+    return typing.Union[tuple(part for part in typing.get_args(type_) if part is not NoneType)]  # noqa: UP007
+
+
+def _within(name: str, type_: Any, value: object) -> list[FieldError]:
+    """The errors of each field of an object within, where msgspec tells the first only."""
+    model = next((part for part in (type_, *typing.get_args(type_)) if _is_model(part)), None)
+    if model is None or not isinstance(value, dict):
+        return []
+    try:
+        read(model, value)
+    except Invalid as error:
+        return [FieldError(f"{name}.{each.field}", each.message) for each in error.errors]
+    return []
+
+
+def _is_model(type_: Any) -> bool:
+    return isinstance(type_, type) and issubclass(type_, msgspec.Struct)
 
 
 def _unstorable(value: object, depth: int = 0) -> str | None:
@@ -165,7 +210,7 @@ def _told(name: str, type_: Any, message: str) -> FieldError:
     place = _PLACE.search(message)
     if place is not None:
         message = message[: place.start()]
-    within = place[1] if place is not None else ""
+    within = place[1].removeprefix(".value") if place is not None else ""
     what = _what(type_) if not within else None
     if what is None:
         what = message.removeprefix("Expected ").removeprefix("Invalid ").replace("`", "")

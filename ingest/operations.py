@@ -159,7 +159,7 @@ class Api:
     ) -> None:
         self.transactions = transactions
         self.emitter = emitter
-        self._authenticator = authenticator
+        self.authenticator = authenticator
         self._address_of = address_of
         self._by_address = by_address
         self._by_key = by_key
@@ -204,9 +204,18 @@ class Api:
 
     async def _call(self, operation: Operation, request: web.Request) -> Call:
         """The request, of which only who calls is known. Raises Problem."""
+        address, caller = await self.admit(request)
+        if operation.scope is not None and operation.scope not in caller.scopes:
+            _refuse_scope(caller, operation.scope)
+        call = Call(self, request, address, caller)
+        call.session_token = _session_token(request, needed=operation.session)
+        return call
+
+    async def admit(self, request: web.BaseRequest) -> tuple[str, Caller]:
+        """A request's address and caller, within their limits. Raises Problem."""
         address = self._address_of(request)
         try:
-            caller = await self._authenticator.identify(
+            caller = await self.authenticator.identify(
                 request.headers.get("Authorization"), request.headers.get("X-API-Key")
             )
         except Unauthorized as error:
@@ -219,11 +228,12 @@ class Api:
             self._limit(self._by_address, rate_limit_key(address))
         else:
             self._limit(self._by_key, caller.key)
-        if operation.scope is not None and operation.scope not in caller.scopes:
-            _refuse_scope(caller, operation.scope)
-        call = Call(self, request, address, caller)
-        call.session_token = _session_token(request, needed=operation.session)
-        return call
+        return address, caller
+
+    def admits_anyone(self, request: web.BaseRequest) -> bool:
+        """Whether `admit` need not be awaited, as there are neither credentials nor a limit."""
+        headers = request.headers
+        return not self._by_address.enabled and "Authorization" not in headers and "X-API-Key" not in headers
 
     async def _read(self, operation: Operation, call: Call) -> None:
         """What the request asks, checked. Raises Problem and Invalid."""

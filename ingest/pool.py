@@ -40,16 +40,15 @@ class Pool:
         self._purpose = purpose
         self._connections = connections
         self.timeout_seconds = timeout_seconds
-        # Made by the first question, ended by `close`.
+        # Made by the first question, ended by `close`, after which there is no other.
         self._pool: asyncpg.Pool | None = None
+        self._closed = False
         self._opening = asyncio.Lock()
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection for as long as the block runs. Raises Unavailable, and TooSlow."""
-        # Given back to the pool it is from, also if that is being closed and waits for it.
-        pool = await self._opened()
-        connection = await self._lend(pool)
+        pool, connection = await self._lend()
         try:
             yield connection
         except asyncpg.QueryCanceledError:
@@ -62,13 +61,15 @@ class Pool:
         finally:
             await self._take_back(pool, connection)
 
-    async def _lend(self, pool: asyncpg.Pool) -> asyncpg.Connection:
+    async def _lend(self) -> tuple[asyncpg.Pool, asyncpg.Connection]:
+        pool = await self._opened()
         try:
-            return await pool.acquire(timeout=_CONNECT_SECONDS)
+            return pool, await pool.acquire(timeout=_CONNECT_SECONDS)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             raise Unavailable(_told(error)) from None
 
     async def _take_back(self, pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
+        # Also while it is being closed, which waits for this.
         try:
             await pool.release(connection, timeout=_GRACE_SECONDS)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
@@ -77,6 +78,8 @@ class Pool:
 
     async def _opened(self) -> asyncpg.Pool:
         async with self._opening:
+            if self._closed:
+                raise Unavailable("the service is stopping")
             if self._pool is None:
                 # Makes no connection yet, as the least is none. No statement is kept, for transaction poolers.
                 self._pool = await asyncpg.create_pool(
@@ -91,7 +94,8 @@ class Pool:
         return self._pool
 
     async def close(self) -> None:
-        """Close the connections; repeatable."""
+        """Close the connections, for good; repeatable."""
+        self._closed = True
         pool, self._pool = self._pool, None
         if pool is None:
             return

@@ -106,8 +106,12 @@ class Server:
         cors: Cors,
         metrics: Metrics,
         shutdown_timeout_seconds: float,
+        below: tuple[str, str, Handler] | None = None,
     ) -> None:
+        """posts: path -> handler of its POST requests.  below: the same for all paths that begin with a text: that
+        text, their name in the metrics, the handler."""
         self._posts = posts
+        self._below = below
         self._cors = cors
         self._metrics = metrics
         # What an answer that is a stream has in its head must be there before its handler is done.
@@ -146,6 +150,7 @@ class Server:
 
     def _dispatcher(self, application: Handler) -> Handler:
         posts, cors, known = self._posts, self._cors, self._known
+        prefix, named, answer_below = self._below or (None, "", None)
         served = self.connections.served
         requests = self._metrics.requests
 
@@ -159,6 +164,8 @@ class Server:
                 # A whole URL, as a proxy may send it.
                 path = request.path
                 handler = posts.get(path)
+            if handler is None and prefix is not None and request.method == "POST" and path.startswith(prefix):
+                handler, path = answer_below, named
             try:
                 if handler is not None and request.method == "POST":
                     response: web.StreamResponse = await handler(request)

@@ -41,6 +41,7 @@ COMMANDS = (
     "psql",
     "journal",
     "rejected",
+    "experiments",
     "tail",
 )
 SECRET = "hush-hush"

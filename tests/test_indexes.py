@@ -292,6 +292,11 @@ PLANS = {
         "metrics_name_timestamp_idx"
     ),
     "SELECT id FROM analytics.metrics WHERE tags @> '{tag7}'": "metrics_tags_idx",
+    "SELECT string_agg(id::text || xmin::text, ',' ORDER BY id) FROM experiments.experiments"
+    " WHERE status <> 'draft' AND archived_at IS NULL": "experiments_served_idx",
+    "SELECT id FROM experiments.experiments WHERE archived_at IS NULL ORDER BY created_at DESC, id DESC LIMIT 100": (
+        "experiments_created_at_idx"
+    ),
     f"SELECT * FROM experiments.assignments WHERE user_id = {ZERO}": "assignments_user_id_idx",
     "SELECT * FROM experiments.assignments WHERE session_id = 's7'": "assignments_session_id_idx",
     f"SELECT id FROM whatsapp.accounts WHERE lead_id = {ZERO}": "accounts_lead_id_idx",

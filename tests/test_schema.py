@@ -286,6 +286,7 @@ BAD_ROWS: list[tuple[str, str, dict[str, str]]] = [
         {"start_date": "now()", "end_date": "now() - interval '1 day'"},
     ),
     ("experiments.experiments", "experiments_dates_order", {"start_date": "now()", "end_date": "now()"}),
+    ("experiments.experiments", "experiments_archived_when_over", {"status": "'running'", "archived_at": "now()"}),
     (
         "experiments.experiments",
         "experiments_weights_not_all_zero",

@@ -617,11 +617,13 @@ CREATE TABLE experiments.experiments (
         CONSTRAINT experiments_results_object CHECK (jsonb_typeof(results) = 'object'),
     winner_variant_id text,
     created_by uuid,
+    archived_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT experiments_pkey PRIMARY KEY (id),
     CONSTRAINT experiments_name_key UNIQUE (name),
     CONSTRAINT experiments_dates_order CHECK (start_date < end_date),
+    CONSTRAINT experiments_archived_when_over CHECK (archived_at IS NULL OR status IN ('completed', 'cancelled')),
     CONSTRAINT experiments_variant_ids_distinct CHECK (
         experiments.are_distinct(experiments.variant_ids(control_variant, test_variants))
     ),
@@ -655,6 +657,7 @@ COMMENT ON COLUMN experiments.experiments.targeting_rules IS
 COMMENT ON COLUMN experiments.experiments.start_date IS 'Nobody is assigned before; NULL: no such limit';
 COMMENT ON COLUMN experiments.experiments.end_date IS 'Nobody is assigned from then on; NULL: no such limit';
 COMMENT ON COLUMN experiments.experiments.results IS 'What was found, as the analyst writes it down';
+COMMENT ON COLUMN experiments.experiments.archived_at IS 'When it was put away: in no list and no flag any more; NULL: it was not';
 COMMENT ON COLUMN experiments.experiments.created_by IS 'auth.uid() of who made it; NULL: no person did';
 
 CREATE TABLE experiments.assignments (

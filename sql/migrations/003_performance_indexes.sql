@@ -179,6 +179,11 @@ CREATE INDEX experiments_running_end_date_idx ON experiments.experiments (end_da
     WHERE status = 'running' AND end_date IS NOT NULL;
 -- The list of experiments of one status, page by page
 CREATE INDEX experiments_status_created_at_idx ON experiments.experiments (status, created_at DESC, id DESC);
+-- The list of all that are not put away, page by page
+CREATE INDEX experiments_created_at_idx ON experiments.experiments (created_at DESC, id DESC)
+    WHERE archived_at IS NULL;
+-- What the collectors serve as flags, looked through every second
+CREATE INDEX experiments_served_idx ON experiments.experiments (id) WHERE status <> 'draft' AND archived_at IS NULL;
 -- What a colleague has made
 CREATE INDEX experiments_created_by_created_at_idx ON experiments.experiments (created_by, created_at DESC)
     WHERE created_by IS NOT NULL;

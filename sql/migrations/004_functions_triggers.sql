@@ -543,6 +543,53 @@ $$;
 COMMENT ON FUNCTION experiments.is_target(jsonb, uuid, text, text, text, text, jsonb) IS
     'Whether a unit may take part by the targeting rules, in the grammar told at experiments.experiments.targeting_rules';
 
+CREATE FUNCTION ingest.assign_unit(
+    running experiments.experiments, person uuid, visit text, nation text, device text, url text, attributes jsonb,
+    INOUT counted boolean, OUT chosen text
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    unit constant text := coalesce(person::text, visit);
+    stored boolean;
+BEGIN
+    -- Once assigned for ever assigned, also as the session that a user was before they were known.
+    -- One statement finds both, the variant and whether its row is the unit's own: between two, another call may
+    -- store what this one has not chosen.
+    SELECT variant_id, person IS NULL OR user_id IS NOT NULL INTO chosen, stored FROM experiments.assignments
+    WHERE experiment_id = running.id
+        AND ((person IS NOT NULL AND user_id = person) OR (visit IS NOT NULL AND user_id IS NULL AND session_id = visit))
+    ORDER BY user_id NULLS LAST LIMIT 1;
+    IF chosen IS NULL THEN
+        IF experiments.bucket(running.id, 'traffic', unit) * 100 >= running.traffic_percentage
+            OR NOT experiments.is_target(running.targeting_rules, running.id, unit, nation, device, url, attributes)
+        THEN
+            RETURN;
+        END IF;
+        chosen := experiments.choose_variant(running.id, running.control_variant, running.test_variants, unit);
+    END IF;
+    IF stored IS TRUE THEN
+        RETURN;
+    END IF;
+    IF NOT counted THEN
+        PERFORM ingest.count_hit('assignments', ingest.limit_subject(ingest.client_address()), 10);
+        counted := true;
+    END IF;
+    INSERT INTO experiments.assignments (experiment_id, user_id, session_id, variant_id, country)
+    VALUES (running.id, person, visit, chosen, nation)
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        -- Another call was faster, and what it chose holds.
+        SELECT variant_id INTO STRICT chosen FROM experiments.assignments
+        WHERE experiment_id = running.id
+            AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION ingest.assign_unit(experiments.experiments, uuid, text, text, text, text, jsonb, boolean) IS
+    'The variant of a unit in a running experiment, stored; NULL: it takes no part. "counted": whether the call was counted by address, or need not be';
+
 -- SECURITY DEFINER because a visitor may neither read targeting rules nor write assignments but their own session's.
 -- What it writes is counted by address for them all the same.
 CREATE FUNCTION public.auto_assign_experiments(
@@ -557,57 +604,30 @@ DECLARE
     person constant uuid := auto_assign_experiments.user_id;
     visit constant text := CASE WHEN char_length(auto_assign_experiments.session_id) BETWEEN 1 AND 255
         THEN auto_assign_experiments.session_id END;
-    unit constant text := coalesce(person::text, visit);
     nation constant text := substring(upper(auto_assign_experiments.country) FROM '^[A-Z]{2}$');
     assigned jsonb := '{}'::jsonb;
-    running record;
-    chosen text;
-    stored boolean;
-    counted boolean := current_setting('role') <> 'anon';
+    running experiments.experiments;
+    variant text;
+    hit boolean := current_setting('role') <> 'anon';
 BEGIN
-    IF unit IS NULL THEN
+    IF num_nonnulls(person, visit) = 0 THEN
         RETURN assigned;
     END IF;
     FOR running IN
-        SELECT id, name, control_variant, test_variants, targeting_rules, traffic_percentage
-        FROM experiments.experiments
+        SELECT * FROM experiments.experiments
         WHERE status = 'running' AND is_active
             AND (start_date IS NULL OR start_date <= now()) AND (end_date IS NULL OR end_date > now())
         ORDER BY name
     LOOP
-        -- Once assigned for ever assigned, also as the session that a user was before they were known.
-        -- One statement finds both, the variant and whether its row is the unit's own: between two, another call may
-        -- store what this one has not chosen.
-        SELECT variant_id, person IS NULL OR user_id IS NOT NULL INTO chosen, stored FROM experiments.assignments
-        WHERE experiment_id = running.id
-            AND ((person IS NOT NULL AND user_id = person) OR (visit IS NOT NULL AND user_id IS NULL AND session_id = visit))
-        ORDER BY user_id NULLS LAST LIMIT 1;
-        IF chosen IS NULL THEN
-            CONTINUE WHEN experiments.bucket(running.id, 'traffic', unit) * 100 >= running.traffic_percentage
-                OR NOT experiments.is_target(
-                    running.targeting_rules, running.id, unit, nation, auto_assign_experiments.device,
-                    auto_assign_experiments.url, auto_assign_experiments.attributes
-                );
-            chosen := experiments.choose_variant(running.id, running.control_variant, running.test_variants, unit);
-        END IF;
-        IF stored IS NOT TRUE THEN
-            IF NOT counted THEN
-                PERFORM ingest.count_hit('assignments', ingest.limit_subject(ingest.client_address()), 10);
-                counted := true;
-            END IF;
-            INSERT INTO experiments.assignments (experiment_id, user_id, session_id, variant_id, country)
-            VALUES (running.id, person, visit, chosen, nation)
-            ON CONFLICT DO NOTHING;
-            IF NOT FOUND THEN
-                -- Another call was faster, and what it chose holds.
-                SELECT variant_id INTO STRICT chosen FROM experiments.assignments
-                WHERE experiment_id = running.id
-                    AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END;
-            END IF;
-        END IF;
-        assigned := assigned || jsonb_build_object(
-            running.name, jsonb_build_object('experiment_id', running.id, 'variant_id', chosen)
+        SELECT counted, chosen INTO hit, variant FROM ingest.assign_unit(
+            running, person, visit, nation, auto_assign_experiments.device, auto_assign_experiments.url,
+            auto_assign_experiments.attributes, hit
         );
+        IF variant IS NOT NULL THEN
+            assigned := assigned || jsonb_build_object(
+                running.name, jsonb_build_object('experiment_id', running.id, 'variant_id', variant)
+            );
+        END IF;
     END LOOP;
     RETURN assigned;
 END
@@ -615,6 +635,81 @@ $$;
 COMMENT ON FUNCTION public.auto_assign_experiments(uuid, text, text, text, text, jsonb) IS
     'Give a unit, the user or else the session, its variant of each running experiment that it takes part in, for ever: '
     '{experiment name: {"experiment_id", "variant_id"}}';
+
+-- SECURITY DEFINER for the same reason; so it asks itself whose user this is.
+CREATE FUNCTION public.record_exposure(
+    experiment text, user_id uuid DEFAULT NULL, session_id text DEFAULT NULL, variant text DEFAULT NULL,
+    country text DEFAULT NULL, device text DEFAULT NULL, url text DEFAULT NULL, attributes jsonb DEFAULT NULL,
+    OUT is_running boolean, OUT variant_id text, OUT recorded boolean
+)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    person constant uuid := record_exposure.user_id;
+    visit constant text := CASE WHEN char_length(record_exposure.session_id) BETWEEN 1 AND 255
+        THEN record_exposure.session_id END;
+    nation constant text := substring(upper(record_exposure.country) FROM '^[A-Z]{2}$');
+    running experiments.experiments;
+    given text;
+BEGIN
+    IF person IS NOT NULL AND (
+        current_setting('role') = 'anon'
+        OR (current_setting('role') = 'authenticated' AND person IS DISTINCT FROM auth.uid()
+            AND auth.jwt() #>> '{app_metadata,role}' IS DISTINCT FROM 'admin')
+    ) THEN
+        RAISE EXCEPTION 'the exposures of a user are their own to record' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    recorded := false;
+    SELECT * INTO running FROM experiments.experiments
+    WHERE name = record_exposure.experiment AND status = 'running' AND is_active
+        AND (start_date IS NULL OR start_date <= now()) AND (end_date IS NULL OR end_date > now());
+    is_running := FOUND;
+    IF NOT is_running OR num_nonnulls(person, visit) = 0 THEN
+        RETURN;
+    END IF;
+    SELECT chosen INTO given FROM ingest.assign_unit(
+        running, person, visit, nation, record_exposure.device, record_exposure.url, record_exposure.attributes,
+        current_setting('role') <> 'anon'
+    );
+    record_exposure.variant_id := given;
+    IF given IS NULL OR given <> record_exposure.variant THEN
+        RETURN;
+    END IF;
+    UPDATE experiments.assignments SET
+        first_exposure_at = coalesce(first_exposure_at, now()),
+        last_exposure_at = greatest(last_exposure_at, first_exposure_at, now()),
+        exposure_count = least(exposure_count, 2147483646) + 1
+    WHERE experiment_id = running.id
+        AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END;
+    recorded := FOUND;
+END
+$$;
+COMMENT ON FUNCTION public.record_exposure(text, uuid, text, text, text, text, text, jsonb) IS
+    'Note that a unit, the user or else the session, was shown its variant of a running experiment, assigning it if it was not. '
+    'Not recorded if no such experiment runs, if the unit takes no part (variant_id is NULL), or if it was given another variant than that';
+
+CREATE FUNCTION ingest.freeze_experiment() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'experiment % was started: its name and variants never change, and it is no draft again', OLD.name
+    USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'make another experiment';
+END
+$$;
+COMMENT ON FUNCTION ingest.freeze_experiment() IS
+    'Trigger: refuse what would give units that have a variant another one, and results that mean nothing';
+
+CREATE TRIGGER keep_variants BEFORE UPDATE OF id, name, control_variant, test_variants, status ON experiments.experiments
+FOR EACH ROW WHEN (
+    OLD.status <> 'draft' AND (
+        NEW.status = 'draft'
+        OR (NEW.id, NEW.name, NEW.control_variant, NEW.test_variants)
+            IS DISTINCT FROM (OLD.id, OLD.name, OLD.control_variant, OLD.test_variants)
+    )
+) EXECUTE FUNCTION ingest.freeze_experiment();
 
 
 -- A person's data
@@ -1125,12 +1220,15 @@ REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA ingest FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ingest.is_public(regclass) TO PUBLIC;
 
 REVOKE EXECUTE ON FUNCTION
-    public.auto_assign_experiments(uuid, text, text, text, text, jsonb), public.gdpr_delete_user_data(text),
+    public.auto_assign_experiments(uuid, text, text, text, text, jsonb),
+    public.record_exposure(text, uuid, text, text, text, text, text, jsonb), public.gdpr_delete_user_data(text),
     public.gdpr_export_user_data(text), public.cleanup_old_data(), public.abandon_inactive_sessions(),
     public.process_pending_events(), public.calculate_lead_score(marketing.leads),
     public.calculate_onboarding_progress(onboarding.sessions)
 FROM PUBLIC, anon, authenticated;
-GRANT EXECUTE ON FUNCTION public.auto_assign_experiments(uuid, text, text, text, text, jsonb)
+GRANT EXECUTE ON FUNCTION
+    public.auto_assign_experiments(uuid, text, text, text, text, jsonb),
+    public.record_exposure(text, uuid, text, text, text, text, text, jsonb)
 TO anon, authenticated, service_role;
 GRANT EXECUTE ON FUNCTION public.gdpr_delete_user_data(text), public.gdpr_export_user_data(text)
 TO authenticated, service_role;

@@ -1,0 +1,154 @@
+"""Experiments in the database: made, changed and led through their life. For handlers and for commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from ingest.database import load_queries
+from ingest.experiments.declared import Changes, NewExperiment, columns, wrong_together
+from ingest.experiments.definitions import weights_of
+from ingest.experiments.lifecycle import STEPS, WrongState, check_changes, check_step
+from ingest.experiments.results import Count, counts_of
+from ingest.fields import FieldError, Invalid
+
+_QUERIES: Final = load_queries("experiments")
+
+
+class NotFound(Exception):
+    """There is no such experiment."""
+
+
+class NameTaken(Exception):
+    """Another experiment has that name."""
+
+
+class Page(NamedTuple):
+    """Some experiments, each as JSON, and the id behind which the next page begins; None: there is none."""
+
+    rows: list[str]
+    next: str | None
+
+
+async def create(connection: asyncpg.Connection, new: NewExperiment, created_by: UUID | None = None) -> str:
+    """Draft an experiment; it, as JSON. Raises Invalid and NameTaken."""
+    row = columns(new)
+    _check_together(row)
+    row["created_by"] = str(created_by) if created_by is not None else None
+    return await _written(connection, _QUERIES["create"], orjson.dumps(row).decode(), name=new.name)
+
+
+async def read(connection: asyncpg.Connection, id: UUID) -> str:
+    """An experiment, as JSON. Raises NotFound."""
+    found = await connection.fetchval(_QUERIES["one"], id)
+    if found is None:
+        raise NotFound
+    return str(found)
+
+
+async def find(connection: asyncpg.Connection, name_or_id: str) -> UUID:
+    """The id of an experiment that a person names. Raises NotFound."""
+    found: UUID | None = await connection.fetchval(_QUERIES["named"], name_or_id)
+    if found is None:
+        raise NotFound
+    return found
+
+
+async def listed(
+    connection: asyncpg.Connection, status: str | None, archived: bool, after: UUID | None, limit: int
+) -> Page:
+    """A page of experiments, the newest first, `archived` ones too if asked for."""
+    rows = await connection.fetch(_QUERIES["listed"], status, archived, after, limit + 1)
+    return Page([row["row"] for row in rows[:limit]], rows[limit - 1]["id"] if len(rows) > limit else None)
+
+
+async def change(connection: asyncpg.Connection, id: UUID, changes: Changes) -> str:
+    """Change some columns, in the caller's transaction; the experiment, as JSON.
+
+    Raises NotFound, WrongState, Invalid and NameTaken.
+    """
+    before = await _locked(connection, id)
+    changed = columns(changes)
+    check_changes(changed, before)
+    _check_together(orjson.loads(before["row"]) | changed)
+    return await _update(connection, id, changed)
+
+
+async def step(connection: asyncpg.Connection, id: UUID, step: str, winner: str | None = None) -> str:
+    """Start, pause, complete (with a `winner` or without), cancel or archive it, in the caller's transaction; the
+    experiment, as JSON. Raises NotFound, WrongState and Invalid."""
+    before = await _locked(connection, id)
+    check_step(step, before)
+    return await _update(connection, id, _changed_by(step, before, winner))
+
+
+class Counted(NamedTuple):
+    """An experiment, and what was counted of its variants, the control's first."""
+
+    id: str
+    name: str
+    status: str
+    counts: list[Count]
+
+
+async def count(connection: asyncpg.Connection, id: UUID, event: str) -> Counted:
+    """How many units were shown each variant, and had the event of that name afterwards. Raises NotFound."""
+    row = await connection.fetchrow(_QUERIES["subject"], id)
+    if row is None:
+        raise NotFound
+    # Events after the end are not the experiment's.
+    rows = await connection.fetch(_QUERIES["counts"], id, event, row["end_date"])
+    return Counted(row["id"], row["name"], row["status"], counts_of(weights_of(row), rows))
+
+
+def _changed_by(step: str, before: Mapping[str, Any], winner: str | None) -> dict[str, Any]:
+    # The database's clock, by which units are assigned.
+    now: datetime = before["now"]
+    if step == "archive":
+        return {"archived_at": now.isoformat()}
+    changed: dict[str, Any] = {"status": STEPS[step].leads_to}
+    if step == "start":
+        if before["end_date"] is not None and before["end_date"] <= now:
+            raise WrongState("the experiment's end_date is over: nobody would be assigned; change it first")
+        if before["start_date"] is None:
+            changed["start_date"] = now.isoformat()
+    elif step == "complete":
+        if winner is not None and winner not in before["variant_ids"]:
+            raise Invalid([FieldError("winner_variant_id", f"must be one of {', '.join(before['variant_ids'])}")])
+        changed["winner_variant_id"] = winner
+    if step in ("complete", "cancel") and before["status"] != "draft":
+        # Results count what came before. One that has not begun yet keeps its dates, which must be in order.
+        start, end = before["start_date"], before["end_date"]
+        if (end is None or end > now) and (start is None or start < now):
+            changed["end_date"] = now.isoformat()
+    return changed
+
+
+def _check_together(row: dict[str, Any]) -> None:
+    errors = list(wrong_together(row))
+    if errors:
+        raise Invalid(errors)
+
+
+async def _locked(connection: asyncpg.Connection, id: UUID) -> asyncpg.Record:
+    found = await connection.fetchrow(_QUERIES["locked"], id)
+    if found is None:
+        raise NotFound
+    return found
+
+
+async def _update(connection: asyncpg.Connection, id: UUID, changed: Mapping[str, Any]) -> str:
+    written = orjson.dumps(changed).decode()
+    return await _written(connection, _QUERIES["change"], id, written, name=str(changed.get("name")))
+
+
+async def _written(connection: asyncpg.Connection, query: str, *values: object, name: str) -> str:
+    try:
+        return str(await connection.fetchval(query, *values))
+    except asyncpg.UniqueViolationError:
+        raise NameTaken(f"another experiment is named {name}") from None

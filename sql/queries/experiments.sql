@@ -1,0 +1,107 @@
+-- version --
+-- What identifies the definitions below: any change of a row gives it another xmin. Asked every second.
+SELECT coalesce(md5(string_agg(id::text || ' ' || xmin::text, ',' ORDER BY id)), '') AS version
+FROM experiments.experiments WHERE status <> 'draft' AND archived_at IS NULL
+
+-- definitions --
+-- Experiments that were started and are not put away, each with the version of them all.
+SELECT id::text, name, status::text, is_active, traffic_percentage, control_variant::text, test_variants::text,
+    targeting_rules::text, start_date, end_date, winner_variant_id,
+    md5(string_agg(id::text || ' ' || xmin::text, ',') OVER (
+        ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+    )) AS version
+FROM experiments.experiments WHERE status <> 'draft' AND archived_at IS NULL
+ORDER BY id
+
+-- create --
+INSERT INTO experiments.experiments (
+    name, description, hypothesis, is_active, traffic_percentage, control_variant, test_variants, targeting_rules,
+    start_date, end_date, created_by
+)
+SELECT row.name, row.description, row.hypothesis, coalesce(row.is_active, true), coalesce(row.traffic_percentage, 100),
+    row.control_variant, row.test_variants, coalesce(row.targeting_rules, '{}'), row.start_date, row.end_date,
+    row.created_by
+FROM jsonb_populate_record(NULL::experiments.experiments, $1::jsonb) AS row
+RETURNING to_jsonb(experiments)::text
+
+-- one --
+SELECT to_jsonb(experiments)::text FROM experiments.experiments WHERE id = $1
+
+-- named --
+-- By its id or its name, for people.
+SELECT id FROM experiments.experiments WHERE id::text = $1 OR name = $1 ORDER BY id::text = $1 DESC LIMIT 1
+
+-- locked --
+-- What decides whether it may be changed; it stays like that to the end of the transaction.
+SELECT id, name, status::text, archived_at, traffic_percentage, end_date, start_date,
+    jsonb_array_length(test_variants) AS tests, experiments.variant_ids(control_variant, test_variants) AS variant_ids,
+    to_jsonb(experiments)::text AS row, now() AS now
+FROM experiments.experiments WHERE id = $1 FOR UPDATE
+
+-- change --
+-- The columns that the object names, and no others.
+UPDATE experiments.experiments AS kept SET
+    name = row.name, description = row.description, hypothesis = row.hypothesis, is_active = row.is_active,
+    traffic_percentage = row.traffic_percentage, control_variant = row.control_variant,
+    test_variants = row.test_variants, targeting_rules = row.targeting_rules, start_date = row.start_date,
+    end_date = row.end_date, results = row.results, status = row.status, winner_variant_id = row.winner_variant_id,
+    archived_at = row.archived_at
+FROM experiments.experiments AS before
+CROSS JOIN LATERAL jsonb_populate_record(before, $2::jsonb) AS row
+WHERE before.id = $1 AND kept.id = $1
+RETURNING to_jsonb(kept)::text
+
+-- listed --
+-- A page, the newest first: those of one status ($1, NULL: any), archived ones only if asked for ($2), behind one ($3).
+SELECT to_jsonb(experiments)::text AS row, id::text FROM experiments.experiments
+WHERE ($1::text IS NULL OR status = $1::text::experiments.status) AND ($2::boolean OR archived_at IS NULL)
+    AND ($3::uuid IS NULL OR (created_at, id) < (
+        SELECT before.created_at, before.id FROM experiments.experiments AS before WHERE before.id = $3
+    ))
+ORDER BY created_at DESC, id DESC LIMIT $4
+
+-- assign --
+SELECT auto_assign_experiments($1, $2, $3, $4, $5, $6)::text
+
+-- expose --
+SELECT is_running, variant_id, recorded FROM record_exposure($1, $2, $3, $4, $5, $6, $7, $8)
+
+-- subject --
+SELECT id::text, name, status::text, control_variant::text, test_variants::text, end_date
+FROM experiments.experiments WHERE id = $1
+
+-- counts --
+-- Units by the variant that they were shown, and how many of them had the event ($2) afterwards, before $3 if that is
+-- not NULL. Who was a session before they were a user is one unit, shown their variant when the first of both was.
+WITH owners AS (
+    SELECT DISTINCT ON (session_id) session_id, user_id FROM experiments.assignments
+    WHERE experiment_id = $1 AND user_id IS NOT NULL AND session_id IS NOT NULL
+    ORDER BY session_id, assigned_at, user_id
+), members AS (
+    SELECT coalesce('user ' || seen.user_id::text, 'user ' || owners.user_id::text, 'session ' || seen.session_id)
+            AS unit,
+        seen.user_id::text AS of_user, CASE WHEN seen.user_id IS NULL THEN seen.session_id END AS of_session,
+        seen.variant_id, seen.first_exposure_at
+    FROM experiments.assignments AS seen
+    LEFT JOIN owners ON seen.user_id IS NULL AND owners.session_id = seen.session_id
+    WHERE seen.experiment_id = $1 AND seen.first_exposure_at IS NOT NULL
+), units AS (
+    SELECT unit, min(first_exposure_at) AS first_exposure_at,
+        (array_agg(variant_id ORDER BY of_user NULLS LAST, first_exposure_at))[1] AS variant_id
+    FROM members GROUP BY unit
+), occurrences AS (
+    SELECT user_id, session_id, created_at FROM analytics.events
+    WHERE name = $2 AND created_at >= (SELECT min(first_exposure_at) FROM units)
+        AND ($3::timestamptz IS NULL OR created_at < $3)
+), converted AS (
+    SELECT members.unit FROM members JOIN units USING (unit)
+    JOIN occurrences ON occurrences.user_id = members.of_user
+        AND occurrences.created_at >= units.first_exposure_at
+    UNION
+    SELECT members.unit FROM members JOIN units USING (unit)
+    JOIN occurrences ON occurrences.session_id = members.of_session
+        AND occurrences.created_at >= units.first_exposure_at
+)
+SELECT units.variant_id, count(*) AS exposures, count(converted.unit) AS conversions
+FROM units LEFT JOIN converted USING (unit)
+GROUP BY units.variant_id
