@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Final, NamedTuple, TypeVar
@@ -53,13 +54,12 @@ def text(
     high: int | None = None,
     pattern: str | None = None,
     examples: list[Any] | None = None,
-    form: str | None = None,
 ) -> Meta:
     """A text of `low` to `high` characters. `pattern` must mean the same in Python and in JavaScript, and names both
-    ends; `what` is how errors call it: "must be ..."; `form` is JSON Schema's `format`, for those who read it."""
+    ends; `what` is how errors call it: "must be ..."."""
     return Meta(
         description=description, min_length=low, max_length=high, pattern=pattern, examples=examples,
-        extra={"what": what} if what else None, extra_json_schema={"format": form} if form else None,
+        extra={"what": what} if what else None,
     )  # fmt: skip
 
 
@@ -109,7 +109,8 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
             value = [value]
         try:
             alone = field.as_text if texts else field.as_json
-            values[field.of.name] = msgspec.convert({"value": _whole(value)}, alone, strict=not texts).value
+            strict = not texts or field.is_time
+            values[field.of.name] = msgspec.convert({"value": _whole(value)}, alone, strict=strict).value
         except msgspec.ValidationError as error:
             errors += _within(name, field.of.type, value) or [_told(name, field.of.type, str(error))]
     if errors:
@@ -117,8 +118,8 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
     return model(**values)
 
 
-def _is_list(type_: Any) -> bool:
-    return typing.get_origin(type_) is list or any(_is_list(part) for part in _parts(type_))
+def _is(kind: type, type_: Any) -> bool:
+    return kind in (type_, typing.get_origin(type_)) or any(_is(kind, part) for part in _parts(type_))
 
 
 def _parts(type_: Any) -> tuple[Any, ...]:
@@ -143,6 +144,7 @@ class _Field(NamedTuple):
     as_json: type[Any]
     as_text: type[Any]
     is_list: bool
+    is_time: bool
 
 
 @cache
@@ -153,7 +155,9 @@ def _declared(model: type[msgspec.Struct]) -> dict[str, _Field]:
             field,
             msgspec.defstruct("Alone", [("value", field.type)]),
             msgspec.defstruct("Alone", [("value", _without_none(field.type))]),
-            _is_list(field.type),
+            _is(list, field.type),
+            # A number is a time to msgspec unless it is strict.
+            _is(datetime, field.type),
         )
         for field in msgspec.structs.fields(model)
     }

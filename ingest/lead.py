@@ -30,7 +30,12 @@ TRANSITIONS: Final[Mapping[str, tuple[str, ...]]] = {
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _TOP: Final = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])"
-_EMAIL: Final = rf"^[ \t]*{_ATOM}+(\.{_ATOM}+)*@({_LABEL}\.)+{_TOP}[ \t]*$"
+ADDRESS: Final = rf"{_ATOM}+(\.{_ATOM}+)*@({_LABEL}\.)+{_TOP}"
+"""As the database checks a lead's address, without ends; but for how long it is before the @."""
+MAX_LOCAL_PART: Final = 64
+LOCAL_PART: Final = Meta(extra_json_schema={"allOf": [{"pattern": f"^[^@]{{1,{MAX_LOCAL_PART}}}@"}]})
+"""That is told apart: one pattern that says both is beyond what makes examples of one."""
+_EMAIL: Final = rf"^[ \t]*{ADDRESS}[ \t]*$"
 _BETWEEN: Final = r"[ \t().\-/\u00a0\u202f]*"
 # Seven to fifteen digits, after + or 00 if with the country's: what the database takes once all between is out.
 _PHONE: Final = (
@@ -41,7 +46,8 @@ _PHONE: Final = (
 Email = Annotated[
     str,
     fields.text("Address", what="an email address", low=6, high=254, pattern=_EMAIL,
-                form="email", examples=["user@company.com"]),
+                examples=["user@company.com"]),
+    LOCAL_PART,
 ]  # fmt: skip
 Phone = Annotated[
     str,

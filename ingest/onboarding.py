@@ -15,17 +15,10 @@ from msgspec import Meta
 
 from ingest import fields
 from ingest.fields import FieldError
+from ingest.lead import ADDRESS, LOCAL_PART, MAX_LOCAL_PART
 
 MAX_SECONDS: Final = 7 * 86_400
-MAX_LOCAL_PART: Final = 64
 _NOT_BLANK: Final = r"\S"
-# As the database checks a lead's address, but for how long it is before the @: see `check`.
-_ADDRESS: Final = (
-    r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
-    r"@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])$"
-)
-# Apart, as a pattern that says both is beyond what makes examples of one.
-_LOCAL_PART: Final = Meta(extra_json_schema={"allOf": [{"pattern": f"^[^@]{{1,{MAX_LOCAL_PART}}}@"}]})
 _PHONE: Final = r"^(\+|00)?[1-9]([ ().\/-]{0,2}[0-9]){6,14}$"
 _ID_OF_META: Final = "^[A-Za-z0-9_-]{1,64}$"
 _PHONE_WHAT: Final = "a phone number with its country code, such as +49 30 1234567"
@@ -50,10 +43,10 @@ class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
     contact_name: Annotated[str, _words("Who to talk to", 200)]
     email: Annotated[
         str,
-        fields.text("Their address", what="an email address", low=6, high=254, pattern=_ADDRESS,
+        fields.text("Their address", what="an email address", low=6, high=254, pattern=f"^{ADDRESS}$",
             examples=["ada@example.com"],
         ),
-        _LOCAL_PART,
+        LOCAL_PART,
     ]  # fmt: skip
     country: Annotated[
         str,

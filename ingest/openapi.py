@@ -107,8 +107,10 @@ def _operation(operation: Operation, schemas: Mapping[str, Any]) -> dict[str, An
     if parameters:
         told["parameters"] = parameters
     if operation.body is not None:
-        schema = {"schema": {"$ref": _REF.format(name=operation.body.__name__)}}
-        content = {JSON: schema} | ({FORM: schema} if operation.forms else {})
+        name = operation.body.__name__
+        content: dict[str, Any] = {JSON: {"schema": {"$ref": _REF.format(name=name)}}}
+        if operation.forms:
+            content[FORM] = {"schema": _form(schemas[name])}
         told["requestBody"] = {"required": not operation.body_optional, "content": content}
     return told
 
@@ -143,7 +145,7 @@ def _answer(status: int, answer: Answer) -> dict[str, Any]:
     elif status >= 400:
         told["content"] = _PROBLEM_ANSWER
     elif answer.content_type != JSON:
-        told["content"] = {answer.content_type: {"schema": {"type": "string"}}}
+        told["content"] = {each: {"schema": {"type": "string"}} for each in answer.content_type.split(", ") if each}
     return told
 
 
@@ -170,6 +172,30 @@ def _parameters(model: type[msgspec.Struct] | None, place: str, schemas: Mapping
             }
         )
     return found
+
+
+def _form(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The same fields in a form: nothing is null, a blank one was not filled in, one text is a list of one, and the
+    field `b` of an object `a` is called `a.b`."""
+    fields: dict[str, Any] = {}
+    within: dict[str, Any] = {}
+    for name, of_field in schema["properties"].items():
+        if of_field.get("type") == "object":
+            inner = of_field["propertyNames"]["pattern"].removeprefix("^")
+            within[rf"^{name}\.{inner}"] = {"enum": ["on", "true"], "description": of_field.get("description", "")}
+        else:
+            filled_in = _without_null({key: value for key, value in of_field.items() if key != "default"})
+            choices = [filled_in] + ([filled_in["items"]] if "items" in filled_in else [])
+            blank = [] if name in schema["required"] else [{"const": ""}]
+            fields[name] = {"anyOf": [*choices, *blank]}
+    told = {key: schema[key] for key in ("description", "required") if key in schema}
+    return {
+        "type": "object",
+        **told,
+        "properties": fields,
+        "patternProperties": within,
+        "additionalProperties": False,
+    }
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

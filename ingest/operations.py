@@ -10,8 +10,9 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_type_hints
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -36,6 +37,7 @@ MAX_BODY_BYTES: Final = 256 * 1024
 _QUIET_SECONDS: Final = 60.0
 _HOUR: Final = 3600
 _TOKEN_FORM: Final = re.compile(r"sess_[A-Za-z0-9_-]{43,128}")
+_UUID: Final = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 _SECONDS: Final = re.compile(r"(\d+) seconds")
 
 
@@ -64,7 +66,7 @@ class Problem(Exception):
 
 
 class Answer(NamedTuple):
-    """A documented answer: what it means, the shape of its JSON, or another content type."""
+    """A documented answer: what it means, the shape of its JSON, or other content types with ", " between them."""
 
     description: str
     body: Any = None
@@ -167,7 +169,7 @@ class Api:
         self._quiet = Quiet(_QUIET_SECONDS)
 
     def routes(self, operations: Sequence[Operation]) -> list[web.RouteDef]:
-        return [web.route(each.method, each.path, self._handler(each)) for each in operations]
+        return [web.route(each.method, _route(each), self._handler(each)) for each in operations]
 
     def _handler(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -262,8 +264,8 @@ class Api:
             call.body = read(operation.body, {})
             return
         content_type = request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower() or JSON
-        # A form's own brace would be %7B: this is JSON, from a client whose default is to call everything a form.
-        if operation.forms and content_type == FORM and body.lstrip().startswith(b"{"):
+        # A form's own brace would be %7B: this is JSON, from a client such as curl that calls everything a form.
+        if content_type == FORM and body.lstrip().startswith(b"{"):
             content_type = JSON
         call.is_form = operation.forms and content_type == FORM
         if call.is_form:
@@ -278,6 +280,15 @@ class Api:
         except Malformed as error:
             raise Problem(400, "malformed_json", str(error)) from None
         call.body = read(operation.body, given)
+
+
+def _route(operation: Operation) -> str:
+    """The path for aiohttp's router. What is no UUID is not taken for one: it may be another operation's name."""
+    path = operation.path
+    for name, type_ in get_type_hints(operation.parameters).items() if operation.parameters else ():
+        if type_ is UUID:
+            path = path.replace(f"{{{name}}}", f"{{{name}:{_UUID}}}")
+    return path
 
 
 def _query(operation: Operation, request: web.Request) -> Any:

@@ -84,7 +84,7 @@ def operations() -> list[Operation]:
                 " before it. When something fails half-way the connection is reset: a file is whole if your client"
                 " reports no error."
             ),
-            answers={200: Answer("The leads, by `format` as text/csv or application/x-ndjson", None, "text/csv")},
+            answers={200: Answer("The leads, by `format`", None, "text/csv, application/x-ndjson")},
         )
     ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from ingest.addresses import country_from_headers
 from ingest.database import load_queries
 from ingest.fields import FieldError, Invalid
 from ingest.http import answer
-from ingest.lead import Campaign, Consent, Country, Email, Features, Link, Phone, Source, recorded
+from ingest.lead import MAX_LOCAL_PART, Campaign, Consent, Country, Email, Features, Link, Phone, Source, recorded
 from ingest.logs import Quiet
 from ingest.operations import Answer, Call, Operation
 
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 _QUERIES: Final = load_queries("leads")
 _QUIET_SECONDS: Final = 60.0
-_MAX_LOCAL_PART: Final = 64
 # Printable ASCII without backslash, which browsers take for a slash; a second slash would begin another host.
 _REDIRECT: Final = r"^(/([!-.0-\[\]-~][!-\[\]-~]*)?|https?://[!-\[\]-~]+)$"
 _OWN_PORT: Final = {"http": ":80", "https": ":443"}
@@ -121,8 +120,8 @@ def _capture(origins: frozenset[str]) -> Callable[[Call], Awaitable[web.StreamRe
 def _check(lead: NewLead, origins: frozenset[str] | None) -> None:
     """What the declaration cannot say. Raises Invalid. `origins`: None where nobody is redirected."""
     errors = []
-    if lead.email.strip().index("@") > _MAX_LOCAL_PART:
-        errors.append(FieldError("email", f"must have at most {_MAX_LOCAL_PART} characters before the @"))
+    if lead.email.strip().index("@") > MAX_LOCAL_PART:
+        errors.append(FieldError("email", f"must have at most {MAX_LOCAL_PART} characters before the @"))
     if lead.redirect is not None and origins is not None and not may_redirect(lead.redirect, origins):
         errors.append(FieldError("redirect", "must be a path, or of an origin that redirect_origins allows"))
     if errors:
