@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import base64
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 from ingest.api_keys import PREFIX, KeyRing
-from ingest.tokens import InvalidToken, TokenVerifier
+
+
+class InvalidToken(Exception):
+    """The token is not to be believed; the text says why."""
+
+
+Verify = Callable[[str], Mapping[str, Any]]
+"""The claims of a JWT that is to be believed; raises InvalidToken."""
 
 
 class Scope(StrEnum):
@@ -57,12 +64,12 @@ _OF_PERSON: Final = {"admin": frozenset(Scope), "analyst": frozenset({Scope.READ
 
 
 class Authenticator:
-    """Tells callers by their credentials. `tokens` is None where no JWT is believed."""
+    """Tells callers by their credentials. `verify` is None where no JWT is believed."""
 
-    def __init__(self, keys: KeyRing, admin_keys: Sequence[str], tokens: TokenVerifier | None) -> None:
+    def __init__(self, keys: KeyRing, admin_keys: Sequence[str], verify: Verify | None) -> None:
         self._keys = keys
         self._admin_keys = tuple(key.encode() for key in admin_keys)
-        self._tokens = tokens
+        self._verify = verify
 
     async def identify(self, authorization: str | None, api_key: str | None = None) -> Caller:
         """The caller by the headers Authorization and X-API-Key. Raises Unauthorized."""
@@ -92,10 +99,10 @@ class Authenticator:
         return _caller_of(key.scopes, str(key.id))
 
     def _by_token(self, given: str) -> Caller:
-        if self._tokens is None:
+        if self._verify is None:
             raise Unauthorized("tokens are not believed here: no jwt_secret and no jwks_file is set")
         try:
-            claims = self._tokens.verify(given)
+            claims = self._verify(given)
         except InvalidToken as error:
             raise Unauthorized(str(error)) from None
         role = str(claims["role"])

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 from aiohttp import web
@@ -25,7 +25,6 @@ from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.config import DIMENSION_NAMES, Config
-from ingest.credentials import Cipher
 from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
 from ingest.errors import DatabaseError
@@ -49,9 +48,11 @@ from ingest.rejects import RejectReason
 from ingest.server import Server, bind_unix
 from ingest.stats.reading import Reader
 from ingest.tail import Tail
-from ingest.tokens import TokenVerifier
 from ingest.transactions import Transactions
 from ingest.writer import Outcome, Writer
+
+if TYPE_CHECKING:
+    from ingest.credentials import Cipher
 
 logger = logging.getLogger(__name__)
 
@@ -354,11 +355,14 @@ class Worker:
 
     def _api(self, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> Api:
         config = self.config
-        tokens = None
+        verify = None
         if config.jwt_secret is not None or config.jwks_file is not None:
-            tokens = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience)
+            # Where no JWT is believed, what verifies them need not be loaded.
+            from ingest.tokens import TokenVerifier
+
+            verify = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience).verify
         return Api(
-            Authenticator(self.keys, config.admin_keys, tokens),
+            Authenticator(self.keys, config.admin_keys, verify),
             Transactions(self._calling),
             Emitter(own_events, self.can_accept),
             address_of,
@@ -389,13 +393,12 @@ class Worker:
 
     def _operations(self, ofrep: Ofrep) -> list[Operation]:
         """Every operation of the API, by feature."""
-        keys = self.config.encryption_keys
         return [
             *leads.operations(self.config.redirect_origins),
             *lead_export.operations(),
             *lead_desk.operations(),
             *people.operations(self.wait_stored),
-            *onboarding.operations(Cipher(keys) if keys else None),
+            *onboarding.operations(_cipher(self.config.encryption_keys)),
             *onboarding_funnel.operations(),
             *Experiments(self.experiments).operations(),
             *ofrep.operations(),
@@ -480,6 +483,14 @@ def _locators(
         return Place(conceal(address), country, region)
 
     return make_sender, locate
+
+
+def _cipher(keys: tuple[str, ...]) -> Cipher | None:
+    if not keys:
+        return None
+    from ingest.credentials import Cipher
+
+    return Cipher(keys)
 
 
 async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> Worker:

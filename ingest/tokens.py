@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import jwt
 
+from ingest.access import InvalidToken
 from ingest.errors import IngestError
 
 ROLES: Final = ("anon", "authenticated", "service_role")
@@ -19,10 +20,6 @@ _ASYMMETRIC: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
 _WRONG: Final = "the token is not valid"
-
-
-class InvalidToken(Exception):
-    """The token is not to be believed; the text says why."""
 
 
 class TokenVerifier:

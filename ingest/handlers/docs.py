@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -36,25 +37,32 @@ A write key, where one is needed: Basic user name, Bearer, X-Write-Key, `writeKe
 
 
 def routes(operations: Sequence[Operation], dimensions: Sequence[str]) -> list[web.RouteDef]:
-    """The documents, made once."""
-    told = openapi.document(operations, _by_hand(dimensions), version("ingest"))
+    """The documents, made when they are first asked for."""
+
+    @cache
+    def told() -> dict[str, Any]:
+        return openapi.document(operations, _by_hand(dimensions), version("ingest"))
+
     return [
-        web.get("/openapi.json", _serve(openapi.rendered(told), JSON)),
-        web.get("/docs", _serve(openapi.page(told).encode(), "text/html")),
+        web.get("/openapi.json", _serve(lambda: openapi.rendered(told()), JSON)),
+        web.get("/docs", _serve(lambda: openapi.page(told()).encode(), "text/html")),
     ]
 
 
-def _serve(body: bytes, content_type: str) -> Handler:
-    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {
-        "ETag": etag,
-        "Cache-Control": "no-cache",
-        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-        "X-Content-Type-Options": "nosniff",
-    }
+def _serve(make: Callable[[], bytes], content_type: str) -> Handler:
+    @cache
+    def made() -> tuple[bytes, dict[str, str]]:
+        body = make()
+        return body, {
+            "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
+            "Cache-Control": "no-cache",
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+            "X-Content-Type-Options": "nosniff",
+        }
 
     async def handle(request: web.Request) -> web.Response:
-        if request.headers.get("If-None-Match") == etag:
+        body, headers = made()
+        if request.headers.get("If-None-Match") == headers["ETag"]:
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
 

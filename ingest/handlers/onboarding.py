@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import asyncpg
 import msgspec
@@ -20,7 +20,6 @@ from aiohttp import web
 from ingest import fields
 from ingest.access import ANYBODY
 from ingest.activities import conceal, told_errors, told_value
-from ingest.credentials import Cipher
 from ingest.database import load_queries
 from ingest.fields import FieldError, Invalid
 from ingest.http import answer, problem
@@ -28,6 +27,9 @@ from ingest.journey import NamedSession, Session, event, events_of, kept, sessio
 from ingest.onboarding import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
 from ingest.operations import Answer, Call, Operation, Problem
 from ingest.pool import TooSlow, Unavailable
+
+if TYPE_CHECKING:
+    from ingest.credentials import Cipher
 
 logger = logging.getLogger(__name__)
 
