@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What `make test-database` runs; see CONTRIBUTING.md.
 MARKS ?= database
 
-.PHONY: run setup dev-setup test test-database lint format bench bench-queries bench-rollup throughput clean
+.PHONY: run setup dev-setup test test-database lint format bench bench-queries bench-rollup bench-handlers throughput clean
 
 run: setup            ## install, then start the service with its own Postgres
 	$(BIN)/ingest dev
@@ -53,6 +53,9 @@ bench-queries: dev-setup  ## latency of the promised queries with 10 million eve
 
 bench-rollup: dev-setup   ## whether rollups keep up, and what they cost; the full table needs 30 GB of disk
 	$(BIN)/python -m bench.rollup
+
+bench-handlers: dev-setup ## leads, onboarding and experiments beside a handler with one query
+	$(BIN)/python -m bench.handlers
 
 throughput: dev-setup ## events/s against raw COPY, requests/s against bare aiohttp, latency, memory
 	$(BIN)/python -m bench.throughput
