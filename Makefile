@@ -25,8 +25,8 @@ dev-setup: .venv/dev-installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-test: dev-setup tests/node_modules        ## everything, against a real Postgres; under ten minutes
-	$(BIN)/python -m pytest
+test: dev-setup tests/node_modules        ## everything, against real Postgres servers; under ten minutes
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-database: dev-setup tests/node_modules   ## what concerns the database alone, such as for another server
 	$(BIN)/python -m pytest -m "$(MARKS)"

@@ -13,7 +13,6 @@ import pytest
 from ingest import database, migrations
 from ingest.errors import MigrationError
 from ingest.migrations import State
-from tests.conftest import Server
 
 
 @pytest.fixture
@@ -167,7 +166,8 @@ class Ordinary:
 
 
 @pytest.fixture
-async def ordinary(postgres: Server, empty_database_url: str, empty: asyncpg.Connection) -> AsyncIterator[Ordinary]:
+async def ordinary(template: str, empty_database_url: str, empty: asyncpg.Connection) -> AsyncIterator[Ordinary]:
+    # Where there is a migrated database, there are the roles that all databases of a server share.
     # A name that must be quoted, in the statements that are told as well.
     role = f"Ordinary-{secrets.token_hex(4)}"
     await empty.execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD '{role}'")

@@ -37,7 +37,7 @@ def test_schemathesis_finds_nothing(service: Service, tmp_path: Path):
         str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG), "run",
         f"http://127.0.0.1:{service.port}/openapi.json",
         "--header", f"Authorization: Bearer {ADMIN}", "--header", f"X-Session-Token: {token}",
-        "--max-examples", str(EXAMPLES), "--seed", "1", "--no-color", "--warnings", "off",
+        "--max-examples", str(EXAMPLES), "--generation-deterministic", "--no-color", "--warnings", "off",
         "--suppress-health-check", "all",
     ]  # fmt: skip
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
