@@ -178,7 +178,7 @@ def returning(host: str, tokens: list[str]) -> Requests:
 
 def exposures(host: str) -> Requests:
     for number in count():
-        body = {"experiment": "bench_0", "session_id": f"visit {number % 5000}"}
+        body = {"experiment": "bench_0", "session_id": f"visit {number % 5000}", "country": "DE"}
         yield request(host, "POST", "/v1/experiments/exposures", body, **visitor())
 
 
@@ -211,8 +211,9 @@ def prepare(service: Service) -> list[str]:
     database = service.database
     database.sql(
         f"INSERT INTO onboarding.sessions (ip_address) SELECT '127.0.0.1' FROM generate_series(1, {SESSIONS})",
-        "INSERT INTO marketing.leads (email, company_name)"
-        " SELECT 'lead' || number || '@bench.example', 'Company ' || number FROM generate_series(1, 10000) AS number",
+        "INSERT INTO marketing.leads (email, company_name, created_at)"
+        " SELECT 'lead' || number || '@bench.example', 'Company ' || number, now() - number * interval '1 minute'"
+        " FROM generate_series(1, 10000) AS number",
         "INSERT INTO experiments.experiments (name, status, test_variants, targeting_rules)"
         """ SELECT 'bench_' || number, 'running', '[{"id": "test", "payload": true}]', '{"country": ["DE", "FR"]}'"""
         " FROM generate_series(0, 4) AS number",

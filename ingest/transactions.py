@@ -11,14 +11,13 @@ import asyncpg
 from ingest.access import Caller
 from ingest.pool import Pool
 
-# `role` as SET LOCAL ROLE; the rest is what 002_rls_policies.sql tells of. One statement, and all of it ends with the
-# transaction.
+# `role` as SET LOCAL ROLE; the rest is what 002_rls_policies.sql tells of. With constants, so that it is
+# one round trip; and all of it ends with the transaction.
 _BEHALF: Final = """
-SELECT set_config('role', $1, true), set_config('request.jwt.claims', $2, true),
-    set_config('app.client_ip', $3, true), set_config('app.user_agent', $4, true),
-    set_config('app.session_token', $5, true),
-    set_config('app.user_email', $6, true), set_config('app.session_id', $7, true),
-    set_config('statement_timeout', $8, true)
+SELECT set_config('role', {}, true), set_config('request.jwt.claims', {}, true),
+    set_config('app.client_ip', {}, true), set_config('app.user_agent', {}, true),
+    set_config('app.session_token', {}, true), set_config('app.user_email', {}, true),
+    set_config('app.session_id', {}, true), set_config('statement_timeout', {}, true)
 """
 SETTINGS: Final = ("session_token", "user_email", "session_id")
 
@@ -40,14 +39,24 @@ class Transactions:
         unknown = settings.keys() - set(SETTINGS)
         assert not unknown, unknown
         milliseconds = str(round(self._pool.timeout_seconds * 1000))
-        async with self._pool.lent() as connection, connection.transaction():
-            await connection.execute(
-                _BEHALF,
-                caller.role,
-                caller.claims,
-                address,
-                user_agent,
-                *[settings.get(name, "") for name in SETTINGS],
-                milliseconds,
+        on_behalf = _BEHALF.format(
+            *map(
+                quoted,
+                (
+                    caller.role, caller.claims, address, user_agent,
+                    *[settings.get(name, "") for name in SETTINGS], milliseconds,
+                ),
             )
+        )  # fmt: skip
+        async with self._pool.lent() as connection, connection.transaction():
+            await connection.execute(on_behalf)
             yield connection
+
+
+def quoted(text: str) -> str:
+    """A constant of SQL, whatever the text holds and whatever standard_conforming_strings says: in E'', where a
+    backslash and a quote are the only characters that mean something, and these are doubled."""
+    if "\0" in text:
+        raise ValueError("a text for Postgres cannot hold U+0000")
+    doubled = text.replace("\\", "\\\\").replace("'", "''")
+    return f"E'{doubled}'"
