@@ -1,7 +1,7 @@
 """How fast leads, onboarding and experiments are, beside a bare aiohttp handler with one query, and with none.
 
 `python -m bench.handlers [--seconds S] [--rounds N] [--only NAME] [--json PATH]`. Each endpoint is asked by one
-connection, one request after the other, for the latency of an idle machine; and by many, for requests a second.
+connection, one request now and then, for the latency of an idle machine; and by many, for requests a second.
 Visitors come from addresses of their own, by X-Forwarded-For, so that the limits by address are part of what is
 measured and in nobody's way. Exits with 1 when an answer is not the expected one.
 """
@@ -30,6 +30,9 @@ from bench.service import Service, running_service
 from bench.watch import OtherCpu
 
 CONNECTIONS: Final = 32
+PAUSE_SECONDS: Final = 0.015
+"""Before the next request of one connection: by then the event of the last is in the table, and all is idle."""
+LATENCY_SECONDS: Final = 10.0
 ADMIN_KEY: Final = "bench-admin-key"
 SESSIONS: Final = 60_000
 """Onboarding sessions that wait for their first step: each is used once."""
@@ -79,9 +82,10 @@ class Measured(NamedTuple):
 class ClosedLoop:
     """Each connection sends its next request when the last is answered, until time or the requests are up."""
 
-    def __init__(self, requests: Requests, seconds: float) -> None:
+    def __init__(self, requests: Requests, seconds: float, pause_seconds: float = 0.0) -> None:
         self._requests = requests
         self._seconds = seconds
+        self._pause_seconds = pause_seconds
         # Changed by every answer.
         self._took: list[float] = []
         self._statuses: Counter[int] = Counter()
@@ -119,12 +123,17 @@ class ClosedLoop:
         self._open -= 1
         self._took.append(time.perf_counter() - connection.due)
         self._statuses[status] += 1
-        self._send(connection)
+        if self._pause_seconds:
+            asyncio.get_running_loop().call_later(self._pause_seconds, self._send, connection)
+        else:
+            self._send(connection)
 
 
 def ask(host: str, requests: Requests, connections: int, seconds: float) -> Asked:
+    """One connection asks as a visitor of a quiet site does, with a pause in between."""
+    pause_seconds = PAUSE_SECONDS if connections == 1 else 0.0
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(ClosedLoop(requests, seconds).run(host, connections))
+        return runner.run(ClosedLoop(requests, seconds, pause_seconds).run(host, connections))
 
 
 # Requests.
@@ -247,7 +256,7 @@ class Failed(Exception):
 
 def measure(endpoint: Endpoint, host: str, floors: Mapping[str, str], seconds: float, rounds: int) -> Measured:
     """Latency once, then load and floor by turns; the median round by ratio."""
-    alone = ask(host, endpoint.requests, 1, seconds)
+    alone = ask(host, endpoint.requests, 1, LATENCY_SECONDS)
     _check(endpoint, alone)
     taken: list[tuple[float, float]] = []
     for _ in range(rounds):
@@ -324,7 +333,7 @@ def main() -> int:
             where = report.machine(service.database.version())
             others = OtherCpu(service)
             wanted = [one for one in endpoints(service, prepare(service)) if (given.only or "") in one.name]
-            floor = ask(query, noops(query), 1, given.seconds)
+            floor = ask(query, noops(query), 1, LATENCY_SECONDS)
             floors = {"p50_ms": median(floor.seconds) * 1e3, "p99_ms": quantiles(floor.seconds, n=100)[98] * 1e3}
             hosts = {"application": application, "query": query}
             for endpoint in wanted:
