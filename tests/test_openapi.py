@@ -15,7 +15,7 @@ from tests.service import Service, running
 
 ADMIN = "an admin key for these tests"
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-EXAMPLES = 10
+EXAMPLES = 5
 """Requests of each kind to each operation, beside those that cover each bound of the schema."""
 
 
