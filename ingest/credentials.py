@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import os
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from ingest.database import load_queries
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet, MultiFernet
 
 BATCH: Final = 200
 """Accounts that are encrypted anew in one transaction."""
@@ -21,17 +26,33 @@ class Undecipherable(Exception):
 
 
 class Cipher:
-    """Encrypts with the first key and decrypts with any, each 32 bytes in base64url. `keys` is not empty."""
+    """Encrypts with the first key and decrypts with any, each 32 bytes in base64url. `keys` is not empty.
+
+    What does it (cryptography's Fernet) is loaded when it is first needed: most collectors never meet a credential.
+    """
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._first = Fernet(keys[0])
-        self._all = MultiFernet([Fernet(key) for key in keys])
+        self._keys = list(keys)
+
+    @cached_property
+    def _first(self) -> Fernet:
+        from cryptography.fernet import Fernet
+
+        return Fernet(self._keys[0])
+
+    @cached_property
+    def _all(self) -> MultiFernet:
+        from cryptography.fernet import Fernet, MultiFernet
+
+        return MultiFernet([Fernet(key) for key in self._keys])
 
     def encrypt(self, text: str) -> bytes:
         return self._all.encrypt(text.encode())
 
     def decrypt(self, ciphertext: bytes) -> str:
         """Raises Undecipherable."""
+        from cryptography.fernet import InvalidToken
+
         try:
             return self._all.decrypt(ciphertext).decode()
         except InvalidToken:
@@ -39,6 +60,8 @@ class Cipher:
 
     def under_first_key(self, ciphertext: bytes) -> bytes:
         """The same text under the first key; the ciphertext itself if it is. Raises Undecipherable."""
+        from cryptography.fernet import InvalidToken
+
         try:
             self._first.decrypt(ciphertext)
         except InvalidToken:
@@ -50,8 +73,8 @@ class Cipher:
 
 
 def new_key() -> str:
-    """A fresh key."""
-    return Fernet.generate_key().decode()
+    """A fresh key: 32 random bytes in base64url, as Fernet's specification has it."""
+    return base64.urlsafe_b64encode(os.urandom(32)).decode()
 
 
 class Rotated(NamedTuple):

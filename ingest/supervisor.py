@@ -26,7 +26,6 @@ from ingest.config import Config
 from ingest.errors import IngestError
 from ingest.logs import fields
 from ingest.periodic import wait_for
-from ingest.rollup_worker import RollupWorker
 from ingest.server import bind
 
 logger = logging.getLogger(__name__)
@@ -183,6 +182,9 @@ def _run_rollup(config: Config) -> None:
 
 async def run_rollup(config: Config) -> None:
     """Roll up, or stand by, until this process is told to stop."""
+    # Only here: with the sketches behind it, it is 20 MB that a collector need not have.
+    from ingest.rollup_worker import RollupWorker
+
     stop = asyncio.Event()
     _ready_to_stop(stop)
     worker = RollupWorker(config)
