@@ -79,9 +79,8 @@ class Operation(NamedTuple):
     path: aiohttp's, `{name}` for a parameter; each is a field of `parameters`, a Struct that checks their texts.
     query, body: Structs, None for no such thing.  scope: who may, None for anybody; `session`: X-Session-Token is
     needed.  forms: an HTML form is taken, too.  answers: status -> what it is; errors that every operation has are
-    added by the docs.  raw: the handler answers errors of credentials and body itself, by `on_problem`.
-    body_optional: no body is the same as {}.  on_invalid: told the call and what was wrong with its fields, before
-    that is answered.
+    added by the docs.  body_optional: no body is the same as {}.  on_invalid: told the call and what was wrong with
+    its fields, before that is answered.
     """
 
     method: str
@@ -98,8 +97,6 @@ class Operation(NamedTuple):
     session: bool = False
     forms: bool = False
     body_optional: bool = False
-    max_body_bytes: int = MAX_BODY_BYTES
-    on_problem: Callable[[web.Request, Problem], web.Response] | None = None
     on_invalid: Callable[[Call, Sequence[FieldError]], Awaitable[None]] | None = None
 
 
@@ -189,7 +186,7 @@ class Api:
                 found = Problem(
                     503, "database_unavailable", "the database does not answer now; try again", headers=_retry()
                 )
-            return operation.on_problem(request, found) if operation.on_problem else found.response()
+            return found.response()
 
         return handle
 
@@ -256,7 +253,7 @@ class Api:
         request = call.request
         assert operation.body is not None
         try:
-            body = await read_body(request, operation.max_body_bytes, self._body_timeout_seconds)
+            body = await read_body(request, MAX_BODY_BYTES, self._body_timeout_seconds)
         except PayloadRefused as error:
             refusal = error.refusal
             raise Problem(STATUS_OF_REASON.get(refusal.reason, 400), refusal.reason.value, refusal.detail) from None

@@ -351,5 +351,9 @@ async def note_errors(step: Step, call: Call, errors: Sequence[FieldError]) -> N
     try:
         async with call.transaction(caller=ANYBODY) as connection:
             await connection.execute(_QUERIES["note_errors"], call.session_token, step.name, names, messages)
-    except (asyncpg.PostgresError, Unavailable, TooSlow) as error:
+    except (Unavailable, TooSlow) as error:
         logger.debug("errors of a step were not recorded: %s", error)
+    except asyncpg.PostgresError as error:
+        # So many activities that no more are recorded; anything else is a bug of ours.
+        if error.sqlstate != "PT429":
+            logger.exception("errors of a step were not recorded")
