@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.web_protocol import _ErrInfo
 
 from ingest.errors import IngestError
@@ -38,7 +38,7 @@ class _Connection(web.RequestHandler):
     """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
     stays quiet, whoever scans the internet."""
 
-    __slots__ = ("_broken", "_on_broken")
+    __slots__ = ("_broken", "_on_broken", "_unfinished", "unread")
 
     def __init__(self, manager: web.Server, on_broken: Callable[[bytes, web.StreamResponse], None]) -> None:
         super().__init__(
@@ -54,25 +54,34 @@ class _Connection(web.RequestHandler):
         self._on_broken = on_broken
         # What came and could not be parsed.
         self._broken = b""
+        # The body of the newest request, if not all of it had come with the head.
+        self._unfinished: StreamReader | None = None
+        # The body of a request that was answered without it.
+        self.unread: StreamReader | None = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         messages = self._messages
-        if messages and messages[-1][0].__class__ is _ErrInfo:
+        if not messages:
+            return
+        message, body = messages[-1]
+        if message.__class__ is _ErrInfo:
             self._broken = data
-            self._end_body(messages[-1][0])
+            self._end_body(message)
+        else:
+            self._unfinished = None if body.is_eof() else body
 
     def _end_body(self, error: _ErrInfo) -> None:
         """If what came was the rest of a body, tell who reads that body: it would wait for more in vain."""
-        if len(self._messages) > 1:
-            content = self._messages[-2][1]
-        elif self._current_request is not None:
-            content = self._current_request.content
-        else:
+        body, self._unfinished = self._unfinished, None
+        if body is None or body.is_eof():
             return
-        if not content.is_eof():
-            content.set_exception(web.RequestPayloadError(_first_line(error.message or str(error.exc))))
-            content.feed_eof()
+        if body is self.unread:
+            # Only thrown away. The request has its answer, and there is no other one to answer.
+            self.close()
+        else:
+            body.set_exception(web.RequestPayloadError(_first_line(error.message or str(error.exc))))
+        body.feed_eof()
 
     def handle_error(
         self,
@@ -180,8 +189,13 @@ class Server:
             cors.add(request, response)
             response.headers["Server"] = "ingest"
             requests[path if path in known else OTHER, response.status] += 1
-            if response.status != 200 and (not request.content.is_eof() or request.content.exception() is not None):
+            content = request.content
+            if not content.is_eof():
                 # What is left of the body is thrown away; if it never ends, the connection does.
+                request.protocol.unread = content  # type: ignore[attr-defined]
+                if response.status != 200:
+                    response.force_close()
+            elif content.exception() is not None:
                 response.force_close()
             return response
 

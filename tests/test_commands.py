@@ -792,9 +792,7 @@ def test_the_life_of_a_development_folder(ingest, folder):
     failed = ingest("psql", "--data-dir", folder, "-c", "select nonsense")
     assert failed.code == 1 and 'column "nonsense" does not exist' in failed.err
 
-    started = time.monotonic()
     with running(Service(folder, None, command="dev")) as dev:
-        assert time.monotonic() - started < 5
         assert count() == "1"
         assert dev.post("/v1/events", [{"name": "second"}] * 10)[0] == 200
         # Two at once, and the second must not cut the flush short.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import time
 import tracemalloc
 from typing import Any
 
@@ -810,9 +809,7 @@ def test_gzip_files_in_a_row_are_limited():
     assert gunzip(one * MAX_GZIP_MEMBERS, 10**6) == b"a" * MAX_GZIP_MEMBERS
     assert refused(gunzip, one * (MAX_GZIP_MEMBERS + 1), 10**6).reason is RejectReason.BAD_ENCODING
     # Five megabytes of them: refused before each has been looked at.
-    started = time.process_time()
-    assert refused(gunzip, gzip.compress(b"") * 250_000, 10**6).reason is RejectReason.BAD_ENCODING
-    assert time.process_time() - started < 2
+    assert refused(gunzip, gzip.compress(b"") * 250_000, 10**6).detail.startswith("the body is over")
 
 
 def test_a_gzip_body_cut_anywhere_or_followed_by_something_else():
@@ -833,9 +830,12 @@ def test_a_damaged_gzip_body():
 
 def test_a_gzip_bomb_is_not_unpacked():
     bomb = gzip.compress(bytes(64 * 1024 * 1024), compresslevel=1)
-    started = time.process_time()
-    assert refused(gunzip, bomb, 100_000).reason is RejectReason.BODY_TOO_LARGE
-    assert time.process_time() - started < 0.1
+    tracemalloc.start()
+    try:
+        assert refused(gunzip, bomb, 100_000).reason is RejectReason.BODY_TOO_LARGE
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_nothing_is_nothing():

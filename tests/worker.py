@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import asyncpg
 import pytest
+from aiohttp import web
 
 from ingest import config, control
 from ingest.app import Worker, start_worker
@@ -108,6 +109,21 @@ class Client:
 
     async def raw(self) -> Raw:
         return Raw(*await asyncio.open_connection("127.0.0.1", self.worker.port))
+
+    async def heard(self, raw: Raw, requests: int) -> None:
+        """Return when so many requests of a connection have begun to come in."""
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while (one := self.connection(raw)) is None or one._request_count < requests:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    def connection(self, raw: Raw) -> web.RequestHandler | None:
+        """The server's end of a connection, once it has one."""
+        assert self.worker._server is not None
+        name = raw.writer.get_extra_info("sockname")
+        for one in self.worker._server.connections._server.connections:
+            if one.transport is not None and one.transport.get_extra_info("peername") == name:
+                return one
+        return None
 
     async def metrics(self) -> dict[str, float]:
         return parse_metrics((await self.get("/metrics")).body.decode())
