@@ -70,6 +70,15 @@ async def connect(
     raise DatabaseError(f"cannot connect to {describe(dsn)}: {reason}")
 
 
+async def is_direct(connection: asyncpg.Connection) -> bool:
+    """Whether the server itself is at the other end: only then is a statement that was prepared still known later.
+
+    A pooler gives its clients numbers and keys of its own for cancel requests, as it has no one process for them.
+    """
+    async with connection.transaction():
+        return bool(connection.get_server_pid() == await connection.fetchval("SELECT pg_backend_pid()"))
+
+
 async def close(connection: asyncpg.Connection, timeout_seconds: float = 2) -> None:
     """Close a connection, politely if the server answers, and in any case."""
     try:

@@ -371,4 +371,7 @@ def _of_database(error: asyncpg.PostgresError) -> Problem:
         return Problem(422, "refused_by_database", f"refused by the database: {error}")
     if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.LockNotAvailableError):
         return Problem(503, "busy", "somebody else is changing the same; try again", headers=_retry(1))
+    if isinstance(error, asyncpg.InvalidCachedStatementError):
+        # A migration changed a table since the statement was prepared. It is prepared anew.
+        return Problem(503, "busy", "the database has just changed; try again", headers=_retry(1))
     raise error

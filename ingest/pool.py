@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
+
+from ingest.database import close, is_direct
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,7 @@ _ABSENT: Final = (
     asyncpg.InsufficientResourcesError,
 )
 """What a database says that goes away, rather than one that does not like what we ask."""
+_KEPT_STATEMENTS: Final = 100
 
 
 class Unavailable(Exception):
@@ -43,6 +46,8 @@ class Pool:
         # Made by the first question, ended by `close`, after which there is no other.
         self._pool: asyncpg.Pool | None = None
         self._closed = False
+        # Whether statements can be kept; None until there was a connection.
+        self._direct: bool | None = None
         self._opening = asyncio.Lock()
 
     @asynccontextmanager
@@ -81,12 +86,12 @@ class Pool:
             if self._closed:
                 raise Unavailable("the service is stopping")
             if self._pool is None:
-                # Makes no connection yet, as the least is none. No statement is kept, for transaction poolers.
+                # Makes no connection yet, as the least is none.
                 self._pool = await asyncpg.create_pool(
                     self._dsn,
                     min_size=0,
                     max_size=self._connections,
-                    statement_cache_size=0,
+                    connect=self._connect,
                     # Nothing to put right: all that is set here ends with its transaction.
                     reset=_nothing,
                     timeout=_CONNECT_SECONDS,
@@ -94,6 +99,20 @@ class Pool:
                     server_settings={"application_name": f"ingest {self._purpose}"},
                 )
         return self._pool
+
+    async def _connect(self, *args: Any, **given: Any) -> asyncpg.Connection:
+        """A connection that keeps statements, which spares a round trip each, unless a pooler is in between."""
+        if not self._direct:
+            connection = await asyncpg.connect(*args, **given, statement_cache_size=0)
+            if self._direct is None:
+                self._direct = await is_direct(connection)
+            if not self._direct:
+                return connection
+            await close(connection)
+        connection = await asyncpg.connect(*args, **given, statement_cache_size=_KEPT_STATEMENTS)
+        # Kept are parsing and rewriting; a plan for any values would be a bad one for filters that are left out.
+        await connection.execute("SET plan_cache_mode = force_custom_plan")
+        return connection
 
     async def close(self) -> None:
         """Close the connections, for good; repeatable."""

@@ -77,6 +77,16 @@ async def onboarding(start: Start) -> Client:
     return await start(encryption_keys=[KEY], admin_keys=["an admin's"])
 
 
+async def test_a_migration_while_it_runs_is_a_503_once(onboarding: Client, connection: asyncpg.Connection):
+    """What was prepared before does not fit the table any more; it is prepared anew."""
+    visitor = await begin(onboarding)
+    assert (await visitor.session()).status == 200
+    await connection.execute("ALTER TABLE onboarding.sessions ALTER COLUMN anonymous_id TYPE varchar(255)")
+    answers = [await visitor.session() for _ in range(8)]
+    assert [answer.status for answer in answers] == [503, *[200] * 7]
+    assert (answers[0].json()["code"], answers[0].headers["Retry-After"]) == ("busy", "1")
+
+
 async def test_from_beginning_to_end(onboarding: Client):
     answer = await onboarding.post({"anonymous_id": "a1", "session_id": "s1"}, "/v1/onboarding/sessions")
     assert answer.status == 201 and answer.headers["Cache-Control"] == "no-store"

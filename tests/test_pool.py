@@ -1,12 +1,18 @@
-"""Connections that requests share, and their end."""
+"""Connections that requests share, what they keep prepared, and their end."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import asyncpg
 import pytest
 
+from ingest import database
 from ingest.pool import Pool, Unavailable
+
+KEPT = "SELECT count(*) FROM pg_prepared_statements"
 
 
 async def test_what_is_lent_is_taken_back_while_it_closes(database_url: str):
@@ -21,3 +27,44 @@ async def test_what_is_lent_is_taken_back_while_it_closes(database_url: str):
         async with pool.lent():
             pass
     await pool.close()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Pool]:
+    lending = Pool(url, "tests", 1, 10)
+    try:
+        yield lending
+    finally:
+        await lending.close()
+
+
+async def test_statements_stay_prepared_where_the_server_is_at_the_other_end(database_url: str):
+    async with opened(database_url) as lending:
+        for _ in range(2):
+            async with lending.lent() as connection:
+                assert await connection.fetchval(KEPT) == 1
+        async with lending.lent() as connection:
+            assert await connection.fetchval("SHOW plan_cache_mode") == "force_custom_plan"
+
+
+async def test_nothing_is_kept_behind_a_pooler(database_url: str, monkeypatch):
+    # A pooler's number for a cancel request is not that of a server's process.
+    monkeypatch.setattr(asyncpg.Connection, "get_server_pid", lambda self: 7)
+    async with opened(database_url) as lending:
+        for _ in range(2):
+            async with lending.lent() as connection:
+                assert await connection.fetchval(KEPT) == 0
+
+
+async def test_a_statement_of_before_a_migration_is_prepared_anew(database_url: str):
+    other = await database.connect(database_url, purpose="tests")
+    await other.execute("CREATE TABLE changing (a int)")
+    async with opened(database_url) as lending:
+        async with lending.lent() as connection:
+            await connection.fetch("SELECT * FROM changing")
+            await other.execute("ALTER TABLE changing ADD COLUMN b int")
+            with pytest.raises(asyncpg.InvalidCachedStatementError):
+                async with connection.transaction():
+                    await connection.fetch("SELECT * FROM changing")
+            assert await connection.fetch("SELECT * FROM changing") == []
+    await other.close()

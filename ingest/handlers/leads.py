@@ -24,6 +24,7 @@ from ingest.http import answer
 from ingest.lead import MAX_LOCAL_PART, Campaign, Consent, Country, Email, Features, Link, Phone, Source, recorded
 from ingest.logs import Quiet
 from ingest.operations import Answer, Call, Operation
+from ingest.transactions import quoted
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ async def _store(call: Call, lead: NewLead) -> tuple[bool, UUID]:
         status = await connection.execute(_QUERIES["capture"], *_row(call, lead, is_visitor=caller.role == "anon"))
         if caller.role == "anon":
             # Not before: who leaves an address has not proved that it is theirs, and the audit log would say so.
-            await connection.execute("SELECT set_config('app.user_email', $1, true)", email)
+            await connection.execute(f"SELECT set_config('app.user_email', {quoted(email)}, true)")
         lead_id: UUID = await connection.fetchval(_QUERIES["captured"], email)
     return status == "INSERT 0 1", lead_id
 
