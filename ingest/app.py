@@ -1,4 +1,4 @@
-"""The composition root: the only place that reads the Config and wires things together.
+"""The composition root of a collector: journal, writer and loops, from start to stop; routes.py wires its HTTP.
 
 `start_worker` starts one collector with its journal and writer; `ingest dev`, `ingest serve` and the tests all
 call it. What it returns is stopped by `stop`, which may be called again.
@@ -11,48 +11,31 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import asyncpg
-from aiohttp import web
 
-from ingest import control, database, journals, migrations, partitions, watermark
-from ingest.access import Authenticator, Scope
+from ingest import control, database, journals, migrations, partitions, routes, watermark
 from ingest.accounts import Accounts
-from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
-from ingest.config import DIMENSION_NAMES, Config
+from ingest.config import Config
 from ingest.dedupe import DedupeWindow
-from ingest.emitter import Emitter
 from ingest.errors import DatabaseError
-from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.experiments import definitions
 from ingest.experiments.definitions import Definitions
-from ingest.handlers import docs, health, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
-from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
-from ingest.handlers.experiments import Experiments
-from ingest.handlers.ofrep import Ofrep
-from ingest.handlers.stats import Stats
-from ingest.http import Cors, RateLimit
-from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal, JournalFailed, JournalFull, OpenRecord
 from ingest.logs import Quiet, fields
 from ingest.metrics import Gauges, Metrics, merge
-from ingest.operations import Api, Operation
 from ingest.periodic import run_every
 from ingest.pool import Pool
 from ingest.rejects import RejectReason
+from ingest.routes import Parts
 from ingest.server import Server, bind_unix
-from ingest.stats.reading import Reader
 from ingest.tail import Tail
-from ingest.transactions import Transactions
 from ingest.writer import Outcome, Writer
-
-if TYPE_CHECKING:
-    from ingest.credentials import Cipher
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +45,6 @@ PROBE_SECONDS: Final = 1.0
 READING_CONNECTIONS: Final = 4
 CALLING_CONNECTIONS: Final = 8
 _WAITING_SECONDS: Final = 60.0
-_REPLAYED: Final = parse_networks(("127.0.0.0/8",))
-"""For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
 
 
 class Worker:
@@ -292,117 +273,15 @@ class Worker:
     async def listen(self, sock: socket.socket) -> None:
         """Serve HTTP on a bound socket, and the control socket for siblings and commands."""
         self.port = sock.getsockname()[1]
-        config = self.config
-        settings = CollectSettings(
-            max_body_bytes=config.max_body_bytes,
-            max_batch_events=config.max_batch_events,
-            body_timeout_seconds=config.body_timeout_seconds,
-            write_keys=config.write_keys,
-            rate_limit=RateLimit(config.rate_limit_per_second, config.rate_limit_burst, time.monotonic),
-            trusted_proxies=parse_networks(config.trusted_proxies),
-        )
-        timeout_seconds = config.shutdown_timeout_seconds
-        cors = Cors(config.cors_origins)
-        kept = RateLimit(config.rejected_kept_per_second, max(1, config.rejected_kept_per_second), time.monotonic)
-        collector = Collector(settings, self._intake(config.write_keys, kept), self.metrics)
-        api = self._api(collector.address_of, self._intake((), kept))
-        ofrep = Ofrep(api, self.experiments, config.body_timeout_seconds)
-        self._server = Server(
-            {**collector.routes(), **ofrep.routes()},
-            self._application(api, ofrep),
-            cors,
-            self.metrics,
-            timeout_seconds,
-            ofrep.below(),
-        )
-        # What comes by the control socket is a replay: no key, no limit, and refused again it is not kept twice.
-        nothing = RateLimit(0.0, 1, time.monotonic)
-        replays = Collector(
-            settings._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED),
-            self._intake((), nothing, replays=True),
-            self.metrics,
-        )
-        control_app = control.application(self.metrics.page, self.tail)
-        self._control = Server(replays.routes(), control_app, Cors(()), self.metrics, timeout_seconds)
+        parts = Parts(
+            self.config, self.journal, self.window, self.accounts, self.tail, self.metrics, self.keys,
+            self.experiments, self._reading, self._calling, self.can_accept, self.wait_stored, self.state,
+            self.metrics_page,
+        )  # fmt: skip
+        self._server = routes.public_server(parts)
+        self._control = routes.control_server(parts)
         await self._server.start(sock)
         await self._control.start(bind_unix(control.socket_path(self.config.data_dir, self.index)))
-
-    def _intake(self, write_keys: tuple[str, ...], kept: RateLimit, *, replays: bool = False) -> Intake:
-        config = self.config
-        make_sender, locate = _locators(config)
-        limits = Limits(
-            max_event_bytes=config.max_event_bytes,
-            max_depth=config.max_depth,
-            retention=timedelta(days=config.retention_days),
-            max_future=timedelta(seconds=config.max_future_seconds),
-            skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
-            conversion_events=frozenset(config.conversion_events),
-            locate=locate,
-        )
-        settings = IntakeSettings(
-            limits=limits,
-            make_sender=make_sender,
-            check_key=key_checker(write_keys, self._may_write),
-            keep_rejected=lambda: kept.enabled and not kept.take(""),
-            observe_skew=self.metrics.skew.observe,
-            replays=replays,
-        )
-        return Intake(self.journal, self.window, self.accounts, self.tail, settings)
-
-    def _may_write(self, key: str) -> bool:
-        found = self.keys.known(key)
-        return found is not None and not {Scope.WRITE, Scope.ADMIN}.isdisjoint(found.scopes)
-
-    def _api(self, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> Api:
-        config = self.config
-        verify = None
-        if config.jwt_secret is not None or config.jwks_file is not None:
-            # Where no JWT is believed, what verifies them need not be loaded.
-            from ingest.tokens import TokenVerifier
-
-            verify = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience).verify
-        return Api(
-            Authenticator(self.keys, config.admin_keys, verify),
-            Transactions(self._calling),
-            Emitter(own_events, self.can_accept),
-            address_of,
-            RateLimit(config.api_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
-            RateLimit(config.key_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
-            config.body_timeout_seconds,
-        )
-
-    def _application(self, api: Api, ofrep: Ofrep) -> web.Application:
-        config = self.config
-        stats = Stats(Reader(self._reading), api.authenticator, DIMENSION_NAMES, config.rollup_dimensions)
-        operations = self._operations(ofrep)
-        app = web.Application(client_max_size=config.max_body_bytes)
-        app.add_routes(
-            [
-                web.get("/healthz", health.healthz),
-                web.get("/readyz", health.readyz(self.state)),
-                web.get("/metrics", health.metrics(self.metrics_page)),
-                web.get("/v1/projects/{key}/settings", segment_settings),
-                *stats.routes(),
-                *api.routes(operations),
-                web.put(f"{onboarding.SESSION}/steps/{{step}}", onboarding.unknown_step),
-                *docs.routes(operations, DIMENSION_NAMES),
-                web.route("*", "/{anything:.*}", unknown_route),
-            ]
-        )
-        return app
-
-    def _operations(self, ofrep: Ofrep) -> list[Operation]:
-        """Every operation of the API, by feature."""
-        return [
-            *leads.operations(self.config.redirect_origins),
-            *lead_export.operations(),
-            *lead_desk.operations(),
-            *people.operations(self.wait_stored),
-            *onboarding.operations(_cipher(self.config.encryption_keys)),
-            *onboarding_funnel.operations(),
-            *Experiments(self.experiments).operations(),
-            *ofrep.operations(),
-        ]
 
     async def wait_stored(self, seconds: float) -> bool:
         """Whether all that the journals of this data folder hold now is in the database within so many seconds."""
@@ -458,39 +337,6 @@ class Worker:
                 "stopped with events that are not stored yet; they are stored at the next start",
                 extra=fields(events=self.journal.backlog.events, journal=self.journal.number),
             )
-
-
-def _locators(
-    config: Config,
-) -> tuple[Callable[[str, Mapping[str, str]], Sender], Callable[[str], Place | None]]:
-    """How a request's sender is described, and an address that an event names: country from the CDN (for the first)
-    or the MaxMind file, then the address anonymised."""
-    countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
-    conceal = anonymise if config.anonymise_ip else str
-
-    def make_sender(address: str, headers: Mapping[str, str]) -> Sender:
-        country, region = country_from_headers(headers), None
-        if country is None and countries is not None and address:
-            country, region = countries.locate(address)
-        user_agent = headers.get("User-Agent", "")
-        return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region)
-
-    def locate(text: str) -> Place | None:
-        address = public_address(text)
-        if not address:
-            return None
-        country, region = countries.locate(address) if countries is not None else (None, None)
-        return Place(conceal(address), country, region)
-
-    return make_sender, locate
-
-
-def _cipher(keys: tuple[str, ...]) -> Cipher | None:
-    if not keys:
-        return None
-    from ingest.credentials import Cipher
-
-    return Cipher(keys)
 
 
 async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> Worker:

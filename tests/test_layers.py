@@ -12,6 +12,7 @@ LAYERS = (
     {"errors", "logs", "rejects", "row", "thread", "sockets", "config", "periodic", "data_folder"},  # leaves
     set[str](),  # the core: everything that is named nowhere else
     {"http", "metrics", "rollup_metrics", "server", "operations", "openapi", "handlers", "control"},
+    {"routes"},
     {"app", "rollup_worker"},
     {"supervisor", "commands"},
     {"__main__"},
@@ -37,7 +38,7 @@ PURE = {
     "journey",
     "tokens",
 }
-READS_CONFIG = {"config", "app", "rollup_worker", "supervisor", "commands", "__main__"}
+READS_CONFIG = {"config", "routes", "app", "rollup_worker", "supervisor", "commands", "__main__"}
 
 
 def modules() -> dict[str, set[str]]:

@@ -59,12 +59,11 @@ async def test_nothing_is_kept_behind_a_pooler(database_url: str, monkeypatch):
 async def test_a_statement_of_before_a_migration_is_prepared_anew(database_url: str):
     other = await database.connect(database_url, purpose="tests")
     await other.execute("CREATE TABLE changing (a int)")
-    async with opened(database_url) as lending:
-        async with lending.lent() as connection:
-            await connection.fetch("SELECT * FROM changing")
-            await other.execute("ALTER TABLE changing ADD COLUMN b int")
-            with pytest.raises(asyncpg.InvalidCachedStatementError):
-                async with connection.transaction():
-                    await connection.fetch("SELECT * FROM changing")
-            assert await connection.fetch("SELECT * FROM changing") == []
+    async with opened(database_url) as lending, lending.lent() as connection:
+        await connection.fetch("SELECT * FROM changing")
+        await other.execute("ALTER TABLE changing ADD COLUMN b int")
+        with pytest.raises(asyncpg.InvalidCachedStatementError):
+            async with connection.transaction():
+                await connection.fetch("SELECT * FROM changing")
+        assert await connection.fetch("SELECT * FROM changing") == []
     await other.close()

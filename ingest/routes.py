@@ -1,0 +1,222 @@
+"""The HTTP side of a worker: which routes there are, and what each handler is given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from aiohttp import web
+
+from ingest import control
+from ingest.access import Authenticator, Scope
+from ingest.accounts import Accounts
+from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
+from ingest.api_keys import KeyRing
+from ingest.config import DIMENSION_NAMES, Config
+from ingest.dedupe import DedupeWindow
+from ingest.emitter import Emitter
+from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
+from ingest.experiments.definitions import Definitions
+from ingest.handlers import docs, health, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
+from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
+from ingest.handlers.experiments import Experiments
+from ingest.handlers.ofrep import Ofrep
+from ingest.handlers.stats import Stats
+from ingest.http import Cors, RateLimit
+from ingest.intake import Intake, IntakeSettings
+from ingest.journal import Journal
+from ingest.metrics import Metrics
+from ingest.operations import Api, Operation
+from ingest.pool import Pool
+from ingest.server import Server
+from ingest.stats.reading import Reader
+from ingest.tail import Tail
+from ingest.transactions import Transactions
+
+if TYPE_CHECKING:
+    from ingest.credentials import Cipher
+
+_REPLAYED: Final = parse_networks(("127.0.0.0/8",))
+"""For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
+_NO_LIMIT: Final = RateLimit(0.0, 1, time.monotonic)
+
+
+class Parts(NamedTuple):
+    """What of a worker its handlers use. reading, calling: the pools for statistics, and for all else."""
+
+    config: Config
+    journal: Journal
+    window: DedupeWindow
+    accounts: Accounts
+    tail: Tail
+    metrics: Metrics
+    keys: KeyRing
+    experiments: Definitions
+    reading: Pool
+    calling: Pool
+    can_accept: Callable[[], bool]
+    wait_stored: Callable[[float], Awaitable[bool]]
+    state: Callable[[], tuple[bool, dict[str, object]]]
+    metrics_page: Callable[[], Awaitable[str]]
+
+
+def public_server(parts: Parts) -> Server:
+    """What the world reaches: events in front, everything else behind."""
+    config = parts.config
+    kept = RateLimit(config.rejected_kept_per_second, max(1, config.rejected_kept_per_second), time.monotonic)
+    collector = Collector(_collect_settings(config), _intake(parts, config.write_keys, kept), parts.metrics)
+    api = _api(parts, collector.address_of, _intake(parts, (), kept))
+    ofrep = Ofrep(api, parts.experiments, config.body_timeout_seconds)
+    return Server(
+        {**collector.routes(), **ofrep.routes()},
+        _application(parts, api, ofrep),
+        Cors(config.cors_origins),
+        parts.metrics,
+        config.shutdown_timeout_seconds,
+        ofrep.below(),
+    )
+
+
+def control_server(parts: Parts) -> Server:
+    """What siblings and commands reach. What comes here is a replay: no key, no limit, and refused again it is not
+    kept twice."""
+    settings = _collect_settings(parts.config)._replace(
+        write_keys=(), rate_limit=_NO_LIMIT, trusted_proxies=_REPLAYED
+    )
+    replays = Collector(settings, _intake(parts, (), _NO_LIMIT, replays=True), parts.metrics)
+    app = control.application(parts.metrics.page, parts.tail)
+    return Server(replays.routes(), app, Cors(()), parts.metrics, parts.config.shutdown_timeout_seconds)
+
+
+# Events.
+
+
+def _collect_settings(config: Config) -> CollectSettings:
+    return CollectSettings(
+        max_body_bytes=config.max_body_bytes,
+        max_batch_events=config.max_batch_events,
+        body_timeout_seconds=config.body_timeout_seconds,
+        write_keys=config.write_keys,
+        rate_limit=RateLimit(config.rate_limit_per_second, config.rate_limit_burst, time.monotonic),
+        trusted_proxies=parse_networks(config.trusted_proxies),
+    )
+
+
+def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, *, replays: bool = False) -> Intake:
+    config = parts.config
+    make_sender, locate = _locators(config)
+    limits = Limits(
+        max_event_bytes=config.max_event_bytes,
+        max_depth=config.max_depth,
+        retention=timedelta(days=config.retention_days),
+        max_future=timedelta(seconds=config.max_future_seconds),
+        skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
+        conversion_events=frozenset(config.conversion_events),
+        locate=locate,
+    )
+    settings = IntakeSettings(
+        limits=limits,
+        make_sender=make_sender,
+        check_key=key_checker(write_keys, lambda key: _may_write(parts.keys, key)),
+        keep_rejected=lambda: kept.enabled and not kept.take(""),
+        observe_skew=parts.metrics.skew.observe,
+        replays=replays,
+    )
+    return Intake(parts.journal, parts.window, parts.accounts, parts.tail, settings)
+
+
+def _may_write(keys: KeyRing, key: str) -> bool:
+    found = keys.known(key)
+    return found is not None and not {Scope.WRITE, Scope.ADMIN}.isdisjoint(found.scopes)
+
+
+def _locators(
+    config: Config,
+) -> tuple[Callable[[str, Mapping[str, str]], Sender], Callable[[str], Place | None]]:
+    """How a request's sender is described, and an address that an event names: country from the CDN (for the first)
+    or the MaxMind file, then the address anonymised."""
+    countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
+    conceal = anonymise if config.anonymise_ip else str
+
+    def make_sender(address: str, headers: Mapping[str, str]) -> Sender:
+        country, region = country_from_headers(headers), None
+        if country is None and countries is not None and address:
+            country, region = countries.locate(address)
+        user_agent = headers.get("User-Agent", "")
+        return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region)
+
+    def locate(text: str) -> Place | None:
+        address = public_address(text)
+        if not address:
+            return None
+        country, region = countries.locate(address) if countries is not None else (None, None)
+        return Place(conceal(address), country, region)
+
+    return make_sender, locate
+
+
+# Everything else.
+
+
+def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
+    config = parts.config
+    stats = Stats(Reader(parts.reading), api.authenticator, DIMENSION_NAMES, config.rollup_dimensions)
+    operations = _operations(parts, ofrep)
+    app = web.Application(client_max_size=config.max_body_bytes)
+    app.add_routes(
+        [
+            web.get("/healthz", health.healthz),
+            web.get("/readyz", health.readyz(parts.state)),
+            web.get("/metrics", health.metrics(parts.metrics_page)),
+            web.get("/v1/projects/{key}/settings", segment_settings),
+            *stats.routes(),
+            *api.routes(operations),
+            web.put(f"{onboarding.SESSION}/steps/{{step}}", onboarding.unknown_step),
+            *docs.routes(operations, DIMENSION_NAMES),
+            web.route("*", "/{anything:.*}", unknown_route),
+        ]
+    )
+    return app
+
+
+def _operations(parts: Parts, ofrep: Ofrep) -> list[Operation]:
+    """Every operation of the API, by feature."""
+    return [
+        *leads.operations(parts.config.redirect_origins),
+        *lead_export.operations(),
+        *lead_desk.operations(),
+        *people.operations(parts.wait_stored),
+        *onboarding.operations(_cipher(parts.config.encryption_keys)),
+        *onboarding_funnel.operations(),
+        *Experiments(parts.experiments).operations(),
+        *ofrep.operations(),
+    ]
+
+
+def _api(parts: Parts, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> Api:
+    config = parts.config
+    verify = None
+    if config.jwt_secret is not None or config.jwks_file is not None:
+        # Where no JWT is believed, what verifies them need not be loaded.
+        from ingest.tokens import TokenVerifier
+
+        verify = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience).verify
+    return Api(
+        Authenticator(parts.keys, config.admin_keys, verify),
+        Transactions(parts.calling),
+        Emitter(own_events, parts.can_accept),
+        address_of,
+        RateLimit(config.api_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
+        RateLimit(config.key_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
+        config.body_timeout_seconds,
+    )
+
+
+def _cipher(keys: tuple[str, ...]) -> Cipher | None:
+    if not keys:
+        return None
+    from ingest.credentials import Cipher
+
+    return Cipher(keys)
