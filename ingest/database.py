@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
 
 import asyncpg
 
 from ingest.errors import DatabaseError
 
+FAILURES: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # Of who asks in the moment between the server's last word and the end of the connection.
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+"""What a connection raises when the server, or the way to it, fails."""
 _QUERY_HEADER = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _MALFORMED = "the URL is malformed; special characters in its password must be percent-encoded"
 
@@ -65,7 +74,7 @@ async def connect(
     except ValueError:
         # Neither is the text shown: with an unescaped / in a password it would hold half of it.
         reason = _MALFORMED
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except FAILURES as error:
         reason = " ".join(str(error).split())
     raise DatabaseError(f"cannot connect to {describe(dsn)}: {reason}")
 
@@ -83,7 +92,7 @@ async def close(connection: asyncpg.Connection, timeout_seconds: float = 2) -> N
     """Close a connection, politely if the server answers, and in any case."""
     try:
         await connection.close(timeout=timeout_seconds)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+    except FAILURES:
         connection.terminate()
 
 

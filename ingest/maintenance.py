@@ -16,7 +16,7 @@ import asyncpg
 
 from ingest import kpis, partitions, rebuild
 from ingest.buckets import Room
-from ingest.database import close
+from ingest.database import FAILURES, close
 from ingest.errors import IngestError
 from ingest.logs import Quiet
 from ingest.periodic import wait_for
@@ -206,6 +206,6 @@ class Schedule:
         self._on_run(task.name, "failed", time.monotonic() - started)
         if times := quiet.due():
             words = " ".join(str(error).split()) or type(error).__name__
-            known = isinstance(error, IngestError | asyncpg.PostgresError | asyncpg.InterfaceError | OSError)
+            known = isinstance(error, (IngestError, *FAILURES))
             trace = None if known else error
             logger.warning("%s failed (%d times), trying again: %s", task.name, times, words, exc_info=trace)

@@ -7,8 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import asyncpg
-
+from ingest.database import FAILURES
 from ingest.errors import IngestError
 from ingest.logs import Quiet
 
@@ -32,7 +31,7 @@ async def run_every(
     while not stop.is_set():
         try:
             await run_once()
-        except (IngestError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (IngestError, *FAILURES) as error:
             on_failure()
             if times := quiet.due():
                 logger.warning("%s failed (%d times), trying again: %s", what, times, error or type(error).__name__)

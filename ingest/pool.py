@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from ingest.database import close, is_direct
+from ingest.database import FAILURES, close, is_direct
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ _ABSENT: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.InternalClientError,
 )
 """What a database says that goes away, rather than one that does not like what we ask."""
 _KEPT_STATEMENTS: Final = 100
@@ -70,14 +71,14 @@ class Pool:
         pool = await self._opened()
         try:
             return pool, await pool.acquire(timeout=_CONNECT_SECONDS)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except FAILURES as error:
             raise Unavailable(_told(error)) from None
 
     async def _take_back(self, pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
         # Also while it is being closed, which waits for this.
         try:
             await pool.release(connection, timeout=_GRACE_SECONDS)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except FAILURES as error:
             # The pool has ended it, and makes another for the next question.
             logger.debug("a connection for %s ended: %s", self._purpose, _told(error))
 
@@ -123,7 +124,7 @@ class Pool:
         try:
             async with asyncio.timeout(2):
                 await pool.close()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except FAILURES:
             pool.terminate()
 
 

@@ -18,6 +18,7 @@ from aiohttp import web
 from ingest import control, database, migrations
 from ingest.buckets import Room
 from ingest.config import Config
+from ingest.database import FAILURES
 from ingest.errors import IngestError
 from ingest.handlers import health
 from ingest.logs import Quiet
@@ -37,7 +38,7 @@ STATEMENT_SECONDS: Final = 120.0
 long, and is then begun anew."""
 _COMPLAINT_SECONDS: Final = 30.0
 _QUERIES: Final = database.load_queries("rollup")
-_EXPECTED: Final = (IngestError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+_EXPECTED: Final = (IngestError, *FAILURES)
 _DEAD_PEER: Final = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
 """So that the server misses a machine that vanished within seconds, and lets its lock go."""
 

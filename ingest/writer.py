@@ -21,7 +21,7 @@ import asyncpg
 
 from ingest import partitions, row
 from ingest.accounts import Accounts
-from ingest.database import close, load_queries
+from ingest.database import FAILURES, close, load_queries
 from ingest.errors import DatabaseError, IngestError
 from ingest.journal import RECORD_BITS, Journal
 from ingest.logs import Quiet
@@ -112,13 +112,7 @@ class Writer:
         while not stop.is_set():
             try:
                 stored = await self.run_once()
-            except (
-                DatabaseError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                OSError,
-                TimeoutError,
-            ) as error:
+            except (DatabaseError, *FAILURES) as error:
                 self._complain(error)
             except IngestError as error:
                 logger.error("%s", error)
@@ -174,7 +168,7 @@ class Writer:
                 while await self.run_once():
                     pass
                 return True
-        except (IngestError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (IngestError, *FAILURES) as error:
             self._complain(error)
             self.drop_connection()
             return False

@@ -9,7 +9,18 @@ import ingest
 
 ROOT = Path(ingest.__file__).parent
 LAYERS = (
-    {"errors", "logs", "rejects", "row", "thread", "sockets", "config", "periodic", "data_folder"},  # leaves
+    {
+        "errors",
+        "logs",
+        "rejects",
+        "row",
+        "thread",
+        "sockets",
+        "config",
+        "periodic",
+        "data_folder",
+        "database",
+    },  # leaves
     set[str](),  # the core: everything that is named nowhere else
     {"http", "metrics", "rollup_metrics", "server", "operations", "openapi", "handlers", "control"},
     {"routes"},
