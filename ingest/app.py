@@ -26,9 +26,10 @@ from ingest.dedupe import DedupeWindow
 from ingest.errors import DatabaseError
 from ingest.experiments import definitions
 from ingest.experiments.definitions import Definitions
-from ingest.journal import Journal, JournalFailed, JournalFull, OpenRecord
+from ingest.journal import Journal, JournalFailed, JournalFull
 from ingest.logs import Quiet, fields
 from ingest.metrics import Gauges, Metrics, merge
+from ingest.open_record import OpenRecord
 from ingest.periodic import run_every
 from ingest.pool import Pool
 from ingest.rejects import RejectReason

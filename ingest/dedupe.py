@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ingest.journal import OpenRecord
+from ingest.open_record import OpenRecord
 
 
 class DedupeWindow:

@@ -19,7 +19,8 @@ from ingest import row
 from ingest.accounts import Accounts
 from ingest.dedupe import DedupeWindow
 from ingest.event import Arrival, Limits, Moment, Processed, Sender, arrive, moment_of, parse_time, process
-from ingest.journal import Journal, JournalFull, OpenRecord
+from ingest.journal import Journal, JournalFull
+from ingest.open_record import OpenRecord
 from ingest.payload import Payload, RawEvent, pieces
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.tail import Tail, Told

@@ -1,0 +1,37 @@
+"""What requests hold while their lines are on the way to stable storage."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class OpenRecord:
+    """The record that requests are added to until the fsync in flight returns; then a handle to wait on.
+
+    Changed by the journal only. `outcome` is None until the record is settled, then whether it is durable.
+    """
+
+    __slots__ = (
+        "events",
+        "keys",
+        "lines",
+        "number",
+        "opened_at_us",
+        "outcome",
+        "rejected",
+        "rejected_lines",
+        "size",
+        "waiters",
+    )
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.opened_at_us = 0
+        self.lines: list[str] = []
+        self.rejected_lines: list[str] = []
+        self.events = 0
+        self.rejected = 0
+        self.size = 0
+        self.keys: list[bytes] = []
+        self.waiters: list[asyncio.Future[None]] = []
+        self.outcome: bool | None = None
