@@ -30,7 +30,7 @@ from bench.watch import OtherCpu
 from ingest import rebuild
 from ingest.buckets import Room
 from ingest.config import Config
-from ingest.config import load as load_config
+from ingest.config_sources import load as load_config
 from ingest.database import close, connect
 from ingest.embedded import EmbeddedPostgres
 from ingest.errors import IngestError

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from ingest import config as configuration
-from ingest.config import Config
+from ingest import config_sources
+from ingest.config import SETTINGS, Config
 from ingest.errors import IngestError
 
 _DESCRIPTION = """Durable, exactly-once event ingestion into your own Postgres.
@@ -30,8 +30,8 @@ environment (INGEST_PORT, DATABASE_URL ...) or in ingest.toml."""
 _SETTINGS_EPILOG = "Each setting may also be given in the environment (INGEST_DATA_DIR ...) or in ingest.toml."
 _WHERE = ("data_dir", "database_url")
 # `dev` is one collector.
-_OF_DEV = tuple(name for name in configuration.SETTINGS if name != "workers")
-_ALL = tuple(configuration.SETTINGS)
+_OF_DEV = tuple(name for name in SETTINGS if name != "workers")
+_ALL = tuple(SETTINGS)
 _OF_MAINTENANCE = (
     *_WHERE, "partitions_ahead_days", "retention_days",
     "rollup_dimensions", "rollup_dimension_values", "rollup_event_names",
@@ -99,7 +99,7 @@ def _parser() -> _Parser:
 
     def command(name: str, text: str, settings: tuple[str, ...]) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, epilog=_SETTINGS_EPILOG)
-        configuration.add_arguments(added, only=settings)
+        config_sources.add_arguments(added, only=settings)
         return added
 
     command("dev", "embedded Postgres, migrations and a collector in one process tree", _OF_DEV)
@@ -212,7 +212,7 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["psql"]:
         # psql has flags of its own; whatever is not ours is for it.
         parser = _Parser(prog="ingest psql", add_help=False)
-        configuration.add_arguments(parser, only=_WHERE)
+        config_sources.add_arguments(parser, only=_WHERE)
         given, rest = parser.parse_known_args(arguments[1:])
         given.command, given.arguments = "psql", rest
     else:
@@ -226,7 +226,7 @@ def _run(arguments: list[str]) -> int:
             see = f"see `ingest {given.command} --help`"
             raise _unknown("action", given.action, _ACTIONS[given.command], see)
     flags = {name: value for name, value in vars(given).items() if name not in _OWN}
-    config = configuration.load(flags, os.environ, Path.cwd())
+    config = config_sources.load(flags, os.environ, Path.cwd())
     return _COMMANDS[given.command](config, given)
 
 
@@ -239,7 +239,7 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
     if own := difflib.get_close_matches(flag, _FLAGS.get(command, ()), n=1):
         return IngestError(f"unknown flag `{flag}`: did you mean {own[0]}?")
     settings = _SETTINGS.get(command, _WHERE)
-    return configuration.unknown_flag(flag, settings)
+    return config_sources.unknown_flag(flag, settings)
 
 
 _ACTIONS = {

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.config import SETTINGS, Config, ConfigError, add_arguments, documentation, load, unknown_flag
+from ingest.config import SETTINGS, Config, ConfigError, documentation
+from ingest.config_sources import add_arguments, load, unknown_flag
 from ingest.errors import IngestError
 
 # Each setting as it is written in text, and what it becomes: never its default.

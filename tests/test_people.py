@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import config, journals, watermark
+from ingest import config_sources, journals, watermark
 from ingest.app import Worker, start_worker
 from ingest.server import bind
 from tests.worker import QUICK, Answer, Client, Start, start
@@ -113,7 +113,7 @@ async def test_what_is_not_stored_in_time_is_an_honest_503(
 async def sibling(client: Client) -> Worker:
     """Another worker on the same data folder."""
     settings = {**QUICK, "data_dir": client.worker.config.data_dir, "database_url": client.worker.config.database_url}
-    return await start_worker(config.load(settings, {}, Path.cwd()), bind("127.0.0.1", 0), 1)
+    return await start_worker(config_sources.load(settings, {}, Path.cwd()), bind("127.0.0.1", 0), 1)
 
 
 async def test_the_journals_of_siblings_are_waited_for(client: Client, connection: asyncpg.Connection):

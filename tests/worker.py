@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from ingest import config, control
+from ingest import config_sources, control
 from ingest.app import Worker, start_worker
 from ingest.server import bind
 from tests.service import parse_metrics
@@ -171,7 +171,7 @@ async def start(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixt
     async def make(**settings: object) -> Client:
         data_dir = tmp_path / f"worker-{len(clients)}"
         wanted = {"database_url": database_url, "data_dir": data_dir, **QUICK, **settings}
-        worker = await start_worker(config.load(wanted, {}, tmp_path), bind("127.0.0.1", 0))
+        worker = await start_worker(config_sources.load(wanted, {}, tmp_path), bind("127.0.0.1", 0))
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
         clients.append(Client(worker, session, str(wanted["database_url"])))
         return clients[-1]
