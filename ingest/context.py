@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw
 
+from ingest.hazards import ALL_HAZARDS, NO_HAZARDS
 from ingest.jsonb import check_object
-from ingest.payload import ALL_HAZARDS, NO_HAZARDS, NOTHING
+from ingest.payload import NOTHING
 from ingest.rejects import RejectReason
 
 T = TypeVar("T")

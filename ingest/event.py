@@ -17,8 +17,9 @@ from uuid import UUID, uuid5
 from ingest.addresses import Place
 from ingest.context import ContextFacts, page_of_properties, read_context
 from ingest.enrich import NO_PAGE, describe_page, describe_user_agent, referrer_host
+from ingest.hazards import Hazards
 from ingest.jsonb import check_object
-from ingest.payload import Hazards, RawEvent
+from ingest.payload import RawEvent
 from ingest.rejects import Refusal, RejectReason
 from ingest.row import field, fields
 

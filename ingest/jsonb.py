@@ -9,7 +9,7 @@ import re
 
 from msgspec import Raw
 
-from ingest.payload import LONG_NUMBER_DIGITS, Hazards, has_long_number
+from ingest.hazards import LONG_NUMBER_DIGITS, Hazards, has_long_number
 from ingest.rejects import RejectReason
 from ingest.row import json_field
 

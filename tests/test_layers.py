@@ -31,6 +31,7 @@ LAYERS = (
 )
 PURE = {
     "payload",
+    "hazards",
     "elements",
     "event",
     "context",

@@ -10,18 +10,15 @@ from typing import Any
 
 import pytest
 
+from ingest.hazards import Hazards, clean_escapes, find_hazards, has_long_number
 from ingest.payload import (
     MAX_GZIP_MEMBERS,
     NOTHING,
-    Hazards,
     Payload,
     RawEvent,
-    clean_escapes,
     decode_native,
     decode_segment,
-    find_hazards,
     gunzip,
-    has_long_number,
     pieces,
 )
 from ingest.rejects import PayloadRefused, Refusal, RejectReason

@@ -1,0 +1,93 @@
+"""What a body may contain that a row must not, found once for the whole body. Pure: bytes in, values out."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_FOLD = bytes(ord("0") if chr(i) in "0123456789" else ord("e") if chr(i) == "E" else i for i in range(256))
+_BAD_ESCAPE = re.compile(
+    rb"(\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+LONG_NUMBER_DIGITS = 6_000
+_LONG_NUMBER = b"0" * LONG_NUMBER_DIGITS
+_LONG_EXPONENT = b"0e00000"
+_DIGIT_STEP = 500
+_DIGIT_SAMPLES = b"0" * (LONG_NUMBER_DIGITS // _DIGIT_STEP)
+_LOOK_BACK = 64
+_MOST_LOOKS = 64
+
+
+class Hazards(NamedTuple):
+    """What a body may contain that a row must not; found once for the body, so that a clean event pays nothing.
+
+    escapes: some string has a backslash escape.  special: some escape is not that of a quote or a slash, so that a
+    decoded text may hold what COPY text must escape.  whitespace: a line break or tab stands between tokens.
+    numbers: a number may be too large for Postgres.  invalid_utf8: some byte sequence is not UTF-8.
+    """
+
+    escapes: bool
+    special: bool
+    whitespace: bool
+    numbers: bool
+    invalid_utf8: bool
+
+
+NO_HAZARDS = Hazards(False, False, False, False, False)
+ALL_HAZARDS = Hazards(True, True, True, True, True)
+
+
+def find_hazards(body: bytes) -> Hazards:
+    """Look once over a whole body, at memory speed, for what the steps must then check event by event."""
+    invalid_utf8 = False
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            invalid_utf8 = True
+    whitespace = b"\n" in body or b"\t" in body or b"\r" in body
+    escapes = b"\\" in body
+    # A backslash that is escaped itself counts twice on the left only.
+    special = escapes and body.count(b"\\") != body.count(b'\\"') + body.count(b"\\/")
+    return Hazards(escapes, special, whitespace, has_long_number(body), invalid_utf8)
+
+
+def has_long_number(text: bytes) -> bool:
+    """Whether a number in it may have five digits of exponent, or LONG_NUMBER_DIGITS in a row.
+
+    Cheap, and sometimes wrong about a text in hex.
+    """
+    folded = text.translate(_FOLD, b"+-")
+    at, looks = folded.find(_LONG_EXPONENT), 0
+    while at >= 0:
+        # The hex digits of a UUID look like that, too. A number begins after one of these, or is very long.
+        before = folded[max(0, at - _LOOK_BACK) : at + 1].rstrip(b"0.")
+        looks += 1
+        if looks > _MOST_LOOKS or len(before) == 0 or before[-1] in b":,[ \t\r\n":
+            return True
+        at = folded.find(_LONG_EXPONENT, at + 1)
+    # So many digits in a row are hit by this many of the samples in a row, which other text hardly ever is.
+    return _DIGIT_SAMPLES in folded[::_DIGIT_STEP] and _LONG_NUMBER in folded
+
+
+def clean_escapes(body: bytes) -> tuple[bytes, int]:
+    r"""Replace \u0000 and lone surrogates, which Postgres refuses, by \ufffd; return the body and how many.
+
+    The same as JavaScript's toWellFormed(): a text cut in the middle of an emoji is an accident, not an attack,
+    and losing the event for it would be worse than the replacement character.
+    """
+    # The search for one byte is the fastest, and the next rules out most of what is left.
+    if b"\\" not in body or b"\\u" not in body or not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
+        return body, 0
+    cleaned = 0
+
+    def replace(match: re.Match[bytes]) -> bytes:
+        nonlocal cleaned
+        good: bytes | None = match[1]
+        if good is not None:
+            return good
+        cleaned += 1
+        return b"\\ufffd"
+
+    return _BAD_ESCAPE.sub(replace, body), cleaned
