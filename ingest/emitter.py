@@ -9,8 +9,9 @@ from typing import Any
 
 import orjson
 
-from ingest.intake import Intake, Submission
+from ingest.intake import Intake
 from ingest.payload import decode_native
+from ingest.submission import Submission
 
 logger = logging.getLogger(__name__)
 

@@ -6,32 +6,30 @@ Pure: the clock, the client's address and the limits come in as values. To add a
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 from ingest.addresses import Place
 from ingest.context import ContextFacts, page_of_properties, read_context
+from ingest.drafts import Drafts
 from ingest.enrich import NO_PAGE, describe_page, describe_user_agent, referrer_host
 from ingest.hazards import Hazards
 from ingest.jsonb import check_object
+from ingest.message_ids import MESSAGE_ID_NAMESPACE, NIL, fresh_id, uuid_bytes
 from ingest.payload import RawEvent
 from ingest.rejects import Refusal, RejectReason
 from ingest.row import field, fields
+from ingest.timestamps import is_javascript_time, parse_time
 
 MAX_NAME_CHARACTERS: Final = 100
 MAX_ID_CHARACTERS: Final = 255
 MAX_URL_CHARACTERS: Final = 4096
 MAX_USER_AGENT_CHARACTERS: Final = 1024
 EVENT_TYPES: Final = frozenset({"page_view", "user_action", "conversion", "system"})
-MESSAGE_ID_NAMESPACE: Final = UUID("6ba3a1f2-5d0e-5c55-9d3a-8f6a1c0b7e11")
-"""Namespace of the UUIDv5 that stands for a message id that is not a UUID. Never change it: retries depend on it."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
 
 
@@ -84,78 +82,6 @@ class Arrival(NamedTuple):
     sender_fields: str
     hazards: Hazards
     limits: Limits
-
-
-class Drafts:
-    """The events of one body in the making, a column a field; each value is COPY text already, so that a line is one
-    join at the end. The steps fill the columns, in order; `refused` has the first objection to an event.
-
-    A step goes through all the events of a body: a call for each would cost as much as what it does.
-    """
-
-    __slots__ = (
-        "anonymous_ids",
-        "contexts",
-        "created_at",
-        "facts",
-        "ids",
-        "keys",
-        "names",
-        "pages",
-        "properties",
-        "raws",
-        "refused",
-        "senders",
-        "session_ids",
-        "types",
-        "user_ids",
-    )
-
-    def __init__(self, raws: Sequence[RawEvent]) -> None:
-        self.raws = raws
-        self.ids: list[str] = []
-        # 16 bytes of the client's message id, None when the id is ours.
-        self.keys: list[bytes | None] = []
-        self.created_at: list[str] = []
-        self.types: list[str] = []
-        self.names: list[str] = []
-        self.user_ids: list[str] = []
-        self.anonymous_ids: list[str] = []
-        self.session_ids: list[str] = []
-        self.properties: list[str] = []
-        self.contexts: list[str] = []
-        # What the contexts tell.
-        self.facts: list[ContextFacts] = []
-        self.pages: list[str] = []
-        self.senders: list[str] = []
-        self.refused: dict[int, Refusal] = {}
-
-    def refuse(self, column: list[str], reason: RejectReason, detail: str) -> None:
-        """Object to the event whose turn it is in `column`, which gets no value worth having."""
-        self.refused.setdefault(len(column), Refusal(reason, detail))
-        column.append("")
-
-    def lines(self, received_at: str, ending: str) -> list[str]:
-        """The lines of all of them; those of refused events mean nothing."""
-        columns = zip(
-            self.ids,
-            self.created_at,
-            self.types,
-            self.names,
-            self.user_ids,
-            self.anonymous_ids,
-            self.session_ids,
-            self.properties,
-            self.contexts,
-            self.pages,
-            self.senders,
-            strict=True,
-        )
-        return [
-            f"{id_}\t{created}\t{received_at}\t{kind}\t{name}\t{user}\t{anonymous}\t{session}\t{properties}\t{context}\t"
-            f"{page}\t{sender}\t{ending}"
-            for id_, created, kind, name, user, anonymous, session, properties, context, page, sender in columns
-        ]
 
 
 class Processed(NamedTuple):
@@ -233,8 +159,8 @@ def set_id(drafts: Drafts, arrival: Arrival) -> None:
     ids, keys = drafts.ids, drafts.keys
     for raw in drafts.raws:
         message_id = raw.id
-        if isinstance(message_id, str) and len(message_id) == 36 and (key := _uuid_bytes(message_id)):
-            if key == _NIL:
+        if isinstance(message_id, str) and len(message_id) == 36 and (key := uuid_bytes(message_id)):
+            if key == NIL:
                 detail = "the nil UUID is no message id: all events would be duplicates"
                 drafts.refuse(ids, RejectReason.INVALID_ID, detail)
             else:
@@ -242,7 +168,7 @@ def set_id(drafts: Drafts, arrival: Arrival) -> None:
         # A blank one would make all events that have it duplicates of each other.
         elif message_id is None or message_id == "" or (isinstance(message_id, str) and message_id.isspace()):
             key = None
-            ids.append(_fresh_id(arrival.moment.at))
+            ids.append(fresh_id(arrival.moment.at))
         elif len(text := str(message_id)) > MAX_ID_CHARACTERS:
             key = None
             detail = f"`id` has {len(text)} characters, at most {MAX_ID_CHARACTERS}"
@@ -278,7 +204,7 @@ def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
             drafts.refuse(created_at, RejectReason.TOO_OLD, detail)
         elif moment > newest:
             drafts.refuse(created_at, RejectReason.IN_FUTURE, f"{moment.isoformat()} is in the future")
-        elif shift is None and isinstance(timestamp, str) and _is_javascript_time(timestamp):
+        elif shift is None and isinstance(timestamp, str) and is_javascript_time(timestamp):
             created_at.append(timestamp)
         else:
             created_at.append(moment.astimezone(UTC).isoformat())
@@ -377,91 +303,6 @@ STEPS: Final[tuple[Step, ...]] = (
     set_page,
     set_sender,
 )
-
-
-# Times.
-
-
-def parse_time(value: str | int | float) -> datetime | None:
-    """An ISO 8601 text (UTC where it names no zone), an RFC 2822 date, or a Unix time in seconds, milliseconds or
-    microseconds, told apart by size, as a number or as text; None if it is none of them."""
-    try:
-        if isinstance(value, str):
-            # Some Unix times would pass for ISO 8601, which may leave out all that is no digit. A day has eight.
-            if value.isdigit() and len(value) != _DAY_DIGITS:
-                return _parse_unusual(value)
-            moment = datetime.fromisoformat(value)
-            return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        seconds = value / 1e6 if abs(value) > 1e14 else value / 1e3 if abs(value) > 1e11 else value
-        return _EPOCH + timedelta(seconds=seconds)
-    except ValueError:
-        return _parse_unusual(value) if isinstance(value, str) else None
-    except OverflowError:
-        return None
-
-
-_DAY_DIGITS = 8
-_UNIX_TIME = re.compile(r"-?[0-9]{1,17}(\.[0-9]{1,9})?")
-_RFC_2822 = re.compile(
-    r"(?:[A-Z][a-z]{2}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)"
-    r" (GMT|UTC?|[+-][0-9]{4})"
-)
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-def _parse_unusual(text: str) -> datetime | None:
-    """A Unix time that was sent as text, or an RFC 2822 date, as mail and HTTP have them."""
-    if _UNIX_TIME.fullmatch(text):
-        return parse_time(float(text) if "." in text else int(text))
-    parts = _RFC_2822.fullmatch(text)
-    if parts is None or parts[2] not in _MONTHS:
-        return None
-    day, month, year, time, zone = parts.groups()
-    zone = "Z" if zone in ("GMT", "UT", "UTC") else zone
-    return _parse_iso(f"{year}-{_MONTHS.index(month) + 1:02}-{day:0>2}T{time}{zone}")
-
-
-def _parse_iso(text: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return None
-
-
-def _is_javascript_time(text: str) -> bool:
-    """2026-01-02T03:04:05.678Z, as Date.toISOString() writes it: Postgres reads the same moment as Python does.
-
-    Other forms are written anew: Python reads some that Postgres does not, and the other way round.
-    """
-    return len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T" and text[7] == "-"
-
-
-# Ids.
-
-_NIL = bytes(16)
-
-
-def _uuid_bytes(text: str) -> bytes | None:
-    """The 16 bytes of a UUID of 36 characters; None if it is none."""
-    digits = text.replace("-", "")
-    if len(digits) != 32 or text[8:24:5] != "----":
-        return None
-    try:
-        key = bytes.fromhex(digits)
-    except ValueError:
-        return None
-    # fromhex passes over white space, which a UUID has none of.
-    return key if len(key) == 16 else None
-
-
-def _fresh_id(now: datetime) -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits."""
-    milliseconds = (now - _EPOCH) // timedelta(milliseconds=1)
-    tail = bytearray(os.urandom(10))
-    tail[0] = 0x70 | tail[0] & 0x0F
-    tail[2] = 0x80 | tail[2] & 0x3F
-    digits = f"{milliseconds:012x}{tail.hex()}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 # Properties and context.

@@ -18,12 +18,14 @@ from typing import Final, NamedTuple
 from ingest import row
 from ingest.accounts import Accounts
 from ingest.dedupe import DedupeWindow
-from ingest.event import Arrival, Limits, Moment, Processed, Sender, arrive, moment_of, parse_time, process
+from ingest.event import Arrival, Limits, Moment, Processed, Sender, arrive, moment_of, process
 from ingest.journal import Journal, JournalFull
 from ingest.open_record import OpenRecord
-from ingest.payload import Payload, RawEvent, pieces
+from ingest.payload import RawEvent, pieces
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
+from ingest.submission import Submission
 from ingest.tail import Tail, Told
+from ingest.timestamps import parse_time
 
 logger = logging.getLogger(__name__)
 
@@ -37,77 +39,6 @@ SENT_AT_HEADER: Final = "X-Ingest-Sent-At"
 """By these a replay tells when the event first came, and when it was sent by the client's clock."""
 _OUR_FAULT: Final = "a bug of the collector, which has logged it"
 NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written")
-
-
-class Submission:
-    """One request's body, and what becomes of it. Made by the handler, changed by Intake only.
-
-    `settled` is done when the outcome is known: `refused` says that and why nothing of it was accepted; otherwise
-    `durable` tells whether the journal kept its promise, and `refusals` which events were not accepted.
-    """
-
-    __slots__ = (
-        "address",
-        "arrival",
-        "body",
-        "decode",
-        "header_key",
-        "headers",
-        "path",
-        "payload",
-        "position",
-        "records",
-        "refusals",
-        "refused",
-        "sender",
-        "sent",
-        "settled",
-        "waits",
-    )
-
-    def __init__(
-        self,
-        path: str,
-        decode: Callable[[bytes], Payload],
-        body: bytes,
-        address: str,
-        headers: Mapping[str, str],
-        header_key: str | None,
-        settled: asyncio.Future[None],
-    ) -> None:
-        self.path = path
-        self.decode = decode
-        self.body = body
-        self.address = address
-        self.headers = headers
-        self.header_key = header_key
-        self.settled = settled
-        self.sender: Sender | None = None
-        self.payload: Payload | None = None
-        self.arrival: Arrival | None = None
-        # Its events as they were sent, once one of them is refused.
-        self.sent: list[bytes] | None = None
-        self.position = 0
-        # The records that hold something of it, and whether the one of this turn will be another.
-        self.records: list[OpenRecord] = []
-        self.waits = False
-        self.refusals: list[tuple[int, Refusal]] = []
-        self.refused: Refusal | None = None
-
-    @property
-    def events(self) -> list[RawEvent | Refusal]:
-        """What it holds, once it is decoded."""
-        return self.payload.events if self.payload is not None else []
-
-    @property
-    def accepted(self) -> int:
-        """How many of its events were accepted, duplicates included."""
-        return self.position - len(self.refusals)
-
-    @property
-    def durable(self) -> bool:
-        """Whether every record that holds something of it is on stable storage. Ask when it is settled."""
-        return all(record.outcome for record in self.records)
 
 
 class IntakeSettings(NamedTuple):

@@ -11,19 +11,19 @@ import pytest
 
 from ingest.addresses import Place
 from ingest.event import (
-    MESSAGE_ID_NAMESPACE,
     STEPS,
     Arrival,
     Limits,
     Sender,
     arrive,
     moment_of,
-    parse_time,
     process,
 )
+from ingest.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.payload import decode_native, decode_segment
 from ingest.rejects import Refusal, RejectReason
 from ingest.row import EVENT_COLUMNS, split_line
+from ingest.timestamps import parse_time
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, 123456, tzinfo=UTC)
 LIMITS = Limits(

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from ingest import partitions
 from ingest.event import (
-    MESSAGE_ID_NAMESPACE,
     Limits,
     Sender,
     arrive,
     moment_of,
     process,
 )
+from ingest.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.payload import Payload, decode_native, decode_segment
 from ingest.rejects import PayloadRefused, Refusal
 from ingest.row import (

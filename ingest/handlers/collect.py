@@ -13,10 +13,11 @@ from aiohttp import web
 from ingest.access import authorization_key
 from ingest.addresses import Network, client_address, rate_limit_key
 from ingest.http import RateLimit, answer, problem, read_body, refuse
-from ingest.intake import NOT_WRITTEN, Intake, Submission
+from ingest.intake import NOT_WRITTEN, Intake
 from ingest.metrics import Metrics
 from ingest.payload import Payload, decode_native, decode_segment
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
+from ingest.submission import Submission
 
 NATIVE_PATH: Final = "/v1/events"
 SEGMENT_CALLS: Final = {

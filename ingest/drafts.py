@@ -1,0 +1,81 @@
+"""The events of one body on their way through the steps, and the lines they end as. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ingest.context import ContextFacts
+from ingest.payload import RawEvent
+from ingest.rejects import Refusal, RejectReason
+
+
+class Drafts:
+    """The events of one body in the making, a column a field; each value is COPY text already, so that a line is one
+    join at the end. The steps fill the columns, in order; `refused` has the first objection to an event.
+
+    A step goes through all the events of a body: a call for each would cost as much as what it does.
+    """
+
+    __slots__ = (
+        "anonymous_ids",
+        "contexts",
+        "created_at",
+        "facts",
+        "ids",
+        "keys",
+        "names",
+        "pages",
+        "properties",
+        "raws",
+        "refused",
+        "senders",
+        "session_ids",
+        "types",
+        "user_ids",
+    )
+
+    def __init__(self, raws: Sequence[RawEvent]) -> None:
+        self.raws = raws
+        self.ids: list[str] = []
+        # 16 bytes of the client's message id, None when the id is ours.
+        self.keys: list[bytes | None] = []
+        self.created_at: list[str] = []
+        self.types: list[str] = []
+        self.names: list[str] = []
+        self.user_ids: list[str] = []
+        self.anonymous_ids: list[str] = []
+        self.session_ids: list[str] = []
+        self.properties: list[str] = []
+        self.contexts: list[str] = []
+        # What the contexts tell.
+        self.facts: list[ContextFacts] = []
+        self.pages: list[str] = []
+        self.senders: list[str] = []
+        self.refused: dict[int, Refusal] = {}
+
+    def refuse(self, column: list[str], reason: RejectReason, detail: str) -> None:
+        """Object to the event whose turn it is in `column`, which gets no value worth having."""
+        self.refused.setdefault(len(column), Refusal(reason, detail))
+        column.append("")
+
+    def lines(self, received_at: str, ending: str) -> list[str]:
+        """The lines of all of them; those of refused events mean nothing."""
+        columns = zip(
+            self.ids,
+            self.created_at,
+            self.types,
+            self.names,
+            self.user_ids,
+            self.anonymous_ids,
+            self.session_ids,
+            self.properties,
+            self.contexts,
+            self.pages,
+            self.senders,
+            strict=True,
+        )
+        return [
+            f"{id_}\t{created}\t{received_at}\t{kind}\t{name}\t{user}\t{anonymous}\t{session}\t{properties}\t{context}\t"
+            f"{page}\t{sender}\t{ending}"
+            for id_, created, kind, name, user, anonymous, session, properties, context, page, sender in columns
+        ]

@@ -1,0 +1,36 @@
+"""Message ids: those that clients send, as UUIDs, and fresh ones for events that came without."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+MESSAGE_ID_NAMESPACE: Final = UUID("6ba3a1f2-5d0e-5c55-9d3a-8f6a1c0b7e11")
+"""Namespace of the UUIDv5 that stands for a message id that is not a UUID. Never change it: retries depend on it."""
+NIL: Final = bytes(16)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def uuid_bytes(text: str) -> bytes | None:
+    """The 16 bytes of a UUID of 36 characters; None if it is none."""
+    digits = text.replace("-", "")
+    if len(digits) != 32 or text[8:24:5] != "----":
+        return None
+    try:
+        key = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    # fromhex passes over white space, which a UUID has none of.
+    return key if len(key) == 16 else None
+
+
+def fresh_id(now: datetime) -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits."""
+    milliseconds = (now - _EPOCH) // timedelta(milliseconds=1)
+    tail = bytearray(os.urandom(10))
+    tail[0] = 0x70 | tail[0] & 0x0F
+    tail[2] = 0x80 | tail[2] & 0x3F
+    digits = f"{milliseconds:012x}{tail.hex()}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

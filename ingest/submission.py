@@ -1,0 +1,82 @@
+"""A request's body on its way from the handler to its records: what the two say to each other about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from ingest.event import Arrival, Sender
+from ingest.open_record import OpenRecord
+from ingest.payload import Payload, RawEvent
+from ingest.rejects import Refusal
+
+
+class Submission:
+    """One request's body, and what becomes of it. Made by the handler, changed by Intake only.
+
+    `settled` is done when the outcome is known: `refused` says that and why nothing of it was accepted; otherwise
+    `durable` tells whether the journal kept its promise, and `refusals` which events were not accepted.
+    """
+
+    __slots__ = (
+        "address",
+        "arrival",
+        "body",
+        "decode",
+        "header_key",
+        "headers",
+        "path",
+        "payload",
+        "position",
+        "records",
+        "refusals",
+        "refused",
+        "sender",
+        "sent",
+        "settled",
+        "waits",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        decode: Callable[[bytes], Payload],
+        body: bytes,
+        address: str,
+        headers: Mapping[str, str],
+        header_key: str | None,
+        settled: asyncio.Future[None],
+    ) -> None:
+        self.path = path
+        self.decode = decode
+        self.body = body
+        self.address = address
+        self.headers = headers
+        self.header_key = header_key
+        self.settled = settled
+        self.sender: Sender | None = None
+        self.payload: Payload | None = None
+        self.arrival: Arrival | None = None
+        # Its events as they were sent, once one of them is refused.
+        self.sent: list[bytes] | None = None
+        self.position = 0
+        # The records that hold something of it, and whether the one of this turn will be another.
+        self.records: list[OpenRecord] = []
+        self.waits = False
+        self.refusals: list[tuple[int, Refusal]] = []
+        self.refused: Refusal | None = None
+
+    @property
+    def events(self) -> list[RawEvent | Refusal]:
+        """What it holds, once it is decoded."""
+        return self.payload.events if self.payload is not None else []
+
+    @property
+    def accepted(self) -> int:
+        """How many of its events were accepted, duplicates included."""
+        return self.position - len(self.refusals)
+
+    @property
+    def durable(self) -> bool:
+        """Whether every record that holds something of it is on stable storage. Ask when it is settled."""
+        return all(record.outcome for record in self.records)

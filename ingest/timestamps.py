@@ -1,0 +1,60 @@
+"""The times that clients send, in the forms they send them. Pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_DIGITS = 8
+_UNIX_TIME = re.compile(r"-?[0-9]{1,17}(\.[0-9]{1,9})?")
+_RFC_2822 = re.compile(
+    r"(?:[A-Z][a-z]{2}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)"
+    r" (GMT|UTC?|[+-][0-9]{4})"
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def parse_time(value: str | int | float) -> datetime | None:
+    """An ISO 8601 text (UTC where it names no zone), an RFC 2822 date, or a Unix time in seconds, milliseconds or
+    microseconds, told apart by size, as a number or as text; None if it is none of them."""
+    try:
+        if isinstance(value, str):
+            # Some Unix times would pass for ISO 8601, which may leave out all that is no digit. A day has eight.
+            if value.isdigit() and len(value) != _DAY_DIGITS:
+                return _parse_unusual(value)
+            moment = datetime.fromisoformat(value)
+            return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        seconds = value / 1e6 if abs(value) > 1e14 else value / 1e3 if abs(value) > 1e11 else value
+        return _EPOCH + timedelta(seconds=seconds)
+    except ValueError:
+        return _parse_unusual(value) if isinstance(value, str) else None
+    except OverflowError:
+        return None
+
+
+def _parse_unusual(text: str) -> datetime | None:
+    """A Unix time that was sent as text, or an RFC 2822 date, as mail and HTTP have them."""
+    if _UNIX_TIME.fullmatch(text):
+        return parse_time(float(text) if "." in text else int(text))
+    parts = _RFC_2822.fullmatch(text)
+    if parts is None or parts[2] not in _MONTHS:
+        return None
+    day, month, year, time, zone = parts.groups()
+    zone = "Z" if zone in ("GMT", "UT", "UTC") else zone
+    return _parse_iso(f"{year}-{_MONTHS.index(month) + 1:02}-{day:0>2}T{time}{zone}")
+
+
+def _parse_iso(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def is_javascript_time(text: str) -> bool:
+    """2026-01-02T03:04:05.678Z, as Date.toISOString() writes it: Postgres reads the same moment as Python does.
+
+    Other forms are written anew: Python reads some that Postgres does not, and the other way round.
+    """
+    return len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T" and text[7] == "-"
