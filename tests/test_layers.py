@@ -26,7 +26,7 @@ LAYERS = (
     {"http", "metrics", "rollup_metrics", "server", "operations", "openapi", "handlers", "control"},
     {"routes"},
     {"app", "rollup_worker"},
-    {"supervisor", "commands"},
+    {"supervisor", "commands", "command_line"},
     {"__main__"},
 )
 PURE = {
@@ -54,7 +54,17 @@ PURE = {
     "journey",
     "tokens",
 }
-READS_CONFIG = {"config", "routes", "app", "rollup_worker", "supervisor", "commands", "__main__", "config_sources"}
+READS_CONFIG = {
+    "config",
+    "routes",
+    "app",
+    "rollup_worker",
+    "supervisor",
+    "commands",
+    "__main__",
+    "config_sources",
+    "command_line",
+}
 
 
 def modules() -> dict[str, set[str]]:
