@@ -64,7 +64,7 @@ class CuttingProxy:
         task.add_done_callback(self._tasks.discard)
         try:
             server_reader, server_writer = await asyncio.open_unix_connection(self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.close()
             return
         back = asyncio.create_task(_pipe(server_reader, writer))

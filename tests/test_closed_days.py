@@ -14,7 +14,11 @@ from ingest.buckets import Room
 from ingest.maintenance import TASKS, Schedule, Settings
 
 MISSING = "SELECT count(*) FROM analytics.missing_closed_day_indexes()"
-BUILDING = "SELECT count(*) FROM pg_stat_progress_create_index WHERE datname = current_database()"
+# Not sooner than it waits: only then is there an index for it to leave half made.
+WAITING = """
+SELECT count(*) FROM pg_stat_progress_create_index
+WHERE datname = current_database() AND phase = 'waiting for writers before build'
+"""
 OURS = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'ingest closed-day-indexes'
@@ -60,7 +64,7 @@ async def test_a_schedule_that_stops_leaves_one_half_made(connection: asyncpg.Co
     await writing.execute("BEGIN")
     await writing.execute(INSERT)
     async with kept_schedule(database_url):
-        await until(connection, BUILDING, 1)
+        await until(connection, WAITING, 1)
     await until(connection, OURS, 0)
     await writing.execute("COMMIT")
     await writing.close()
