@@ -106,14 +106,13 @@ class Pool:
         if not self._direct:
             connection = await asyncpg.connect(*args, **given, statement_cache_size=0)
             if self._direct is None:
-                self._direct = await is_direct(connection)
+                self._direct = await _asked(connection)
             if not self._direct:
                 return connection
             await close(connection)
-        connection = await asyncpg.connect(*args, **given, statement_cache_size=_KEPT_STATEMENTS)
         # Kept are parsing and rewriting; a plan for any values would be a bad one for filters that are left out.
-        await connection.execute("SET plan_cache_mode = force_custom_plan")
-        return connection
+        given["server_settings"] = {**given["server_settings"], "plan_cache_mode": "force_custom_plan"}
+        return await asyncpg.connect(*args, **given, statement_cache_size=_KEPT_STATEMENTS)
 
     async def close(self) -> None:
         """Close the connections, for good; repeatable."""
@@ -126,6 +125,15 @@ class Pool:
                 await pool.close()
         except FAILURES:
             pool.terminate()
+
+
+async def _asked(connection: asyncpg.Connection) -> bool:
+    """Whether it is direct. Without an answer it is nobody's, so that it is ended here."""
+    try:
+        return await is_direct(connection)
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 async def _nothing(connection: asyncpg.Connection) -> None:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
-_NO_LIMIT: Final = RateLimit(0.0, 1, time.monotonic)
 
 
 class Parts(NamedTuple):
@@ -82,10 +81,9 @@ def public_server(parts: Parts) -> Server:
 def control_server(parts: Parts) -> Server:
     """What siblings and commands reach. What comes here is a replay: no key, no limit, and refused again it is not
     kept twice."""
-    settings = _collect_settings(parts.config)._replace(
-        write_keys=(), rate_limit=_NO_LIMIT, trusted_proxies=_REPLAYED
-    )
-    replays = Collector(settings, _intake(parts, (), _NO_LIMIT, replays=True), parts.metrics)
+    nothing = RateLimit(0.0, 1, time.monotonic)
+    settings = _collect_settings(parts.config)._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED)
+    replays = Collector(settings, _intake(parts, (), nothing, replays=True), parts.metrics)
     app = control.application(parts.metrics.page, parts.tail)
     return Server(replays.routes(), app, Cors(()), parts.metrics, parts.config.shutdown_timeout_seconds)
 

@@ -192,7 +192,8 @@ class Server:
             content = request.content
             if not content.is_eof():
                 # What is left of the body is thrown away; if it never ends, the connection does.
-                request.protocol.unread = content  # type: ignore[attr-defined]
+                assert isinstance(request.protocol, _Connection)
+                request.protocol.unread = content
                 if response.status != 200:
                     response.force_close()
             elif content.exception() is not None:

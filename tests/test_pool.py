@@ -67,3 +67,34 @@ async def test_a_statement_of_before_a_migration_is_prepared_anew(database_url: 
                 await connection.fetch("SELECT * FROM changing")
         assert await connection.fetch("SELECT * FROM changing") == []
     await other.close()
+
+
+async def test_what_is_asked_after_the_servers_last_word_finds_it_absent(database_url: str):
+    last_word = b"SFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+    async with opened(database_url) as lending:
+        with pytest.raises(Unavailable):
+            async with lending.lent() as connection:
+                # Read, and the end of the connection not yet.
+                connection._protocol.data_received(b"E" + (len(last_word) + 4).to_bytes(4, "big") + last_word)
+                await connection.fetchval("SELECT 1")
+        async with lending.lent() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_a_connection_that_is_given_up_while_it_is_asked_is_ended(database_url: str, monkeypatch):
+    async def never(connection: asyncpg.Connection) -> bool:
+        await asyncio.Event().wait()
+        return False
+
+    monkeypatch.setattr("ingest.pool.is_direct", never)
+    monkeypatch.setattr("ingest.pool._CONNECT_SECONDS", 0.5)
+    async with opened(database_url) as lending:
+        with pytest.raises(Unavailable):
+            async with lending.lent():
+                pass
+    other = await database.connect(database_url, purpose="other")
+    left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ingest tests'"
+    async with asyncio.timeout(20):
+        while await other.fetchval(left):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await other.close()

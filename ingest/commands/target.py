@@ -51,5 +51,5 @@ def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
 def _told_in_one_line() -> Iterator[None]:
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise DatabaseError(f"the database refused: {' '.join(str(error).split())}") from error
