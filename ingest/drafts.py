@@ -18,6 +18,7 @@ class Drafts:
 
     __slots__ = (
         "anonymous_ids",
+        "client_times",
         "contexts",
         "created_at",
         "facts",
@@ -40,6 +41,8 @@ class Drafts:
         # 16 bytes of the client's message id, None when the id is ours.
         self.keys: list[bytes | None] = []
         self.created_at: list[str] = []
+        # What the client gave as the time, where created_at is not that although the id is the client's.
+        self.client_times: list[str] = []
         self.types: list[str] = []
         self.names: list[str] = []
         self.user_ids: list[str] = []
@@ -58,11 +61,13 @@ class Drafts:
         self.refused.setdefault(len(column), Refusal(reason, detail))
         column.append("")
 
-    def lines(self, received_at: str, ending: str) -> list[str]:
-        """The lines of all of them; those of refused events mean nothing."""
+    def lines(self, received_at: str, first: int, ending: str) -> list[str]:
+        """The lines of all of them; those of refused events mean nothing. `first` is the place of the first."""
         columns = zip(
+            range(first, first + len(self.raws)),
             self.ids,
             self.created_at,
+            self.client_times,
             self.types,
             self.names,
             self.user_ids,
@@ -75,7 +80,7 @@ class Drafts:
             strict=True,
         )
         return [
-            f"{id_}\t{created}\t{received_at}\t{kind}\t{name}\t{user}\t{anonymous}\t{session}\t{properties}\t{context}\t"
-            f"{page}\t{sender}\t{ending}"
-            for id_, created, kind, name, user, anonymous, session, properties, context, page, sender in columns
+            f"{id_}\t{created}\t{told}\t{received_at}\t{kind}\t{name}\t{user}\t{visitor}\t{visit}\t"
+            f"{details}\t{context}\t{page}\t{device}\t{place}\t{ending}"
+            for place, id_, created, told, kind, name, user, visitor, visit, details, context, page, device in columns
         ]

@@ -21,7 +21,7 @@ from ingest.jsonb import check_object
 from ingest.message_ids import MESSAGE_ID_NAMESPACE, NIL, fresh_id, uuid_bytes
 from ingest.payload import RawEvent
 from ingest.rejects import Refusal, RejectReason
-from ingest.row import field, fields
+from ingest.row import NO_TIME, field, fields
 from ingest.timestamps import is_javascript_time, parse_time
 
 MAX_NAME_CHARACTERS: Final = 100
@@ -74,7 +74,10 @@ class Moment(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A request as the steps see it: when it came, from whom, and what its body may hide."""
+    """A request as the steps see it: when it came, from whom, and what its body may hide.
+
+    authenticated: whether it carried a credential that is not public.
+    """
 
     moment: Moment
     shift: timedelta | None
@@ -82,6 +85,7 @@ class Arrival(NamedTuple):
     sender_fields: str
     hazards: Hazards
     limits: Limits
+    authenticated: bool = False
 
 
 class Processed(NamedTuple):
@@ -103,7 +107,14 @@ def moment_of(received_at: datetime, limits: Limits) -> Moment:
     )
 
 
-def arrive(moment: Moment, sent_at: datetime | None, sender: Sender, hazards: Hazards, limits: Limits) -> Arrival:
+def arrive(
+    moment: Moment,
+    sent_at: datetime | None,
+    sender: Sender,
+    hazards: Hazards,
+    limits: Limits,
+    authenticated: bool = False,
+) -> Arrival:
     """Work out once for a request what all its events share.
 
     When the client's `sentAt` is further from our clock than the tolerance, its clock is wrong and its
@@ -113,15 +124,17 @@ def arrive(moment: Moment, sent_at: datetime | None, sender: Sender, hazards: Ha
     shift = None
     if sent_at is not None and abs(moment.at - sent_at) > limits.skew_tolerance:
         shift = round((moment.at - sent_at) / _MINUTE) * _MINUTE
-    return Arrival(moment, shift, sender, _sender_fields(sender), hazards, limits)
+    return Arrival(moment, shift, sender, _sender_fields(sender), hazards, limits, authenticated)
 
 
-def process(raws: Sequence[RawEvent], arrival: Arrival, ending: str = "") -> Processed:
-    """Take the events of one body through all the steps. `ending` is what follows the last tab of each line."""
+def process(raws: Sequence[RawEvent], arrival: Arrival, ending: str = "", first: int = 0) -> Processed:
+    """Take the events of one body through all the steps. `ending` is what follows the last tab of each line, `first`
+    the first event's place in the record."""
     drafts = Drafts(raws)
     for step in STEPS:
         step(drafts, arrival)
-    return Processed(drafts.lines(arrival.moment.text, ending), drafts.keys, drafts.refused)
+    ending = f"t\t{ending}" if arrival.authenticated else f"\\N\t{ending}"
+    return Processed(drafts.lines(arrival.moment.text, first, ending), drafts.keys, drafts.refused)
 
 
 # The steps.
@@ -182,18 +195,21 @@ def set_id(drafts: Drafts, arrival: Arrival) -> None:
 
 def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
     received_at, oldest, newest = arrival.moment.text, arrival.moment.oldest, arrival.moment.newest
-    shift, created_at = arrival.shift, drafts.created_at
-    for raw in drafts.raws:
+    shift, created_at, client_times = arrival.shift, drafts.created_at, drafts.client_times
+    for raw, key in zip(drafts.raws, drafts.keys, strict=True):
         timestamp = raw.timestamp
         if timestamp is None:
             created_at.append(received_at)
+            client_times.append("\\N" if key is None else NO_TIME)
             continue
+        client_times.append("\\N")
         moment = parse_time(timestamp)
         if moment is None:
             detail = f"`timestamp` is no ISO 8601 or RFC 2822 time, and no Unix time: {str(timestamp)[:60]!r}"
             drafts.refuse(created_at, RejectReason.INVALID_TIMESTAMP, detail)
             continue
         if shift is not None:
+            client_times[-1] = moment.isoformat()
             try:
                 moment += shift
             except OverflowError:

@@ -44,14 +44,15 @@ NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal coul
 class IntakeSettings(NamedTuple):
     """What the intake needs to know beside its parts.
 
-    make_sender: (address, headers) -> Sender.  check_key: the write key or None -> raises PayloadRefused.
+    make_sender: (address, headers) -> Sender.
+    check_key: the key or None -> whether it is a secret one; raises PayloadRefused if a key is needed and it is none.
     keep_rejected: whether one more refused event may be kept for replay.  observe_skew: seconds.
     replays: whether what comes was refused once, and came long ago.
     """
 
     limits: Limits
     make_sender: Callable[[str, Mapping[str, str]], Sender]
-    check_key: Callable[[str | None], None]
+    check_key: Callable[[str | None], bool]
     keep_rejected: Callable[[], bool]
     observe_skew: Callable[[float], None]
     replays: bool = False
@@ -143,7 +144,7 @@ class Intake:
         start = submission.position
         events = payload.events if not start and len(payload.events) <= most else payload.events[start : start + most]
         raws = [event for event in events if not isinstance(event, Refusal)]
-        processed = _through_steps(raws, arrival, turn.ending)
+        processed = _through_steps(raws, arrival, turn.ending, self._journal.take_positions(len(raws)))
         lines = self._take_new(submission, processed, turn)
         turn.lines += lines
         if lines:
@@ -196,7 +197,7 @@ class Intake:
         settings = self._settings
         submission.sender = settings.make_sender(submission.address, submission.headers)
         payload = submission.decode(submission.body)
-        settings.check_key(submission.header_key or payload.write_key)
+        authenticated = settings.check_key(submission.header_key or payload.write_key)
         if len(payload.events) > 1:
             # It may take several turns and several records. Better refused whole now than half-way: what was
             # taken of it by then would be stored again when the client, as it should, sends all of it again.
@@ -211,7 +212,9 @@ class Intake:
         elif sent_at is not None:
             settings.observe_skew((turn.moment.at - sent_at).total_seconds())
         submission.payload = payload
-        submission.arrival = arrive(turn.moment, sent_at, submission.sender, payload.hazards, settings.limits)
+        submission.arrival = arrive(
+            turn.moment, sent_at, submission.sender, payload.hazards, settings.limits, authenticated
+        )
 
     def _book_refusals(
         self, submission: Submission, refusals: list[tuple[int, Refusal]], turn: _Turn
@@ -325,16 +328,16 @@ def _utc_text(moment: datetime | None) -> str | None:
         return None
 
 
-def _through_steps(raws: list[RawEvent], arrival: Arrival, ending: str) -> Processed:
+def _through_steps(raws: list[RawEvent], arrival: Arrival, ending: str, first: int) -> Processed:
     """What the steps make of a body's events. A bug of ours costs the event that meets it, not its neighbours: it is
     refused and kept, to be replayed when the bug is mended."""
     try:
-        return process(raws, arrival, ending)
+        return process(raws, arrival, ending, first)
     except Exception:
         if len(raws) == 1:
             logger.exception("an event could not be processed")
             return Processed([""], [None], {0: Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT)})
-    alone = [_through_steps([raw], arrival, ending) for raw in raws]
+    alone = [_through_steps([raw], arrival, ending, place) for place, raw in enumerate(raws, first)]
     refused = {index: one.refused[0] for index, one in enumerate(alone) if one.refused}
     return Processed([one.lines[0] for one in alone], [one.keys[0] for one in alone], refused)
 

@@ -194,6 +194,12 @@ class Journal:
             asyncio.get_running_loop().call_soon(self._begin_write)
         return record
 
+    def take_positions(self, count: int) -> int:
+        """The first of `count` places in the open record, for lines that are appended before anything is awaited."""
+        first = self._open.positions
+        self._open.positions = first + count
+        return first
+
     def check_room(self, size: int) -> None:
         """Raise JournalFull unless there is room for so many bytes of lines."""
         waiting = self._writing.size if self._writing else 0

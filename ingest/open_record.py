@@ -18,6 +18,7 @@ class OpenRecord:
         "number",
         "opened_at_us",
         "outcome",
+        "positions",
         "rejected",
         "rejected_lines",
         "size",
@@ -29,6 +30,8 @@ class OpenRecord:
         self.opened_at_us = 0
         self.lines: list[str] = []
         self.rejected_lines: list[str] = []
+        # How many places in it were given to events, which may not all have become lines.
+        self.positions = 0
         self.events = 0
         self.rejected = 0
         self.size = 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from aiohttp import web
 
 from ingest import control
-from ingest.access import Authenticator, Scope
+from ingest.access import Authenticator, secret_key_checker
 from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
 from ingest.api_keys import KeyRing
@@ -117,17 +117,12 @@ def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, *, repla
     settings = IntakeSettings(
         limits=limits,
         make_sender=make_sender,
-        check_key=key_checker(write_keys, lambda key: _may_write(parts.keys, key)),
+        check_key=key_checker(write_keys, secret_key_checker(parts.keys, config.admin_keys)),
         keep_rejected=lambda: kept.enabled and not kept.take(""),
         observe_skew=parts.metrics.skew.observe,
         replays=replays,
     )
     return Intake(parts.journal, parts.window, parts.accounts, parts.tail, settings)
-
-
-def _may_write(keys: KeyRing, key: str) -> bool:
-    found = keys.known(key)
-    return found is not None and not {Scope.WRITE, Scope.ADMIN}.isdisjoint(found.scopes)
 
 
 def _locators(

@@ -12,6 +12,7 @@ import orjson
 EVENT_COLUMNS = (
     "id",
     "created_at",
+    "client_time",
     "received_at",
     "type",
     "name",
@@ -37,6 +38,8 @@ EVENT_COLUMNS = (
     "ip_address",
     "country",
     "region",
+    "batch_position",
+    "authenticated",
     "batch_id",
 )
 """The columns of an event's line, in order. A segment of the journal names its own, so this list may change."""
@@ -53,6 +56,9 @@ REJECTED_COLUMNS = (
     "user_agent",
     "batch_id",
 )
+
+NO_TIME = "-infinity"
+"""What client_time says of an event whose client gave an id but no time."""
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\x00": "\ufffd"})
 
@@ -93,7 +99,6 @@ def event_of_line(values: dict[str, str | None]) -> str:
             ("name", "name"),
             ("type", "type"),
             ("id", "id"),
-            ("timestamp", "created_at"),
             ("user_id", "user_id"),
             ("anonymous_id", "anonymous_id"),
             ("session_id", "session_id"),
@@ -102,6 +107,10 @@ def event_of_line(values: dict[str, str | None]) -> str:
         )
         if values.get(column) is not None
     }
+    # Its own time, by which it is known; the caller tells when it was sent, so that it is corrected as before.
+    timestamp = values.get("client_time") or values.get("created_at")
+    if timestamp is not None and timestamp != NO_TIME:
+        event["timestamp"] = timestamp
     for column in ("properties", "context"):
         if text := values.get(column):
             event[column] = orjson.Fragment(text)

@@ -371,6 +371,45 @@ async def test_a_key_that_may_write_is_a_write_key(start: Start, connection: asy
     assert await client.names() == ["paid"] * 4
 
 
+@pytest.mark.parametrize("write_keys", [[], ["public"]])
+async def test_events_tell_whether_their_sender_had_a_secret_key(
+    start: Start, connection: asyncpg.Connection, write_keys: list[str]
+):
+    client = await start(write_keys=write_keys, admin_keys=[ADMIN_KEY], **NO_LIMIT)
+    keys = {scope: await api_keys.create(connection, scope, [scope]) for scope in ("write", "read", "admin")}
+    revoked = await api_keys.create(connection, "revoked", ["admin"])
+    await api_keys.revoke(connection, "revoked")
+    await client.worker.keys.refresh()
+    secrets = {"write": keys["write"], "admin": keys["admin"], "configured": ADMIN_KEY}
+    others = {
+        "read": keys["read"],
+        "revoked": revoked,
+        "guess": "ing_guess",
+        "dots": "a.b.c",
+        "public": "public",
+        "": "",
+    }
+    for name, key in {**secrets, **others}.items():
+        basic = base64.b64encode(f"{key}:".encode()).decode()
+        event = {"name": name or "none"}
+        answers = [
+            await client.post(event, Authorization=f"Bearer {key}"),
+            await client.post(event, Authorization=f"Basic {basic}"),
+            await client.post(event, X_Write_Key=key),
+            await client.post(event, f"/v1/events?writeKey={key}"),
+            await client.post([event, event], f"/v1/events?write_key={key}"),
+            await client.post({"batch": [event], "api_key": key}),
+            await client.post({"batch": [{"type": "track", "event": name or "none"}], "writeKey": key}, "/v1/batch"),
+        ]
+        taken = name in secrets or name == "public" or not write_keys
+        assert {one.status for one in answers} == {200 if taken else 401}, name
+    rows = await client.fetch("SELECT name, authenticated, count(*) AS n FROM analytics.events GROUP BY 1, 2")
+    found = {row["name"]: (row["authenticated"], row["n"]) for row in rows}
+    assert len(rows) == len(found)
+    named = ["public", *([] if write_keys else [name or "none" for name in others if name != "public"])]
+    assert found == dict.fromkeys(secrets, (True, 8)) | dict.fromkeys(named, (None, 8))
+
+
 # Limits.
 
 SLOW: Final = {"api_rate_limit_per_second": 0.001, "api_rate_limit_burst": 2}

@@ -300,12 +300,45 @@ async def test_the_row_holds_what_event_and_request_say(client: Client):
     assert row["batch_id"] >> 40 == client.worker.journal.number
 
 
+async def test_events_of_one_time_keep_the_order_in_which_they_were_sent(client: Client):
+    """In a batch of several turns of the loop, over requests of one connection, and with refused and repeated ones
+    between them."""
+    at = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    sent: list[str] = []
+
+    def batch(size: int) -> bytes:
+        events: list[object] = []
+        for _ in range(size):
+            sent.append(f"n{len(sent)}")
+            event = {"name": sent[-1], "id": sent[-1], "timestamp": at}
+            again = {"name": "again", "id": sent[len(sent) // 2], "timestamp": at}
+            # No step goes on with the second, and the third is known by then.
+            events += [event, {"name": ""}, again] if len(sent) % 3 == 0 else [event]
+        return json.dumps(events).encode()
+
+    async with await client.raw() as raw:
+        for sizes in ([1, 2, 700, 3], [1] * 20, [40, 1200, 1, 1]):
+            for body in map(batch, sizes):
+                raw.writer.write(
+                    b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                )
+            for _ in sizes:
+                assert (await raw.answer()).status == 200
+    rows = await client.fetch(
+        "SELECT name, batch_id, batch_position FROM analytics.events"
+        " ORDER BY created_at, received_at, batch_id, batch_position"
+    )
+    assert [row["name"] for row in rows] == sent
+    assert len({(row["batch_id"], row["batch_position"]) for row in rows}) == len(sent)
+
+
 async def test_nothing_is_invented_for_a_bare_event(client: Client):
     await client.post({"name": "bare"})
     (row,) = await client.events()
     filled = {name for name, value in row.items() if value is not None}
     assert filled == {
         "id", "created_at", "received_at", "type", "name", "properties", "context", "ip_address", "batch_id",
+        "batch_position",
     }  # fmt: skip
     assert (row["type"], row["properties"], row["context"]) == ("user_action", "{}", "{}")
 

@@ -103,6 +103,7 @@ def test_the_least_an_event_may_be():
         "name": "click",
         "properties": "{}",
         "context": "{}",
+        "batch_position": "0",
         "batch_id": "42",
     }
     assert list(row) == [column for column in EVENT_COLUMNS if column != "id"]

@@ -307,6 +307,21 @@ async def plain_events(connection: asyncpg.Connection, count: int) -> None:
     )
 
 
+async def test_plain_events_keep_the_order_of_their_insert(connection: asyncpg.Connection):
+    named = (
+        "INSERT INTO analytics.events (type, name, created_at)"
+        " SELECT 'system', 'n' || n, $1 FROM generate_series(1, 300) AS n"
+    )
+    await fill_day(connection, date(2026, 1, 2), [])
+    async with ServiceRole(connection):
+        await connection.execute(named, datetime(2026, 1, 2, tzinfo=UTC))
+        assert await connection.fetchval(ADOPT) == 300
+    rows = await connection.fetch(
+        "SELECT name, batch_position FROM analytics.events ORDER BY received_at, batch_id, batch_position"
+    )
+    assert [tuple(row) for row in rows] == [(f"n{n + 1}", n) for n in range(300)]
+
+
 async def test_plain_events_get_a_batch(connection: asyncpg.Connection):
     await connection.execute(
         "INSERT INTO analytics.journals (identity, stored_through) VALUES (gen_random_uuid(), 7)"
@@ -323,7 +338,8 @@ async def test_plain_events_get_a_batch(connection: asyncpg.Connection):
     for record, count in ((1, 5), (2, 3)):
         await plain_events(connection, count)
         content = (
-            "SELECT id, to_jsonb(events) - 'batch_id' AS rest FROM analytics.events WHERE name = 'plain' ORDER BY id"
+            "SELECT id, to_jsonb(events) - '{batch_id,batch_position}'::text[] AS rest FROM analytics.events"
+            " WHERE name = 'plain' ORDER BY id"
         )
         as_inserted = await connection.fetch(content)
         async with ServiceRole(connection):

@@ -481,7 +481,6 @@ async def test_a_refused_line_can_be_kept_and_replayed(events: asyncpg.Connectio
         "name": "a\tb\\",
         "type": "user_action",
         "id": values["id"],
-        "timestamp": values["created_at"],
         "properties": {"x": '\\N\n"', "y": [1.5]},
         "context": {},
         "url": "https://a.example/",

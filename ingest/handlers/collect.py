@@ -89,7 +89,7 @@ class Collector:
             except PayloadRefused as refused:
                 return self._refuse(refused.refusal, path)
             started = time.perf_counter()
-            key = self._header_key(request) if settings.write_keys else None
+            key = self._header_key(request)
             settled = asyncio.get_running_loop().create_future()
             submission = Submission(path, decode, body, address, request.headers, key, settled)
             self._intake.submit(submission)
@@ -125,28 +125,32 @@ class Collector:
     def _header_key(self, request: web.BaseRequest) -> str | None:
         """The write key that headers or query name; these win over the body, where some clients mask it."""
         headers = request.headers
-        return (
-            authorization_key(headers.get("Authorization"))
-            or headers.get("X-Write-Key")
-            or request.query.get("writeKey")
-            or request.query.get("write_key")
-        )
+        key = authorization_key(headers.get("Authorization")) or headers.get("X-Write-Key")
+        # To parse an address takes longer than to see that it names nothing.
+        if key or "?" not in request.raw_path:
+            return key
+        return request.query.get("writeKey") or request.query.get("write_key")
 
 
-def key_checker(write_keys: tuple[str, ...], may_write: Callable[[str], bool]) -> Callable[[str | None], None]:
-    """What tells whether a key is one of these, or an API key that may write, raising PayloadRefused if not; without
-    any, all are welcome."""
+def key_checker(write_keys: tuple[str, ...], is_secret: Callable[[str], bool]) -> Callable[[str | None], bool]:
+    """What tells whether a key is a secret one that may write, unlike the write keys, which every visitor can read.
+    It raises PayloadRefused if the key is neither; without write keys, all are welcome."""
     known_keys = tuple(key.encode() for key in write_keys)
 
-    def check(key: str | None) -> None:
-        if not known_keys:
-            return
+    def check(key: str | None) -> bool:
         if not key:
-            raise PayloadRefused(RejectReason.UNAUTHORIZED, "a write key is needed")
+            if known_keys:
+                raise PayloadRefused(RejectReason.UNAUTHORIZED, "a write key is needed")
+            return False
         given = key.encode("utf-8", "replace")
         # All are compared, so that the time taken tells nothing about any of them.
-        if not sum(hmac.compare_digest(given, known) for known in known_keys) and not may_write(key):
+        if sum(hmac.compare_digest(given, known) for known in known_keys):
+            return False
+        if is_secret(key):
+            return True
+        if known_keys:
             raise PayloadRefused(RejectReason.UNAUTHORIZED, "the write key is not one of ours")
+        return False
 
     return check
 

@@ -264,6 +264,9 @@ CREATE TABLE analytics.events (
     country char(2),
     region text,
     batch_id bigint,
+    batch_position int,
+    authenticated boolean,
+    client_time timestamptz,
     CONSTRAINT events_pkey PRIMARY KEY (created_at, id),
     CONSTRAINT events_name_length CHECK (char_length(name) BETWEEN 1 AND 100),
     CONSTRAINT events_properties_object CHECK (jsonb_typeof(properties) = 'object'),
@@ -283,6 +286,9 @@ COMMENT ON COLUMN analytics.events.ip_address IS 'The client''s address, without
 COMMENT ON COLUMN analytics.events.country IS 'ISO 3166-1 alpha-2, upper case';
 COMMENT ON COLUMN analytics.events.region IS 'ISO 3166-2 subdivision without the country, as the CDN or the MaxMind file has it';
 COMMENT ON COLUMN analytics.events.batch_id IS 'The record that carried it: journal number << 40 | record number; NULL for a plain INSERT';
+COMMENT ON COLUMN analytics.events.batch_position IS 'Its place in that record. Events of equal created_at were sent in the order of (received_at, batch_id, batch_position)';
+COMMENT ON COLUMN analytics.events.authenticated IS 'True: its request carried a secret credential, an API key that may write or an admin key; else NULL, also with a public write key';
+COMMENT ON COLUMN analytics.events.client_time IS 'Where created_at is not the client''s own time although the id is: the time that the client gave, ''-infinity'' if it gave none. An event is known by (id, coalesce(client_time, created_at))';
 
 
 -- The ledger of the ingestion path

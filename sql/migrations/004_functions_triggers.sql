@@ -459,10 +459,15 @@ BEGIN
     FROM analytics.journals WHERE identity = plain_sql FOR UPDATE;
 
     WITH pending AS (
-        SELECT created_at, id FROM analytics.events WHERE batch_id IS NULL LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT created_at, id, ctid AS place FROM analytics.events WHERE batch_id IS NULL
+        LIMIT most FOR UPDATE SKIP LOCKED
+    ), numbered AS (
+        -- Rows of one INSERT have one time. Where they lie tells, as a rule, in which order it had them.
+        SELECT created_at, id, row_number() OVER (ORDER BY created_at, place) - 1 AS position FROM pending
     ), given AS (
-        UPDATE analytics.events AS event SET batch_id = (ledger.number::bigint << 40) | ledger.next_record
-        FROM pending WHERE (event.created_at, event.id) = (pending.created_at, pending.id)
+        UPDATE analytics.events AS event
+        SET batch_id = (ledger.number::bigint << 40) | ledger.next_record, batch_position = numbered.position
+        FROM numbered WHERE (event.created_at, event.id) = (numbered.created_at, numbered.id)
         RETURNING (event.created_at AT TIME ZONE 'UTC')::date AS day
     )
     SELECT count(*)::int, array_agg(DISTINCT day) INTO adopted, touched FROM given;
