@@ -178,6 +178,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     key_rate_limit_per_second: Annotated[
         float, within(0, 10**6, "The same for one API key, whatever its addresses; 0 is no limit")
     ] = 0.0
+    assignments_per_hour: Annotated[
+        int, within(0, 10**9, "New units of experiments from one address in an hour, without a key; 0 is no limit")
+    ] = 10_000
     redirect_origins: Annotated[
         tuple[str, ...], about("Origins that a lead's HTML form may send the browser to", EXACT_ORIGINS)
     ] = ()

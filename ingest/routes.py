@@ -198,7 +198,7 @@ def _api(parts: Parts, address_of: Callable[[web.BaseRequest], str], own_events:
         verify = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience).verify
     return Api(
         Authenticator(parts.keys, config.admin_keys, verify),
-        Transactions(parts.calling),
+        Transactions(parts.calling, config.assignments_per_hour),
         Emitter(own_events, parts.can_accept),
         address_of,
         RateLimit(config.api_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),

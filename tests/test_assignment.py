@@ -194,54 +194,69 @@ async def test_traffic_percentage(connection: asyncpg.Connection):
     assert len([row for row in answers if "everybody" in row["answer"]]) == 1000
 
 
-# Once assigned, for ever assigned
+# A unit's variant never changes; whether it takes part is asked each time
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "part"),
     [
-        """control_variant = '{"id": "control", "weight": 0}'""",
-        """test_variants = '[{"id": "b", "weight": 0}]'""",
-        """test_variants = '[{"id": "c", "weight": 9}, {"id": "b"}]'""",
-        "traffic_percentage = 0",
-        """targeting_rules = '{"country": "JP"}'""",
-        """targeting_rules = '{"percentage": 0}'""",
+        ("traffic_percentage = 100", 100),
+        ("traffic_percentage = 0", 0),
+        ("""targeting_rules = '{"country": "JP"}'""", 0),
+        ("""targeting_rules = '{"percentage": 100}'""", 100),
     ],
 )
-async def test_assigned_units_stay(connection: asyncpg.Connection, change: str):
-    await make_experiment(connection)
+async def test_the_variant_stays_whoever_takes_part(connection: asyncpg.Connection, change: str, part: int):
+    await make_experiment(connection, traffic_percentage=50)
     every = "SELECT n, auto_assign_experiments(session_id := 'visit ' || n) FROM generate_series(1, 100) AS n"
-    before = await connection.fetch(every)
-    # What is stored holds also where somebody forced the change.
-    await connection.execute("ALTER TABLE experiments.experiments DISABLE TRIGGER keep_variants")
+    before = {row[0]: row[1] for row in await connection.fetch(every) if row[1] != "{}"}
+    assert 20 < len(before) < 80
     await connection.execute(f"UPDATE experiments.experiments SET {change}")
-    assert await connection.fetch(every) == before
-    assert await connection.fetchval("SELECT count(*) FROM experiments.assignments") == 100
+    after = {row[0]: row[1] for row in await connection.fetch(every) if row[1] != "{}"}
+    if part:
+        assert before.items() <= after.items()
+    assert len(after) in (part, len(before))
+    # What was assigned is kept, and its exposures are recorded without the context that it was assigned by.
+    for n, answer in before.items():
+        recorded = await connection.fetchrow("SELECT * FROM record_exposure('test', session_id := $1)", f"visit {n}")
+        assert recorded["recorded"] and recorded["variant_id"] == json.loads(answer)["test"]["variant_id"]
 
 
-async def test_a_user_keeps_the_variant_of_their_session(connection: asyncpg.Connection):
+async def test_a_user_is_not_their_session(connection: asyncpg.Connection):
     for number in range(20):
         await make_experiment(connection, f"number {number}")
     as_session = await assign(connection, session_id="visit")
-    as_user = await assign(connection, user_id=USER, session_id="visit")
-    assert as_user == as_session
-    # And then everywhere.
-    assert await assign(connection, user_id=USER, session_id="another visit") == as_user
-    assert await assign(connection, user_id=USER) == as_user
-    assert await connection.fetchval("SELECT count(*) FROM experiments.assignments") == 40
-    # Without the session they would be someone else.
-    await connection.execute("DELETE FROM experiments.assignments")
-    assert await assign(connection, user_id=USER) != as_session
-
-
-async def test_what_a_user_has_holds_against_their_session(connection: asyncpg.Connection):
-    for number in range(20):
-        await make_experiment(connection, f"number {number}")
     as_user = await assign(connection, user_id=USER)
-    as_session = await assign(connection, session_id="visit")
     assert as_user != as_session
+    # Whatever the other was asked before, and wherever they are.
     assert await assign(connection, user_id=USER, session_id="visit") == as_user
+    assert await assign(connection, user_id=USER, session_id="another visit") == as_user
     assert await assign(connection, session_id="visit") == as_session
+    assert await connection.fetchval("SELECT count(*) FROM experiments.assignments") == 40
+    await connection.execute("DELETE FROM experiments.assignments")
+    assert await assign(connection, user_id=USER, session_id="visit") == as_user
+
+
+async def test_users_of_one_browser_have_variants_of_their_own(connection: asyncpg.Connection):
+    await make_experiment(connection)
+    await assign(connection, session_id="shared")
+    given = [(await assign(connection, user_id=UUID(int=n), session_id="shared"))["test"] for n in range(40)]
+    assert given == [(await assign(connection, user_id=UUID(int=n)))["test"] for n in range(40)]
+    assert 8 < given.count("b") < 32
+
+
+async def test_sessions_of_a_user_are_linked_where_the_user_is_proved(connection: asyncpg.Connection):
+    await make_experiment(connection)
+    for role, visits in (("service_role", ["first", "second", "first", "third"]), ("anon", ["somebody's"])):
+        await connection.execute(f"SET ROLE {role}")
+        for visit in visits:
+            await assign(connection, user_id=USER, session_id=visit)
+        await connection.execute("RESET ROLE")
+    (row,) = await connection.fetch("SELECT session_id, linked_sessions FROM experiments.assignments")
+    assert (row["session_id"], row["linked_sessions"]) == ("first", ["second", "third"])
+    for n in range(200):
+        await assign(connection, user_id=USER, session_id=f"visit {n}")
+    assert await connection.fetchval("SELECT cardinality(linked_sessions) FROM experiments.assignments") == 100
 
 
 # Targeting
@@ -423,10 +438,13 @@ async def test_an_assigned_unit_is_told_nothing_of_a_stopped_experiment(connecti
 # anon's limit
 
 
+LIMIT = {"app.assignments_per_hour": "10"}
+
+
 @pytest.mark.parametrize("addresses", [("203.0.113.1", "203.0.113.2"), ("2001:db8::1", "2001:db8:0:1::1")])
-async def test_anon_is_given_ten_an_hour_by_address(connection: asyncpg.Connection, addresses: tuple[str, str]):
+async def test_anon_is_limited_by_address(connection: asyncpg.Connection, addresses: tuple[str, str]):
     await make_experiment(connection)
-    async with acting(connection, "anon", {"app.client_ip": addresses[0]}):
+    async with acting(connection, "anon", {"app.client_ip": addresses[0], **LIMIT}):
         for number in range(10):
             assert await assign(connection, session_id=f"visit {number}") != {}
         more = "SELECT auto_assign_experiments(session_id := 'one more')"
@@ -439,12 +457,42 @@ async def test_anon_is_given_ten_an_hour_by_address(connection: asyncpg.Connecti
 
 async def test_a_network_of_64_bits_is_one_client(connection: asyncpg.Connection):
     await make_experiment(connection)
-    async with acting(connection, "anon"):
+    async with acting(connection, "anon", LIMIT):
         for number in range(10):
             await connection.execute(f"SET LOCAL app.client_ip = '2001:db8::{number + 1}'")
             assert await assign(connection, session_id=f"visit {number}") != {}
         await connection.execute("SET LOCAL app.client_ip = '2001:db8::ffff'")
         assert await refusal(connection, "SELECT auto_assign_experiments(session_id := 'one more')") == TOO_MANY
+
+
+@pytest.mark.parametrize(("limit", "units"), [("", 2000), ("0", 2000), ("1500", 1500)])
+async def test_an_office_of_visitors_behind_one_address(connection: asyncpg.Connection, limit: str, units: int):
+    await make_experiment(connection)
+    async with acting(connection, "anon", {"app.client_ip": "203.0.113.1", "app.assignments_per_hour": limit}):
+        every = (
+            "SELECT count(auto_assign_experiments(session_id := 'visit ' || n)) FROM generate_series(1, $1::int) AS n"
+        )
+        await connection.execute(every.replace("$1", str(units)))
+        over = await refusal(connection, "SELECT auto_assign_experiments(session_id := 'one more')")
+    assert over == (TOO_MANY if limit == "1500" else None)
+
+
+@pytest.mark.parametrize("hits", [[5], [0, 0, 9], [3, 4, 5, 0, 0, 9], [1] * 61, [0] * 60 + [10], [10] + [0] * 60])
+async def test_hits_are_counted_by_minute(connection: asyncpg.Connection, hits: list[int]):
+    """Beside a plain computation, for some minutes since the last hit."""
+    for minutes in (0, 1, 7, 59, 60, 61, 62, 100_000):
+        await connection.execute("DELETE FROM ingest.rate_limits")
+        await connection.execute(
+            "INSERT INTO ingest.rate_limits VALUES"
+            " ('x', '', $1, date_trunc('minute', clock_timestamp()) - make_interval(mins => $2))",
+            hits, minutes,
+        )  # fmt: skip
+        await connection.execute("SELECT ingest.count_hit('x', '', 1000)")
+        after = await connection.fetchval("SELECT hits FROM ingest.rate_limits")
+        moved = [0] * min(minutes, 61) + hits if minutes else hits
+        expected = ([moved[0] + 1, *moved[1:]])[:61]
+        # The minute may have turned meanwhile.
+        assert after in (expected, ([1, *moved])[:61]), minutes
 
 
 async def test_others_are_not_limited(connection: asyncpg.Connection):

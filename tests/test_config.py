@@ -56,6 +56,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "jwt_audience": ("authenticated", "authenticated"),
     "api_rate_limit_per_second": ("0.5", 0.5),
     "api_rate_limit_burst": ("7", 7),
+    "assignments_per_hour": ("7", 7),
     "key_rate_limit_per_second": ("1000", 1000.0),
     "redirect_origins": ("https://www.example.com", ("https://www.example.com",)),
     "encryption_keys": (FERNET_KEY, (FERNET_KEY,)),

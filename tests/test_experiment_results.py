@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from math import exp, lgamma, log
 from typing import Any
 from uuid import UUID
@@ -11,6 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from ingest import kpis
 from ingest.experiments import results, store
 from ingest.experiments.results import Count, Question, analyse
 from tests.test_assignment import make_experiment
@@ -263,6 +266,47 @@ async def test_two_users_of_one_browser_are_two(running: asyncpg.Connection):
     await shown(running, "b", TEN, user_id=BOB, session_id="visit")
     await event(running, "buy", ELEVEN, user_id=BOB)
     assert await counted(running) == {"control": (0, 0), "b": (2, 1)}
+
+
+async def test_who_was_shown_both_is_one_unit_and_is_reported(running: asyncpg.Connection):
+    """{session 1}, {user, session 1}, {session 2}, {user, session 2}, each with its own hash."""
+    user = "INSERT INTO experiments.assignments (experiment_id, user_id, session_id, linked_sessions, variant_id,"
+    await shown(running, "control", NINE, session_id="first")
+    await running.execute(
+        f"{user} first_exposure_at, last_exposure_at)"
+        " VALUES ($1, $2, 'first', '{second}', 'b', $3::text::timestamptz, $3::text::timestamptz)",
+        EXPERIMENT, ADA, TEN,
+    )  # fmt: skip
+    await shown(running, "b", ELEVEN, session_id="second")
+    await event(running, "buy", ELEVEN, user_id=ADA, session_id="second")
+    assert await counted(running) == {"control": (1, 1), "b": (0, 0)}
+    found = await store.count(running, EXPERIMENT, "buy")
+    assert sum(count.mixed for count in found.counts) == 1
+    told = analyse(found.counts, Question())
+    assert told.mixed_units == 1 and any("second variant" in warning for warning in told.warnings)
+
+
+async def test_an_event_is_of_one_unit(running: asyncpg.Connection):
+    """Of its user's where they were shown a variant, else of its session's; never of both."""
+    await shown(running, "control", NINE, session_id="visit")
+    await shown(running, "b", NINE, user_id=ADA)
+    await event(running, "buy", TEN, user_id=ADA, session_id="visit")
+    assert await counted(running) == {"control": (1, 0), "b": (1, 1)}
+    await event(running, "buy", TEN, user_id=BOB, session_id="visit")
+    assert await counted(running) == {"control": (1, 1), "b": (1, 1)}
+
+
+async def test_the_kpi_counts_conversions_once(running: asyncpg.Connection):
+    await shown(running, "control", "2026-01-02 08:00+00", session_id="visit")
+    await shown(running, "b", NINE, user_id=ADA, session_id="visit")
+    await event(running, "buy", TEN, user_id=ADA, session_id="visit")
+    await event(running, "buy", TEN, session_id="visit")
+    await event(running, "buy", TEN, user_id=BOB, session_id="visit")
+    query = next(kpi.query for kpi in kpis.load() if kpi.name == "experiment_conversions")
+    hour = datetime(2026, 1, 2, 10, tzinfo=UTC)
+    bound, arguments = kpis._bound(query, hour, hour + timedelta(hours=1), "hour")
+    rows = await running.fetch(bound, *arguments)
+    assert [(json.loads(row["dimensions"])["variant"], int(row["value_numeric"])) for row in rows] == [("control", 2)]
 
 
 async def test_events_after_the_end_are_not_counted(running: asyncpg.Connection):

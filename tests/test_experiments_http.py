@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from typing import Any
 from uuid import UUID, uuid4
@@ -74,7 +75,7 @@ async def test_an_experiment_as_it_was_made(client: Client):
     assert (await client.get(f"{PATH}/{row['id']}", **ADMIN)).json() == row
     bare = (await client.post({"name": "bare"}, PATH, **ADMIN)).json()
     assert (bare["control_variant"], bare["test_variants"]) == ({"id": "control"}, [])
-    assert (bare["traffic_percentage"], bare["is_active"], bare["created_by"]) == (100, True, None)
+    assert (bare["traffic_percentage"], bare["is_active"], bare["created_by"]) == (100, False, None)
     again = await client.post({"name": "bare"}, PATH, **ADMIN)
     assert (again.status, again.json()["code"]) == (409, "name_taken")
     assert (await change(client, bare["id"], name="button/größe")).status == 409
@@ -224,14 +225,16 @@ async def test_assignments_are_stored_and_stay(client: Client):
     assert all(row["exposure_count"] == 0 and row["first_exposure_at"] is None for row in rows)
 
 
-async def test_what_is_stored_wins_over_the_hash(client: Client):
+async def test_a_row_that_another_wrote_changes_nothing(client: Client):
+    """An assignment is the hash everywhere; only exposures, which are counted in that row, must agree with it."""
     await run(client, "button", **EVERYBODY_B)
     await client.fetch(
         "INSERT INTO experiments.assignments (experiment_id, session_id, variant_id)"
         " SELECT id, 'visit', 'control' FROM experiments.experiments"
     )
-    assert await assign(client, session_id="visit") == {"button": "control"}
-    assert (await expose(client, session_id="visit", variant="b")).status == 409
+    assert await assign(client, session_id="visit") == {"button": "b"}
+    told = await expose(client, session_id="visit", variant="b")
+    assert (told.status, told.json()["code"]) == (409, "another_variant")
     assert (await expose(client, session_id="visit", variant="control")).status == 200
 
 
@@ -250,8 +253,9 @@ async def test_targeting(client: Client):
     for number, other in enumerate(others):
         assert await assign(client, ADMIN, session_id=f"no {number}", **(unit | other)) == {}, other
     assert (await assign(client, ADMIN, session_id="visit", **unit)).keys() == {"button"}
-    # And then for ever.
-    assert (await assign(client, ADMIN, session_id="visit")).keys() == {"button"}
+    # Asked without what the rules are about it takes no part; but what it was shown is recorded.
+    assert await assign(client, ADMIN, session_id="visit") == {}
+    assert (await expose(client, ADMIN, session_id="visit")).status == 200
 
 
 async def test_flags_and_assignments_are_the_same(client: Client):
@@ -269,6 +273,41 @@ async def test_flags_and_assignments_are_the_same(client: Client):
     assert found == {"control", "b", None}
 
 
+async def test_flags_assignments_and_exposures_agree_whatever_was_before(start: Start):
+    """Units of every history: sessions that become users, shared browsers, other contexts, exposures first."""
+    client = await start(admin_keys=(ADMIN_KEY,), api_rate_limit_per_second=0)
+    await run(client, "button", traffic_percentage=70, targeting_rules={"country": ["DE", "AT"]})
+    chance = random.Random(3)
+    people = [uuid4() for _ in range(6)]
+    seen: dict[str, set[str]] = {}
+    for step in range(150):
+        session = f"visit {chance.randrange(6)}" if chance.random() < 0.8 else None
+        person = chance.choice(people) if session is None or chance.random() < 0.5 else None
+        country = chance.choice(["DE", "AT", "JP"])
+        unit = {"session_id": session, "user_id": str(person) if person else None}
+        unit = {name: value for name, value in unit.items() if value is not None}
+        key = str(person) if person else session
+        assert key is not None
+        flag = await client.post(
+            {"context": {"targetingKey": key, "country": country}}, "/ofrep/v1/evaluate/flags/button", **ADMIN
+        )
+        variant = flag.json()["variant"] if flag.json()["metadata"]["takes_part"] else None
+        if chance.random() < 0.5:
+            stored = await assign(client, ADMIN, country=country, **unit)
+            assert stored == ({"button": variant} if variant else {}), step
+        if variant and chance.random() < 0.7:
+            told = await expose(client, ADMIN, country=country, variant=variant, **unit)
+            assert (told.status, told.json().get("variant_id")) == (200, variant), (step, told.json())
+        if variant:
+            seen.setdefault(key, set()).add(variant)
+    assert all(len(variants) == 1 for variants in seen.values())
+    assert {variant for variants in seen.values() for variant in variants} == {"control", "b"}
+    rows = await client.fetch(
+        "SELECT coalesce(user_id::text, session_id) AS unit, variant_id FROM experiments.assignments"
+    )
+    assert all({row["variant_id"]} == seen[row["unit"]] for row in rows)
+
+
 async def test_a_user_is_proved(client: Client):
     await run(client, "button")
     body = {"user_id": str(PERSON), "session_id": "visit"}
@@ -284,8 +323,10 @@ async def test_a_user_is_proved(client: Client):
     assert (await expose(client, own, **body)).status == 200
 
 
-async def test_visitors_have_ten_an_hour(client: Client):
-    await run(client, "button")
+async def test_the_limit_of_an_address(start: Start):
+    client = await start(admin_keys=(ADMIN_KEY,), jwt_secret=SECRET, assignments_per_hour=10)
+    await run(client, "button", **EVERYBODY_B)
+    id = await run(client, "other", targeting_rules={"country": "DE"}, **EVERYBODY_B)
     for n in range(10):
         await assign(client, session_id=f"visit {n}")
     told = await client.post({"session_id": "one more"}, ASSIGNMENTS)
@@ -293,9 +334,29 @@ async def test_visitors_have_ten_an_hour(client: Client):
     # What is known costs nothing, and a server may have more.
     await assign(client, session_id="visit 3")
     await assign(client, ADMIN, session_id="one more")
-    assert (await expose(client, session_id="another more")).status == 429
     assert (await expose(client, session_id="visit 3")).status == 200
-    assert await client.names() == ["experiment_exposure"]
+    # What was shown is counted all the same, apart.
+    told = await expose(client, session_id="another more")
+    assert (told.status, told.json()) == (200, {"experiment": "button", "variant_id": "b", "recorded": False})
+    shown = {"experiment": "other", "session_id": "another more"}
+    assert (await expose(client, country="DE", **shown)).json()["recorded"] is False
+    told = await expose(client, country="DE", variant="control", **shown)
+    assert (told.status, told.json()["code"]) == (409, "another_variant")
+    told = await expose(client, country="JP", **shown)
+    assert (told.status, told.json()["code"]) == (409, "takes_no_part")
+    assert (await expose(client, experiment="nothing", session_id="another more")).status == 404
+    assert await client.names() == ["experiment_exposure"] * 3
+    assert await client.fetch("SELECT FROM experiments.assignments WHERE session_id = 'another more'") == []
+    found = (await client.get(f"{PATH}/{id}/results?event=buy", **ADMIN)).json()
+    assert found["unrecorded_exposures"] == 1
+    assert any("assignments_per_hour" in warning for warning in found["warnings"])
+
+
+async def test_every_visitor_of_an_office_takes_part(client: Client):
+    await run(client, "button", **EVERYBODY_B)
+    told = [await expose(client, session_id=f"visit {n}") for n in range(50)]
+    assert {(each.status, each.json().get("recorded", True)) for each in told} == {(200, True)}
+    assert len(await client.fetch("SELECT FROM experiments.assignments WHERE exposure_count = 1")) == 50
 
 
 # What was shown.

@@ -320,12 +320,14 @@ async def test_limit(populated: asyncpg.Connection, statement: str, limit: int):
 
 
 async def test_limit_of_assignments(populated: asyncpg.Connection):
-    async with acting(populated, "anon", {"app.client_ip": "203.0.113.1"}):
-        codes = []
-        for number in range(11):
-            await populated.execute(f"SET LOCAL app.session_id = 'visitor {number}'")
-            codes.append(await refusal(populated, assign(f"visitor {number}")))
-    assert codes == [None] * 10 + [TOO_MANY]
+    for limit, expected in (("10", [None] * 10 + [TOO_MANY]), ("", [None] * 11), ("0", [None] * 11)):
+        address = {"app.client_ip": "203.0.113.1", "app.assignments_per_hour": limit}
+        async with acting(populated, "anon", address):
+            codes = []
+            for number in range(11):
+                await populated.execute(f"SET LOCAL app.session_id = 'visitor {number}'")
+                codes.append(await refusal(populated, assign(f"visitor {number}")))
+        assert codes == expected, limit
 
 
 async def test_limit_in_one_statement(connection: asyncpg.Connection):
@@ -381,8 +383,8 @@ async def test_an_hour_later(connection: asyncpg.Connection):
         await connection.execute("RESET ROLE")
         # Four of the ten were more than an hour ago.
         await connection.execute(
-            "UPDATE ingest.rate_limits SET hits ="
-            " array_fill(now() - interval '61 minutes', ARRAY[4]) || hits[5:] WHERE kind = 'leads'"
+            "UPDATE ingest.rate_limits SET hits = '{1,5}' || array_fill(0, ARRAY[58]) || '{4}',"
+            " last_hit_at = last_hit_at - interval '1 minute' WHERE kind = 'leads'"
         )
         await connection.execute("SET LOCAL ROLE anon")
         assert await refused_after(connection, LEAD) == (4, TOO_MANY)

@@ -229,6 +229,11 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ("experiments.assignments.session_id", "assignments_session_id_length", ["''", *longer_than(255)]),
     ("experiments.assignments.session_id", "assignments_unit_given", ["NULL"]),
     ("experiments.assignments.session_id", "assignments_session_key", quoted("browser")),
+    (
+        "experiments.assignments.linked_sessions",
+        "assignments_linked_sessions_count",
+        ["array_fill('x'::text, '{101}')"],
+    ),
     ("experiments.assignments.user_id", "assignments_user_key", [ID]),
     ("experiments.assignments.variant_id", "assignments_variant_id_length", ["''", *longer_than(100)]),
     ("experiments.assignments.exposure_count", "assignments_exposure_count_not_negative", ["-1"]),

@@ -20,7 +20,7 @@ Name = Annotated[
 Description = Annotated[str, text("What it is about", high=5000)]
 Hypothesis = Annotated[str, text("What is expected, and why", high=5000)]
 Traffic = Annotated[float, number("How many of 100 units that match the targeting rules take part", 0, 100)]
-Active = Annotated[bool, about("The switch to stop it at once: false assigns nobody, whatever the status")]
+Active = Annotated[bool, about("The switch to stop it at once: false assigns nobody while it is running")]
 Moment = Annotated[datetime, Meta(tz=True, extra={"what": "a time with its zone such as 2026-01-31T18:00:00Z"})]
 
 

@@ -23,17 +23,21 @@ MISMATCH_BELOW: Final = 0.001
 """As usual for a sample ratio mismatch: it is tested often, and a false alarm stops an experiment."""
 _MIN_EXPECTED: Final = 5
 """Cochran's rule: with a smaller expected count a chi-square is no good approximation."""
+_FEW_MIXED: Final = 0.01
+"""The share of mixed units that goes without a warning."""
 _PARTS: Final = 2000
 _NOTHING: Final = 1e-9
 
 
 class Count(NamedTuple):
-    """Units that were shown a variant, and how many of them converted. `weight`: relative, as assigned."""
+    """Units that were shown a variant, and how many of them converted. `weight`: relative, as assigned. `mixed`: how
+    many of the units were shown another variant later, under another id."""
 
     variant: str
     weight: float
     exposures: int
     conversions: int
+    mixed: int = 0
 
 
 class Question(NamedTuple):
@@ -81,12 +85,18 @@ class Results(msgspec.Struct):
         int | None, about("Units a variant to find the effect if it is there; null: no rate to tell it by")
     ]
     enough_data: bool
+    mixed_units: Annotated[
+        int, about("Units shown a second variant, as a session and as a user; each counts for the first it was shown")
+    ]
+    unrecorded_exposures: Annotated[
+        int, about("Exposures over the limit of new units of an address (assignments_per_hour), in no other figure")
+    ]
     summary: str
     warnings: list[str]
 
 
-def analyse(counts: Sequence[Count], question: Question) -> Results:
-    """`counts`: of every variant, the control first."""
+def analyse(counts: Sequence[Count], question: Question, unrecorded: int = 0) -> Results:
+    """`counts`: of every variant, the control first.  `unrecorded`: exposures that are in none of them."""
     control, *tests = counts
     size = required_sample_size(control.conversions / control.exposures, question) if control.exposures else None
     best = probabilities_best(counts)
@@ -98,7 +108,10 @@ def analyse(counts: Sequence[Count], question: Question) -> Results:
         results.append(_result(control, test, question, probability, found, corrected, verdict))
     ratio = sample_ratio(counts)
     enough = bool(tests) and all(result.verdict != "not_enough_data" for result in results)
-    return Results(results, ratio, size, enough, _summary(results, size, question), _warnings(ratio, counts))
+    mixed = sum(count.mixed for count in counts)
+    summary = _summary(results, size, question)
+    warnings = [*_warnings(ratio, counts), *_mixed(mixed, counts), *_unrecorded(unrecorded)]
+    return Results(results, ratio, size, enough, mixed, unrecorded, summary, warnings)
 
 
 def _result(
@@ -158,6 +171,25 @@ def _warnings(ratio: SampleRatio, counts: Sequence[Count]) -> list[str]:
     told = "" if ratio.p_value is None else f", p = {ratio.p_value:.2g}"
     return [
         f"sample ratio mismatch: shown to {seen} expected units{told}; do not trust these results before it is found"
+    ]
+
+
+def _mixed(mixed: int, counts: Sequence[Count]) -> list[str]:
+    shown = sum(count.exposures for count in counts)
+    if mixed <= _FEW_MIXED * shown:
+        return []
+    return [
+        f"{mixed:,} of {shown:,} units were shown a second variant, as a session and as a user: that makes"
+        " differences smaller than they are; ask with the same id before and after signing in"
+    ]
+
+
+def _unrecorded(exposures: int) -> list[str]:
+    if not exposures:
+        return []
+    return [
+        f"{exposures:,} exposures are not in these figures: their addresses brought more new units than"
+        " assignments_per_hour allows"
     ]
 
 
@@ -279,6 +311,8 @@ def counts_of(variants: Sequence[tuple[str, float]], rows: Sequence[Mapping[str,
     """Of every variant (id, weight), also of those that nobody was shown, from rows of the query `counts`."""
     found = {row["variant_id"]: row for row in rows}
     return [
-        Count(id, weight, *((found[id]["exposures"], found[id]["conversions"]) if id in found else (0, 0)))
+        Count(id, weight, found[id]["exposures"], found[id]["conversions"], found[id]["mixed"])
+        if id in found
+        else Count(id, weight, 0, 0)
         for id, weight in variants
     ]

@@ -88,12 +88,14 @@ async def step(connection: asyncpg.Connection, id: UUID, step: str, winner: str 
 
 
 class Counted(NamedTuple):
-    """An experiment, and what was counted of its variants, the control's first."""
+    """An experiment, and what was counted of its variants, the control's first. `unrecorded`: exposures over their
+    address's limit, which are in no count."""
 
     id: str
     name: str
     status: str
     counts: list[Count]
+    unrecorded: int
 
 
 async def count(connection: asyncpg.Connection, id: UUID, event: str) -> Counted:
@@ -103,7 +105,8 @@ async def count(connection: asyncpg.Connection, id: UUID, event: str) -> Counted
         raise NotFound
     # Events after the end are not the experiment's.
     rows = await connection.fetch(_QUERIES["counts"], id, event, row["end_date"])
-    return Counted(row["id"], row["name"], row["status"], counts_of(weights_of(row), rows))
+    unrecorded = await connection.fetchval(_QUERIES["unrecorded"], row["name"], row["start_date"], row["end_date"])
+    return Counted(row["id"], row["name"], row["status"], counts_of(weights_of(row), rows), unrecorded)
 
 
 def _changed_by(step: str, before: Mapping[str, Any], winner: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -18,14 +18,18 @@ from ingest import fields
 from ingest.access import Caller, Scope
 from ingest.database import load_queries
 from ingest.experiments import store
+from ingest.experiments.assignment import Context, country_code
 from ingest.experiments.declared import Changes, NewExperiment, TargetingRules, Variant
 from ingest.experiments.definitions import Definitions
+from ingest.experiments.flags import Reason
 from ingest.experiments.lifecycle import STEPS, WrongState
 from ingest.experiments.results import Question, Results, analyse
 from ingest.fields import FieldError, Invalid
 from ingest.operations import JSON, Answer, Call, Operation, Problem
 
 _QUERIES: Final = load_queries("experiments")
+TOO_MANY: Final = "PT429"
+"""SQLSTATE of what is over a limit by address."""
 Status = Literal["draft", "running", "paused", "completed", "cancelled"]
 
 SessionId = Annotated[str, fields.text("As in events", low=1, high=255)]
@@ -71,11 +75,18 @@ class Assignments(msgspec.Struct):
     assignments: dict[str, Given]
 
 
-class Exposed(msgspec.Struct):
-    """What was recorded."""
+class Exposed(msgspec.Struct, omit_defaults=True):
+    """What was shown."""
 
     experiment: str
     variant_id: str
+    recorded: Annotated[
+        bool,
+        fields.about(
+            "false: the address has brought more new units than assignments_per_hour; the exposure is kept as an"
+            " event, and results name it apart"
+        ),
+    ] = True
 
 
 class Experiment(msgspec.Struct):
@@ -85,7 +96,7 @@ class Experiment(msgspec.Struct):
     name: str
     description: str | None
     hypothesis: str | None
-    is_active: bool
+    is_active: Annotated[bool, fields.about("Whether it is running and not switched off")]
     traffic_percentage: float
     control_variant: Variant
     test_variants: list[Variant]
@@ -164,7 +175,9 @@ class Experiments:
             Operation(
                 "POST", "/v1/experiments/assignments", self.assign, "The variants of a unit", "experiments",
                 body=Unit,
-                description="Of all running experiments that it takes part in; the same for ever, and stored.",
+                description="The unit is the user_id, else the session_id. Its variant depends on the experiment and"
+                " the unit alone and never changes; whether it takes part, on traffic and targeting rules as they are"
+                " met now. Stored.",
                 answers={200: Answer("What it was given", Assignments)},
             ),
             Operation(
@@ -248,15 +261,38 @@ class Experiments:
         shown: Exposure = call.body
         caller = _proved(call.caller, shown)
         call.require_room()
-        async with call.transaction(caller=caller) as connection:
-            found = await connection.fetchrow(
-                _QUERIES["expose"], shown.experiment, shown.user_id, shown.session_id, shown.variant,
-                shown.country, shown.device, shown.url, _json(shown),
-            )  # fmt: skip
-            # Raised within, so that nothing of it stays.
-            _check_recorded(found)
+        try:
+            async with call.transaction(caller=caller) as connection:
+                found = await connection.fetchrow(
+                    _QUERIES["expose"], shown.experiment, shown.user_id, shown.session_id, shown.variant,
+                    shown.country, shown.device, shown.url, _json(shown),
+                )  # fmt: skip
+                # Raised within, so that nothing of it stays.
+                _check_exposed(found["is_running"], found["variant_id"], shown.variant)
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != TOO_MANY:
+                raise
+            # It was shown all the same, and is not lost: the results tell how many there were.
+            variant = await self._computed(shown)
+            await call.emit(_event(shown, variant) | {"properties": _shown(shown, variant) | {"recorded": False}})
+            return _json_answer(msgspec.json.encode(Exposed(shown.experiment, variant, False)))
         await call.emit(_event(shown, found["variant_id"]))
         return _json_answer(msgspec.json.encode(Exposed(shown.experiment, found["variant_id"])))
+
+    async def _computed(self, shown: Exposure) -> str:
+        """The variant of a unit that is not stored. Raises Problem."""
+        flag = (await self._definitions.loaded()).get(shown.experiment)
+        unit = str(shown.user_id) if shown.user_id is not None else shown.session_id
+        assert unit is not None
+        context = Context(country_code(shown.country), shown.device, shown.url, shown.attributes)
+        evaluation = flag.evaluate(unit.encode(), context, _now) if flag is not None else None
+        if evaluation is None or evaluation.reason in (Reason.DISABLED, Reason.STATIC):
+            _check_exposed(False, None, shown.variant)
+        takes_part = evaluation is not None and evaluation.reason is not Reason.DEFAULT
+        variant = evaluation.variant if evaluation is not None and takes_part else None
+        _check_exposed(True, variant, shown.variant)
+        assert variant is not None
+        return variant
 
     # Admins.
 
@@ -287,7 +323,7 @@ class Experiments:
         async with _told(), call.transaction() as connection:
             counted = await store.count(connection, call.parameters.id, asked.event)
         question = Question(asked.confidence, asked.minimum_effect, asked.power)
-        found = await asyncio.to_thread(analyse, counted.counts, question)
+        found = await asyncio.to_thread(analyse, counted.counts, question, counted.unrecorded)
         told = {
             "experiment_id": counted.id, "experiment": counted.name, "status": counted.status, "event": asked.event,
             "confidence": asked.confidence, "minimum_effect": asked.minimum_effect, "power": asked.power,
@@ -348,23 +384,24 @@ def _proved(caller: Caller, unit: Unit) -> Caller:
     return caller
 
 
-def _check_recorded(found: asyncpg.Record) -> None:
-    if not found["is_running"]:
+def _check_exposed(is_running: bool, variant: str | None, shown: str | None) -> None:
+    """Raises Problem if that is nothing to record."""
+    if not is_running:
         raise Problem(404, "no_such_experiment", "no experiment of that name is running")
-    if found["variant_id"] is None:
+    if variant is None:
         raise Problem(
             409, "takes_no_part", "the unit takes no part: it is outside the experiment's traffic or targeting"
         )
-    if not found["recorded"]:
-        raise Problem(409, "another_variant", f"the unit was given another variant: {found['variant_id']}")
+    if shown is not None and shown != variant:
+        raise Problem(409, "another_variant", f"the unit was given another variant: {variant}")
+
+
+def _shown(shown: Exposure, variant: str) -> dict[str, Any]:
+    return {"experiment": shown.experiment, "variant": variant}
 
 
 def _event(shown: Exposure, variant: str) -> dict[str, Any]:
-    event: dict[str, Any] = {
-        "name": "experiment_exposure",
-        "type": "system",
-        "properties": {"experiment": shown.experiment, "variant": variant},
-    }
+    event: dict[str, Any] = {"name": "experiment_exposure", "type": "system", "properties": _shown(shown, variant)}
     if shown.user_id is not None:
         event["user_id"] = str(shown.user_id)
     if shown.session_id is not None:
@@ -372,3 +409,7 @@ def _event(shown: Exposure, variant: str) -> dict[str, Any]:
     if shown.anonymous_id is not None:
         event["anonymous_id"] = shown.anonymous_id
     return event
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

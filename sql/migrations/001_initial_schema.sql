@@ -671,6 +671,8 @@ CREATE TABLE experiments.assignments (
     experiment_id uuid NOT NULL,
     user_id uuid,
     session_id text CONSTRAINT assignments_session_id_length CHECK (char_length(session_id) BETWEEN 1 AND 255),
+    linked_sessions text[] NOT NULL DEFAULT '{}'
+        CONSTRAINT assignments_linked_sessions_count CHECK (cardinality(linked_sessions) <= 100),
     variant_id text NOT NULL
         CONSTRAINT assignments_variant_id_length CHECK (char_length(variant_id) BETWEEN 1 AND 100),
     assigned_at timestamptz NOT NULL DEFAULT now(),
@@ -696,9 +698,10 @@ CREATE UNIQUE INDEX assignments_user_key ON experiments.assignments (experiment_
 CREATE UNIQUE INDEX assignments_session_key ON experiments.assignments (experiment_id, session_id)
     WHERE user_id IS NULL;
 
-COMMENT ON TABLE experiments.assignments IS 'Who was given which variant: one row an experiment and unit, for ever';
+COMMENT ON TABLE experiments.assignments IS 'Who was given which variant: one row an experiment and unit';
 COMMENT ON COLUMN experiments.assignments.user_id IS 'The unit, if given; else the session is';
 COMMENT ON COLUMN experiments.assignments.session_id IS 'As in analytics.events; beside a user only where they were first met';
+COMMENT ON COLUMN experiments.assignments.linked_sessions IS 'Further sessions of the user, 100 at most: exposures of these sessions are the user''s in results';
 COMMENT ON COLUMN experiments.assignments.variant_id IS 'The id of one of the experiment''s variants at that time';
 COMMENT ON COLUMN experiments.assignments.exposure_count IS 'How often they saw the variant, which an assignment alone does not mean';
 COMMENT ON COLUMN experiments.assignments.country IS 'ISO 3166-1 alpha-2, upper case, when assigned';

@@ -194,7 +194,7 @@ COMMENT ON FUNCTION ingest.is_public(regclass) IS 'Whether who writes to this ta
 CREATE UNLOGGED TABLE ingest.rate_limits (
     kind text NOT NULL,
     subject text NOT NULL,
-    hits timestamptz[] NOT NULL,
+    hits int[] NOT NULL,
     last_hit_at timestamptz NOT NULL,
     CONSTRAINT rate_limits_pkey PRIMARY KEY (kind, subject)
 );
@@ -203,7 +203,7 @@ CREATE INDEX rate_limits_last_hit_at_idx ON ingest.rate_limits (last_hit_at);
 COMMENT ON TABLE ingest.rate_limits IS 'What was written by whom within the last hour; older rows go when others come';
 COMMENT ON COLUMN ingest.rate_limits.kind IS 'What is counted, such as leads';
 COMMENT ON COLUMN ingest.rate_limits.subject IS 'Whose: an address, a network of 64 bits in IPv6, or a session; "" for all whose address is not known';
-COMMENT ON COLUMN ingest.rate_limits.hits IS 'When, the latest last';
+COMMENT ON COLUMN ingest.rate_limits.hits IS 'How many in each minute, that of last_hit_at first';
 
 CREATE TABLE ingest.api_keys (
     id uuid NOT NULL DEFAULT gen_random_uuid(),
@@ -227,6 +227,8 @@ COMMENT ON COLUMN ingest.api_keys.hash IS 'SHA-256 of the key';
 COMMENT ON COLUMN ingest.api_keys.expires_at IS 'From when on it is believed no more; NULL: never';
 COMMENT ON COLUMN ingest.api_keys.last_used_at IS 'To a minute; NULL: never';
 
+-- By minute, so that a row stays small whatever the limit is: 61 of them hold any hour.
+--
 -- The row stays locked until the transaction ends, so that two at once count one after the other. Under REPEATABLE
 -- READ the second fails instead. What is rolled back has not been counted.
 CREATE FUNCTION ingest.count_hit(of_kind text, of_subject text, per_hour int) RETURNS void
@@ -235,25 +237,38 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     arrival constant timestamptz := clock_timestamp();
-    within_hour int;
+    minute constant bigint := floor(extract(epoch FROM arrival) / 60);
+    counts int[];
+    within_hour bigint;
 BEGIN
+    IF per_hour = 0 THEN
+        RETURN;
+    END IF;
     INSERT INTO ingest.rate_limits AS known (kind, subject, hits, last_hit_at)
-    VALUES (of_kind, of_subject, ARRAY[arrival], arrival)
+    VALUES (of_kind, of_subject, '{1}', arrival)
     ON CONFLICT (kind, subject) DO UPDATE SET
-        hits = ARRAY(SELECT hit FROM unnest(known.hits) AS hit WHERE hit > arrival - interval '1 hour') || arrival,
-        last_hit_at = arrival
-    RETURNING cardinality(known.hits) INTO within_hour;
+        hits = CASE WHEN floor(extract(epoch FROM known.last_hit_at) / 60) >= minute
+            THEN (known.hits[1] + 1) || known.hits[2:61]
+            ELSE (ARRAY[1] || array_fill(
+                0, ARRAY[least(61, minute - floor(extract(epoch FROM known.last_hit_at) / 60) - 1)::int]
+            ) || known.hits)[1:61]
+        END,
+        last_hit_at = greatest(arrival, known.last_hit_at)
+    RETURNING known.hits INTO counts;
+    within_hour := (SELECT sum(hit) FROM unnest(counts) AS hit);
 
     IF within_hour > per_hour THEN
         -- PostgREST answers PT429 with the status 429.
         RAISE EXCEPTION 'too many %: at most % an hour', of_kind, per_hour
         USING ERRCODE = 'PT429', HINT = 'try again later', DETAIL = (
-            -- When enough of the hits before this one are an hour old.
-            SELECT format('%s seconds', greatest(1, ceil(3600 - extract(epoch FROM arrival - hits[cardinality(hits) - per_hour]))::int))
-            FROM ingest.rate_limits WHERE (kind, subject) = (of_kind, of_subject)
+            -- When so many minutes have passed that what is left of these leaves room for one more.
+            SELECT format('%s seconds', greatest(1, least(3600, 60 * (61 - count(*)) - (extract(epoch FROM arrival))::bigint % 60)))
+            FROM (
+                SELECT sum(hit) OVER (ORDER BY place) - 1 AS newest FROM unnest(counts) WITH ORDINALITY AS each (hit, place)
+            ) AS kept WHERE newest < per_hour
         );
     END IF;
-    IF within_hour = 1 THEN
+    IF counts = '{1}' THEN
         DELETE FROM ingest.rate_limits WHERE (kind, subject) IN (
             SELECT kind, subject FROM ingest.rate_limits
             WHERE last_hit_at < arrival - interval '1 hour'
@@ -262,7 +277,16 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION ingest.count_hit(text, text, int) IS 'Count one more of this kind; fails with SQLSTATE PT429 if that is more than so many within an hour';
+COMMENT ON FUNCTION ingest.count_hit(text, text, int) IS 'Count one more of this kind; fails with SQLSTATE PT429 if that is more than so many within an hour, give or take a minute; 0 is no limit';
+
+CREATE FUNCTION ingest.hourly_limit(name text, otherwise int) RETURNS int
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(nullif(current_setting('app.' || name || '_per_hour', true), '')::int, otherwise)
+$$;
+COMMENT ON FUNCTION ingest.hourly_limit(text, int) IS
+    'How many of a kind one address may make in an hour: the setting app.<name>_per_hour, such as ALTER DATABASE … SET app.assignments_per_hour = 50000; else the second argument';
 
 CREATE FUNCTION ingest.limit_subject(address inet) RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -283,7 +307,7 @@ BEGIN
     PERFORM ingest.count_hit(
         TG_ARGV[0],
         ingest.limit_subject(address),
-        TG_ARGV[1]::int
+        ingest.hourly_limit(replace(TG_ARGV[0], ' ', '_'), TG_ARGV[1]::int)
     );
     -- Events keep an address without its last part, as the collector stores them.
     NEW.ip_address := CASE
@@ -338,7 +362,7 @@ CREATE TRIGGER admit BEFORE INSERT ON analytics.events FOR EACH ROW
 WHEN (NEW.batch_id IS NULL AND ingest.is_public('analytics.events'))
 EXECUTE FUNCTION ingest.admit_by_address('events', '1000');
 CREATE TRIGGER admit BEFORE INSERT ON experiments.assignments FOR EACH ROW
-WHEN (ingest.is_public('experiments.assignments')) EXECUTE FUNCTION ingest.admit_by_address('assignments', '10');
+WHEN (ingest.is_public('experiments.assignments')) EXECUTE FUNCTION ingest.admit_by_address('assignments', '10000');
 
 CREATE FUNCTION ingest.refuse_change() RETURNS trigger
 LANGUAGE plpgsql

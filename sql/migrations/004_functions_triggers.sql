@@ -556,40 +556,41 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    -- A user is one unit on every device, a session is one unit: neither inherits from the other, as a browser may
+    -- have many users and a flag is evaluated by its targeting key alone.
     unit constant text := coalesce(person::text, visit);
-    stored boolean;
+    own_row uuid;
 BEGIN
-    -- Once assigned for ever assigned, also as the session that a user was before they were known.
-    -- One statement finds both, the variant and whether its row is the unit's own: between two, another call may
-    -- store what this one has not chosen.
-    SELECT variant_id, person IS NULL OR user_id IS NOT NULL INTO chosen, stored FROM experiments.assignments
-    WHERE experiment_id = running.id
-        AND ((person IS NOT NULL AND user_id = person) OR (visit IS NOT NULL AND user_id IS NULL AND session_id = visit))
-    ORDER BY user_id NULLS LAST LIMIT 1;
-    IF chosen IS NULL THEN
-        IF experiments.bucket(running.id, 'traffic', unit) * 100 >= running.traffic_percentage
-            OR NOT experiments.is_target(running.targeting_rules, running.id, unit, nation, device, url, attributes)
-        THEN
-            RETURN;
-        END IF;
+    IF experiments.bucket(running.id, 'traffic', unit) * 100 < running.traffic_percentage
+        AND experiments.is_target(running.targeting_rules, running.id, unit, nation, device, url, attributes)
+    THEN
         chosen := experiments.choose_variant(running.id, running.control_variant, running.test_variants, unit);
     END IF;
-    IF stored IS TRUE THEN
+    SELECT id INTO own_row FROM experiments.assignments
+    WHERE experiment_id = running.id
+        AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END;
+    IF own_row IS NOT NULL THEN
+        -- Whose session it is, for the results: known only where the user is proved.
+        IF person IS NOT NULL AND visit IS NOT NULL AND current_setting('role') <> 'anon' THEN
+            UPDATE experiments.assignments SET linked_sessions = linked_sessions || visit
+            WHERE id = own_row AND session_id IS DISTINCT FROM visit AND visit <> ALL (linked_sessions)
+                AND cardinality(linked_sessions) < 100;
+        END IF;
+        RETURN;
+    END IF;
+    IF chosen IS NULL THEN
         RETURN;
     END IF;
     IF NOT counted THEN
-        PERFORM ingest.count_hit('assignments', ingest.limit_subject(ingest.client_address()), 10);
+        PERFORM ingest.count_hit(
+            'assignments', ingest.limit_subject(ingest.client_address()), ingest.hourly_limit('assignments', 10000)
+        );
         counted := true;
     END IF;
+    -- Where another call was faster, it has stored the same.
     INSERT INTO experiments.assignments (experiment_id, user_id, session_id, variant_id, country)
     VALUES (running.id, person, visit, chosen, nation)
     ON CONFLICT DO NOTHING;
-    IF NOT FOUND THEN
-        -- Another call was faster, and what it chose holds.
-        SELECT variant_id INTO STRICT chosen FROM experiments.assignments
-        WHERE experiment_id = running.id
-            AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END;
-    END IF;
 END
 $$;
 COMMENT ON FUNCTION ingest.assign_unit(experiments.experiments, uuid, text, text, text, text, jsonb, boolean) IS
@@ -638,8 +639,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.auto_assign_experiments(uuid, text, text, text, text, jsonb) IS
-    'Give a unit, the user or else the session, its variant of each running experiment that it takes part in, for ever: '
-    '{experiment name: {"experiment_id", "variant_id"}}';
+    'The variant of a unit, which is the user or else the session, in each running experiment that it takes part in: '
+    '{experiment name: {"experiment_id", "variant_id"}}. The variant depends on experiment and unit alone and never changes; '
+    'whether it takes part, on traffic and targeting rules as they are met now';
 
 -- SECURITY DEFINER for the same reason; so it asks itself whose user this is.
 CREATE FUNCTION public.record_exposure(
@@ -658,6 +660,7 @@ DECLARE
     nation constant text := substring(upper(record_exposure.country) FROM '^[A-Z]{2}$');
     running experiments.experiments;
     given text;
+    stored text;
 BEGIN
     IF person IS NOT NULL AND (
         current_setting('role') = 'anon'
@@ -678,8 +681,12 @@ BEGIN
         running, person, visit, nation, record_exposure.device, record_exposure.url, record_exposure.attributes,
         current_setting('role') <> 'anon'
     );
-    record_exposure.variant_id := given;
-    IF given IS NULL OR given <> record_exposure.variant THEN
+    -- Who was assigned before is counted also where the context is not given again.
+    SELECT variant_id INTO stored FROM experiments.assignments
+    WHERE experiment_id = running.id
+        AND CASE WHEN person IS NOT NULL THEN user_id = person ELSE user_id IS NULL AND session_id = visit END;
+    record_exposure.variant_id := coalesce(stored, given);
+    IF record_exposure.variant_id IS NULL OR record_exposure.variant_id <> record_exposure.variant THEN
         RETURN;
     END IF;
     UPDATE experiments.assignments SET
@@ -692,8 +699,49 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.record_exposure(text, uuid, text, text, text, text, text, jsonb) IS
-    'Note that a unit, the user or else the session, was shown its variant of a running experiment, assigning it if it was not. '
-    'Not recorded if no such experiment runs, if the unit takes no part (variant_id is NULL), or if it was given another variant than that';
+    'Record that a unit, which is the user or else the session, was shown its variant of a running experiment, assigning it if it was not. '
+    'Not recorded if no such experiment runs, if the unit takes no part and never did (variant_id is NULL), or if its variant is another one';
+
+CREATE FUNCTION experiments.as_shown(experiment experiments.experiments) RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT to_jsonb(experiment) || jsonb_build_object('is_active', experiment.status = 'running' AND experiment.is_active)
+$$;
+COMMENT ON FUNCTION experiments.as_shown(experiments.experiments) IS
+    'An experiment as JSON for people: active is one that is running and not switched off';
+
+-- One person is one unit: the sessions that a user was seen in are the user's, each of the first user seen in it. Who
+-- was shown two variants, as a session and as a user, stays with the first one: to leave them out would leave out
+-- exactly those who signed up.
+CREATE VIEW experiments.units WITH (security_invoker = true) AS
+WITH owners AS (
+    SELECT DISTINCT ON (experiment_id, visit) experiment_id, visit, user_id
+    FROM experiments.assignments CROSS JOIN LATERAL unnest(session_id || linked_sessions) AS visit
+    WHERE user_id IS NOT NULL AND visit IS NOT NULL
+    ORDER BY experiment_id, visit, assigned_at, user_id
+)
+SELECT
+    assignments.experiment_id,
+    coalesce('user ' || coalesce(assignments.user_id, owners.user_id)::text, 'session ' || assignments.session_id) AS unit,
+    coalesce(assignments.user_id, owners.user_id) AS user_id,
+    array_remove(array_agg(CASE WHEN assignments.user_id IS NULL THEN assignments.session_id END), NULL) AS sessions,
+    (array_agg(variant_id ORDER BY first_exposure_at, variant_id))[1] AS variant_id,
+    min(first_exposure_at) AS first_exposure_at,
+    count(DISTINCT variant_id) > 1 AS is_mixed
+FROM experiments.assignments
+LEFT JOIN owners ON assignments.user_id IS NULL
+    AND owners.experiment_id = assignments.experiment_id AND owners.visit = assignments.session_id
+WHERE first_exposure_at IS NOT NULL
+GROUP BY 1, 2, 3;
+
+REVOKE ALL ON experiments.units FROM PUBLIC, anon, authenticated, service_role;
+GRANT SELECT ON experiments.units TO authenticated, service_role;
+
+COMMENT ON VIEW experiments.units IS 'Who was shown a variant, one row an experiment and person as far as known';
+COMMENT ON COLUMN experiments.units.sessions IS 'The sessions that were shown a variant before, or without, a user';
+COMMENT ON COLUMN experiments.units.variant_id IS 'The variant shown first';
+COMMENT ON COLUMN experiments.units.is_mixed IS 'Whether they were shown another variant later, under another id';
 
 CREATE FUNCTION ingest.freeze_experiment() RETURNS trigger
 LANGUAGE plpgsql
@@ -982,7 +1030,7 @@ BEGIN
     UPDATE experiments.assignments AS unit SET
         user_id = CASE WHEN user_id IS NULL THEN NULL ELSE gen_random_uuid() END,
         session_id = CASE WHEN user_id IS NULL THEN 'erased ' || gen_random_uuid() END,
-        user_agent = NULL, ip_address = NULL
+        linked_sessions = '{}', user_agent = NULL, ip_address = NULL
     WHERE ingest.is_assignment_of(unit, person);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('experiments.assignments', affected);

@@ -22,10 +22,10 @@ SELECT row.name, row.description, row.hypothesis, coalesce(row.is_active, true),
     row.control_variant, row.test_variants, coalesce(row.targeting_rules, '{}'), row.start_date, row.end_date,
     row.created_by
 FROM jsonb_populate_record(NULL::experiments.experiments, $1::jsonb) AS row
-RETURNING to_jsonb(experiments)::text
+RETURNING experiments.as_shown(experiments)::text
 
 -- one --
-SELECT to_jsonb(experiments)::text FROM experiments.experiments WHERE id = $1
+SELECT experiments.as_shown(experiments)::text FROM experiments.experiments WHERE id = $1
 
 -- named --
 -- By its id or its name, for people.
@@ -49,11 +49,11 @@ UPDATE experiments.experiments AS kept SET
 FROM experiments.experiments AS before
 CROSS JOIN LATERAL jsonb_populate_record(before, $2::jsonb) AS row
 WHERE before.id = $1 AND kept.id = $1
-RETURNING to_jsonb(kept)::text
+RETURNING experiments.as_shown(kept)::text
 
 -- listed --
 -- A page, the newest first: those of one status ($1, NULL: any), archived ones only if asked for ($2), behind one ($3).
-SELECT to_jsonb(experiments)::text AS row, id::text FROM experiments.experiments
+SELECT experiments.as_shown(experiments)::text AS row, id::text FROM experiments.experiments
 WHERE ($1::text IS NULL OR status = $1::text::experiments.status) AND ($2::boolean OR archived_at IS NULL)
     AND ($3::uuid IS NULL OR (created_at, id) < (
         SELECT before.created_at, before.id FROM experiments.experiments AS before WHERE before.id = $3
@@ -67,41 +67,35 @@ SELECT auto_assign_experiments($1, $2, $3, $4, $5, $6)::text
 SELECT is_running, variant_id, recorded FROM record_exposure($1, $2, $3, $4, $5, $6, $7, $8)
 
 -- subject --
-SELECT id::text, name, status::text, control_variant::text, test_variants::text, end_date
+SELECT id::text, name, status::text, control_variant::text, test_variants::text, start_date, end_date
 FROM experiments.experiments WHERE id = $1
 
 -- counts --
--- Units by the variant that they were shown, and how many of them had the event ($2) afterwards, before $3 if that is
--- not NULL. Who was a session before they were a user is one unit, shown their variant when the first of both was.
-WITH owners AS (
-    SELECT DISTINCT ON (session_id) session_id, user_id FROM experiments.assignments
-    WHERE experiment_id = $1 AND user_id IS NOT NULL AND session_id IS NOT NULL
-    ORDER BY session_id, assigned_at, user_id
-), members AS (
-    SELECT coalesce('user ' || seen.user_id::text, 'user ' || owners.user_id::text, 'session ' || seen.session_id)
-            AS unit,
-        seen.user_id::text AS of_user, CASE WHEN seen.user_id IS NULL THEN seen.session_id END AS of_session,
-        seen.variant_id, seen.first_exposure_at
-    FROM experiments.assignments AS seen
-    LEFT JOIN owners ON seen.user_id IS NULL AND owners.session_id = seen.session_id
-    WHERE seen.experiment_id = $1 AND seen.first_exposure_at IS NOT NULL
-), units AS (
-    SELECT unit, min(first_exposure_at) AS first_exposure_at,
-        (array_agg(variant_id ORDER BY of_user NULLS LAST, first_exposure_at))[1] AS variant_id
-    FROM members GROUP BY unit
+-- Units by the variant that they were shown first, how many of them were shown another one later, and how many had the
+-- event ($2) after they were first shown one, before $3 if that is not NULL. An event is its user's; without a user that
+-- was shown a variant, its session's.
+WITH units AS (
+    SELECT * FROM experiments.units WHERE experiment_id = $1
 ), occurrences AS (
     SELECT user_id, session_id, created_at FROM analytics.events
     WHERE name = $2 AND created_at >= (SELECT min(first_exposure_at) FROM units)
         AND ($3::timestamptz IS NULL OR created_at < $3)
 ), converted AS (
-    SELECT members.unit FROM members JOIN units USING (unit)
-    JOIN occurrences ON occurrences.user_id = members.of_user
-        AND occurrences.created_at >= units.first_exposure_at
-    UNION
-    SELECT members.unit FROM members JOIN units USING (unit)
-    JOIN occurrences ON occurrences.session_id = members.of_session
-        AND occurrences.created_at >= units.first_exposure_at
+    SELECT DISTINCT coalesce(by_user.unit, by_session.unit) AS unit
+    FROM occurrences
+    LEFT JOIN units AS by_user ON by_user.user_id::text = occurrences.user_id
+    LEFT JOIN (SELECT units.*, visit FROM units CROSS JOIN LATERAL unnest(units.sessions) AS visit) AS by_session
+        ON by_session.visit = occurrences.session_id AND by_user.unit IS NULL
+        AND (by_session.user_id IS NULL OR occurrences.user_id IS NULL)
+    WHERE occurrences.created_at >= coalesce(by_user.first_exposure_at, by_session.first_exposure_at)
 )
-SELECT units.variant_id, count(*) AS exposures, count(converted.unit) AS conversions
+SELECT units.variant_id, count(*) AS exposures, count(converted.unit) AS conversions,
+    count(*) FILTER (WHERE is_mixed) AS mixed
 FROM units LEFT JOIN converted USING (unit)
 GROUP BY units.variant_id
+
+-- unrecorded --
+-- Exposures that are only an event, as their address had brought too many new units
+SELECT count(*) FROM analytics.events
+WHERE name = 'experiment_exposure' AND properties @> jsonb_build_object('experiment', $1::text, 'recorded', false)
+    AND ($2::timestamptz IS NULL OR created_at >= $2) AND ($3::timestamptz IS NULL OR created_at < $3)

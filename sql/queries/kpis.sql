@@ -190,26 +190,41 @@ WHERE done_at >= $1 AND done_at < $2
 GROUP BY step
 
 -- experiment_exposures --
--- Units that were shown their variant for the first time in the window, by experiment and variant.
+-- Units that were shown a variant for the first time in the window, by experiment and variant.
 -- counter, count; day week month
 SELECT jsonb_build_object('experiment', name, 'variant', variant_id) AS dimensions, count(*) AS value_numeric
-FROM experiments.assignments JOIN experiments.experiments ON experiments.id = experiment_id
+FROM experiments.units JOIN experiments.experiments ON experiments.id = experiment_id
 WHERE first_exposure_at >= $1 AND first_exposure_at < $2
 GROUP BY name, variant_id
 
 -- experiment_conversions --
--- Conversion events in the window of units that were shown their variant before, by experiment and variant. A day is the sum of its hours.
+-- Conversion events in the window of units that were shown a variant before, by experiment and variant. An event is its user's; without a user that was shown a variant, its session's. A day is the sum of its hours.
 -- counter, sum; hour day; from events
-SELECT jsonb_build_object('experiment', experiments.name, 'variant', variant_id) AS dimensions,
-    count(*)::numeric AS value_numeric
-FROM analytics.events AS event
-JOIN experiments.assignments ON first_exposure_at <= event.created_at AND (
-    (assignments.user_id IS NOT NULL AND assignments.user_id::text = event.user_id)
-    OR (assignments.user_id IS NULL AND assignments.session_id = event.session_id)
+WITH conversions AS (
+    SELECT user_id, session_id, created_at FROM analytics.events
+    WHERE $3 = 'hour' AND type = 'conversion' AND created_at >= $1 AND created_at < $2
+), units AS MATERIALIZED (
+    SELECT experiment.name, unit.* FROM experiments.units AS unit
+    JOIN experiments.experiments AS experiment ON experiment.id = experiment_id
+    WHERE $3 = 'hour' AND experiment_id IN (
+        SELECT id FROM experiments.experiments WHERE status <> 'draft' AND (end_date IS NULL OR end_date > $1)
+    )
+), counted AS (
+    SELECT name, variant_id FROM conversions
+    JOIN units ON units.user_id::text = conversions.user_id AND first_exposure_at <= created_at
+    UNION ALL
+    SELECT name, variant_id FROM conversions
+    JOIN (units CROSS JOIN LATERAL unnest(units.sessions) AS visit)
+        ON visit = session_id AND first_exposure_at <= created_at
+        AND (units.user_id IS NULL OR conversions.user_id IS NULL)
+    WHERE NOT EXISTS (
+        SELECT FROM units AS own
+        WHERE own.experiment_id = units.experiment_id AND own.user_id::text = conversions.user_id
+    )
 )
-JOIN experiments.experiments ON experiments.id = experiment_id
-WHERE $3 = 'hour' AND event.type = 'conversion' AND event.created_at >= $1 AND event.created_at < $2
-GROUP BY experiments.name, variant_id
+SELECT jsonb_build_object('experiment', name, 'variant', variant_id) AS dimensions, count(*)::numeric AS value_numeric
+FROM counted
+GROUP BY name, variant_id
 UNION ALL
 SELECT dimensions, sum(value_numeric) FROM analytics.metrics
 WHERE $3 = 'day' AND name = 'experiment_conversions' AND granularity = 'hour'
