@@ -295,6 +295,9 @@ class Worker:
             "postgres": "up" if self.writer.postgres_up else "down",
             "pending": self.accounts.pending,
         }
+        if any(writer.table_refuses for _, writer in self._stores()):
+            # What Postgres says of it may hold an event's values: that is for the log.
+            told["not_storing"] = "the table of events refuses every row; the log says why"
         return self.can_accept(), told
 
     async def metrics_page(self) -> str:

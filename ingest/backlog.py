@@ -101,6 +101,11 @@ class Backlog:
             return self._memory[0].opened_at_us
         return self._spilled_at_us if self._spilled else None
 
+    @property
+    def newest(self) -> Record | None:
+        """The last of the records that wait in memory and are not taken; None when there is none."""
+        return self._memory[-1] if self._memory else None
+
     def add(self, events: int, rejected: int, size: int) -> None:
         """Count so many more."""
         self.events += events

@@ -3,8 +3,9 @@
 The first statement of a flush moves the journal's position in `analytics.journals`, the rest stores the rows, so
 that position and rows are one. Whatever happens to the connection, the next attempt begins by asking the ledger.
 
-A flush that meets a duplicate, or a row that the table refuses, is done again by `merge`: through a temporary
-table with ON CONFLICT DO NOTHING, halving what is refused until the bad rows stand alone.
+A flush that meets a duplicate, or a row that the table refuses, is done again by Merge: duplicates are left out, and
+what is refused is kept in `analytics.rejected_events`. If the table refuses every row, because somebody has changed
+it, nothing is stored until that is mended, as in an outage.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 import asyncpg
 
@@ -25,6 +27,7 @@ from ingest.database import FAILURES, close, load_queries
 from ingest.errors import DatabaseError, IngestError
 from ingest.journal import RECORD_BITS, Journal
 from ingest.logs import Quiet
+from ingest.merge import Bad, Merge, copy_lines, is_servers
 from ingest.rejects import RejectReason
 from ingest.segment import Record
 
@@ -36,21 +39,18 @@ MERGES_AFTER_DUPLICATE: Final = 8
 """Retries come in waves: after a duplicate the next flushes are merged at once, not copied in vain first."""
 _COMPLAINT_SECONDS: Final = 30.0
 _NO_LIMIT: Final = 1 << 30
-_COPY_PIECE_BYTES: Final = 128 * 1024
+_NEWEST_PROBED: Final = 20
 FLUSH_INTERVAL_SECONDS: Final = 0.1
 """Flushes begin this far apart unless there is a full one to store. A flush costs a millisecond of this process
 and a commit of the server's disk, which the journal's fsyncs wait for, however little is in it."""
 
-_ROW_ERRORS = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.ProgramLimitExceededError,
-)
-"""Errors that a row is guilty of. Everything else is the server's or the network's, and is tried again."""
-
 
 class JournalMismatch(IngestError):
     """The ledger contradicts the journal: another database, or another process with a copy of the folder."""
+
+
+class TableRefuses(IngestError):
+    """The table refuses every row: somebody has changed it, or what stands around it."""
 
 
 class Outcome(NamedTuple):
@@ -59,14 +59,6 @@ class Outcome(NamedTuple):
     stored: int
     duplicate: int
     refused: int
-
-
-class Bad(NamedTuple):
-    """A line the table refused, and Postgres' words for it."""
-
-    line: bytes
-    columns: tuple[str, ...]
-    message: str
 
 
 class Writer:
@@ -84,6 +76,8 @@ class Writer:
     ) -> None:
         self.journal = journal
         self.postgres_up = False
+        # Why the table takes no row at all, while that is so.
+        self.table_refuses: str | None = None
         self.last_stored_at: float | None = None
         self._connect = connect
         self._accounts = accounts
@@ -104,6 +98,7 @@ class Writer:
         self._limit = _NO_LIMIT
         self._merges_left = 0
         self._quiet = Quiet(_COMPLAINT_SECONDS)
+        self._table_quiet = Quiet(_COMPLAINT_SECONDS)
         journal.on_already_stored = self._count_already_stored
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -114,6 +109,8 @@ class Writer:
                 stored = await self.run_once()
             except (DatabaseError, *FAILURES) as error:
                 self._complain(error)
+            except TableRefuses as error:
+                self._complain_of_table(error)
             except IngestError as error:
                 logger.error("%s", error)
             except Exception:
@@ -124,7 +121,8 @@ class Writer:
                     await _first_of(self.journal.wait_readable(), stop.wait())
                 await self._pace(stop)
                 continue
-            self.drop_connection()
+            if self.table_refuses is None:
+                self.drop_connection()
             await _first_of(stop.wait(), asyncio.sleep(delay * random.uniform(0.75, 1.25)))
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
@@ -155,10 +153,13 @@ class Writer:
             self._limit = max(1, len(self._records) // 2)
             raise
         self._limit = _NO_LIMIT
+        self.table_refuses = None
         self._position = self._records[-1].number
         self._settle(outcome, len(self._records))
         self._on_flush(time.perf_counter() - started, outcome)
         self._quiet.over()
+        if self._table_quiet.over():
+            logger.info("the table takes events again")
         return True
 
     async def drain(self, seconds: float) -> bool:
@@ -181,6 +182,7 @@ class Writer:
             self._connection.terminate()
             self._connection = None
         self.postgres_up = False
+        self.table_refuses = None
 
     async def close(self) -> None:
         """Let the connection go. Repeatable."""
@@ -261,20 +263,35 @@ class Writer:
     # Storing.
 
     async def _store(self, connection: asyncpg.Connection) -> Outcome:
-        if self._merges_left:
-            self._merges_left -= 1
-        else:
-            try:
-                return await self._in_transaction(connection, self._copy)
-            except asyncpg.UniqueViolationError:
-                self._merges_left = MERGES_AFTER_DUPLICATE
-            except _ROW_ERRORS as error:
-                if isinstance(error, asyncpg.CheckViolationError) and await self._make_partitions(connection):
-                    return await self._store(connection)
+        """The COPY, and when it meets a duplicate or a bad row, the merge."""
+        try:
+            if self._merges_left:
+                self._merges_left -= 1
+            elif (outcome := await self._try_copy(connection)) is not None:
+                return outcome
+            # The merge puts aside what the table refuses, so a day must not be missing by then.
+            await self._make_partitions(connection)
+            return await self._in_transaction(connection, self._merge)
+        except asyncpg.PostgresError as error:
+            if is_servers(error):
+                raise
+            # Not of a row: what the merge itself needs is refused.
+            raise TableRefuses(str(error)) from error
+
+    async def _try_copy(self, connection: asyncpg.Connection) -> Outcome | None:
+        """None when something in the flush is a duplicate or is refused."""
+        try:
+            return await self._in_transaction(connection, self._copy)
+        except asyncpg.UniqueViolationError:
+            self._merges_left = MERGES_AFTER_DUPLICATE
+        except asyncpg.PostgresError as error:
+            if is_servers(error):
+                raise
+            if isinstance(error, asyncpg.CheckViolationError) and await self._make_partitions(connection):
+                return await self._try_copy(connection)
+            if self.table_refuses is None:
                 logger.warning("a flush holds a row that the table refuses, looking for it: %s", error)
-        # The merge puts aside what the table refuses, so a day must not be missing by then.
-        await self._make_partitions(connection)
-        return await self._in_transaction(connection, self._merge)
+        return None
 
     async def _in_transaction(
         self, connection: asyncpg.Connection, store: Callable[[asyncpg.Connection], Awaitable[Outcome]]
@@ -284,48 +301,33 @@ class Writer:
         try:
             await self._advance(connection)
             outcome = await store(connection)
-        except (asyncpg.PostgresError, DatabaseError):
+            # A constraint that waits for the end of the transaction is asked first: it may refuse a row, too.
+            await connection.execute("SET CONSTRAINTS ALL IMMEDIATE; COMMIT")
+        except (asyncpg.PostgresError, IngestError):
             if not connection.is_closed():
                 await connection.execute("ROLLBACK")
             raise
-        await connection.execute("COMMIT")
         return outcome
 
     async def _copy(self, connection: asyncpg.Connection) -> Outcome:
-        layout = self._records[0].layout
+        columns = self._records[0].layout.event_columns
         lines = (record.event_lines for record in self._records)
-        await self._copy_lines(connection, "analytics", "events", layout.event_columns, lines)
-        await self._copy_rejected(connection)
-        return Outcome(sum(record.events for record in self._records), 0, 0)
-
-    async def _copy_rejected(self, connection: asyncpg.Connection) -> None:
-        layout = self._records[0].layout
+        await copy_lines(connection, ("analytics", "events"), columns, lines, self._timeout_seconds)
         if any(record.rejected for record in self._records):
+            columns = self._records[0].layout.rejected_columns
             lines = (record.rejected_lines for record in self._records)
-            await self._copy_lines(connection, "analytics", "rejected_events", layout.rejected_columns, lines)
-
-    async def _copy_lines(
-        self,
-        connection: asyncpg.Connection,
-        schema: str | None,
-        table: str,
-        columns: tuple[str, ...],
-        lines: Iterable[bytes],
-    ) -> None:
-        # asyncpg's own time-out does not count while it waits for a server that has stopped reading.
-        async with asyncio.timeout(self._timeout_seconds):
-            await connection.copy_to_table(table, schema_name=schema, columns=columns, source=_pieces(lines))
+            await copy_lines(connection, ("analytics", "rejected_events"), columns, lines, self._timeout_seconds)
+        return Outcome(sum(record.events for record in self._records), 0, 0)
 
     async def _merge(self, connection: asyncpg.Connection) -> Outcome:
         columns = self._records[0].layout.event_columns
-        names = ", ".join(f'"{column}"' for column in columns)
-        await connection.execute(
-            f"CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT {names} FROM analytics.events WITH NO DATA"
-        )
         lines = [line for record in self._records for line in record.event_lines.splitlines(keepends=True)]
-        bad: list[Bad] = []
-        stored = await self._merge_lines(connection, columns, names, lines, bad)
-        await self._copy_rejected(connection)
+        merge = await Merge.begin(connection, "events", columns, self._timeout_seconds)
+        stored, bad = await merge.insert(lines)
+        if bad and len(bad) == len(lines) and await merge.is_tables_fault(bad, self._good(columns, lines[0])):
+            raise TableRefuses(f"analytics.events refuses every row: {bad[0].message}")
+        await merge.end()
+        await self._merge_rejected(connection)
         if bad:
             await self._keep_bad(connection, bad)
         duplicate = len(lines) - stored - len(bad)
@@ -336,37 +338,49 @@ class Writer:
             self._merges_left = MERGES_AFTER_DUPLICATE
         return Outcome(stored, duplicate, len(bad))
 
-    async def _merge_lines(
-        self,
-        connection: asyncpg.Connection,
-        columns: tuple[str, ...],
-        names: str,
-        lines: list[bytes],
-        bad: list[Bad],
-    ) -> int:
-        """Insert the lines that are new, put those that are refused into `bad`; return how many were inserted."""
-        await connection.execute("SAVEPOINT merge")
-        try:
-            await self._copy_lines(connection, None, "incoming", columns, lines)
-            status = await connection.execute(
-                f"INSERT INTO analytics.events ({names}) SELECT {names} FROM incoming ON CONFLICT DO NOTHING"
-            )
-            await connection.execute("TRUNCATE incoming; RELEASE SAVEPOINT merge")
-            return int(status.split()[-1])
-        except _ROW_ERRORS as error:
-            await connection.execute("ROLLBACK TO SAVEPOINT merge; RELEASE SAVEPOINT merge")
-            if len(lines) == 1:
-                bad.append(Bad(lines[0], columns, str(error)))
-                return 0
-        half = len(lines) // 2
-        stored = await self._merge_lines(connection, columns, names, lines[:half], bad)
-        return stored + await self._merge_lines(connection, columns, names, lines[half:], bad)
+    def _good(self, columns: tuple[str, ...], line: bytes) -> dict[tuple[str, ...], list[bytes]]:
+        """Lines, by their columns, that a table would take if nobody had changed it: the least that an event can be,
+        on the day of `line`; and what came last, unless it is in the flush that was just refused."""
+        least = {
+            "id": str(uuid4()),
+            "created_at": row.split_line(line, columns)["created_at"],
+            "received_at": datetime.now(UTC).isoformat(),
+            "type": "system",
+            "name": "ingest_probe",
+            "properties": "{}",
+            "context": "{}",
+            # Without a batch it would be taken for a plain INSERT, and be given all sorts of values.
+            "batch_id": str(self.journal.number << RECORD_BITS),
+        }
+        good = {tuple(least): [f"{row.fields(*least.values())}\n".encode()]}
+        newest = self.journal.backlog.newest
+        if newest is not None and newest.layout.event_columns == columns:
+            good[columns] = newest.event_lines.splitlines(keepends=True)[-_NEWEST_PROBED:]
+        return good
+
+    async def _merge_rejected(self, connection: asyncpg.Connection) -> None:
+        """Keep the refused events of the flush. They are counted already: one that cannot be kept is only told of."""
+        lines = [line for record in self._records for line in record.rejected_lines.splitlines(keepends=True)]
+        if lines:
+            for bad in await self._keep(connection, self._records[0].layout.rejected_columns, lines):
+                logger.error("a refused event cannot be kept in analytics.rejected_events: %s", bad.message)
 
     async def _keep_bad(self, connection: asyncpg.Connection, bad: Sequence[Bad]) -> None:
         logger.error("the table refused %d accepted events; they are in analytics.rejected_events", len(bad))
         batch_id = self.journal.number << RECORD_BITS | self._records[-1].number
-        lines = [_rejected_line(one, batch_id) for one in bad]
-        await self._copy_lines(connection, "analytics", "rejected_events", row.REJECTED_COLUMNS, lines)
+        columns = self._records[0].layout.event_columns
+        lines = [_rejected_line(one, columns, batch_id) for one in bad]
+        if refused := await self._keep(connection, row.REJECTED_COLUMNS, lines):
+            raise TableRefuses(f"analytics.rejected_events refuses what analytics.events does: {refused[0].message}")
+
+    async def _keep(
+        self, connection: asyncpg.Connection, columns: tuple[str, ...], lines: Sequence[bytes]
+    ) -> list[Bad]:
+        """Put lines into analytics.rejected_events; those that it refuses."""
+        merge = await Merge.begin(connection, "rejected_events", columns, self._timeout_seconds)
+        merged = await merge.insert(lines)
+        await merge.end()
+        return merged.bad
 
     async def _make_partitions(self, connection: asyncpg.Connection) -> int:
         """Make the partitions of the days in the taken records; how many were missing."""
@@ -390,20 +404,15 @@ class Writer:
             pending = self.journal.backlog.events
             logger.warning("cannot store now, %d events wait in journal %d: %s", pending, self.journal.number, words)
 
-
-async def _pieces(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
-    """Lines in pieces worth a message of the protocol. (asyncpg would read a file-like source in a thread, and
-    leaves a class behind each time that holds it until the garbage collector passes.)"""
-    gathered: list[bytes] = []
-    size = 0
-    for piece in lines:
-        gathered.append(piece)
-        size += len(piece)
-        if size >= _COPY_PIECE_BYTES:
-            yield b"".join(gathered)
-            gathered, size = [], 0
-    if gathered:
-        yield b"".join(gathered)
+    def _complain_of_table(self, error: TableRefuses) -> None:
+        self.table_refuses = str(error)
+        if self._table_quiet.due():
+            logger.error(
+                "nothing can be stored until this is mended, %d events wait in journal %d: %s",
+                self.journal.backlog.events,
+                self.journal.number,
+                error,
+            )
 
 
 def _days(records: Iterable[Record]) -> list[date]:
@@ -415,8 +424,8 @@ def _days(records: Iterable[Record]) -> list[date]:
     return sorted(date.fromisoformat(day.decode()) for day in days)
 
 
-def _rejected_line(bad: Bad, batch_id: int) -> bytes:
-    values = row.split_line(bad.line, bad.columns)
+def _rejected_line(bad: Bad, columns: tuple[str, ...], batch_id: int) -> bytes:
+    values = row.split_line(bad.line, columns)
     payload = row.event_of_line(values)
     text = row.fields(
         datetime.now(UTC).isoformat(),

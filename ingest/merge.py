@@ -1,0 +1,217 @@
+"""The slow way into a table, for what COPY refuses: new rows go in, duplicates are left out, refused rows set apart.
+
+Lines go through a temporary table, many at a time while that works and one by one where it does not, each in a
+subtransaction of its own. An error is a row's unless its SQLSTATE says that it is the server's or the network's.
+`Merge.is_tables_fault` tells whether it is the table that refuses every row, because somebody has changed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+
+from ingest.database import load_queries
+
+_COPY_PIECE_BYTES: Final = 128 * 1024
+_FAN_OUT: Final = 16
+_ONE_BY_ONE: Final = 640
+"""Lines that are tried alone when one of them is refused. More are divided first: most will go in together."""
+
+_SERVERS: Final = re.compile("^(08|25|26|28|2D|3B|3D|40|53|57|58|F0|55006|55P03|XX001|XX002)")
+"""SQLSTATEs, or their classes, of errors that are the server's or the network's, whatever the rows are: connections,
+transaction state, deadlocks, resources, shutdown, disk, locks, damaged files. The same is tried again later.
+https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+
+
+class Reason(NamedTuple):
+    """What tells one way of being refused from another; the message would not, as it often names the row's values."""
+
+    sqlstate: str
+    table: str
+    column: str
+    constraint: str
+    where: str
+
+
+class Bad(NamedTuple):
+    """A line the table refused, with Postgres' words for it. `unread`: it could not even be read as a row."""
+
+    line: bytes
+    message: str
+    reason: Reason
+    unread: bool
+
+
+class Merged(NamedTuple):
+    """How many lines were new and are inserted, and which were refused; the rest were there already."""
+
+    stored: int
+    bad: list[Bad]
+
+
+def is_servers(error: asyncpg.PostgresError) -> bool:
+    """Whether the error is the server's or the network's, and no row's."""
+    return _SERVERS.match(error.sqlstate or "") is not None
+
+
+async def copy_lines(
+    connection: asyncpg.Connection,
+    table: tuple[str | None, str],
+    columns: tuple[str, ...],
+    lines: Iterable[bytes],
+    timeout_seconds: float,
+) -> None:
+    """COPY text lines into a table, named by schema and name; without a schema it is a temporary one."""
+    schema, name = table
+    # asyncpg's own time-out does not count while it waits for a server that has stopped reading.
+    async with asyncio.timeout(timeout_seconds):
+        await connection.copy_to_table(name, schema_name=schema, columns=columns, source=_pieces(lines))
+
+
+class Merge:
+    """Merges lines of one layout into one table of the schema `analytics`, in the transaction that the caller began.
+
+    Made by `begin`, once a transaction.
+    """
+
+    def __init__(
+        self, connection: asyncpg.Connection, table: str, columns: tuple[str, ...], timeout_seconds: float
+    ) -> None:
+        names = ", ".join(f'"{column}"' for column in columns)
+        self._connection = connection
+        self._table = table
+        self._columns = columns
+        self._timeout_seconds = timeout_seconds
+        self._queries = {
+            name: query.replace(":table", f"analytics.{table}")
+            .replace(":columns", names)
+            .replace(":servers", f"'{_SERVERS.pattern}'")
+            for name, query in load_queries("merge").items()
+        }
+
+    @classmethod
+    async def begin(
+        cls, connection: asyncpg.Connection, table: str, columns: tuple[str, ...], timeout_seconds: float
+    ) -> Merge:
+        """Make the temporary tables; they live until the transaction ends."""
+        merge = cls(connection, table, columns, timeout_seconds)
+        await connection.execute(merge._queries["begin"])
+        return merge
+
+    async def end(self) -> None:
+        """Make room for another merge in the same transaction."""
+        await self._connection.execute(self._queries["end"])
+
+    # Inserting.
+
+    async def insert(self, lines: Sequence[bytes]) -> Merged:
+        """Insert the lines that are new."""
+        if len(lines) > _ONE_BY_ONE:
+            stored = await self._insert_together(lines)
+            if stored is not None:
+                return Merged(stored, [])
+        else:
+            error = await self._fill(lines)
+            if error is None:
+                return await self._insert_each(lines)
+            if len(lines) == 1:
+                return Merged(0, [Bad(lines[0], str(error), _reason_of_reading(error), unread=True)])
+        size = -(-len(lines) // _FAN_OUT)
+        pieces = [await self.insert(lines[at : at + size]) for at in range(0, len(lines), size)]
+        return Merged(sum(piece.stored for piece in pieces), [bad for piece in pieces for bad in piece.bad])
+
+    async def _insert_together(self, lines: Sequence[bytes]) -> int | None:
+        """How many were new; None when one of them is refused."""
+        if await self._fill(lines) is not None:
+            return None
+        try:
+            status = await self._connection.execute(self._queries["insert_all"])
+        except asyncpg.PostgresError as error:
+            await self._undo(error)
+            return None
+        await self._connection.execute(self._queries["empty"])
+        return int(status.split()[-1])
+
+    async def _insert_each(self, lines: Sequence[bytes]) -> Merged:
+        """Insert what is in the temporary table, the lines in their order, each alone."""
+        await self._connection.execute(self._queries["insert_each"])
+        rows = await self._connection.fetch(self._queries["outcome"])
+        await self._connection.execute(self._queries["empty"])
+        refused = [row for row in rows if row["place"] is not None]
+        return Merged(
+            sum(row["stored"] for row in rows),
+            [Bad(lines[row["place"] - 1], row["message"], _reason(row), unread=False) for row in refused],
+        )
+
+    async def _fill(self, lines: Sequence[bytes]) -> asyncpg.PostgresError | None:
+        """Begin a subtransaction with the lines in the temporary table; undone, and why, if one cannot be read."""
+        await self._connection.execute("SAVEPOINT merge")
+        try:
+            await copy_lines(self._connection, (None, "incoming"), self._columns, lines, self._timeout_seconds)
+        except asyncpg.PostgresError as error:
+            await self._undo(error)
+            return error
+        return None
+
+    async def _undo(self, error: asyncpg.PostgresError) -> None:
+        if is_servers(error):
+            raise error
+        await self._connection.execute("ROLLBACK TO SAVEPOINT merge; RELEASE SAVEPOINT merge")
+
+    # Whose fault it is.
+
+    async def is_tables_fault(self, bad: Sequence[Bad], good: Mapping[tuple[str, ...], Sequence[bytes]]) -> bool:
+        """Whether the table refuses every row, as it refused these. To be asked when it took none.
+
+        Tried, and rolled back, are `good` lines, by their columns (some of those of this merge), which the caller has
+        reason to believe in, and copies of events that were stored lately. If one goes in, or if all of them are
+        refused for other reasons, the rows are at fault.
+        """
+        await self._connection.execute("SAVEPOINT probe")
+        tried = 0
+        refused: list[Bad] = []
+        for columns, lines in good.items():
+            merge = Merge(self._connection, self._table, columns, self._timeout_seconds)
+            tried += len(lines)
+            refused += [one for line in lines for one in (await merge.insert([line])).bad]
+        # Rows that are stored are no lines any more: they tell nothing about why a line cannot be read.
+        if len(refused) == tried and not all(one.unread for one in bad):
+            await self._connection.execute("SAVEPOINT merge")
+            status = await self._connection.execute(self._queries["copy_recent"])
+            recent = int(status.split()[-1])
+            tried += recent
+            refused += (await self._insert_each([b""] * recent)).bad
+        await self._connection.execute("ROLLBACK TO SAVEPOINT probe; RELEASE SAVEPOINT probe")
+        return len(refused) == tried and not {one.reason for one in bad}.isdisjoint(one.reason for one in refused)
+
+
+def _reason_of_reading(error: asyncpg.PostgresError) -> Reason:
+    # 'COPY incoming, line 1, column ip_address: "…"': the value is no part of the reason.
+    where = (error.context or "").split('"')[0].split(":")[0]
+    return Reason(error.sqlstate or "", "", "", "", where)
+
+
+def _reason(row: Mapping[str, Any]) -> Reason:
+    first = (row["context"] or "").partition("\n")[0]
+    # Where no function of somebody's raised it, this is our own statement.
+    where = first if first.startswith("PL/pgSQL function") else ""
+    return Reason(row["sqlstate"], row["relation"], row["attribute"], row["rule"], where)
+
+
+async def _pieces(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Lines in pieces worth a message of the protocol. (asyncpg would read a file-like source in a thread, and
+    leaves a class behind each time that holds it until the garbage collector passes.)"""
+    gathered: list[bytes] = []
+    size = 0
+    for piece in lines:
+        gathered.append(piece)
+        size += len(piece)
+        if size >= _COPY_PIECE_BYTES:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield b"".join(gathered)
