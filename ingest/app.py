@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ from ingest.open_record import OpenRecord
 from ingest.periodic import run_every
 from ingest.pool import Pool
 from ingest.rejects import RejectReason
+from ingest.replays import Replays
 from ingest.routes import Parts
 from ingest.server import Server, bind_unix
 from ingest.tail import Tail
@@ -58,6 +59,7 @@ class Worker:
         self.accounts = Accounts()
         self.tail = Tail()
         self.window = DedupeWindow(config.dedupe_window_events)
+        self.replays = Replays()
         self.metrics = Metrics(self.accounts, Gauges(self._stores, self.can_accept), index)
         self.journal: Journal
         self.writer: Writer
@@ -110,7 +112,7 @@ class Worker:
                 claimed.release()
             raise
         assert claimed is not None
-        self.journal, self.writer = await self._open(claimed, position)
+        self.journal, self.writer = await self._open(claimed, position, self.replays)
         self.writer.postgres_up = position is not None
 
     async def _claim_and_connect(self) -> tuple[journals.Claimed | None, asyncpg.Connection | None]:
@@ -153,7 +155,9 @@ class Worker:
             statement_timeout_seconds=self.config.statement_timeout_seconds,
         )
 
-    async def _open(self, claimed: journals.Claimed, position: int | None) -> tuple[Journal, Writer]:
+    async def _open(
+        self, claimed: journals.Claimed, position: int | None, replays: Replays
+    ) -> tuple[Journal, Writer]:
         config = self.config
         journal = Journal(
             claimed,
@@ -161,7 +165,7 @@ class Worker:
             max_bytes=config.journal_max_bytes,
             memory_max_bytes=config.memory_max_bytes,
             on_settled=self._on_settled,
-            on_lost=lambda events: self.accounts.reject(RejectReason.JOURNAL_CORRUPT, events),
+            on_lost=self._on_lost,
         )
         journal.on_fsync = lambda seconds, _: self.metrics.fsync.observe(seconds)
         await asyncio.to_thread(journal.recover, position)
@@ -179,6 +183,8 @@ class Worker:
             flush_max_bytes=config.flush_max_bytes,
             statement_timeout_seconds=config.statement_timeout_seconds,
             on_flush=self._on_flush,
+            on_stored=lambda through, bad: self._on_stored(replays, through, bad),
+            is_kept=replays.is_kept,
         )
         return journal, writer
 
@@ -190,7 +196,19 @@ class Worker:
 
     def _on_flush(self, seconds: float, outcome: Outcome) -> None:
         self.metrics.flush.observe(seconds)
-        self.metrics.flush_rows.observe(sum(outcome))
+        self.metrics.flush_rows.observe(outcome.stored + outcome.duplicate + outcome.refused)
+
+    def _on_stored(self, replays: Replays, through: int, bad: Mapping[bytes, str] | None) -> None:
+        if bad is None:
+            # The database catches the retries instead.
+            self.window.clear()
+        elif bad:
+            self.window.forget(bad)
+        replays.flushed(through, bad)
+
+    def _on_lost(self, events: int) -> None:
+        self.accounts.reject(RejectReason.JOURNAL_CORRUPT, events)
+        self.replays.give_up()
 
     # Running.
 
@@ -230,7 +248,7 @@ class Worker:
             claimed = journals.claim_folder(folder)
             if claimed is None:
                 continue
-            journal, writer = await self._open(claimed, None)
+            journal, writer = await self._open(claimed, None, Replays())
             self.adopted[folder] = journal, writer
             if journal.backlog.events:
                 logger.info("adopted journal %d with %d events", journal.number, journal.backlog.events)
@@ -275,7 +293,7 @@ class Worker:
         """Serve HTTP on a bound socket, and the control socket for siblings and commands."""
         self.port = sock.getsockname()[1]
         parts = Parts(
-            self.config, self.journal, self.window, self.accounts, self.tail, self.metrics, self.keys,
+            self.config, self.journal, self.window, self.replays, self.accounts, self.tail, self.metrics, self.keys,
             self.experiments, self._reading, self._calling, self.can_accept, self.wait_stored, self.state,
             self.metrics_page,
         )  # fmt: skip
@@ -318,6 +336,7 @@ class Worker:
         # /readyz says no from here on, and a follower of the tail would keep its connection for ever.
         self.closing = True
         self.tail.close()
+        self.replays.give_up()
         for server in (self._server, self._control):
             if server is not None:
                 await server.stop()

@@ -1,7 +1,7 @@
 """The window of recent message ids, which catches most retries before the database has to.
 
 An id counts as seen only once its record is durable: a retry after a failed fsync is not a duplicate. While the
-record is on its way, the retry waits for it.
+record is on its way, the retry waits for it. Nor is an event seen that the table refused: it can be sent again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,17 @@ class DedupeWindow:
     def sets(self) -> tuple[set[bytes], set[bytes], dict[bytes, OpenRecord]]:
         """(durable, durable, in flight) for many questions in a row; to be read only, and before the next await."""
         return self._current, self._previous, self._in_flight
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """These events turned out not to be kept: the next with their ids are new."""
+        for key in keys:
+            self._current.discard(key)
+            self._previous.discard(key)
+
+    def clear(self) -> None:
+        """Forget all durable ids: some of them are not kept, nobody knows which."""
+        self._current.clear()
+        self._previous.clear()
 
     def begin(self, keys: Iterable[bytes], record: OpenRecord) -> None:
         """These ids were appended to this record."""

@@ -23,6 +23,7 @@ from ingest.journal import Journal, JournalFull
 from ingest.open_record import OpenRecord
 from ingest.payload import RawEvent, pieces
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
+from ingest.replays import Replays
 from ingest.submission import Submission
 from ingest.tail import Tail, Told
 from ingest.timestamps import parse_time
@@ -47,7 +48,7 @@ class IntakeSettings(NamedTuple):
     make_sender: (address, headers) -> Sender.
     check_key: the key or None -> whether it is a secret one; raises PayloadRefused if a key is needed and it is none.
     keep_rejected: whether one more refused event may be kept for replay.  observe_skew: seconds.
-    replays: whether what comes was refused once, and came long ago.
+    replays: where it is told what becomes of them, if what comes was refused once, and came long ago.
     """
 
     limits: Limits
@@ -55,7 +56,7 @@ class IntakeSettings(NamedTuple):
     check_key: Callable[[str | None], bool]
     keep_rejected: Callable[[], bool]
     observe_skew: Callable[[float], None]
-    replays: bool = False
+    replays: Replays | None = None
 
 
 class _Turn:
@@ -149,6 +150,8 @@ class Intake:
         turn.lines += lines
         if lines:
             submission.waits = True
+        if self._settings.replays is not None:
+            submission.keys.update(key for key in processed.keys if key is not None)
         clean = not processed.refused and len(raws) == len(events)
         refusals = [] if clean else _refusals(events, start, processed.refused)
         submission.position += len(events)
@@ -207,7 +210,7 @@ class Intake:
                 raise PayloadRefused(RejectReason.OVERLOADED, str(error)) from None
         self._accounts.cleaned += payload.cleaned
         sent_at = parse_time(payload.sent_at) if payload.sent_at is not None else None
-        if settings.replays:
+        if settings.replays is not None:
             sent_at = _sent_at_of_replay(submission.headers, sent_at, turn.moment.at)
         elif sent_at is not None:
             settings.observe_skew((turn.moment.at - sent_at).total_seconds())
@@ -281,6 +284,11 @@ class Intake:
             submission.refused = full
         elif submission.waits and record is not None:
             submission.records.append(record)
+        if self._settings.replays is not None:
+            # Before its record can be stored. An event that is a duplicate is in it, or in one before it.
+            submission.watch = self._settings.replays.watch(self._journal.newest_record, submission.keys)
+            if self._journal.is_stored(submission.watch.through):
+                self._settings.replays.flushed(submission.watch.through, {})
         # What waits for an fsync need not hold what was sent.
         submission.payload = submission.arrival = submission.sent = None
         submission.body = b""

@@ -30,6 +30,7 @@ from ingest.journal import Journal
 from ingest.metrics import Metrics
 from ingest.operations import Api, Operation
 from ingest.pool import Pool
+from ingest.replays import Replays
 from ingest.server import Server
 from ingest.stats.reading import Reader
 from ingest.tail import Tail
@@ -48,6 +49,7 @@ class Parts(NamedTuple):
     config: Config
     journal: Journal
     window: DedupeWindow
+    replays: Replays
     accounts: Accounts
     tail: Tail
     metrics: Metrics
@@ -79,13 +81,13 @@ def public_server(parts: Parts) -> Server:
 
 
 def control_server(parts: Parts) -> Server:
-    """What siblings and commands reach. What comes here is a replay: no key, no limit, and refused again it is not
-    kept twice."""
+    """What siblings and commands reach. What comes here is a replay: no key, no limit, refused again it is not kept
+    twice, and the answer waits until it is stored."""
     nothing = RateLimit(0.0, 1, time.monotonic)
     settings = _collect_settings(parts.config)._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED)
-    replays = Collector(settings, _intake(parts, (), nothing, replays=True), parts.metrics)
+    collector = Collector(settings, _intake(parts, (), nothing, parts.replays), parts.metrics)
     app = control.application(parts.metrics.page, parts.tail)
-    return Server(replays.routes(), app, Cors(()), parts.metrics, parts.config.shutdown_timeout_seconds)
+    return Server(collector.routes(), app, Cors(()), parts.metrics, parts.config.shutdown_timeout_seconds)
 
 
 # Events.
@@ -102,7 +104,7 @@ def _collect_settings(config: Config) -> CollectSettings:
     )
 
 
-def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, *, replays: bool = False) -> Intake:
+def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, replays: Replays | None = None) -> Intake:
     config = parts.config
     make_sender, locate = _locators(config)
     limits = Limits(

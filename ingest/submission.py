@@ -9,6 +9,7 @@ from ingest.event import Arrival, Sender
 from ingest.open_record import OpenRecord
 from ingest.payload import Payload, RawEvent
 from ingest.rejects import Refusal
+from ingest.replays import Watch
 
 
 class Submission:
@@ -25,6 +26,7 @@ class Submission:
         "decode",
         "header_key",
         "headers",
+        "keys",
         "path",
         "payload",
         "position",
@@ -35,6 +37,7 @@ class Submission:
         "sent",
         "settled",
         "waits",
+        "watch",
     )
 
     def __init__(
@@ -65,6 +68,9 @@ class Submission:
         self.waits = False
         self.refusals: list[tuple[int, Refusal]] = []
         self.refused: Refusal | None = None
+        # Of a replay: the ids in it, and what becomes of them.
+        self.keys: set[bytes] = set()
+        self.watch: Watch | None = None
 
     @property
     def events(self) -> list[RawEvent | Refusal]:

@@ -14,10 +14,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 
@@ -54,11 +55,13 @@ class TableRefuses(IngestError):
 
 
 class Outcome(NamedTuple):
-    """What one flush did, in events; `refused` were accepted and then refused by the table."""
+    """What one flush did, in events; `refused` were accepted and then refused by the table. `bad` tells which, by
+    their ids, and why; None that nobody knows any more."""
 
     stored: int
-    duplicate: int
-    refused: int
+    duplicate: int = 0
+    refused: int = 0
+    bad: Mapping[bytes, str] | None = MappingProxyType({})
 
 
 class Writer:
@@ -73,7 +76,11 @@ class Writer:
         flush_max_bytes: int,
         statement_timeout_seconds: float,
         on_flush: Callable[[float, Outcome], None] = lambda seconds, outcome: None,
+        on_stored: Callable[[int, Mapping[bytes, str] | None], None] = lambda through, bad: None,
+        is_kept: Callable[[bytes], bool] = lambda message_id: False,
     ) -> None:
+        """`on_stored` is told through which record everything is stored, and the `bad` of the Outcome. `is_kept` is
+        asked whether a refused event is in `analytics.rejected_events` already."""
         self.journal = journal
         self.postgres_up = False
         # Why the table takes no row at all, while that is so.
@@ -84,6 +91,8 @@ class Writer:
         self._flush_max_bytes = flush_max_bytes
         self._timeout_seconds = statement_timeout_seconds
         self._on_flush = on_flush
+        self._on_stored = on_stored
+        self._is_kept = is_kept
         self._queries = load_queries("writer")
         self._connection: asyncpg.Connection | None = None
         # The server's process of a connection that we cut, until we know that it is gone.
@@ -238,7 +247,8 @@ class Writer:
         events = sum(record.events for record in covered)
         duplicate, refused = (counts["events_duplicate"], counts["events_rejected"]) if counts else (0, 0)
         refused = max(0, refused - sum(record.rejected for record in covered))
-        self._settle(Outcome(events - duplicate - refused, duplicate, refused), len(covered))
+        bad: dict[bytes, str] | None = {} if counts and not refused else None
+        self._settle(Outcome(events - duplicate - refused, duplicate, refused, bad), len(covered))
 
     def _count_already_stored(self, record: Record) -> None:
         self._accounts.stored += record.events
@@ -317,7 +327,7 @@ class Writer:
             columns = self._records[0].layout.rejected_columns
             lines = (record.rejected_lines for record in self._records)
             await copy_lines(connection, ("analytics", "rejected_events"), columns, lines, self._timeout_seconds)
-        return Outcome(sum(record.events for record in self._records), 0, 0)
+        return Outcome(sum(record.events for record in self._records))
 
     async def _merge(self, connection: asyncpg.Connection) -> Outcome:
         columns = self._records[0].layout.event_columns
@@ -336,7 +346,7 @@ class Writer:
             await connection.execute(self._queries["correct_flush"], self.journal.number, last, duplicate, len(bad))
         if duplicate:
             self._merges_left = MERGES_AFTER_DUPLICATE
-        return Outcome(stored, duplicate, len(bad))
+        return Outcome(stored, duplicate, len(bad), {_message_id(one.line, columns): one.message for one in bad})
 
     def _good(self, columns: tuple[str, ...], line: bytes) -> dict[tuple[str, ...], list[bytes]]:
         """Lines, by their columns, that a table would take if nobody had changed it: the least that an event can be,
@@ -369,7 +379,9 @@ class Writer:
         logger.error("the table refused %d accepted events; they are in analytics.rejected_events", len(bad))
         batch_id = self.journal.number << RECORD_BITS | self._records[-1].number
         columns = self._records[0].layout.event_columns
-        lines = [_rejected_line(one, columns, batch_id) for one in bad]
+        lines = [
+            _rejected_line(one, columns, batch_id) for one in bad if not self._is_kept(_message_id(one.line, columns))
+        ]
         if refused := await self._keep(connection, row.REJECTED_COLUMNS, lines):
             raise TableRefuses(f"analytics.rejected_events refuses what analytics.events does: {refused[0].message}")
 
@@ -390,6 +402,7 @@ class Writer:
 
     def _settle(self, outcome: Outcome, count: int) -> None:
         """Book what became of the first `count` of the taken records and let them go."""
+        last = self._taken[count - 1].number
         self.journal.forget(count)
         self._taken = self._taken[count:]
         self._accounts.stored += outcome.stored
@@ -397,6 +410,7 @@ class Writer:
         if outcome.refused:
             self._accounts.reject(RejectReason.DATABASE_REFUSED, outcome.refused)
         self.last_stored_at = time.time()
+        self._on_stored(last, outcome.bad)
 
     def _complain(self, error: BaseException) -> None:
         if self._quiet.due():
@@ -422,6 +436,11 @@ def _days(records: Iterable[Record]) -> list[date]:
         place = record.layout.event_columns.index("created_at")
         days.update([line.split(b"\t", place + 1)[place][:10] for line in record.event_lines.splitlines()])
     return sorted(date.fromisoformat(day.decode()) for day in days)
+
+
+def _message_id(line: bytes, columns: tuple[str, ...]) -> bytes:
+    place = columns.index("id")
+    return UUID(line.split(b"\t", place + 1)[place].decode()).bytes
 
 
 def _rejected_line(bad: Bad, columns: tuple[str, ...], batch_id: int) -> bytes:

@@ -18,7 +18,11 @@ from ingest.config import Config
 from ingest.errors import IngestError
 from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.rejects import RejectReason
+from ingest.replays import WAIT_SECONDS
 
+_AT_ONCE = 100
+"""An answer comes when the flush is stored, which takes a tenth of a second however many wait for it."""
+_NO_ANSWER = "no answer"
 _REPLAY_NAMESPACE = UUID("0d9a4f0e-7a57-5d0c-8f0b-3c2f2b6f7c55")
 
 
@@ -59,8 +63,10 @@ async def _read(
 
 
 def replay(config: Config, reason: str | None, number: int | None) -> int:
-    """Send refused events again, to the collector that runs on this data folder; exit code 1 if any is
-    refused again."""
+    """Send refused events again, to the collector that runs on this data folder; exit code 1 if any is not stored.
+
+    One is marked as replayed when its row is stored: whatever happens before that, it can be replayed again.
+    """
     _check_reason(reason)
     with database_url(config) as url:
         accepted, refused = asyncio.run(_replay(config, url, reason, number))
@@ -77,24 +83,34 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
     accepted = refused = after = 0
     try:
         await migrations.check(connection)
-        async with control.client(paths[0], aiohttp.ClientTimeout(total=30)) as session:
-            while events := await connection.fetch(queries["replayable"], reason, number, after):
-                for event in events:
-                    after = event["id"]
-                    answer = await _send(session, event)
-                    if answer is None:
-                        await connection.execute(queries["mark_replayed"], event["id"])
-                        accepted += 1
-                    else:
-                        refused += 1
+        last = await connection.fetchval(queries["last"])
+        async with control.client(paths[0], aiohttp.ClientTimeout(total=WAIT_SECONDS + 30)) as session:
+            while events := await connection.fetch(queries["replayable"], reason, number, after, last, _AT_ONCE):
+                answers = await asyncio.gather(*[_send(session, event) for event in events])
+                after = events[-1]["id"]
+                stored = [event["id"] for event, answer in zip(events, answers, strict=True) if answer is None]
+                await connection.execute(queries["mark_replayed"], stored)
+                accepted += len(stored)
+                refused += len(events) - len(stored)
+                for event, answer in zip(events, answers, strict=True):
+                    if answer is not None:
                         print(f"#{event['id']}: {answer}")
+                if _NO_ANSWER in answers:
+                    raise IngestError(f"the collector went away; {accepted} of the refused events are stored")
     finally:
         await database.close(connection)
     return accepted, refused
 
 
 async def _send(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
-    """None when it was accepted, else why not."""
+    """None when its row is stored, else why not."""
+    try:
+        return await _post(session, event)
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return _NO_ANSWER
+
+
+async def _post(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
     body, headers = as_sent(event)
     url, skipped = f"http://worker{event['route']}", ("User-Agent",)
     async with session.post(url, data=body, headers=headers, skip_auto_headers=skipped) as response:

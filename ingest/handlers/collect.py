@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
+from ingest import replays
 from ingest.access import authorization_key
 from ingest.addresses import Network, client_address, rate_limit_key
 from ingest.http import RateLimit, answer, problem, read_body, refuse
@@ -17,6 +18,7 @@ from ingest.intake import NOT_WRITTEN, Intake
 from ingest.metrics import Metrics
 from ingest.payload import Payload, decode_native, decode_segment
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
+from ingest.replays import Watch
 from ingest.submission import Submission
 
 NATIVE_PATH: Final = "/v1/events"
@@ -99,6 +101,8 @@ class Collector:
             if not submission.durable:
                 return refuse(NOT_WRITTEN)
             observe(time.perf_counter() - started)
+            if submission.watch is not None:
+                return await _answer_replay(submission, submission.watch)
             return _answer(submission.accepted, submission.refusals)
 
         return handle
@@ -170,6 +174,14 @@ def _answer(accepted: int, refusals: list[tuple[int, Refusal]]) -> web.Response:
     if accepted:
         return answer(200, {"accepted": accepted, "rejected": listed}, headers)
     return problem(400, first.reason.value, first.detail, headers, {"accepted": 0, "rejected": listed})
+
+
+async def _answer_replay(submission: Submission, watch: Watch) -> web.Response:
+    """Whoever replays a refused event wants to know whether its row is stored now."""
+    if not await replays.outcome(watch):
+        return problem(503, "not_stored", "it is durable, but not known to be stored yet; replay it again later")
+    refused = [(0, Refusal(RejectReason.DATABASE_REFUSED, why)) for why in watch.refused.values()]
+    return _answer(submission.accepted - len(refused), [*submission.refusals, *refused])
 
 
 async def segment_settings(request: web.Request) -> web.Response:

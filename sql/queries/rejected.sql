@@ -13,15 +13,19 @@ FROM analytics.rejected_events
 GROUP BY reason
 ORDER BY events DESC
 
+-- last --
+-- What is refused while events are replayed is not for this replay.
+SELECT coalesce(max(id), 0) FROM analytics.rejected_events
+
 -- replayable --
 -- What may be sent again, oldest first; a text that was cut short cannot be.
 SELECT id, received_at, sent_at, route, payload, user_agent, host(ip_address) AS address
 FROM analytics.rejected_events
 WHERE replayed_at IS NULL AND NOT payload_truncated
-    AND ($1::text IS NULL OR reason = $1) AND ($2::bigint IS NULL OR id = $2) AND id > $3
+    AND ($1::text IS NULL OR reason = $1) AND ($2::bigint IS NULL OR id = $2) AND id > $3 AND id <= $4
 ORDER BY id
-LIMIT 500
+LIMIT $5
 
 -- mark_replayed --
--- It was accepted this time.
-UPDATE analytics.rejected_events SET replayed_at = now() WHERE id = $1
+-- They are stored now.
+UPDATE analytics.rejected_events SET replayed_at = now() WHERE id = ANY ($1::bigint[])
