@@ -86,7 +86,9 @@ class Worker:
 
     def can_accept(self) -> bool:
         """Whether an event that came now could be made durable. A database outage does not matter here."""
-        return not self.closing and not self._write_failing and self.journal.has_room
+        if self.closing or self._write_failing:
+            return False
+        return self.journal.has_room and not self.journal.is_stalled
 
     # Opening.
 

@@ -36,6 +36,8 @@ MAX_OPEN_BYTES: Final = 8 * 1024 * 1024
 _O_DSYNC: Final = getattr(os, "O_DSYNC", 0)
 _SYNCED_BY_WRITE: Final = bool(_O_DSYNC) and sys.platform == "linux"
 """On Linux a write to such a descriptor is a write and an fdatasync in one system call."""
+STALLED_SECONDS: Final = 10.0
+"""A write that takes longer: the disk hangs, and who could send elsewhere should."""
 RECORD_BITS: Final = 40
 """batch_id = journal number << 40 | record number."""
 
@@ -89,6 +91,7 @@ class Journal:
         self._offset = 0
         self._open = OpenRecord(1)
         self._writing: OpenRecord | None = None
+        self._writing_since = 0.0
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -140,6 +143,11 @@ class Journal:
         return self.backlog.disk_bytes + min(MAX_OPEN_BYTES, self._max_bytes // 8) <= self._max_bytes
 
     @property
+    def is_stalled(self) -> bool:
+        """Whether the write in flight does not come to an end."""
+        return self._writing is not None and time.monotonic() - self._writing_since > STALLED_SECONDS
+
+    @property
     def has_backlog(self) -> bool:
         """Whether anything waits to be stored."""
         return bool(self.backlog.events or self.backlog.rejected)
@@ -174,14 +182,15 @@ class Journal:
         Raises JournalFull, having taken nothing.
         """
         record = self._open
-        size = sum(map(len, lines)) + sum(map(len, rejected_lines))
+        encoded, encoded_rejected = _encode(lines), _encode(rejected_lines)
+        size = sum(map(len, encoded)) + sum(map(len, encoded_rejected))
         if record.size and record.size + size > MAX_OPEN_BYTES:
             raise JournalFull("the disk does not keep up")
         self.check_room(size)
         if not record.opened_at_us:
-            record.opened_at_us = time.time_ns() // 1000
-        record.lines += lines
-        record.rejected_lines += rejected_lines
+            record.opened_at_us = _now_us()
+        record.lines += encoded
+        record.rejected_lines += encoded_rejected
         record.events += events
         record.rejected += rejected
         record.size += size
@@ -228,21 +237,26 @@ class Journal:
     def _begin_write(self) -> None:
         self._scheduled = False
         record = self._open
-        self._writing = record
+        self._writing, self._writing_since = record, time.monotonic()
         self._open = OpenRecord(record.number + 1)
-        durable = Record(
-            number=record.number,
-            events=record.events,
-            rejected=record.rejected,
-            opened_at_us=record.opened_at_us,
-            stored_through=self.backlog.stored_through,
-            event_lines=_encode(record.lines),
-            rejected_lines=_encode(record.rejected_lines),
-            layout=self.layout,
-        )
-        # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
-        # each time it needs it, so it should need it once, between two system calls.
-        self._thread.submit(partial(self._write_in_thread, durable, segment.encode(durable)), self._finish_write)
+        try:
+            durable = Record(
+                number=record.number,
+                events=record.events,
+                rejected=record.rejected,
+                opened_at_us=record.opened_at_us,
+                stored_through=self.backlog.stored_through,
+                event_lines=b"".join(record.lines),
+                rejected_lines=b"".join(record.rejected_lines),
+                layout=self.layout,
+            )
+            # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
+            # each time it needs it, so it should need it once, between two system calls.
+            work = partial(self._write_in_thread, durable, segment.encode(durable))
+            self._thread.submit(work, self._finish_write)
+        except Exception as error:
+            # Whatever it is, a bug of ours or no memory for a thread: nobody must wait for this record for ever.
+            self._finish_write(None, error)
 
     def _write_in_thread(self, record: Record, encoded: bytes) -> Written:
         started = time.perf_counter()
@@ -254,7 +268,7 @@ class Journal:
             _write_all(self._descriptor, encoded)
             if not _SYNCED_BY_WRITE:
                 os.fdatasync(self._descriptor)
-        except OSError:
+        except BaseException:
             self._abandon_segment_in_thread()
             raise
         self._offset += len(encoded)
@@ -270,7 +284,7 @@ class Journal:
         try:
             _write_all(descriptor, head)
             segment.flush_folder(self.folder)
-        except OSError:
+        except BaseException:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             raise
@@ -292,26 +306,33 @@ class Journal:
         record = self._writing
         assert record is not None
         self._writing = None
+        try:
+            self._settle(record, written, error)
+        except Exception:
+            logger.exception("journal %d: settling record %d failed", self.number, record.number)
+        finally:
+            # The lines are in the durable record now, or nowhere; a handle that lives on must not hold them.
+            record.lines, record.rejected_lines, record.keys = [], [], []
+            for waiter in record.waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            if self._open.opened_at_us:
+                self._begin_write()
+            else:
+                self._idle.set()
+
+    def _settle(self, record: OpenRecord, written: Written | None, error: BaseException | None) -> None:
+        record.outcome = written is not None
         if written is not None:
-            record.outcome = True
             self._noted = written.record.stored_through
-            self.on_fsync(written.seconds, written.record.size)
             self.backlog.keep(written)
+            self.on_fsync(written.seconds, written.record.size)
         else:
-            record.outcome = False
             self.failed_writes += 1
             self.backlog.add(-record.events, -record.rejected, -record.size)
-            logger.error("journal %d cannot write: %s", self.number, error)
+            told = error if isinstance(error, OSError) else repr(error)
+            logger.error("journal %d cannot write: %s", self.number, told)
         self._on_settled(record)
-        # The lines are in the durable record now, or nowhere; a handle that lives on must not hold them.
-        record.lines, record.rejected_lines, record.keys = [], [], []
-        for waiter in record.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        if self._open.opened_at_us:
-            self._begin_write()
-        else:
-            self._idle.set()
 
     def _in_flight(self) -> tuple[int, int, int]:
         """Events, refused events and bytes of what is not durable yet."""
@@ -374,12 +395,18 @@ class Journal:
         self._claimed.release()
 
 
-def _encode(lines: list[str]) -> bytes:
+def _encode(lines: Sequence[str]) -> list[bytes]:
     """One by one: joined first, a single text outside Latin-1 would make the whole record wide and slow.
 
     "replace" can never be needed, but one text that is not well-formed must not fail its neighbours.
     """
-    return b"".join([line.encode("utf-8", "replace") for line in lines])
+    return [line.encode("utf-8", "replace") for line in lines]
+
+
+def _now_us() -> int:
+    """Now, Unix microseconds. Before 1970, as on a machine that has just lost its clock, it is the first of them:
+    the header has no room for a sign, and 0 is a record that is not opened."""
+    return max(1, time.time_ns() // 1000)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -28,8 +28,9 @@ class OpenRecord:
     def __init__(self, number: int) -> None:
         self.number = number
         self.opened_at_us = 0
-        self.lines: list[str] = []
-        self.rejected_lines: list[str] = []
+        # As they will stand in the record, so that `size` is bytes.
+        self.lines: list[bytes] = []
+        self.rejected_lines: list[bytes] = []
         # How many places in it were given to events, which may not all have become lines.
         self.positions = 0
         self.events = 0

@@ -7,6 +7,7 @@ record's megabytes, until the garbage collector passes. That was 90 MB at full l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -26,9 +27,10 @@ class WorkThread:
 
     def submit(self, work: Callable[[], Any], done: Done) -> None:
         """Call `work` in the thread, then `done(result, error)` on the loop that called this; one is None."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         self._jobs.put((work, asyncio.get_running_loop(), done))
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -61,6 +63,8 @@ class WorkThread:
                 result = work()
             except BaseException as error:
                 problem = error
-            loop.call_soon_threadsafe(done, result, problem)
+            # A loop that is closed waits for nothing any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(done, result, problem)
             # Or the thread would hold the last result until it has another one.
             del job, work, loop, done, result, problem

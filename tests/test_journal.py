@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import struct
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +135,42 @@ async def test_memory_is_bounded_and_the_rest_is_read_back_from_disk_in_order(tm
     await journal.close()
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.text(st.characters(codec="utf-8"), max_size=40), st.booleans()), max_size=12))
+def test_bytes_are_bytes_whatever_the_script(tmp_path_factory, texts):
+    """Pending and memory are counted in bytes of UTF-8, never in characters, and come back to nothing."""
+    folder = tmp_path_factory.mktemp("bytes") / "j"
+
+    async def check() -> None:
+        journal = make(folder, memory_max_bytes=200)
+        expected = 0
+        for text, is_refused in texts:
+            line = f"{text.translate({10: None, 13: None})}\u00e9\u4e2d\U0001f600\n"
+            expected += len(line.encode())
+            given = ((), 0, [], [line], 1) if is_refused else ([line], 1, [])
+            record = journal.append(*given)
+            assert journal.backlog.bytes == expected
+            await journal.wait(record)
+            assert journal.backlog.bytes == expected
+        drained = await drain(journal)
+        assert sum(record.size for record in drained) == expected
+        assert (journal.backlog.bytes, journal.memory_bytes, journal.backlog.events) == (0, 0, 0)
+        await journal.close()
+
+    asyncio.run(check())
+
+
+async def test_the_byte_limit_counts_bytes(tmp_path):
+    journal = make(tmp_path / "j", max_bytes=300_000, segment_bytes=100_000)
+    with pytest.raises(JournalFull):
+        for _ in range(1000):
+            await put(journal, "\U0001f600" * 1000)
+    assert 250_000 < journal.disk_bytes <= 300_000
+    with pytest.raises(JournalFull):
+        journal.append(["\u4e2d" * 99_000], 1, [])
+    await journal.close()
+
+
 async def test_past_the_byte_limit_nothing_is_taken_until_there_is_room(tmp_path):
     journal = make(tmp_path / "j", max_bytes=300_000, segment_bytes=100_000)
     stored = 0
@@ -184,6 +223,99 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
     await journal.close()
     journal = make(tmp_path / "j", stored_through=0)
     assert lines_of(await drain(journal)) == ["before", "after"], "what was not acknowledged is not stored either"
+    await journal.close()
+
+
+BROKEN_WRITES = {
+    "encoding": ("ingest.segment.encode", struct.error("argument out of range")),
+    "no memory": ("ingest.segment.encode", MemoryError()),
+    "no thread": ("threading.Thread.start", RuntimeError("can't start new thread")),
+    "no descriptor": ("os.open", OSError(errno.EMFILE, "Too many open files")),
+    "folder gone": ("os.open", FileNotFoundError(errno.ENOENT, "No such file or directory")),
+    "first line": ("ingest.segment.encode_layout", ValueError("not JSON")),
+    "folder's fsync": ("ingest.segment.flush_folder", OSError(errno.EIO, "Input/output error")),
+    "write": ("ingest.journal._write_all", OSError(errno.ENOSPC, "No space left on device")),
+    "write, no memory": ("ingest.journal._write_all", MemoryError()),
+    "write, a bug": ("ingest.journal._write_all", ZeroDivisionError("ours")),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_WRITES)
+@pytest.mark.parametrize("at_start", [True, False])
+async def test_whatever_a_write_raises_fails_its_requests_and_nobody_waits(tmp_path, monkeypatch, what, at_start):
+    # Small segments, so that the write that fails begins one.
+    journal = make(tmp_path / "j", segment_bytes=1)
+    kept = []
+    if not at_start:
+        await put(journal, "before")
+        kept.append("before")
+        if what == "no thread":
+            journal._thread.close()
+    where, error = BROKEN_WRITES[what]
+
+    def fail(*given, **named):
+        raise error
+
+    async with asyncio.timeout(10):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fail)
+            outcomes = await asyncio.gather(*[put(journal, f"lost {n}") for n in range(3)], return_exceptions=True)
+            assert all(isinstance(outcome, JournalFailed) for outcome in outcomes)
+            with pytest.raises(JournalFailed):
+                await put(journal, "lost again")
+        assert (journal.backlog.events, journal.failed_writes) == (len(kept), 2)
+        await put(journal, "after")
+    await journal.close()
+    journal = make(tmp_path / "j", stored_through=0)
+    assert lines_of(await drain(journal)) == [*kept, "after"]
+    await journal.close()
+
+
+@pytest.mark.parametrize("what", ["on_fsync", "_on_settled"])
+async def test_a_listener_that_raises_keeps_nobody_waiting(tmp_path, monkeypatch, what):
+    journal = make(tmp_path / "j")
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, what, lambda *given: 1 / 0)
+        async with asyncio.timeout(10):
+            for index in range(3):
+                await put(journal, f"event {index}")
+    assert len(await drain(journal)) == 3
+    await journal.close()
+
+
+async def test_a_write_that_hangs_is_told(tmp_path, monkeypatch):
+    journal = make(tmp_path / "j")
+    release = threading.Event()
+    real = ingest.journal._write_all
+    monkeypatch.setattr(ingest.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
+    waiting = asyncio.ensure_future(put(journal, "event"))
+    await asyncio.sleep(0.01)
+    assert not journal.is_stalled
+    monkeypatch.setattr(ingest.journal, "STALLED_SECONDS", 0.0)
+    assert journal.is_stalled
+    release.set()
+    await waiting
+    assert not journal.is_stalled
+    await journal.close()
+
+
+YEAR_2200_NS = 7_258_118_400_000_000_000
+
+
+@pytest.mark.parametrize("clock", [[-1], [-(10**18), 10**18], [0], [999], [YEAR_2200_NS, 1, YEAR_2200_NS], [2**63]])
+async def test_the_clock_may_say_anything(tmp_path, monkeypatch, clock):
+    """Before 1970, far ahead, going backwards: what is accepted comes out, now and after a restart."""
+    journal = make(tmp_path / "j")
+    with monkeypatch.context() as patch:
+        moments = iter(clock * 4)
+        patch.setattr(time, "time_ns", lambda: next(moments))
+        async with asyncio.timeout(10):
+            for index in range(4):
+                await put(journal, f"event {index}")
+        assert journal.oldest_us is not None and journal.oldest_us > 0
+    await journal.close()
+    journal = make(tmp_path / "j", stored_through=0)
+    assert lines_of(await drain(journal)) == [f"event {index}" for index in range(4)]
     await journal.close()
 
 
