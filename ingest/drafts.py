@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from ingest.context import ContextFacts
 from ingest.payload import RawEvent
 from ingest.rejects import Refusal, RejectReason
+
+_NOTHING: Final = RawEvent(name="-", type="system")
 
 
 class Drafts:
@@ -17,6 +20,7 @@ class Drafts:
     """
 
     __slots__ = (
+        "_left_out",
         "anonymous_ids",
         "client_times",
         "contexts",
@@ -55,11 +59,19 @@ class Drafts:
         self.pages: list[str] = []
         self.senders: list[str] = []
         self.refused: dict[int, Refusal] = {}
+        # How many of them `raws` does not have any more.
+        self._left_out = 0
 
     def refuse(self, column: list[str], reason: RejectReason, detail: str) -> None:
         """Object to the event whose turn it is in `column`, which gets no value worth having."""
         self.refused.setdefault(len(column), Refusal(reason, detail))
         column.append("")
+
+    def leave_out_refused(self) -> None:
+        """What is refused is not worked on any more: an event with nothing in it stands in its place."""
+        if len(self.refused) > self._left_out:
+            self._left_out = len(self.refused)
+            self.raws = [_NOTHING if index in self.refused else raw for index, raw in enumerate(self.raws)]
 
     def lines(self, received_at: str, first: int, ending: str) -> list[str]:
         """The lines of all of them; those of refused events mean nothing. `first` is the place of the first."""

@@ -1,136 +1,147 @@
-"""Telling apart the elements of an array in JSON text that no decoder reads to its end. Pure.
+"""Telling apart the elements of an array in JSON text that no decoder reads to its end, or not in one go. Pure.
 
 A decoder gives up at the first thing that it cannot step over, and takes the rest of a batch along: a broken token,
 a nesting too deep for it. Here only quotes and brackets count, so what stands between them may be anything; each
 element is then decoded by itself.
+
+All of it is linear: every byte is looked at a fixed number of times, `WINDOW` of them at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from typing import Final, NamedTuple
+from itertools import accumulate
+from typing import Final
+
+from ingest.bites import Bites
 
 MOST_STEPS: Final = 500_000
 """Brackets and commas that are looked at in one body, half a microsecond each: what needs more is not told apart."""
+WINDOW: Final = 64 * 1024
+"""Bytes that one call of a regular expression may look at: 3 ms, if they are escapes."""
+_BITE: Final = 64 * 1024
+"""Bytes of a bite; a step costs as much as _STEP of them."""
+_STEP: Final = 64
+_FEW_STEPS: Final = 2000
+"""In one value. Of one that takes more, whole windows are passed over, with 30 ns for each bracket."""
+_LONGEST_KEY: Final = 4096
 
-# Possessive, so that no text makes them go back; Python before 3.11.5 forgets what a possessive group had tried in
-# vain, so no group here may fail half-way but at the end of the text.
+# Possessive, so that no text makes them go back; Python before 3.11.5 forgets what a possessive group had tried and
+# given up, so no group here may fail half-way but at the end of the window, where the whole expression fails.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+[\[\]{}]", re.DOTALL)
 _TO_END = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+[\[\]{},]", re.DOTALL)
+_NO_BRACKET = re.compile(rb'[^"\[\]{}]*+')
+_NO_END = re.compile(rb'[^"\[\]{},]*+')
 _MEMBER = re.compile(rb"\s*(" + _STRING + rb")\s*:\s*", re.DOTALL)
-_WHITESPACE: Final = b" \t\r\n"
-_BATCH: Final = b'"batch"'
-_COMMA, _CLOSED_ARRAY, _CLOSED_OBJECT = b",]}"
-_CLOSING: Final = {ord("["): _CLOSED_ARRAY, ord("{"): _CLOSED_OBJECT}
+_QUOTE: Final = ord('"')
+_OPENING: Final = b"[{"
+_CLOSING: Final = b"]}"
+_NO_BRACKETS = bytes(set(range(256)) - set(_OPENING + _CLOSING))
+_AS_STEPS = bytes.maketrans(_OPENING + _CLOSING, b"\x01\x01\xff\xff")
+"""One down and, as a signed byte, one up."""
 
 
-class Envelope(NamedTuple):
-    """An object around a batch: the elements of its array `batch`, None if it has none, and the text of the members
-    that were asked for."""
-
-    batch: list[bytes] | None
-    members: dict[str, bytes]
-
-
-class _CannotTell(Exception):
+class CannotTell(Exception):
     """Quotes or brackets do not match, an element is missing, or it would take too many steps."""
 
 
-def split_array(text: bytes, most: int) -> list[bytes] | None:
-    """The elements of a text that is one array, as they stand there; None if they cannot be told apart.
+class Scan:
+    """Steps over a text from one bracket or comma to the next. Give it what it found, and it goes on from there."""
 
-    Past `most` elements it stops, and gives one more.
-    """
-    try:
-        pieces, end = _Scan(text).array(0, most)
-    except _CannotTell:
-        return None
-    return pieces if len(pieces) > most or end == len(text) else None
-
-
-def split_envelope(text: bytes, most: int, names: Collection[str]) -> Envelope | None:
-    """The same for a text that is one object: the elements of its `batch`, and its members of these names."""
-    try:
-        envelope, end = _Scan(text).envelope(most, {b'"%b"' % name.encode(): name for name in names})
-    except _CannotTell:
-        return None
-    return envelope if len(envelope.batch or ()) > most or end == len(text) else None
-
-
-class _Scan:
-    """Steps over a text once, from one bracket or comma to the next."""
-
-    __slots__ = ("_steps", "_text")
+    __slots__ = ("_left", "_steps", "text")
 
     def __init__(self, text: bytes) -> None:
-        self._text = text
+        self.text = text
         self._steps = MOST_STEPS
+        # Of the bite.
+        self._left = _BITE
 
-    def array(self, at: int, most: int) -> tuple[list[bytes], int]:
-        """The elements of the array that begins at `at`, and where it ends."""
-        pieces: list[bytes] = []
-        mark = _COMMA
-        while mark == _COMMA and len(pieces) <= most:
-            piece, at = self._value(at + 1)
-            mark = self._text[at]
-            pieces.append(piece)
-        if len(pieces) > most:
-            return pieces, at
-        if pieces == [b""]:
-            pieces = []
-        if mark != _CLOSED_ARRAY or b"" in pieces:
-            raise _CannotTell
-        return pieces, at + 1
+    def member(self, at: int) -> tuple[bytes, int]:
+        """The key behind `at`, as it stands there with its quotes, and where its value begins."""
+        self._steps -= 1
+        member = _MEMBER.match(self.text, at, at + _LONGEST_KEY)
+        if member is None:
+            raise CannotTell
+        return member[1], member.end()
 
-    def envelope(self, most: int, names: dict[bytes, str]) -> tuple[Envelope, int]:
-        """The batch and the named members of the object that the text is, and where it ends."""
-        at = 0
-        mark = _COMMA
-        batch: list[bytes] | None = None
-        members: dict[str, bytes] = {}
-        while mark == _COMMA:
-            member = _MEMBER.match(self._text, at + 1)
-            if member is None:
-                raise _CannotTell
-            key, at = member[1], member.end()
-            if key == _BATCH and self._text.startswith(b"[", at):
-                batch, at = self.array(at, most)
-                if len(batch) > most:
-                    return Envelope(batch, members), at
-                behind, at = self._value(at)
-                if behind:
-                    raise _CannotTell
-            else:
-                value, at = self._value(at)
-                if key in names:
-                    members[names[key]] = value
-            mark = self._text[at]
-        if mark != _CLOSED_OBJECT:
-            raise _CannotTell
-        return Envelope(batch, members), at + 1
-
-    def _value(self, at: int) -> tuple[bytes, int]:
-        """What begins at `at`, and where it ends."""
-        end = self._end_of_value(at)
-        return self._text[at:end].strip(_WHITESPACE), end
-
-    def _end_of_value(self, at: int) -> int:
+    def end_of_value(self, at: int) -> Bites[int]:
         """Where the value that begins at `at` ends: the place of the comma or closing bracket behind it."""
-        text = self._text
-        awaited = bytearray()
-        while self._steps:
+        text = self.text
+        depth = 0
+        # How many steps are left and where it is when whole windows are tried.
+        fine, tried = self._steps - _FEW_STEPS, 0
+        while self._steps > 0:
+            if self._steps < fine and depth and at >= tried:
+                at, depth = yield from self._windows(at, depth)
+                tried = at + WINDOW
             self._steps -= 1
-            found = (_TO_BRACKET if awaited else _TO_END).match(text, at)
+            found = (_TO_BRACKET if depth else _TO_END).match(text, at, at + WINDOW)
             if found is None:
-                raise _CannotTell
-            at = found.end()
+                end = yield from self._past_window(at, _NO_BRACKET if depth else _NO_END)
+            else:
+                end = found.end()
+                self._left -= _STEP + end - at
+                if self._left < 0:
+                    self._left = _BITE
+                    yield
+            at = end
             mark = text[at - 1]
-            if mark in _CLOSING:
-                awaited.append(_CLOSING[mark])
-            elif not awaited:
+            if mark in _OPENING:
+                depth += 1
+            elif not depth:
                 return at - 1
-            elif awaited.pop() != mark:
-                raise _CannotTell
-        raise _CannotTell
+            else:
+                depth -= 1
+        raise CannotTell
+
+    def _windows(self, at: int, depth: int) -> Bites[tuple[int, int]]:
+        """Pass over whole windows in which the value does not end: (where that is, how deep it is there)."""
+        text = self.text
+        while True:
+            # Without escapes, every second piece between quotes is outside of strings.
+            window = text[at : at + WINDOW].replace(b"\\\\", b"__").replace(b'\\"', b"__")
+            pieces = window.split(b'"')
+            brackets = b"".join(pieces[::2]).translate(_AS_STEPS, _NO_BRACKETS)
+            steps = memoryview(brackets).cast("b")
+            length = len(window) if len(pieces) % 2 else len(window) - len(pieces[-1]) - 1
+            yield
+            if not length or depth + min(accumulate(steps), default=0) <= 0:
+                return at, depth
+            depth += sum(steps)
+            at += length
+
+    def _past_window(self, at: int, plain: re.Pattern[bytes]) -> Bites[int]:
+        """Where the next bracket ends if it is further away than the window, or behind a string that is."""
+        text = self.text
+        while self._steps > 0:
+            self._steps -= 1
+            found = plain.match(text, at, at + WINDOW)
+            at = found.end() if found is not None else at
+            yield
+            if at >= len(text):
+                raise CannotTell
+            if text[at] == _QUOTE:
+                at = yield from self._end_of_string(at + 1)
+            elif plain.match(text, at, at + 1).end() == at:  # type: ignore[union-attr]
+                return at + 1
+        raise CannotTell
+
+    def _end_of_string(self, at: int) -> Bites[int]:
+        """Behind the quote that ends the string whose text begins at `at`."""
+        text = self.text
+        while self._steps > 0:
+            self._steps -= 1
+            quote = text.find(b'"', at)
+            if quote < 0:
+                raise CannotTell
+            before = text[at:quote]
+            at = quote + 1
+            self._left -= _STEP + len(before)
+            if self._left < 0:
+                self._left = _BITE
+                yield
+            # An odd number of backslashes before it makes it a part of the string.
+            if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
+                return at
+        raise CannotTell

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from ingest.intake import Intake
-from ingest.payload import decode_native
+from ingest.payload import MAX_EVENT_BYTES, read_native
 from ingest.submission import Submission
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Emitter:
         settled = asyncio.get_running_loop().create_future()
         body = orjson.dumps(events)
         submission = Submission(
-            path, lambda sent: decode_native(sent, len(events)), body, address, headers, None, settled
+            path, lambda sent: read_native(sent, len(events), MAX_EVENT_BYTES), body, address, headers, None, settled
         )
         self._intake.submit(submission)
         await settled

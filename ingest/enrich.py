@@ -22,7 +22,8 @@ MAX_URL_CHARACTERS: Final = 4096
 MAX_VALUE_CHARACTERS: Final = 255
 
 _CACHED_CHARACTERS: Final = 512
-"""The longest key of a cache. Nearly all user agents and addresses are shorter."""
+"""The longest key of a cache. Nearly all user agents and addresses are shorter. Of a user agent no more is read: what
+it tells comes first, and a text made for that purpose keeps the parser busy for 7 µs a character."""
 _CACHED_ENTRIES: Final = 4096
 """Some 5 MB a cache at the most if all its keys are as long as they may be, and four times that off ASCII."""
 
@@ -53,9 +54,7 @@ NO_PAGE: Final = Page(None, None, None, None, None, None, None)
 
 def describe_user_agent(user_agent: str) -> Device:
     """Device, browser and system behind a user agent; all None for an empty one."""
-    if len(user_agent) <= _CACHED_CHARACTERS:
-        return _cached_device(user_agent)
-    return _read_device(user_agent[:MAX_USER_AGENT_CHARACTERS])
+    return _cached_device(user_agent[:_CACHED_CHARACTERS])
 
 
 def describe_page(url: str) -> Page:

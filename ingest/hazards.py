@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from ingest.bites import Bites, finish
+
 _FOLD = bytes(ord("0") if chr(i) in "0123456789" else ord("e") if chr(i) == "E" else i for i in range(256))
-_BAD_ESCAPE = re.compile(
-    rb"(\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    rb"|\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+_PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_BAD_ESCAPE = rb"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})"
+# Up to a thousand neighbours together, because a call of Python for each of them would take ten times as long.
+_ESCAPES = re.compile(
+    rb"(?:[^\\]+|\\[^u]|%b|(?!%b)\\u){1,1000}|((?:(?!%b)%b){1,1000})" % (_PAIR, _BAD_ESCAPE, _PAIR, _BAD_ESCAPE),
+    re.DOTALL,
 )
 LONG_NUMBER_DIGITS = 6_000
+_MATCHES_AT_ONCE = 4096
+"""2 ms."""
+_REPLACEMENT = b"\\ufffd"
+"""As long as what it replaces, so that places in a text stay the same."""
 _LONG_NUMBER = b"0" * LONG_NUMBER_DIGITS
 _LONG_EXPONENT = b"0e00000"
 _DIGIT_STEP = 500
@@ -75,19 +84,29 @@ def clean_escapes(body: bytes) -> tuple[bytes, int]:
     r"""Replace \u0000 and lone surrogates, which Postgres refuses, by \ufffd; return the body and how many.
 
     The same as JavaScript's toWellFormed(): a text cut in the middle of an emoji is an accident, not an attack,
-    and losing the event for it would be worse than the replacement character.
+    and losing the event for it would be worse than the replacement character. 200 ns a byte at the worst.
     """
     # The search for one byte is the fastest, and the next rules out most of what is left.
     if b"\\" not in body or b"\\u" not in body or not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
         return body, 0
-    cleaned = 0
+    return finish(clean_in_bites(body))
 
-    def replace(match: re.Match[bytes]) -> bytes:
-        nonlocal cleaned
-        good: bytes | None = match[1]
-        if good is not None:
-            return good
-        cleaned += 1
-        return b"\\ufffd"
 
-    return _BAD_ESCAPE.sub(replace, body), cleaned
+def clean_in_bites(body: bytes) -> Bites[tuple[bytes, int]]:
+    """The same for a long body."""
+    if not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
+        return body, 0
+    pieces: list[bytes] = []
+    cleaned = at = 0
+    for index, match in enumerate(_ESCAPES.finditer(body)):
+        if match[1] is not None:
+            count = len(match[1]) // len(_REPLACEMENT)
+            cleaned += count
+            pieces += body[at : match.start()], _REPLACEMENT * count
+            at = match.end()
+        if index % _MATCHES_AT_ONCE == _MATCHES_AT_ONCE - 1:
+            yield
+    if not cleaned:
+        return body, 0
+    pieces.append(body[at:])
+    return b"".join(pieces), cleaned

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -13,7 +12,7 @@ import aiohttp
 import orjson
 from aiohttp import HttpVersion11, web
 
-from ingest.payload import GZIP_MAGIC, gunzip
+from ingest.encodings import is_packed, unpack
 from ingest.rejects import STATUS_OF_REASON, PayloadRefused, Refusal, RejectReason
 
 REASON_HEADER: Final = "X-Reject-Reason"
@@ -69,7 +68,22 @@ def problem(
 
 
 async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
-    """The body, decompressed whether it says that it is gzip or not. Raises PayloadRefused.
+    """The body, decompressed whether it says that it is gzip or not. Raises PayloadRefused."""
+    body = await read_packed(request, max_bytes, timeout_seconds)
+    encoding = request.headers.get("Content-Encoding")
+    if not is_packed(body, encoding):
+        return body
+    work = unpack(body, encoding, max_bytes)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return bytes(end.value)
+        await asyncio.sleep(0)
+
+
+async def read_packed(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
+    """The body as it was sent. Raises PayloadRefused.
 
     The connection must not decompress by itself: aiohttp takes a gzip body that is cut short for a whole one, and
     hangs up over one that is damaged.
@@ -94,10 +108,7 @@ async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: f
         raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the client hung up: {error}") from None
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
-    if body.startswith(GZIP_MAGIC):
-        return gunzip(body, max_bytes)
-    encoding = request.headers.get("Content-Encoding")
-    return body if encoding is None else _decode(body, encoding.strip().lower(), max_bytes)
+    return body
 
 
 async def _read_rest(request: web.BaseRequest, max_bytes: int) -> bytes:
@@ -111,33 +122,6 @@ async def _read_rest(request: web.BaseRequest, max_bytes: int) -> bytes:
 
 def _too_large(max_bytes: int) -> PayloadRefused:
     return PayloadRefused(RejectReason.BODY_TOO_LARGE, f"the body is over {max_bytes} bytes")
-
-
-def _decode(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo a Content-Encoding other than gzip, which its first bytes tell."""
-    if encoding == "deflate":
-        return _inflate(body, max_bytes)
-    if encoding in ("gzip", "x-gzip", "br", "zstd", "compress"):
-        # What says gzip and is JSON was decompressed on the way by somebody who forgot the header.
-        if body.lstrip()[:1] in (b"{", b"["):
-            return body
-        detail = f"Content-Encoding is {encoding}, and the body is neither gzip nor JSON"
-        raise PayloadRefused(RejectReason.BAD_ENCODING, detail)
-    return body
-
-
-def _inflate(body: bytes, max_bytes: int) -> bytes:
-    # With zlib's header, as RFC 9110 has it, or without, as many clients send it.
-    stream = zlib.decompressobj(wbits=15 if body[:1] and body[0] & 0x0F == 8 else -15)
-    try:
-        plain = stream.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise PayloadRefused(RejectReason.BAD_ENCODING, f"the deflate body is damaged: {error}") from None
-    if len(plain) > max_bytes:
-        raise _too_large(max_bytes)
-    if body and not stream.eof:
-        raise PayloadRefused(RejectReason.BAD_ENCODING, "the deflate body is cut short")
-    return plain
 
 
 class Cors:

@@ -2,14 +2,18 @@
 
 Measured on single-event requests: decoding and the steps cost 15 µs when run back to back for the requests of one
 turn, and 70 µs when each request ran them by itself between two system calls, because by then the processor's
-caches held something else. So a handler only reads its body and submits it; one callback a turn does the rest, up
-to SLICE events, and then gives the loop to others.
+caches held something else. So a handler only reads its body and submits it; one callback a turn does the rest, for
+TURN_SECONDS, and then gives the loop to others.
+
+What is long is done in bites, and after each of them it is the others' turn: a body takes as long as it takes, but
+none waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,11 +21,23 @@ from typing import Final, NamedTuple
 
 from ingest import row
 from ingest.accounts import Accounts
+from ingest.bites import Bites
 from ingest.dedupe import DedupeWindow
-from ingest.event import Arrival, Limits, Moment, Processed, Sender, arrive, moment_of, process
+from ingest.drafts import Drafts
+from ingest.event import (
+    Arrival,
+    Limits,
+    Moment,
+    Processed,
+    Sender,
+    arrive,
+    moment_of,
+    take_through_steps,
+    write_lines,
+)
 from ingest.journal import Journal, JournalFull
 from ingest.open_record import OpenRecord
-from ingest.payload import RawEvent, pieces
+from ingest.payload import Payload, RawEvent, pieces
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.replays import Replays
 from ingest.submission import Submission
@@ -30,9 +46,10 @@ from ingest.timestamps import parse_time
 
 logger = logging.getLogger(__name__)
 
+TURN_SECONDS: Final = 0.01
+"""When the rest of the loop gets its turn. The bite that is under way then is finished first."""
 SLICE: Final = 500
-"""Events that are processed before the rest of the loop gets its turn."""
-_BYTES_LIKE_AN_EVENT: Final = 2048
+"""Events that go through the steps together, if they are of one part of a body: 5 ms, if they are small."""
 _LINES_PER_BODY: Final = 2
 """Lines have the body's texts, doubled backslashes, and columns of our own."""
 RECEIVED_AT_HEADER: Final = "X-Ingest-Received-At"
@@ -62,7 +79,7 @@ class IntakeSettings(NamedTuple):
 class _Turn:
     """The lines of one turn of the loop, on their way into the open record."""
 
-    __slots__ = ("done", "ending", "keys", "lines", "moment", "rejected_lines", "told")
+    __slots__ = ("begun", "done", "ending", "keys", "lines", "moment", "rejected_lines", "told")
 
     def __init__(self, batch_id: int, moment: Moment) -> None:
         self.moment = moment
@@ -71,22 +88,31 @@ class _Turn:
         self.keys: dict[bytes, None] = {}
         self.rejected_lines: list[str] = []
         self.done: list[Submission] = []
+        # Those that are not done, of which some lines are here.
+        self.begun: dict[Submission, None] = {}
         # For the tail, if anybody follows.
         self.told: list[Told] = []
 
 
 class Intake:
-    """Processes what is submitted, in order, a slice a turn of the event loop."""
+    """Processes what is submitted, each a bite at a time, for some milliseconds a turn of the event loop."""
 
     def __init__(
-        self, journal: Journal, window: DedupeWindow, accounts: Accounts, tail: Tail, settings: IntakeSettings
+        self,
+        journal: Journal,
+        window: DedupeWindow,
+        accounts: Accounts,
+        tail: Tail,
+        settings: IntakeSettings,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._journal = journal
         self._window = window
         self._accounts = accounts
         self._tail = tail
         self._settings = settings
-        # Submissions whose events are not all appended yet, oldest first.
+        self._clock = clock
+        # Submissions whose events are not all appended yet; the first has waited longest.
         self._queue: deque[Submission] = deque()
 
     def submit(self, submission: Submission) -> None:
@@ -112,56 +138,79 @@ class Intake:
                 pass  # It is refused and counted all the same; only its text is not kept.
 
     def _run_turn(self) -> None:
-        """Up to SLICE events of what waits, appended without giving up the loop: batch_id and books stay true."""
+        """Some of what waits, appended without giving up the loop: batch_id and books stay true."""
         turn = _Turn(self._journal.batch_id, moment_of(datetime.now(UTC), self._settings.limits))
-        left = SLICE
-        while self._queue and left > 0:
-            submission = self._queue[0]
+        queue = self._queue
+        deadline = self._clock() + TURN_SECONDS
+        while queue:
+            submission = queue.popleft()
             try:
-                if submission.payload is None:
-                    self._open(submission, turn)
-                    # Decoding counts, too: a large body takes its time whatever becomes of it.
-                    left -= len(submission.body) // _BYTES_LIKE_AN_EVENT
-                if left > 0:
-                    left -= self._process(submission, turn, left)
+                done = self._advance(submission, turn)
             except PayloadRefused as refused:
                 submission.refused = refused.refusal
-                left -= 1 + len(submission.body) // _BYTES_LIKE_AN_EVENT
+                done = True
             except Exception:
                 # A bug of ours must not take along the other requests of the turn.
                 logger.exception("a payload could not be decoded")
                 submission.refused = Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT, submission.body)
-            if submission.refused is not None or submission.position == len(submission.events):
-                self._queue.popleft()
+                done = True
+            if done:
+                turn.begun.pop(submission, None)
                 turn.done.append(submission)
+            else:
+                queue.append(submission)
+                if submission.waits:
+                    turn.begun[submission] = None
+            if queue and self._clock() >= deadline:
+                break
         self._append(turn)
-        if self._queue:
+        if queue:
             asyncio.get_running_loop().call_soon(self._run_turn)
 
-    def _process(self, submission: Submission, turn: _Turn, most: int) -> int:
-        """Take up to `most` events of an opened submission through the steps; how many it were."""
-        payload, arrival = submission.payload, submission.arrival
-        assert payload is not None and arrival is not None
-        start = submission.position
-        events = payload.events if not start and len(payload.events) <= most else payload.events[start : start + most]
-        raws = [event for event in events if not isinstance(event, Refusal)]
-        processed = _through_steps(raws, arrival, turn.ending, self._journal.take_positions(len(raws)))
+    def _advance(self, submission: Submission, turn: _Turn) -> bool:
+        """One bite of a submission, or all of it if it is small; whether it is done. Raises PayloadRefused."""
+        if submission.payload is None:
+            payload = self._decode(submission)
+            if payload is None:
+                return False
+            self._open(submission, payload, turn)
+        arrival = submission.arrival
+        assert arrival is not None
+        drafts = _draft(submission, arrival)
+        return drafts is not None and self._take(submission, drafts, arrival, turn)
+
+    def _decode(self, submission: Submission) -> Payload | None:
+        """The payload, if this was the last bite of decoding it."""
+        if submission.work is None:
+            submission.sender = self._settings.make_sender(submission.address, submission.headers)
+            found = submission.decode(submission.body)
+            if isinstance(found, Payload):
+                return found
+            submission.work = found
+        payload: Payload | None = submission.bite()
+        return payload
+
+    def _take(self, submission: Submission, drafts: list[Drafts | None], arrival: Arrival, turn: _Turn) -> bool:
+        """Book and keep what became of the events in `taken`; whether there are no more."""
+        events = submission.taken
+        well_formed = sum([len(each.raws) if each is not None else 1 for each in drafts])
+        first = self._journal.take_positions(well_formed)
+        processed = _write_lines(drafts, arrival, turn.ending, first)
         lines = self._take_new(submission, processed, turn)
         turn.lines += lines
         if lines:
             submission.waits = True
         if self._settings.replays is not None:
             submission.keys.update(key for key in processed.keys if key is not None)
-        clean = not processed.refused and len(raws) == len(events)
-        refusals = [] if clean else _refusals(events, start, processed.refused)
-        submission.position += len(events)
+        clean = not processed.refused and well_formed == len(events)
+        refusals = [] if clean else _refusals(events, submission.position, processed.refused)
         self._accounts.received += len(events)
         self._accounts.duplicate_at_door += len(events) - len(refusals) - len(lines)
         if refusals:
             refusals = self._book_refusals(submission, refusals, turn)
         if self._tail.followed:
             turn.told.append(Told(submission.path, lines, refusals))
-        return len(events)
+        return _is_last(submission)
 
     def _take_new(self, submission: Submission, processed: Processed, turn: _Turn) -> list[str]:
         """The lines that are neither refused nor duplicates; their keys are the turn's from now on."""
@@ -195,17 +244,16 @@ class Intake:
             new.append(line)
         return new
 
-    def _open(self, submission: Submission, turn: _Turn) -> None:
-        """Decode a submission and work out what its events share. Raises PayloadRefused."""
+    def _open(self, submission: Submission, payload: Payload, turn: _Turn) -> None:
+        """Work out what the events of a decoded submission share. Raises PayloadRefused."""
         settings = self._settings
-        submission.sender = settings.make_sender(submission.address, submission.headers)
-        payload = submission.decode(submission.body)
+        assert submission.sender is not None
         authenticated = settings.check_key(submission.header_key or payload.write_key)
-        if len(payload.events) > 1:
+        if payload.total > 1:
             # It may take several turns and several records. Better refused whole now than half-way: what was
             # taken of it by then would be stored again when the client, as it should, sends all of it again.
             try:
-                self._journal.check_room(_LINES_PER_BODY * len(submission.body))
+                self._journal.check_room(_LINES_PER_BODY * payload.size)
             except JournalFull as error:
                 raise PayloadRefused(RejectReason.OVERLOADED, str(error)) from None
         self._accounts.cleaned += payload.cleaned
@@ -215,9 +263,12 @@ class Intake:
         elif sent_at is not None:
             settings.observe_skew((turn.moment.at - sent_at).total_seconds())
         submission.payload = payload
-        submission.arrival = arrive(
-            turn.moment, sent_at, submission.sender, payload.hazards, settings.limits, authenticated
-        )
+        submission.parts.extend(payload.parts)
+        if len(payload.parts) > 1:
+            # The parts have texts of their own.
+            submission.body = b""
+        hazards = payload.parts[0].hazards
+        submission.arrival = arrive(turn.moment, sent_at, submission.sender, hazards, settings.limits, authenticated)
 
     def _book_refusals(
         self, submission: Submission, refusals: list[tuple[int, Refusal]], turn: _Turn
@@ -226,10 +277,10 @@ class Intake:
         payload, arrival = submission.payload, submission.arrival
         assert payload is not None and arrival is not None
         if submission.sent is None:
-            submission.sent = pieces(payload)
-        sent = submission.sent
+            submission.sent = pieces(submission.parts[0])
+        sent, before = submission.sent, submission.position - submission.within
         sent_at = _utc_text(parse_time(payload.sent_at)) if payload.sent_at is not None else None
-        refusals = [(index, refusal._replace(raw=sent[index])) for index, refusal in refusals]
+        refusals = [(index, refusal._replace(raw=sent[index - before])) for index, refusal in refusals]
         for _, refusal in refusals:
             self._accounts.reject(refusal.reason)
             line = self._rejected_line(
@@ -253,14 +304,17 @@ class Intake:
             except JournalFull as error:
                 full = Refusal(RejectReason.OVERLOADED, str(error))
                 self._accounts.reject(RejectReason.OVERLOADED, len(turn.lines))
-                if self._queue and self._queue[0].waits:
-                    # A large one of which this turn took a part: the rest of it is not looked at any more.
-                    turn.done.append(self._queue.popleft())
+                # Large ones of which this turn took a part: the rest of them is not looked at any more.
+                for submission in turn.begun:
+                    self._queue.remove(submission)
+                    turn.done.append(submission)
+                turn.begun.clear()
         if turn.told:
             self._tell(turn.told, record, full)
-        if self._queue and self._queue[0].waits and record is not None:
-            self._queue[0].records.append(record)
-            self._queue[0].waits = False
+        for submission in turn.begun:
+            if record is not None:
+                submission.records.append(record)
+                submission.waits = False
         for submission in turn.done:
             self._settle(submission, record, full)
 
@@ -290,8 +344,10 @@ class Intake:
             if self._journal.is_stored(submission.watch.through):
                 self._settings.replays.flushed(submission.watch.through, {})
         # What waits for an fsync need not hold what was sent.
-        submission.payload = submission.arrival = submission.sent = None
+        submission.payload = submission.arrival = submission.sent = submission.work = None
         submission.body = b""
+        submission.taken = []
+        submission.parts.clear()
         self._journal.settle_with(submission.records, submission.settled)
 
     def _rejected_line(
@@ -336,18 +392,77 @@ def _utc_text(moment: datetime | None) -> str | None:
         return None
 
 
-def _through_steps(raws: list[RawEvent], arrival: Arrival, ending: str, first: int) -> Processed:
-    """What the steps make of a body's events. A bug of ours costs the event that meets it, not its neighbours: it is
-    refused and kept, to be replayed when the bug is mended."""
+def _is_last(submission: Submission) -> bool:
+    """Go on behind the events that were taken; whether there are none."""
+    submission.position += len(submission.taken)
+    submission.within += len(submission.taken)
+    submission.taken = []
+    parts = submission.parts
+    if submission.within == len(parts[0].events):
+        parts.popleft()
+        submission.within, submission.sent = 0, None
+        if parts:
+            assert submission.arrival is not None
+            submission.arrival = submission.arrival._replace(hazards=parts[0].hazards)
+    return not parts
+
+
+def _draft(submission: Submission, arrival: Arrival) -> list[Drafts | None] | None:
+    """Take up to SLICE events through the steps, or on from where they stopped: what became of them, None if that was
+    not the last bite."""
+    if submission.work is None:
+        events, start = submission.parts[0].events, submission.within
+        submission.taken = events if len(events) <= SLICE else events[start : start + SLICE]
+        raws = [event for event in submission.taken if not isinstance(event, Refusal)]
+        try:
+            found = take_through_steps(raws, arrival)
+        except Exception:
+            submission.work = _alone(raws, arrival)
+        else:
+            if isinstance(found, Drafts):
+                return [found]
+            submission.work = _rest(raws, arrival, found)
+    drafts: list[Drafts | None] | None = submission.bite()
+    return drafts
+
+
+def _rest(raws: list[RawEvent], arrival: Arrival, work: Bites[Drafts]) -> Bites[list[Drafts | None]]:
     try:
-        return process(raws, arrival, ending, first)
+        return [(yield from work)]
     except Exception:
-        if len(raws) == 1:
+        return (yield from _alone(raws, arrival))
+
+
+def _alone(raws: list[RawEvent], arrival: Arrival) -> Bites[list[Drafts | None]]:
+    """A bug of ours costs the event that meets it, not its neighbours: each goes through the steps by itself, and
+    None stands for what does not come through."""
+    alone: list[Drafts | None] = []
+    for raw in raws:
+        try:
+            found = take_through_steps([raw], arrival)
+            alone.append(found if isinstance(found, Drafts) else (yield from found))
+        except Exception:
             logger.exception("an event could not be processed")
-            return Processed([""], [None], {0: Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT)})
-    alone = [_through_steps([raw], arrival, ending, place) for place, raw in enumerate(raws, first)]
-    refused = {index: one.refused[0] for index, one in enumerate(alone) if one.refused}
-    return Processed([one.lines[0] for one in alone], [one.keys[0] for one in alone], refused)
+            alone.append(None)
+        yield
+    return alone
+
+
+def _write_lines(drafts: list[Drafts | None], arrival: Arrival, ending: str, first: int) -> Processed:
+    """The lines. What did not come through is refused and kept, to be replayed when the bug is mended."""
+    if len(drafts) == 1 and drafts[0] is not None:
+        return write_lines(drafts[0], arrival, ending, first)
+    all_of_them = Processed([], [], {})
+    for index, draft in enumerate(drafts):
+        if draft is not None:
+            lines, keys, refused = write_lines(draft, arrival, ending, first + index)
+        else:
+            lines, keys, refused = [""], [None], {0: Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT)}
+        all_of_them.lines.extend(lines)
+        all_of_them.keys.extend(keys)
+        if refused:
+            all_of_them.refused[index] = refused[0]
+    return all_of_them
 
 
 def _refusals(

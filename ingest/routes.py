@@ -96,6 +96,7 @@ def control_server(parts: Parts) -> Server:
 def _collect_settings(config: Config) -> CollectSettings:
     return CollectSettings(
         max_body_bytes=config.max_body_bytes,
+        max_event_bytes=config.max_event_bytes,
         max_batch_events=config.max_batch_events,
         body_timeout_seconds=config.body_timeout_seconds,
         write_keys=config.write_keys,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from ingest.batches import Part
+from ingest.bites import Bites
 from ingest.event import Arrival, Sender
 from ingest.open_record import OpenRecord
 from ingest.payload import Payload, RawEvent
@@ -27,6 +31,7 @@ class Submission:
         "header_key",
         "headers",
         "keys",
+        "parts",
         "path",
         "payload",
         "position",
@@ -36,14 +41,17 @@ class Submission:
         "sender",
         "sent",
         "settled",
+        "taken",
         "waits",
         "watch",
+        "within",
+        "work",
     )
 
     def __init__(
         self,
         path: str,
-        decode: Callable[[bytes], Payload],
+        decode: Callable[[bytes], Payload | Bites[Payload]],
         body: bytes,
         address: str,
         headers: Mapping[str, str],
@@ -60,8 +68,15 @@ class Submission:
         self.sender: Sender | None = None
         self.payload: Payload | None = None
         self.arrival: Arrival | None = None
-        # Its events as they were sent, once one of them is refused.
+        # What is going on: the decoding, or the steps of the events in `taken`. None in between.
+        self.work: Bites[Any] | None = None
+        self.taken: list[RawEvent | Refusal] = []
+        # The parts that are left, how far the first of them is, and its events as they were sent, once one of them
+        # is refused.
+        self.parts: deque[Part] = deque()
+        self.within = 0
         self.sent: list[bytes] | None = None
+        # How many of its events are through the steps.
         self.position = 0
         # The records that hold something of it, and whether the one of this turn will be another.
         self.records: list[OpenRecord] = []
@@ -72,10 +87,15 @@ class Submission:
         self.keys: set[bytes] = set()
         self.watch: Watch | None = None
 
-    @property
-    def events(self) -> list[RawEvent | Refusal]:
-        """What it holds, once it is decoded."""
-        return self.payload.events if self.payload is not None else []
+    def bite(self) -> Any:
+        """Go on with `work`: its result, after which there is none, or None if there is more."""
+        assert self.work is not None
+        try:
+            next(self.work)
+        except StopIteration as end:
+            self.work = None
+            return end.value
+        return None
 
     @property
     def accepted(self) -> int:

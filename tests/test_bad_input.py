@@ -103,8 +103,8 @@ MALFORMED = [
     b"<xml/>",
     b"name=a&value=b",
     b"\x00" * 100,
-    b"\xff\xfe{\x00}\x00",
-    '{"name":"a"}'.encode("utf-16"),
+    b"\xff\xfe{\x00\x00}",
+    '{"name":"a"'.encode("utf-16"),
     b"\x80\x81",
 ]
 

@@ -2,45 +2,83 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import elements
-from ingest.elements import Envelope, split_array, split_envelope
+from ingest import batches, elements
+from ingest.batches import Bounds, Decoders, read_parts
+from ingest.bites import finish
+from ingest.payload import pieces
+from ingest.rejects import PayloadRefused, RejectReason
 
 MOST = 1000
+# A NUL would be replaced.
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=15,
 )
+
+
+class Envelope(NamedTuple):
+    """An object around a batch: the elements of its array `batch`, None if it has none, and its wanted members."""
+
+    batch: list[bytes] | None
+    members: dict[str, bytes]
+
+
+class Event(msgspec.Struct):
+    """Decodes any object."""
+
+
+RAW = Decoders(msgspec.json.Decoder(list[Event]), msgspec.json.Decoder(Event), {})
+
+
+def split_envelope(text: bytes, most: int, names: list[str], event_bytes: int = 10**9) -> Envelope | None:
+    """What a text is taken apart into; None if it cannot be. Raises PayloadRefused past `most` elements."""
+    found = finish(
+        read_parts(text, RAW, Bounds(most, event_bytes), {b'"%b"' % name.encode(): name for name in names})
+    )
+    if found is None:
+        return None
+    batch = None if found.parts is None else [piece for part in found.parts for piece in pieces(part)]
+    return Envelope(batch, found.members)
+
+
+def split_array(text: bytes, most: int) -> list[bytes] | None:
+    envelope = split_envelope(text, most, [])
+    return envelope.batch if envelope is not None and text.startswith(b"[") else None
 
 
 @given(values=st.lists(json_values, max_size=8), spaces=st.booleans())
 def test_of_sound_text_they_are_what_a_decoder_finds(values, spaces):
     text = json.dumps(values, indent=2 if spaces else None, ensure_ascii=spaces).encode("utf-8", "surrogatepass")
-    pieces = split_array(text, MOST)
-    assert pieces is not None
-    assert [json.loads(piece.decode("utf-8", "surrogatepass")) for piece in pieces] == values
+    found = split_array(text, MOST)
+    assert found is not None
+    assert [json.loads(piece.decode("utf-8", "surrogatepass")) for piece in found] == values
     around = b'{"a": [%b], "batch" :%b , "sentAt":"then" }' % (text, text)
     assert split_envelope(around, MOST, ["a", "sentAt"]) == Envelope(
-        pieces, {"a": b"[%b]" % text, "sentAt": b'"then"'}
+        found, {"a": b"[%b]" % text, "sentAt": b'"then"'}
     )
 
 
 @given(text=st.binary(max_size=40) | st.text('[]{},:"\\ a1', max_size=40).map(str.encode))
 def test_whatever_the_text_nothing_of_it_is_lost_or_made_up(text):
-    pieces = split_array(text, MOST)
-    if pieces is not None:
-        assert text[1:-1].replace(b" ", b"") == b",".join(pieces).replace(b" ", b"")
+    found = split_array(text, MOST)
+    if found is not None:
+        assert text[1:-1].replace(b" ", b"") == b",".join(found).replace(b" ", b"")
     split_envelope(text, MOST, ["a"])
 
 
 @pytest.mark.parametrize(
-    ("text", "pieces"),
+    ("text", "wanted"),
     [
         (b"[]", []),
         (b"[ \t\r\n ]", []),
@@ -57,7 +95,8 @@ def test_whatever_the_text_nothing_of_it_is_lost_or_made_up(text):
         (b"[1,", None),
         (b"[1}", None),
         (b"[{]}]", None),
-        (b"[[}]", None),
+        # Of which kind a bracket is, whoever decodes the element will see.
+        (b"[[},1]", [b"[}", b"1"]),
         (b'["]', None),
         (b'["a\\"]', None),
         (b'["\\', None),
@@ -66,11 +105,10 @@ def test_whatever_the_text_nothing_of_it_is_lost_or_made_up(text):
         (b"[1]x", None),
     ],
 )
-def test_of_broken_text(text, pieces):
-    assert split_array(text, MOST) == pieces
-    members = {} if pieces is None else {"x": b"1"}
+def test_of_broken_text(text, wanted):
+    assert split_array(text, MOST) == wanted
     assert split_envelope(b'{"batch":%b,"x":1}' % text, MOST, ["x"]) == (
-        None if pieces is None else Envelope(pieces, members)
+        None if wanted is None else Envelope(wanted, {"x": b"1"})
     )
 
 
@@ -101,9 +139,70 @@ def test_of_envelopes(text, envelope):
 
 def test_past_the_most_that_are_wanted_nothing_is_looked_at():
     text = b"[" + b"{}," * 10 + b'"never closed'
-    assert split_array(text, 9) == [b"{}"] * 10
-    assert split_envelope(b'{"a":1,"batch":' + text, 9, ["a"]) == Envelope([b"{}"] * 10, {"a": b"1"})
+    for body in (text, b'{"a":1,"batch":' + text):
+        with pytest.raises(PayloadRefused) as caught:
+            split_envelope(body, 9, ["a"])
+        assert caught.value.refusal.reason is RejectReason.TOO_MANY_EVENTS
     assert split_array(text, 10) is None
+
+
+def events_of(count: int, **properties: Any) -> list[dict[str, Any]]:
+    return [{"name": f"n{index}", "properties": properties} for index in range(count)]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "values",
+    [
+        events_of(900, a=1),
+        events_of(900, text='},{"name":"x"},{', list=[{}, {"a": [{}]}, {}]),
+        events_of(900, text='"},{"' * 20),
+        [{"name": "a", "properties": {"deep": events_of(400)}}] * 4,
+        [*events_of(300, a="b" * 300), 7, *events_of(300, a='\\"'), [{}, {}], *events_of(300)],
+        [{"name": "x" * 100_000}, *events_of(300), {"name": "y" * 200_000}],
+    ],
+    ids=["small", "events in texts and lists", "quotes", "deep", "others between", "long ones"],
+)
+def test_what_is_long_is_cut_at_its_events_and_nowhere_else(values, indent):
+    text = json.dumps(values, indent=indent).encode()
+    assert len(text) > batches.PART_BYTES / 2
+    for copies in (text, b"[%b,%b]" % (text[1:-1], text[1:-1])):
+        wanted = json.loads(copies)
+        found = split_array(copies, 10**4)
+        assert found is not None and [json.loads(piece) for piece in found] == wanted
+        around = split_envelope(b'{"a":[{},{}],"batch":%b,"b":[{},{}],"sentAt":1}' % copies, 10**4, ["sentAt"])
+        assert around is not None and around.batch is not None
+        assert [json.loads(piece) for piece in around.batch] == wanted
+        assert around.members == {"sentAt": b"1"}
+
+
+@pytest.mark.parametrize("broken", [b"{tru}", b"{,}", b'{"a":NaN}', b"{]", b'"a" "b"', b""])
+@pytest.mark.parametrize("place", [0, 450, 899])
+def test_what_is_broken_in_a_long_text_leaves_the_others_alone(broken, place):
+    events = [json.dumps(event).encode() for event in events_of(900, a="b" * 100)]
+    text = b"[%b]" % b",".join([*events[:place], broken, *events[place:]])
+    found = split_array(text, MOST)
+    assert found == (None if not broken else [*events[:place], broken, *events[place:]])
+
+
+@pytest.mark.parametrize("ending", [b",]", b"", b"}", b"]]", b"] x", b',"'])
+def test_long_texts_that_do_not_end_well(ending):
+    text = json.dumps(events_of(900, a="b" * 100)).encode()[:-1]
+    assert split_array(text + b"]", MOST) is not None
+    assert split_array(text + ending, MOST) is None
+    assert split_envelope(b'{"batch":%b%b}' % (text, ending), MOST, []) is None
+
+
+def test_what_is_too_long_is_not_looked_at():
+    long = b'{"name":"a","properties":{"x":[%b{}]}}' % (b'{"a":"]}\\""},' * 100_000)
+    text = b'[{"name":"b"},%b,{"name":"c"}]' % long
+    envelope = split_envelope(text, MOST, [], 1000)
+    assert envelope is not None and envelope.batch == [b'{"name":"b"}', long[:1001], b'{"name":"c"}']
+    found = finish(read_parts(text, RAW, Bounds(MOST, 1000), {}))
+    assert found is not None and found.parts is not None
+    assert [part.events[0].reason for part in found.parts if part.split == [long[:1001]]] == [
+        RejectReason.EVENT_TOO_LARGE
+    ]
 
 
 # A way through them that is not linear would take hours.
@@ -127,10 +226,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_texts_take_no_longer_than_others(text):
-    split_array(text, MOST)
-    split_envelope(b'{"batch":' + text + b"}", MOST, ["a"])
-    split_envelope(b'{"a":' + text + b"}", MOST, ["a"])
-    split_envelope(b'{"a":1,' + text + b"}", MOST, ["a"])
+    for body in (text, b'{"batch":' + text + b"}", b'{"a":' + text + b"}", b'{"a":1,' + text + b"}"):
+        with contextlib.suppress(PayloadRefused):
+            split_envelope(body, MOST, ["a"])
 
 
 def test_members_without_end():

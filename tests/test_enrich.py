@@ -213,11 +213,19 @@ class TestUserAgent:
     def test_an_empty_one_says_nothing(self, empty: str) -> None:
         assert describe_user_agent(empty) == NO_DEVICE
 
-    def test_a_long_one_is_read_but_not_kept(self) -> None:
-        before = enrich._cached_device.cache_info().currsize
+    def test_of_a_long_one_the_beginning_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert describe_user_agent(WINDOWS + " x" * 10_000) == Device("desktop", "Chrome", "Windows")
-        assert describe_user_agent("x" * 2000 + "Googlebot") == Device("other", None, None)
-        assert enrich._cached_device.cache_info().currsize == before
+        assert describe_user_agent("x" * 512 + "Googlebot") == Device("other", None, None)
+        seen: list[int] = []
+
+        def read(user_agent: str) -> Device:
+            seen.append(len(user_agent))
+            return NO_DEVICE
+
+        monkeypatch.setattr(enrich, "_cached_device", read)
+        for length in (1, 511, 512, 513, 100_000):
+            describe_user_agent("y" * length)
+        assert seen == [1, 511, 512, 512, 512]
 
     @settings(deadline=None)  # the first one compiles the patterns
     @given(ANY_TEXT | ANY_TEXT.map(lambda text: f"{text} CFNetwork/1 Darwin/24.5 {text}"))

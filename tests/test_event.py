@@ -57,7 +57,7 @@ def run(
     """One native event through all the steps: its row as COPY would read it, or its refusal."""
     body = event if isinstance(event, bytes) else json.dumps({"name": "click", **event}).encode()
     payload = decode_native(body, 10)
-    arrival = arrive(moment_of(received_at, limits), sent_at, sender, payload.hazards, limits)
+    arrival = arrive(moment_of(received_at, limits), sent_at, sender, payload.parts[0].hazards, limits)
     return row_of(payload.events[0], arrival)
 
 
@@ -87,7 +87,7 @@ def reason(event: dict[str, Any] | bytes, **how: Any) -> RejectReason:
 
 def key_of(event: dict[str, Any]) -> bytes | None:
     payload = decode_native(json.dumps({"name": "click", **event}).encode(), 10)
-    arrival = arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.hazards, LIMITS)
+    arrival = arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.parts[0].hazards, LIMITS)
     processed = process(payload.events, arrival)  # type: ignore[arg-type]
     assert not processed.refused
     return processed.keys[0]
@@ -725,8 +725,8 @@ def test_invalid_utf8_in_an_object(name, bad):
 def test_hazards_of_a_neighbour_do_no_harm():
     body = b'[{"name":"clean","properties":{"a":"1e9"}},{"name":"a","properties":{"x":1e99999,"y":"\\n\xff"}\n}]'
     payload = decode_native(body, 10)
-    assert all(payload.hazards)
-    arrival = arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.hazards, LIMITS)
+    assert all(payload.parts[0].hazards)
+    arrival = arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.parts[0].hazards, LIMITS)
     first, second = (row_of(event, arrival) for event in payload.events)
     assert not isinstance(first, Refusal)
     assert (first["name"], first["properties"]) == ("clean", '{"a":"1e9"}')
@@ -786,7 +786,7 @@ def test_only_a_page_view_has_its_address_in_the_properties():
 def test_a_segment_page_call_has_its_address_in_the_properties():
     body = json.dumps({"batch": [{"type": "page", "category": "c", "properties": {"url": PAGE}}]}).encode()
     payload = decode_segment(body, None, 10)
-    row = row_of(payload.events[0], arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.hazards, LIMITS))
+    row = row_of(payload.events[0], arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.parts[0].hazards, LIMITS))
     assert not isinstance(row, Refusal)
     assert (row["url"], row["page_host"], row["type"], row["name"]) == (PAGE, "shop.example", "page_view", "page")
 
@@ -808,7 +808,7 @@ def test_a_campaign_is_escaped():
     assert row["utm_source"] == "a\tb\\N\n"
 
 
-@pytest.mark.parametrize("length", [4095, 4096, 5000, 50_000])
+@pytest.mark.parametrize("length", [4095, 4096, 5000, 20_000])
 def test_long_addresses_are_cut(length):
     url = "https://shop.example/".ljust(length, "é")
     row = accepted({"url": url, "referrer": url})

@@ -285,7 +285,9 @@ async def test_a_worker_stops_in_time_although_postgres_does_not_answer(start: S
             await asyncio.sleep(0.02)
         async with asyncio.timeout(20):
             await client.worker.stop()
-        assert client.worker.accounts.pending == 200, "they are in the journal, for the next start"
+        accounts = client.worker.accounts
+        # Those that came in the first turn may be stored by then.
+        assert accounts.pending == 200 - accounts.stored > 100, "they are in the journal, for the next start"
     again = await start(data_dir=client.worker.config.data_dir)
     assert len(await again.events()) == 200
 

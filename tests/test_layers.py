@@ -31,6 +31,10 @@ LAYERS = (
 )
 PURE = {
     "payload",
+    "batches",
+    "bites",
+    "encodings",
+    "formats",
     "hazards",
     "elements",
     "event",

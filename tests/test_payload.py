@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from ingest.bites import finish
+from ingest.encodings import MAX_GZIP_MEMBERS, gunzip
 from ingest.hazards import Hazards, clean_escapes, find_hazards, has_long_number
 from ingest.payload import (
-    MAX_GZIP_MEMBERS,
     NOTHING,
     Payload,
     RawEvent,
     decode_native,
     decode_segment,
-    gunzip,
     pieces,
 )
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
@@ -29,6 +29,10 @@ CLEAN = Hazards(escapes=False, special=False, whitespace=False, numbers=False, i
 
 def native(body: object) -> Payload:
     return decode_native(as_bytes(body), MAX_EVENTS)
+
+
+def unzip(body: bytes, max_bytes: int) -> bytes:
+    return finish(gunzip(body, max_bytes))
 
 
 def segment(body: object, call: str | None = None) -> Payload:
@@ -285,7 +289,7 @@ def test_a_malformed_event_is_refused_and_its_neighbours_are_kept(bad, reason):
     for body in (b"[%s]" % good, b'{"batch":[%s],"sentAt":"2026-01-02T03:04:05Z","token":"K"}' % good):
         payload = native(body)
         assert reasons(payload) == ["before", reason, "after"]
-        assert pieces(payload)[1] == _digits(bad)
+        assert pieces(payload.parts[0])[1] == _digits(bad)
     assert (payload.sent_at, payload.write_key) == ("2026-01-02T03:04:05Z", "K")
 
 
@@ -307,14 +311,14 @@ def test_invalid_utf8_refuses_only_its_event(bad):
     body = b'[{"name":"before"},{"name":"x%s"},{"name":"after","user_id":"\xc3\xa9"}]' % bad
     for payload in (native(body), native(b'{"batch":%s}' % body)):
         assert reasons(payload) == ["before", RejectReason.INVALID_UTF8, "after"]
-        assert payload.hazards.invalid_utf8
-        assert pieces(payload)[1] == b'{"name":"x%s"}' % bad
+        assert payload.parts[0].hazards.invalid_utf8
+        assert pieces(payload.parts[0])[1] == b'{"name":"x%s"}' % bad
 
 
 def test_invalid_utf8_in_properties_is_left_for_the_step_that_checks_them():
     payload = native(b'[{"name":"a","properties":{"x":"\xff"}},{"name":"b"}]')
     assert reasons(payload) == ["a", "b"]
-    assert payload.hazards.invalid_utf8
+    assert payload.parts[0].hazards.invalid_utf8
 
 
 @pytest.mark.parametrize("decode", [native, segment])
@@ -353,34 +357,46 @@ def test_many_objects_in_a_few_events_are_no_flood(decode):
     full = b'{"name":"a","type":"page","properties":{"x":[%s{}]}}' % (b"{}," * 400_000)
     small = b',{"name":"b","type":"page"}' * (MAX_EVENTS - 1)
     for body in (b"[%s%s]" % (full, small), b'{"batch":[%s%s]}' % (full, small)):
-        assert reasons(decode(body)) == ["a"] + ["b"] * (MAX_EVENTS - 1)
-    assert reasons(decode(full)) == ["a"]
+        assert reasons(decode(body)) == [RejectReason.EVENT_TOO_LARGE] + ["b"] * (MAX_EVENTS - 1)
+    assert reasons(decode(full)) == [RejectReason.EVENT_TOO_LARGE]
 
 
 @pytest.mark.parametrize("decode", [native, segment])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-def test_a_hundred_thousand_levels(decode, opening):
-    deep = opening * 100_000
-    closed = deep + b"1" + (b"]" if opening == b"[" else b"}") * 100_000
+@pytest.mark.parametrize("levels", [10_000, 100_000])
+def test_so_many_levels(decode, opening, levels):
+    deep = opening * levels
+    closed = deep + b"1" + (b"]" if opening == b"[" else b"}") * levels
     for body in (
         b'{"name":"a","properties":%s}',
         b'{"name":"a","unknown":%s}',
     ):
-        assert refused(decode, body % closed).reason is RejectReason.NESTED_TOO_DEEP
+        if len(body % closed) > 2**18:
+            # Refused for its length alone.
+            assert reasons(decode(body % closed)) == [RejectReason.EVENT_TOO_LARGE]
+        else:
+            assert refused(decode, body % closed).reason is RejectReason.NESTED_TOO_DEEP
         # Never closed: whichever is noticed first.
         assert refused(decode, body % deep).reason in (RejectReason.NESTED_TOO_DEEP, RejectReason.MALFORMED_JSON)
 
 
 @pytest.mark.parametrize("decode", [native, segment])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-def test_a_hundred_thousand_levels_in_one_event_leave_the_others_alone(decode, opening):
-    deep = opening * 100_000 + b"1" + (b"]" if opening == b"[" else b"}") * 100_000
+@pytest.mark.parametrize("levels", [5000, 100_000])
+def test_so_many_levels_in_one_event_leave_the_others_alone(decode, opening, levels):
+    deep = opening * levels + b"1" + (b"]" if opening == b"[" else b"}") * levels
     events = b'[{"name":"a","type":"page"},%s,{"name":"b","type":"page","properties":%s}]' % (deep, deep)
     reason = RejectReason.NOT_AN_OBJECT if opening == b"[" else RejectReason.NESTED_TOO_DEEP
     for body in (events, b'{"batch":%s}' % events):
         payload = decode(body)
-        assert reasons(payload) == ["a", reason, RejectReason.NESTED_TOO_DEEP]
-        assert pieces(payload)[1] == deep
+        found = reasons(payload)
+        assert (found[0], len(found)) == ("a", 3)
+        if len(deep) < 2**17:
+            assert found == ["a", reason, RejectReason.NESTED_TOO_DEEP]
+            assert pieces(payload.parts[0])[1] == deep
+        else:
+            assert set(found[1:]) <= {reason, RejectReason.NESTED_TOO_DEEP, RejectReason.EVENT_TOO_LARGE}
+            assert deep.startswith([piece for part in payload.parts for piece in pieces(part)][1])
 
 
 BROKEN = [
@@ -417,7 +433,7 @@ def test_a_broken_event_is_refused_and_its_neighbours_are_kept(decode, bad):
         payload = decode(body)
         assert reasons(payload) == ["before", RejectReason.MALFORMED_JSON, "after"]
         assert fields_of(payload.events[2])["properties"] == {"x": '],"}'}
-        assert pieces(payload) == sent
+        assert pieces(payload.parts[0]) == sent
     assert (payload.sent_at, payload.write_key) == ("2026-01-02T03:04:05Z", "K")
 
 
@@ -471,10 +487,10 @@ def test_no_more_events_are_told_apart_than_may_be_taken(decode, bad):
 def test_pieces_are_what_was_sent():
     body = b'[ {"name" : "a"} ,5, {"name":"b", "x":[1, 2]}]'
     wanted = [b'{"name" : "a"}', b"5", b'{"name":"b", "x":[1, 2]}']
-    assert pieces(native(body)) == wanted
-    assert pieces(native(b'{"sentAt":1,"batch":%s}' % body)) == wanted
-    assert pieces(native(b' {"name": "a"} ')) == [b'{"name": "a"}']
-    assert pieces(native(b'{"name": "a", "batch": null}')) == [b'{"name": "a", "batch": null}']
+    assert pieces(native(body).parts[0]) == wanted
+    assert pieces(native(b'{"sentAt":1,"batch":%s}' % body).parts[0]) == wanted
+    assert pieces(native(b' {"name": "a"} ').parts[0]) == [b'{"name": "a"}']
+    assert pieces(native(b'{"name": "a", "batch": null}').parts[0]) == [b'{"name": "a", "batch": null}']
 
 
 # Segment's dialect.
@@ -607,7 +623,7 @@ def test_a_malformed_message_is_refused_and_its_neighbours_are_kept(bad, reason)
     for body in (batch, {"batch": batch}):
         payload = segment(body)
         assert reasons(payload) == ["before", reason, "after"]
-        assert json.loads(pieces(payload)[1]) == bad
+        assert json.loads(pieces(payload.parts[0])[1]) == bad
 
 
 def test_invalid_utf8_refuses_only_its_message():
@@ -769,8 +785,8 @@ HAZARDS = [
 @pytest.mark.parametrize(("body", "hazards"), HAZARDS, ids=[repr(body[:30]) for body, _ in HAZARDS])
 def test_hazards(body, hazards):
     assert find_hazards(body) == hazards
-    assert native(body).hazards == hazards
-    assert segment(body).hazards == hazards
+    assert native(body).parts[0].hazards == hazards
+    assert segment(body).parts[0].hazards == hazards
 
 
 def test_a_hex_text_may_look_like_a_long_number():
@@ -784,52 +800,52 @@ BODY = b'[{"name":"a"},{"name":"b"}]'
 
 
 def test_gzip():
-    assert gunzip(gzip.compress(BODY), len(BODY)) == BODY
+    assert unzip(gzip.compress(BODY), len(BODY)) == BODY
 
 
 @pytest.mark.parametrize("limit", [0, 1, len(BODY) - 1])
 def test_a_gzip_body_is_limited_by_what_it_unpacks_to(limit):
     with pytest.raises(PayloadRefused) as caught:
-        gunzip(gzip.compress(BODY), limit)
+        unzip(gzip.compress(BODY), limit)
     assert caught.value.refusal.reason is RejectReason.BODY_TOO_LARGE
 
 
 def test_gzip_files_in_a_row_are_one_body():
     parts = [BODY[:5], b"", BODY[5:9], BODY[9:]]
     joined = b"".join(map(gzip.compress, parts))
-    assert gunzip(joined, len(BODY)) == BODY
-    assert refused(gunzip, joined, len(BODY) - 1).reason is RejectReason.BODY_TOO_LARGE
+    assert unzip(joined, len(BODY)) == BODY
+    assert refused(unzip, joined, len(BODY) - 1).reason is RejectReason.BODY_TOO_LARGE
 
 
 def test_gzip_files_in_a_row_are_limited():
     one = gzip.compress(b"a")
-    assert gunzip(one * MAX_GZIP_MEMBERS, 10**6) == b"a" * MAX_GZIP_MEMBERS
-    assert refused(gunzip, one * (MAX_GZIP_MEMBERS + 1), 10**6).reason is RejectReason.BAD_ENCODING
+    assert unzip(one * MAX_GZIP_MEMBERS, 10**6) == b"a" * MAX_GZIP_MEMBERS
+    assert refused(unzip, one * (MAX_GZIP_MEMBERS + 1), 10**6).reason is RejectReason.BAD_ENCODING
     # Five megabytes of them: refused before each has been looked at.
-    assert refused(gunzip, gzip.compress(b"") * 250_000, 10**6).detail.startswith("the body is over")
+    assert refused(unzip, gzip.compress(b"") * 250_000, 10**6).detail.startswith("the body is over")
 
 
 def test_a_gzip_body_cut_anywhere_or_followed_by_something_else():
     whole = gzip.compress(BODY)
     for end in range(1, len(whole)):
-        assert refused(gunzip, whole[:end], 1000).reason is RejectReason.BAD_ENCODING
+        assert refused(unzip, whole[:end], 1000).reason is RejectReason.BAD_ENCODING
     for ending in (b"x", b"[{}]", b"\x1f\x8b", whole[:-1]):
-        assert refused(gunzip, whole + ending, 1000).reason is RejectReason.BAD_ENCODING
+        assert refused(unzip, whole + ending, 1000).reason is RejectReason.BAD_ENCODING
 
 
 def test_a_damaged_gzip_body():
     whole = gzip.compress(os.urandom(1000))
     damaged = bytearray(whole)
     damaged[500] ^= 0xFF
-    assert refused(gunzip, bytes(damaged), 2000).reason is RejectReason.BAD_ENCODING
-    assert refused(gunzip, b"\x1f\x8b" + b"\x00" * 30, 2000).reason is RejectReason.BAD_ENCODING
+    assert refused(unzip, bytes(damaged), 2000).reason is RejectReason.BAD_ENCODING
+    assert refused(unzip, b"\x1f\x8b" + b"\x00" * 30, 2000).reason is RejectReason.BAD_ENCODING
 
 
 def test_a_gzip_bomb_is_not_unpacked():
     bomb = gzip.compress(bytes(64 * 1024 * 1024), compresslevel=1)
     tracemalloc.start()
     try:
-        assert refused(gunzip, bomb, 100_000).reason is RejectReason.BODY_TOO_LARGE
+        assert refused(unzip, bomb, 100_000).reason is RejectReason.BODY_TOO_LARGE
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()

@@ -163,7 +163,7 @@ async def test_columns_are_those_of_the_tables(connection: asyncpg.Connection):
 
 def lines_of(payload: Payload, sender: Sender = NOBODY, sent_at: datetime | None = None) -> list[str | Refusal]:
     """Each event's line up to its batch_id, or its refusal."""
-    arrival = arrive(moment_of(NOW, LIMITS), sent_at, sender, payload.hazards, LIMITS)
+    arrival = arrive(moment_of(NOW, LIMITS), sent_at, sender, payload.parts[0].hazards, LIMITS)
     lines, _, refused = process([event for event in payload.events if not isinstance(event, Refusal)], arrival)
     processed = iter([refused.get(index, line) for index, line in enumerate(lines)])
     return [event if isinstance(event, Refusal) else next(processed) for event in payload.events]

@@ -13,10 +13,13 @@ from aiohttp import web
 from ingest import replays
 from ingest.access import authorization_key
 from ingest.addresses import Network, client_address, rate_limit_key
-from ingest.http import RateLimit, answer, problem, read_body, refuse
+from ingest.bites import Bites
+from ingest.encodings import is_packed, unpack
+from ingest.formats import is_json, to_json
+from ingest.http import RateLimit, answer, problem, read_packed, refuse
 from ingest.intake import NOT_WRITTEN, Intake
 from ingest.metrics import Metrics
-from ingest.payload import Payload, decode_native, decode_segment
+from ingest.payload import Payload, read_native, read_segment
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
 from ingest.replays import Watch
 from ingest.submission import Submission
@@ -41,6 +44,7 @@ SEGMENT_CALLS: Final = {
 }
 """Path of Segment's API -> the call it stands for; None where each message names its own."""
 
+Decode = Callable[[bytes], Payload | Bites[Payload]]
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
@@ -48,6 +52,7 @@ class CollectSettings(NamedTuple):
     """What of the configuration the handlers need."""
 
     max_body_bytes: int
+    max_event_bytes: int
     max_batch_events: int
     body_timeout_seconds: float
     write_keys: tuple[str, ...]
@@ -67,16 +72,18 @@ class Collector:
         """Path -> handler of its POST requests."""
         max_events = self._settings.max_batch_events
 
-        def native(body: bytes) -> Payload:
-            return decode_native(body, max_events)
+        max_event_bytes = self._settings.max_event_bytes
 
-        def segment(call: str | None) -> Callable[[bytes], Payload]:
-            return lambda body: decode_segment(body, call, max_events)
+        def native(body: bytes) -> Payload | Bites[Payload]:
+            return read_native(body, max_events, max_event_bytes)
+
+        def segment(call: str | None) -> Decode:
+            return lambda body: read_segment(body, call, max_events, max_event_bytes)
 
         handlers = {path: self._handler(path, segment(call)) for path, call in SEGMENT_CALLS.items()}
         return {NATIVE_PATH: self._handler(NATIVE_PATH, native), **handlers}
 
-    def _handler(self, path: str, decode: Callable[[bytes], Payload]) -> Handler:
+    def _handler(self, path: str, decode: Decode) -> Handler:
         settings = self._settings
         max_bytes, timeout_seconds = settings.max_body_bytes, settings.body_timeout_seconds
         observe = self._metrics.acknowledgement.observe
@@ -87,13 +94,15 @@ class Collector:
                 detail = f"too many requests from one address; try again in {seconds} s"
                 return self._refuse(Refusal(RejectReason.RATE_LIMITED, detail), path, seconds)
             try:
-                body = await read_body(request, max_bytes, timeout_seconds)
+                body = await read_packed(request, max_bytes, timeout_seconds)
             except PayloadRefused as refused:
                 return self._refuse(refused.refusal, path)
             started = time.perf_counter()
             key = self._header_key(request)
             settled = asyncio.get_running_loop().create_future()
-            submission = Submission(path, decode, body, address, request.headers, key, settled)
+            submission = Submission(
+                path, _decoder(decode, request, body, max_bytes), body, address, request.headers, key, settled
+            )
             self._intake.submit(submission)
             await settled
             if submission.refused is not None:
@@ -134,6 +143,23 @@ class Collector:
         if key or "?" not in request.raw_path:
             return key
         return request.query.get("writeKey") or request.query.get("write_key")
+
+
+def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: int) -> Decode:
+    """What decodes this body: also what was done to its JSON on the way is undone, if it is not JSON as it stands."""
+    headers = request.headers
+    encoding = headers.get("Content-Encoding")
+    if not is_packed(body, encoding) and is_json(body):
+        return decode
+    content_type = headers.get("Content-Type", "")
+
+    def unwrap(packed: bytes) -> Bites[Payload]:
+        plain = yield from unpack(packed, encoding, max_bytes)
+        text = yield from to_json(plain, content_type, max_bytes)
+        payload = decode(text)
+        return payload if isinstance(payload, Payload) else (yield from payload)
+
+    return unwrap
 
 
 def key_checker(write_keys: tuple[str, ...], is_secret: Callable[[str], bool]) -> Callable[[str | None], bool]:

@@ -1,0 +1,245 @@
+"""The events of a body whose text is read part by part: because it is long, or cannot be read as a whole. Pure.
+
+A long text is cut where an event seems to end, some `PART_BYTES` further on. If the cut is right, what stands before
+it reads as an array; if it is inside a string or a deeper bracket, it cannot, since something is left open. Then, and
+in a text that is broken, the events are told apart one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from ingest.bites import Bites
+from ingest.elements import CannotTell, Scan
+from ingest.hazards import NO_HAZARDS, Hazards, clean_escapes, clean_in_bites, find_hazards
+from ingest.rejects import PayloadRefused, Refusal, RejectReason
+
+PART_BYTES: Final = 64 * 1024
+"""What is decoded in one go: 3 ms, if it is as many empty objects as there can be."""
+_LOOK_BACK: Final = 16 * 1024
+"""Before the end of a part, where an event may end. Most events are much shorter."""
+_PIECES_AT_ONCE: Final = 64
+"""Elements that are decoded one by one in a bite; an error costs some 5 µs."""
+LONGEST_MEMBER: Final = 4096
+"""Of the members beside a batch, which are a time and a key."""
+
+_BETWEEN = re.compile(rb"\}[ \t\r\n]{0,64}+,[ \t\r\n]{0,64}+(?=\{)")
+_WHITESPACE: Final = b" \t\r\n"
+_BATCH: Final = b'"batch"'
+_COMMA, _CLOSED_ARRAY, _CLOSED_OBJECT = b",]}"
+
+# What a decoder raises on reading a body or an event; UnicodeDecodeError is a text that is not UTF-8.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Part(NamedTuple):
+    """Neighbouring events of a body, decoded; a Refusal stands where one was malformed.
+
+    `text` is what they were decoded from, and `split` the text of each if they had to be told apart for that.
+    """
+
+    text: bytes
+    events: list[Any]
+    hazards: Hazards
+    split: list[bytes] | None = None
+
+
+class Decoders(NamedTuple):
+    """How a dialect's events are decoded. reason_of: of msgspec's message, why an event is refused."""
+
+    array: msgspec.json.Decoder[list[Any]]
+    one: msgspec.json.Decoder[Any]
+    reason_of: dict[str, RejectReason]
+
+
+class Bounds(NamedTuple):
+    """What a body may hold: events, and bytes of one of them, which is not looked at if it is longer."""
+
+    events: int
+    event_bytes: int
+
+
+class Found(NamedTuple):
+    """What a body holds. parts: None if it is an object without a batch.  members: the text of those of its members
+    that were asked for.  cleaned: escapes that were replaced."""
+
+    parts: list[Part] | None
+    members: dict[str, bytes]
+    cleaned: int
+
+
+def read_parts(body: bytes, decoders: Decoders, bounds: Bounds, names: dict[bytes, str]) -> Bites[Found | None]:
+    """The events of a text that begins as an array or an object does; None if they cannot be told apart.
+
+    names: of the members that are wanted, as they are written -> as they are called. Raises PayloadRefused when there
+    are too many events.
+    """
+    reading = _Reading(body, decoders, bounds)
+    try:
+        if body.startswith(b"["):
+            end = yield from reading.array(0)
+            if end != len(body):
+                return None
+            return Found(reading.parts, {}, reading.cleaned)
+        return (yield from reading.envelope(names))
+    except CannotTell:
+        return None
+
+
+class _Reading:
+    """One body's parts in the making."""
+
+    def __init__(self, body: bytes, decoders: Decoders, bounds: Bounds) -> None:
+        self.parts: list[Part] = []
+        self.cleaned = 0
+        self._count = 0
+        self._body = body
+        self._decoders = decoders
+        self._bounds = bounds
+        self._scan = Scan(body)
+        # What is short was tried as a whole.
+        self._guesses = len(body) > PART_BYTES
+
+    def envelope(self, names: dict[bytes, str]) -> Bites[Found]:
+        """The batch and the wanted members of the object that the body is."""
+        body, scan = self._body, self._scan
+        at, mark = 0, _COMMA
+        parts: list[Part] | None = None
+        members: dict[str, bytes] = {}
+        while mark == _COMMA:
+            key, at = scan.member(at + 1)
+            if key == _BATCH and body.startswith(b"[", at):
+                # Of several the last counts, as with a decoder.
+                self.parts, self._count = [], 0
+                at = yield from self.array(at)
+                parts = self.parts
+                end = yield from scan.end_of_value(at)
+                if body[at : min(end, at + LONGEST_MEMBER)].strip(_WHITESPACE):
+                    raise CannotTell
+            else:
+                end = yield from scan.end_of_value(at)
+                if key in names:
+                    members[names[key]] = body[at : min(end, at + LONGEST_MEMBER)].strip(_WHITESPACE)
+            at, mark = end, body[end]
+        if mark != _CLOSED_OBJECT or at + 1 != len(body):
+            raise CannotTell
+        return Found(parts, members, self.cleaned)
+
+    def array(self, at: int) -> Bites[int]:
+        """Take the elements of the array that begins at `at`; where it ends."""
+        body = self._body
+        at += 1
+        while True:
+            if self._guesses:
+                if body.startswith(b"[") and len(body) - at <= PART_BYTES and self._take(b"[" + body[at:]):
+                    return len(body)
+                cut = _BETWEEN.search(body, at + PART_BYTES - _LOOK_BACK, at + PART_BYTES)
+                if cut is not None and self._take(b"[%b]" % body[at : cut.start() + 1]):
+                    at = cut.end()
+                    yield
+                    continue
+            at, closed = yield from self._one_by_one(at)
+            if closed:
+                return at
+            yield
+
+    def _take(self, text: bytes) -> bool:
+        """Whether the text is an array of events, which are then a part."""
+        text, cleaned = clean_escapes(text)
+        try:
+            events = self._decoders.array.decode(text)
+        except UNREADABLE:
+            return False
+        if events:
+            self._add(Part(text, events, find_hazards(text)), cleaned)
+        # What has none is left to be looked at closely: there may be a comma before it.
+        return bool(events)
+
+    def _add(self, part: Part, cleaned: int) -> None:
+        self._count += len(part.events)
+        check_count(self._count, self._bounds.events)
+        self.cleaned += cleaned
+        self.parts.append(part)
+
+    def _one_by_one(self, start: int) -> Bites[tuple[int, bool]]:
+        """Take the elements from `start` on until they are a part or the array ends: where that is, and whether it
+        does."""
+        body, most = self._body, self._bounds.event_bytes
+        ends: list[int] = []
+        at, mark = start, _COMMA
+        while mark == _COMMA and at - start < PART_BYTES:
+            end = yield from self._scan.end_of_value(at)
+            mark = body[end]
+            if end - at > most:
+                if ends:
+                    yield from self._take_pieces(start, ends)
+                # Of what is refused for its length, enough is kept to see that it was too long.
+                piece = body[at : at + most + 1].strip(_WHITESPACE)
+                refusal = Refusal(RejectReason.EVENT_TOO_LARGE, f"the event has {end - at} bytes, at most {most}")
+                self._add(Part(piece, [refusal], NO_HAZARDS, [piece]), 0)
+                start, ends = end + 1, []
+            else:
+                ends.append(end)
+                check_count(self._count + len(ends), self._bounds.events)
+            at = end + 1
+        if mark not in (_COMMA, _CLOSED_ARRAY):
+            raise CannotTell
+        closed = mark == _CLOSED_ARRAY
+        if closed and not self._count and len(ends) == 1 and not body[start : ends[0]].strip(_WHITESPACE):
+            # There is nothing in it.
+            return at, True
+        if ends:
+            yield from self._take_pieces(start, ends)
+        return at, closed
+
+    def _take_pieces(self, start: int, ends: list[int]) -> Bites[None]:
+        """Decode the elements that end there one by one, as a part."""
+        # What replaces an escape is as long.
+        text, cleaned = yield from clean_in_bites(self._body[start : ends[-1]])
+        pieces: list[bytes] = []
+        at = 0
+        for end in ends:
+            pieces.append(text[at : end - start].strip(_WHITESPACE))
+            at = end - start + 1
+        if b"" in pieces:
+            raise CannotTell
+        if self._guesses and self._take(b"[%b]" % text):
+            self.cleaned += cleaned
+            return
+        events: list[Any] = []
+        for index in range(0, len(pieces), _PIECES_AT_ONCE):
+            yield
+            events += [self._decode(piece) for piece in pieces[index : index + _PIECES_AT_ONCE]]
+        self._add(Part(text, events, find_hazards(text), pieces), cleaned)
+
+    def _decode(self, piece: bytes) -> Any:
+        return decode_piece(piece, self._decoders)
+
+
+def decode_piece(piece: bytes, decoders: Decoders) -> Any:
+    """An event, or the Refusal of what is none."""
+    if not piece.startswith(b"{"):
+        return Refusal(RejectReason.NOT_AN_OBJECT, "an event is a JSON object")
+    try:
+        return decoders.one.decode(piece)
+    except msgspec.ValidationError as error:
+        # msgspec ends its message with the place, as in: Expected `str`, got `int` - at `$.name`.
+        place = str(error).rsplit("`", 2)[-2]
+        return Refusal(decoders.reason_of.get(place, RejectReason.INVALID_FIELD), str(error))
+    except msgspec.DecodeError as error:
+        return Refusal(RejectReason.MALFORMED_JSON, str(error))
+    except UnicodeDecodeError as error:
+        return Refusal(RejectReason.INVALID_UTF8, str(error))
+    except RecursionError:
+        return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read")
+
+
+def check_count(count: int, max_events: int) -> None:
+    """Raises PayloadRefused if there are too many events."""
+    if count > max_events:
+        raise PayloadRefused(
+            RejectReason.TOO_MANY_EVENTS, f"over {max_events} events in one request, which is the most that is taken"
+        )
