@@ -134,6 +134,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int, within(0, 100_000, "Refused events a worker keeps for replay; those above it are only counted")
     ] = 100
     conversion_events: Annotated[tuple[str, ...], about("Event names that count as conversions")] = ()
+    placeholder_ids: Annotated[
+        tuple[str, ...], about("Ids of users, visitors and sessions that are nobody's, beside null, undefined, 0 …")
+    ] = ()
 
     write_keys: Annotated[tuple[str, ...], about("Keys that may write; when empty, anybody may", SECRET)] = ()
     cors_origins: Annotated[tuple[str, ...], about("Origins whose pages may send events", ORIGINS)] = ("*",)

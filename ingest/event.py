@@ -21,6 +21,7 @@ from ingest.hazards import Hazards
 from ingest.jsonb import check_object
 from ingest.message_ids import MESSAGE_ID_NAMESPACE, NIL, fresh_id, uuid_bytes
 from ingest.payload import RawEvent
+from ingest.placeholders import Placeholders
 from ingest.rejects import Refusal, RejectReason
 from ingest.row import NO_TIME, field, fields
 from ingest.timestamps import is_javascript_time, parse_time
@@ -42,6 +43,7 @@ class Limits(NamedTuple):
     """What an event may be, from the configuration.
 
     locate: what may be stored of an address that an event names itself, None if it is no public one.
+    placeholders: the ids that are nobody's.
     """
 
     max_event_bytes: int
@@ -51,6 +53,7 @@ class Limits(NamedTuple):
     skew_tolerance: timedelta
     conversion_events: frozenset[str]
     locate: Callable[[str], Place | None] = _nowhere
+    placeholders: Placeholders = Placeholders()
 
 
 class Sender(NamedTuple):
@@ -275,7 +278,9 @@ def set_context(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_person(drafts: Drafts, arrival: Arrival) -> None:
-    special = arrival.hazards.special
+    """Who it was. An id that is nobody's is not stored: it would make one person of all who have none."""
+    special, placeholders = arrival.hazards.special, arrival.limits.placeholders
+    real_ends, real_starts, is_placeholder = placeholders.real_ends, placeholders.real_starts, placeholders.has
     for column, name, values in (
         (drafts.user_ids, "user_id", [raw.user_id for raw in drafts.raws]),
         (drafts.anonymous_ids, "anonymous_id", [raw.anonymous_id for raw in drafts.raws]),
@@ -286,13 +291,15 @@ def set_person(drafts: Drafts, arrival: Arrival) -> None:
                 column.append("\\N")
                 continue
             text = value if isinstance(value, str) else str(value)
-            if len(text) <= MAX_ID_CHARACTERS:
+            if text[-1] not in real_ends and text[0] not in real_starts and is_placeholder(text):
+                column.append("\\N")
+            elif len(text) <= MAX_ID_CHARACTERS:
                 column.append(field(text) if special else text)
             else:
                 detail = f"`{name}` has over {MAX_ID_CHARACTERS} characters"
                 drafts.refuse(column, RejectReason.FIELD_TOO_LONG, detail)
     for index, told in enumerate(drafts.facts):
-        if told.session_id and drafts.session_ids[index] == "\\N":
+        if told.session_id and drafts.session_ids[index] == "\\N" and not is_placeholder(told.session_id):
             drafts.session_ids[index] = field(told.session_id[:MAX_ID_CHARACTERS])
 
 

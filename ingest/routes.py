@@ -29,6 +29,7 @@ from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal
 from ingest.metrics import Metrics
 from ingest.operations import Api, Operation
+from ingest.placeholders import Placeholders
 from ingest.pool import Pool
 from ingest.replays import Replays
 from ingest.server import Server
@@ -69,7 +70,7 @@ def public_server(parts: Parts) -> Server:
     kept = RateLimit(config.rejected_kept_per_second, max(1, config.rejected_kept_per_second), time.monotonic)
     collector = Collector(_collect_settings(config), _intake(parts, config.write_keys, kept), parts.metrics)
     api = _api(parts, collector.address_of, _intake(parts, (), kept))
-    ofrep = Ofrep(api, parts.experiments, config.body_timeout_seconds)
+    ofrep = Ofrep(api, parts.experiments, Placeholders(config.placeholder_ids), config.body_timeout_seconds)
     return Server(
         {**collector.routes(), **ofrep.routes()},
         _application(parts, api, ofrep),
@@ -116,6 +117,7 @@ def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, replays:
         skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
         conversion_events=frozenset(config.conversion_events),
         locate=locate,
+        placeholders=Placeholders(config.placeholder_ids),
     )
     settings = IntakeSettings(
         limits=limits,
@@ -184,9 +186,9 @@ def _operations(parts: Parts, ofrep: Ofrep) -> list[Operation]:
         *lead_export.operations(),
         *lead_desk.operations(),
         *people.operations(parts.wait_stored),
-        *onboarding.operations(_cipher(parts.config.encryption_keys)),
+        *onboarding.operations(_cipher(parts.config.encryption_keys), Placeholders(parts.config.placeholder_ids)),
         *onboarding_funnel.operations(),
-        *Experiments(parts.experiments).operations(),
+        *Experiments(parts.experiments, Placeholders(parts.config.placeholder_ids)).operations(),
         *ofrep.operations(),
     ]
 

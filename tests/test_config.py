@@ -34,6 +34,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "dedupe_window_events": ("0", 0),
     "rejected_kept_per_second": ("0", 0),
     "conversion_events": ("Order Completed, signup", ("Order Completed", "signup")),
+    "placeholder_ids": ("demo, x9", ("demo", "x9")),
     "write_keys": ("key-1,key-2", ("key-1", "key-2")),
     "cors_origins": (
         "https://a.example.com,http://localhost:3000",

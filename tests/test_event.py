@@ -559,7 +559,7 @@ IDS = ("user_id", "anonymous_id", "session_id")
         (None, None),
         ("", None),
         ("u1", "u1"),
-        (0, "0"),
+        (0, None),
         (12345, "12345"),
         (-5, "-5"),
         (2**64, str(2**64)),

@@ -40,6 +40,7 @@ PURE = {
     "event",
     "drafts",
     "message_ids",
+    "placeholders",
     "timestamps",
     "context",
     "jsonb",

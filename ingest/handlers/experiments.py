@@ -26,6 +26,7 @@ from ingest.experiments.lifecycle import STEPS, WrongState
 from ingest.experiments.results import Question, Results, analyse
 from ingest.fields import FieldError, Invalid
 from ingest.operations import JSON, Answer, Call, Operation, Problem
+from ingest.placeholders import Placeholders
 
 _QUERIES: Final = load_queries("experiments")
 TOO_MANY: Final = "PT429"
@@ -164,8 +165,9 @@ class ExperimentResults(Results, kw_only=True):
 class Experiments:
     """Serves experiments; what it changes, `definitions` reads again."""
 
-    def __init__(self, definitions: Definitions) -> None:
+    def __init__(self, definitions: Definitions, placeholders: Placeholders) -> None:
         self._definitions = definitions
+        self._placeholders = placeholders
 
     def operations(self) -> list[Operation]:
         return [*self._public(), *self._of_admins(), *[self._step(name) for name in STEPS]]
@@ -244,6 +246,7 @@ class Experiments:
 
     async def assign(self, call: Call) -> web.StreamResponse:
         unit: Unit = call.body
+        self._leave_out_nobody(unit)
         caller = _proved(call.caller, unit)
         async with call.transaction(caller=caller) as connection:
             told = await connection.fetchval(
@@ -259,6 +262,7 @@ class Experiments:
 
     async def expose(self, call: Call) -> web.StreamResponse:
         shown: Exposure = call.body
+        self._leave_out_nobody(shown)
         caller = _proved(call.caller, shown)
         call.require_room()
         try:
@@ -278,6 +282,12 @@ class Experiments:
             return _json_answer(msgspec.json.encode(Exposed(shown.experiment, variant, False)))
         await call.emit(_event(shown, found["variant_id"]))
         return _json_answer(msgspec.json.encode(Exposed(shown.experiment, found["variant_id"])))
+
+    def _leave_out_nobody(self, unit: Unit) -> None:
+        """Without the ids that are nobody's: who has none would all be one unit."""
+        unit.session_id = self._placeholders.known(unit.session_id)
+        if unit.user_id is not None and self._placeholders.has(str(unit.user_id)):
+            unit.user_id = None
 
     async def _computed(self, shown: Exposure) -> str:
         """The variant of a unit that is not stored. Raises Problem."""
@@ -370,7 +380,9 @@ def _subject(caller: Caller) -> UUID | None:
 def _proved(caller: Caller, unit: Unit) -> Caller:
     """On whose behalf the unit is worked for. A session is known by its id, which nobody else has; a user is not."""
     if unit.session_id is None and unit.user_id is None:
-        raise Invalid([FieldError("session_id", "is needed, or user_id: the unit")])
+        raise Invalid(
+            [FieldError("session_id", "is needed, or user_id: the unit; null, 0 and the like are nobody's")]
+        )
     may_write = Scope.WRITE in caller.scopes
     is_own = caller.role == "authenticated" and _subject(caller) == unit.user_id
     if unit.user_id is not None and not may_write and not is_own:

@@ -26,6 +26,7 @@ from ingest.experiments.flags import Flag
 from ingest.fields import about, text
 from ingest.http import OVERLOADED_RETRY_SECONDS, answer, read_body
 from ingest.operations import JSON, MAX_BODY_BYTES, Answer, Api, Call, Operation, Problem
+from ingest.placeholders import Placeholders
 from ingest.pool import TooSlow, Unavailable
 from ingest.rejects import STATUS_OF_REASON, PayloadRefused
 
@@ -130,8 +131,11 @@ class _Refused(Exception):
 class Ofrep:
     """Evaluates flags over HTTP."""
 
-    def __init__(self, api: Api, definitions: Definitions, body_timeout_seconds: float) -> None:
+    def __init__(
+        self, api: Api, definitions: Definitions, placeholders: Placeholders, body_timeout_seconds: float
+    ) -> None:
         self._api = api
+        self._placeholders = placeholders
         self._definitions = definitions
         self._body_timeout_seconds = body_timeout_seconds
 
@@ -157,6 +161,7 @@ class Ofrep:
                 unit, context = _read_context(body, flag.needs_attributes)
             else:
                 unit, context = _read_unit(body), NOTHING_KNOWN
+            self._require_somebody(unit)
         except _Refused as refused:
             return _refusal(refused, key)
         return web.Response(body=flag.evaluate(unit, context, _now).body, headers=_HEADERS.copy())
@@ -167,6 +172,7 @@ class Ofrep:
             body = await self._body(request)
             flags = await self._flags()
             unit, context = _read_context(body, True)
+            self._require_somebody(unit)
         except _Refused as refused:
             return _refusal(refused, None)
         now = _now()
@@ -189,6 +195,12 @@ class Ofrep:
         except PayloadRefused as error:
             status = STATUS_OF_REASON.get(error.refusal.reason, 400)
             raise _Refused(status, "PARSE_ERROR", error.refusal.detail) from None
+
+    def _require_somebody(self, unit: bytes) -> None:
+        """All who have no id would be one unit."""
+        if self._placeholders.has(unit.decode()):
+            detail = "context.targetingKey is needed: null, 0 and the like are nobody's"
+            raise _Refused(400, "TARGETING_KEY_MISSING", detail)
 
     async def _flags(self) -> Mapping[str, Flag]:
         try:

@@ -26,6 +26,7 @@ from ingest.http import answer, problem
 from ingest.journey import NamedSession, Session, event, events_of, kept, session
 from ingest.onboarding import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
 from ingest.operations import Answer, Call, Operation, Problem
+from ingest.placeholders import Placeholders
 from ingest.pool import TooSlow, Unavailable
 
 if TYPE_CHECKING:
@@ -112,12 +113,13 @@ class Noted(msgspec.Struct):
     concealed: bool
 
 
-def operations(cipher: Cipher | None) -> list[Operation]:
-    """`cipher` is None where no key is configured."""
+def operations(cipher: Cipher | None, placeholders: Placeholders) -> list[Operation]:
+    """`cipher` is None where no key is configured; `placeholders`: the visitors' ids that are nobody's."""
     gone = Answer("No session has this token, or it was left for over 24 hours")
     return [
         Operation(
-            "POST", SESSIONS, begin, "Begin onboarding", _TAG, body=NewSession, body_optional=True,
+            "POST", SESSIONS, partial(begin, placeholders), "Begin onboarding", _TAG, body=NewSession,
+            body_optional=True,
             answers={201: Answer("A new session", NamedSession)},
             description="At most 5 an hour from one address; with a key that may write there is no such limit.",
         ),
@@ -154,11 +156,11 @@ async def unknown_step(request: web.Request) -> web.Response:
 # Sessions.
 
 
-async def begin(call: Call) -> web.StreamResponse:
+async def begin(placeholders: Placeholders, call: Call) -> web.StreamResponse:
     wanted: NewSession = call.body
     call.require_room()
     token = "sess_" + secrets.token_urlsafe(32)
-    visitor = [each.strip() if each else None for each in (wanted.anonymous_id, wanted.session_id)]
+    visitor = [placeholders.known(each and each.strip()) for each in (wanted.anonymous_id, wanted.session_id)]
     # A server begins them for its own visitors: its address is not theirs.
     caller = call.caller if call.caller.role == "service_role" else ANYBODY
     async with call.transaction(caller=caller, session_token=token) as connection:

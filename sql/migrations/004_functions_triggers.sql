@@ -327,6 +327,49 @@ COMMENT ON FUNCTION public.abandon_inactive_sessions() IS
     'Mark the sessions in progress in which nothing was done for two hours; how many they were';
 
 
+-- Ids that are nobody's
+
+-- The same rule as in ingest/placeholders.py, where it is explained.
+CREATE FUNCTION ingest.is_placeholder_id(id text) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT bare ~ '^0*$'
+        OR bare IN (
+            'null', 'undefined', 'none', 'nil', 'nan', 'na', 'void', 'infinity', 'dbnull', 'snil', 'vnil', 'dnil',
+            'optionalnil', 'true', 'false', 'empty', 'blank', 'missing', 'unset', 'notset', 'notavailable',
+            'anonymous', 'anonymoususer', 'guest', 'guestuser', 'unknown', 'unknownuser', 'unidentified',
+            'nouser', 'noid', 'notauthenticated', 'unauthenticated', 'notloggedin', 'loggedout', 'default',
+            'placeholder', 'id', 'uid', 'uuid', 'guid', 'userid', 'username', 'anonymousid', 'anonid', 'sessionid',
+            'distinctid', 'deviceid', 'visitorid', 'clientid', 'customerid', 'accountid', 'email', 'emailaddress',
+            'yourid', 'youruserid', 'string', 'object', 'ffffffffffffffffffffffffffffffff'
+        )
+        OR (bare = '1' AND id ~ '^\s*-1\s*$')
+        OR id ~ '^\s*(\[object [A-Za-z]*\]|\{\{[^{}]*\}\}|[$#]\{[^{}]*\}|<%[^%]*%>)\s*$'
+        OR bare = ANY (string_to_array(
+            lower(regexp_replace(
+                coalesce(current_setting('app.placeholder_ids', true), ''),
+                '[\u0001-\u002b\u002d-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00a0]+', '', 'g'
+            )), ','
+        ))
+    FROM (SELECT lower(regexp_replace(
+        id,
+        '[\u0001-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]+',
+        '', 'g'
+    ))) AS each (bare)
+$$;
+COMMENT ON FUNCTION ingest.is_placeholder_id(text) IS
+    'Whether this is an id that is nobody''s, such as null, undefined or 0; app.placeholder_ids, with commas between them, names more';
+
+CREATE FUNCTION ingest.known_id(id text) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN NOT ingest.is_placeholder_id(id) THEN id END
+$$;
+COMMENT ON FUNCTION ingest.known_id(text) IS 'The id, NULL where it is nobody''s';
+
+
 -- Events of plain INSERTs
 
 CREATE FUNCTION ingest.url_decoded(text_of_url text) RETURNS text
@@ -392,9 +435,11 @@ AS $$
 DECLARE
     agent constant text := left(NEW.user_agent, 1024);
 BEGIN
-    NEW.user_id := left(NEW.user_id, 255);
-    NEW.anonymous_id := left(NEW.anonymous_id, 255);
-    NEW.session_id := left(NEW.session_id, 255);
+    NEW.user_id := ingest.known_id(left(NEW.user_id, 255));
+    NEW.anonymous_id := ingest.known_id(left(NEW.anonymous_id, 255));
+    NEW.session_id := ingest.known_id(left(coalesce(
+        NEW.session_id, NEW.context ->> 'sessionId', NEW.context ->> 'session_id'
+    ), 255));
     NEW.url := left(coalesce(NEW.url, NEW.context #>> '{page,url}'), 4096);
     NEW.referrer := left(coalesce(NEW.referrer, NEW.context #>> '{page,referrer}'), 4096);
     NEW.page_host := left(coalesce(NEW.page_host, ingest.url_host(NEW.url)), 253);
@@ -607,9 +652,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    person constant uuid := auto_assign_experiments.user_id;
+    person constant uuid := ingest.known_id(auto_assign_experiments.user_id::text)::uuid;
     visit constant text := CASE WHEN char_length(auto_assign_experiments.session_id) BETWEEN 1 AND 255
-        THEN auto_assign_experiments.session_id END;
+        THEN ingest.known_id(auto_assign_experiments.session_id) END;
     nation constant text := substring(upper(auto_assign_experiments.country) FROM '^[A-Z]{2}$');
     assigned jsonb := '{}'::jsonb;
     running experiments.experiments;
@@ -654,9 +699,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    person constant uuid := record_exposure.user_id;
+    person constant uuid := ingest.known_id(record_exposure.user_id::text)::uuid;
     visit constant text := CASE WHEN char_length(record_exposure.session_id) BETWEEN 1 AND 255
-        THEN record_exposure.session_id END;
+        THEN ingest.known_id(record_exposure.session_id) END;
     nation constant text := substring(upper(record_exposure.country) FROM '^[A-Z]{2}$');
     running experiments.experiments;
     given text;
