@@ -124,9 +124,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     retention_days: Annotated[int, within(1, 3650, "Age of the oldest timestamp accepted")] = 90
     max_future_seconds: Annotated[int, within(0, YEAR, "How far ahead of us a timestamp may be")] = 3600
-    skew_tolerance_seconds: Annotated[
-        int, within(0, YEAR, "How wrong a client's clock may be before its times are shifted")
-    ] = 300
+    skew_tolerance_seconds: Annotated[int, within(0, YEAR, "How far after its arrival a corrected time may be")] = 300
     dedupe_window_events: Annotated[
         int, within(0, 10_000_000, "Recent ids remembered in memory to catch retries early; 0 is off")
     ] = 100_000

@@ -42,11 +42,11 @@ class Drafts:
     def __init__(self, raws: Sequence[RawEvent]) -> None:
         self.raws = raws
         self.ids: list[str] = []
-        # 16 bytes of the client's message id, None when the id is ours.
+        # What an event is known by: 16 bytes of the client's message id, then its own time; None when the id is ours.
         self.keys: list[bytes | None] = []
         self.created_at: list[str] = []
-        # What the client gave as the time, where created_at is not that although the id is the client's.
-        self.client_times: list[str] = []
+        # What the client gave as the time, where created_at is not that.
+        self.client_times: list[str] = ["\\N"] * len(raws)
         self.types: list[str] = []
         self.names: list[str] = []
         self.user_ids: list[str] = []

@@ -2,6 +2,18 @@
 
 Pure: the clock, the client's address and the limits come in as values. To add a step, write a function
 `(drafts, arrival) -> None` named by its effect and put it into STEPS.
+
+When an event happened, and which event it is:
+
+* An event's time is its own `timestamp` wherever that is possible: not older than the retention, not further ahead
+  of us than `max_future`. It is never shifted then, whatever `sentAt` says: a late delivery cannot be told from a
+  slow clock, and a shift would reorder the events of a right clock.
+* An impossible time is that of a wrong clock if `sentAt`, by the same clock, explains it: it is as impossible, and
+  put right by as much as sentAt is off, the event is within the retention and has not happened after it came.
+  Otherwise it is refused: a request that came late explains nothing.
+* An event is known by its client's id and its own `timestamp`, or the lack of one. Both are the same in each
+  delivery, whenever it comes, in any worker and with any sentAt, which created_at is not: the id and `client_time`,
+  or created_at where that is NULL. Two events of one id and different times are two events.
 """
 
 from __future__ import annotations
@@ -24,15 +36,13 @@ from ingest.payload import RawEvent
 from ingest.placeholders import Placeholders
 from ingest.rejects import Refusal, RejectReason
 from ingest.row import NO_TIME, field, fields
-from ingest.timestamps import is_javascript_time, parse_time
+from ingest.timestamps import is_javascript_time, one_text_of, parse_time
 
 MAX_NAME_CHARACTERS: Final = 100
 MAX_ID_CHARACTERS: Final = 255
 MAX_URL_CHARACTERS: Final = 4096
 MAX_USER_AGENT_CHARACTERS: Final = 1024
 EVENT_TYPES: Final = frozenset({"page_view", "user_action", "conversion", "system"})
-
-_MINUTE = timedelta(minutes=1)
 
 
 def _nowhere(text: str) -> Place | None:
@@ -80,21 +90,23 @@ class Moment(NamedTuple):
 class Arrival(NamedTuple):
     """A request as the steps see it: when it came, from whom, and what its body may hide.
 
-    authenticated: whether it carried a credential that is not public.
+    sent_at: by the client's clock, None if it did not say.  authenticated: whether it carried a credential that is
+    not public.  first_came: when it came first, for a replay.
     """
 
     moment: Moment
-    shift: timedelta | None
+    sent_at: datetime | None
     sender: Sender
     sender_fields: str
     hazards: Hazards
     limits: Limits
     authenticated: bool = False
+    first_came: datetime | None = None
 
 
 class Processed(NamedTuple):
-    """What became of the events of a body: for each its line, if it is not in `refused`, and the client's message
-    id (16 bytes) if it gave one."""
+    """What became of the events of a body: for each its line, if it is not in `refused`, and what it is known by if
+    the client gave it an id: the id in 16 bytes, and its own time as text."""
 
     lines: list[str]
     keys: list[bytes | None]
@@ -118,17 +130,13 @@ def arrive(
     hazards: Hazards,
     limits: Limits,
     authenticated: bool = False,
+    first_came: datetime | None = None,
 ) -> Arrival:
-    """Work out once for a request what all its events share.
-
-    When the client's `sentAt` is further from our clock than the tolerance, its clock is wrong and its
-    timestamps are shifted by the difference. The difference is rounded to whole minutes, so that a retry,
-    whose sentAt is fresh, is shifted by the same amount and keeps its created_at and with it its key.
-    """
-    shift = None
-    if sent_at is not None and abs(moment.at - sent_at) > limits.skew_tolerance:
-        shift = round((moment.at - sent_at) / _MINUTE) * _MINUTE
-    return Arrival(moment, shift, sender, _sender_fields(sender), hazards, limits, authenticated)
+    """Work out once for a request what all its events share. `first_came` is ignored if it is no time to be kept."""
+    if first_came is not None and not moment.oldest <= first_came <= moment.at:
+        first_came = None
+    sender_fields = _sender_fields(sender)
+    return Arrival(moment, sent_at, sender, sender_fields, hazards, limits, authenticated, first_came)
 
 
 def process(raws: Sequence[RawEvent], arrival: Arrival, ending: str = "", first: int = 0) -> Processed:
@@ -210,36 +218,66 @@ def set_id(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
-    received_at, oldest, newest = arrival.moment.text, arrival.moment.oldest, arrival.moment.newest
-    shift, created_at, client_times = arrival.shift, drafts.created_at, drafts.client_times
-    for raw, key in zip(drafts.raws, drafts.keys, strict=True):
+    oldest, newest = arrival.moment.oldest, arrival.moment.newest
+    came = arrival.moment.text if arrival.first_came is None else _utc_text(arrival.first_came)
+    created_at, client_times, keys = drafts.created_at, drafts.client_times, drafts.keys
+    for index, raw in enumerate(drafts.raws):
         timestamp = raw.timestamp
         if timestamp is None:
-            created_at.append(received_at)
-            client_times.append("\\N" if key is None else NO_TIME)
+            created_at.append(came)
+            if keys[index] is not None:
+                client_times[index] = NO_TIME
             continue
-        client_times.append("\\N")
         moment = parse_time(timestamp)
         if moment is None:
             detail = f"`timestamp` is no ISO 8601 or RFC 2822 time, and no Unix time: {str(timestamp)[:60]!r}"
             drafts.refuse(created_at, RejectReason.INVALID_TIMESTAMP, detail)
             continue
-        if shift is not None:
-            client_times[-1] = moment.isoformat()
-            try:
-                moment += shift
-            except OverflowError:
-                drafts.refuse(created_at, RejectReason.INVALID_TIMESTAMP, "`timestamp` is out of range")
-                continue
-        if moment < oldest:
-            detail = f"{moment.isoformat()} is before {oldest.isoformat()}, the oldest that is kept"
-            drafts.refuse(created_at, RejectReason.TOO_OLD, detail)
-        elif moment > newest:
-            drafts.refuse(created_at, RejectReason.IN_FUTURE, f"{moment.isoformat()} is in the future")
-        elif shift is None and isinstance(timestamp, str) and is_javascript_time(timestamp):
-            created_at.append(timestamp)
+        if oldest <= moment <= newest:
+            if isinstance(timestamp, str) and is_javascript_time(timestamp):
+                known = timestamp
+                created_at.append(timestamp)
+            else:
+                text = _utc_text(moment)
+                known = one_text_of(moment, text)
+                created_at.append(text)
+        elif (corrected := _corrected(moment, raw, arrival)) is not None:
+            created_at.append(_utc_text(corrected))
+            client_times[index] = text = _utc_text(moment)
+            known = one_text_of(moment, text)
         else:
-            created_at.append(moment.astimezone(UTC).isoformat())
+            drafts.refuse(created_at, *_impossible(moment, arrival.moment))
+            continue
+        if (key := keys[index]) is not None:
+            keys[index] = key + known.encode()
+
+
+def _corrected(moment: datetime, raw: RawEvent, arrival: Arrival) -> datetime | None:
+    """When it happened by our clock, if the client's clock explains why its own time is impossible; else None."""
+    came, sent_at = arrival.first_came or arrival.moment.at, arrival.sent_at
+    own = raw.sentAt if raw.sentAt is not None else raw.sent_at
+    # With a replay comes what the first try went by.
+    if own is not None and (arrival.first_came is None or sent_at is None):
+        sent_at = parse_time(own)
+    if sent_at is None or (moment < arrival.moment.oldest <= sent_at):
+        return None
+    try:
+        corrected = moment.astimezone(UTC) + (came - sent_at)
+    except OverflowError:
+        return None
+    possible = arrival.moment.oldest <= corrected <= came + arrival.limits.skew_tolerance
+    return corrected if possible else None
+
+
+def _impossible(moment: datetime, now: Moment) -> tuple[RejectReason, str]:
+    if moment < now.oldest:
+        detail = f"{moment.isoformat()} is before {now.oldest.isoformat()}, the oldest that is kept"
+        return RejectReason.TOO_OLD, detail
+    return RejectReason.IN_FUTURE, f"{moment.isoformat()} is in the future"
+
+
+def _utc_text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
 
 
 def check_size(drafts: Drafts, arrival: Arrival) -> None:

@@ -37,7 +37,7 @@ from ingest.event import (
 )
 from ingest.journal import Journal, JournalFull
 from ingest.open_record import OpenRecord
-from ingest.payload import Payload, RawEvent, pieces
+from ingest.payload import Payload, RawEvent, pieces, sent_at_in
 from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.replays import Replays
 from ingest.submission import Submission
@@ -54,7 +54,8 @@ _LINES_PER_BODY: Final = 2
 """Lines have the body's texts, doubled backslashes, and columns of our own."""
 RECEIVED_AT_HEADER: Final = "X-Ingest-Received-At"
 SENT_AT_HEADER: Final = "X-Ingest-Sent-At"
-"""By these a replay tells when the event first came, and when it was sent by the client's clock."""
+"""By these a replay tells when the event first came, and when it was sent by the client's clock: its time is put
+right as it would have been then."""
 _OUR_FAULT: Final = "a bug of the collector, which has logged it"
 NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written")
 
@@ -205,7 +206,9 @@ class Intake:
         clean = not processed.refused and well_formed == len(events)
         refusals = [] if clean else _refusals(events, submission.position, processed.refused)
         self._accounts.received += len(events)
-        self._accounts.duplicate_at_door += len(events) - len(refusals) - len(lines)
+        duplicates = len(events) - len(refusals) - len(lines)
+        submission.duplicates += duplicates
+        self._accounts.duplicate_at_door += duplicates
         if refusals:
             refusals = self._book_refusals(submission, refusals, turn)
         if self._tail.followed:
@@ -257,18 +260,21 @@ class Intake:
             except JournalFull as error:
                 raise PayloadRefused(RejectReason.OVERLOADED, str(error)) from None
         self._accounts.cleaned += payload.cleaned
-        sent_at = parse_time(payload.sent_at) if payload.sent_at is not None else None
+        sent_at, first_came = _time(payload.sent_at), None
         if settings.replays is not None:
-            sent_at = _sent_at_of_replay(submission.headers, sent_at, turn.moment.at)
-        elif sent_at is not None:
-            settings.observe_skew((turn.moment.at - sent_at).total_seconds())
+            sent_at = _time(submission.headers.get(SENT_AT_HEADER)) or sent_at
+            first_came = _time(submission.headers.get(RECEIVED_AT_HEADER))
+        elif (told := sent_at or _own_sent_at(payload.parts[0].events[0])) is not None:
+            settings.observe_skew((turn.moment.at - told).total_seconds())
         submission.payload = payload
         submission.parts.extend(payload.parts)
         if len(payload.parts) > 1:
             # The parts have texts of their own.
             submission.body = b""
         hazards = payload.parts[0].hazards
-        submission.arrival = arrive(turn.moment, sent_at, submission.sender, hazards, settings.limits, authenticated)
+        submission.arrival = arrive(
+            turn.moment, sent_at, submission.sender, hazards, settings.limits, authenticated, first_came
+        )
 
     def _book_refusals(
         self, submission: Submission, refusals: list[tuple[int, Refusal]], turn: _Turn
@@ -279,10 +285,11 @@ class Intake:
         if submission.sent is None:
             submission.sent = pieces(submission.parts[0])
         sent, before = submission.sent, submission.position - submission.within
-        sent_at = _utc_text(parse_time(payload.sent_at)) if payload.sent_at is not None else None
         refusals = [(index, refusal._replace(raw=sent[index - before])) for index, refusal in refusals]
         for _, refusal in refusals:
             self._accounts.reject(refusal.reason)
+            own = sent_at_in(refusal.raw)
+            sent_at = _utc_text(_time(payload.sent_at if own is None else own))
             line = self._rejected_line(
                 refusal, arrival.moment.text, sent_at, arrival.sender, submission.path, turn.ending
             )
@@ -371,17 +378,15 @@ class Intake:
         return f"{text}\t{ending}"
 
 
-def _sent_at_of_replay(headers: Mapping[str, str], sent_at: datetime | None, now: datetime) -> datetime | None:
-    """When a replay was sent by the client's clock, if it had been sent just now: then the clock is found as wrong,
-    and corrected by as much, as when it first came."""
-    received_at = parse_time(headers.get(RECEIVED_AT_HEADER, ""))
-    sent_at = parse_time(headers.get(SENT_AT_HEADER, "")) or sent_at
-    if received_at is None or sent_at is None:
+def _time(told: str | int | float | None) -> datetime | None:
+    return parse_time(told) if told is not None else None
+
+
+def _own_sent_at(event: RawEvent | Refusal) -> datetime | None:
+    """When an event was sent, by what it says itself."""
+    if isinstance(event, Refusal):
         return None
-    try:
-        return sent_at + (now - received_at)
-    except OverflowError:
-        return None
+    return _time(event.sentAt if event.sentAt is not None else event.sent_at)
 
 
 def _utc_text(moment: datetime | None) -> str | None:

@@ -34,14 +34,14 @@ class RawEvent(msgspec.Struct, gc=False):
     context: Raw = NOTHING
     url: str | None = None
     referrer: str | None = None
+    sentAt: str | int | float | None = None
+    sent_at: str | int | float | None = None
 
 
 class NativeBody(RawEvent, gc=False):
     """A native body that is an object: one event, or a batch of them."""
 
     batch: list[RawEvent] | None = None
-    sentAt: str | int | float | None = None
-    sent_at: str | int | float | None = None
     writeKey: str | None = None
     write_key: str | None = None
     api_key: str | None = None
@@ -84,8 +84,18 @@ class _Batch(msgspec.Struct, gc=False):
     batch: Raw = NOTHING
 
 
+class _Sent(msgspec.Struct, gc=False):
+    """An event, for when it was sent."""
+
+    sentAt: str | int | float | None = None
+    sent_at: str | int | float | None = None
+
+
 class Payload(NamedTuple):
-    """A decoded body, its events in order, in parts. cleaned: escapes that were replaced.  size: its bytes."""
+    """A decoded body, its events in order, in parts. cleaned: escapes that were replaced.  size: its bytes.
+
+    sent_at: the whole body's; an event may have one of its own, which is by the clock that it was stamped by.
+    """
 
     parts: list[Part]
     sent_at: str | int | float | None
@@ -121,6 +131,7 @@ _native_body = msgspec.json.Decoder(NativeBody)
 _segment_body = msgspec.json.Decoder(SegmentBody)
 _raw_list = msgspec.json.Decoder(list[Raw])
 _batch = msgspec.json.Decoder(_Batch)
+_sent = msgspec.json.Decoder(_Sent)
 _scalar = msgspec.json.Decoder(str | int | float | None)
 
 MAX_EVENT_BYTES = 64 * 1024
@@ -177,10 +188,6 @@ def read_segment(body: bytes, call: str | None, max_events: int, max_event_bytes
 
 def _translate(payload: Payload, messages: list[Any], call: str | None) -> Payload:
     """Segment's messages, which are replaced, as events."""
-    if payload.sent_at is None:
-        # Some senders stamp each message instead of the batch; they all left in the same request.
-        sent_at = next((m.sentAt for m in messages if isinstance(m, SegmentMessage) and m.sentAt), None)
-        payload = payload._replace(sent_at=sent_at)
     messages[:] = [m if isinstance(m, Refusal) else _from_segment(m, call) for m in messages]
     return payload
 
@@ -230,6 +237,15 @@ def _refuse_count(count: int, max_events: int) -> None:
         raise PayloadRefused(RejectReason.EMPTY_PAYLOAD, "there is no event in the body")
 
 
+def sent_at_in(piece: bytes) -> str | int | float | None:
+    """When an event was sent, by what it says itself, though the rest of it may be malformed."""
+    try:
+        sent = _sent.decode(piece)
+    except UNREADABLE:
+        return None
+    return sent.sentAt if sent.sentAt is not None else sent.sent_at
+
+
 def pieces(part: Part) -> list[bytes]:
     """The events of a part as they were sent, in order: what is kept of those that are refused."""
     text = part.text
@@ -276,6 +292,7 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
         anonymous_id=message.anonymousId,
         properties=properties,
         context=message.context,
+        sentAt=message.sentAt,
     )
 
 

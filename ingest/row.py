@@ -58,7 +58,7 @@ REJECTED_COLUMNS = (
 )
 
 NO_TIME = "-infinity"
-"""What client_time says of an event whose client gave an id but no time."""
+"""What client_time says of an event that came with an id but without a time."""
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\x00": "\ufffd"})
 

@@ -28,6 +28,7 @@ class Submission:
         "arrival",
         "body",
         "decode",
+        "duplicates",
         "header_key",
         "headers",
         "keys",
@@ -78,6 +79,8 @@ class Submission:
         self.sent: list[bytes] | None = None
         # How many of its events are through the steps.
         self.position = 0
+        # Events that were there already, by their id and time, as far as could be seen at once.
+        self.duplicates = 0
         # The records that hold something of it, and whether the one of this turn will be another.
         self.records: list[OpenRecord] = []
         self.waits = False

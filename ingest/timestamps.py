@@ -58,3 +58,10 @@ def is_javascript_time(text: str) -> bool:
     Other forms are written anew: Python reads some that Postgres does not, and the other way round.
     """
     return len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T" and text[7] == "-"
+
+
+def one_text_of(moment: datetime, text: str) -> str:
+    """The same text for a moment however it was written, given its ISO 8601 text in UTC: that of JavaScript for whole
+    milliseconds."""
+    milliseconds, rest = divmod(moment.microsecond, 1000)
+    return text if rest else f"{text[:19]}.{milliseconds:03}Z"

@@ -14,15 +14,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 
-from ingest import partitions, row
+from ingest import event_keys, partitions, row
 from ingest.accounts import Accounts
 from ingest.database import FAILURES, close, load_queries
 from ingest.errors import DatabaseError, IngestError
@@ -101,6 +101,7 @@ class Writer:
         # at hand stores; and where the ledger stands, as far as we know.
         self._taken: list[Record] = []
         self._records: list[Record] = []
+        self._contents = event_keys.examine([])
         self._position = 0
         self._flushed_at = 0.0
         # How many records a flush may have: fewer after a time-out, so that a slow server gets somewhere.
@@ -154,6 +155,7 @@ class Writer:
         if not self._taken:
             return True  # The ledger had them all.
         self._records = self._taken[: self._limit]
+        self._contents = event_keys.examine(self._records)
         started = time.perf_counter()
         self._flushed_at = time.monotonic()
         try:
@@ -265,7 +267,7 @@ class Writer:
             sum(record.events for record in self._records),
             sum(record.rejected for record in self._records),
             first.number,
-            _days(self._records),
+            self._contents.days,
         )
         if not moved:
             raise DatabaseError(f"the ledger of journal {layout.journal} has moved; asking it again")
@@ -321,32 +323,55 @@ class Writer:
 
     async def _copy(self, connection: asyncpg.Connection) -> Outcome:
         columns = self._records[0].layout.event_columns
-        lines = (record.event_lines for record in self._records)
-        await copy_lines(connection, ("analytics", "events"), columns, lines, self._timeout_seconds)
+        plain, keyed, _ = self._contents
+        await copy_lines(connection, ("analytics", "events"), columns, plain, self._timeout_seconds)
+        if new := await event_keys.claim(connection, keyed):
+            lines = [one.line for one in new]
+            await copy_lines(connection, ("analytics", "events"), columns, lines, self._timeout_seconds)
         if any(record.rejected for record in self._records):
             columns = self._records[0].layout.rejected_columns
-            lines = (record.rejected_lines for record in self._records)
-            await copy_lines(connection, ("analytics", "rejected_events"), columns, lines, self._timeout_seconds)
-        return Outcome(sum(record.events for record in self._records))
+            refused = (record.rejected_lines for record in self._records)
+            await copy_lines(connection, ("analytics", "rejected_events"), columns, refused, self._timeout_seconds)
+        duplicate = len(keyed) - len(new) + await self._drop_known(connection)
+        if duplicate:
+            await self._correct_flush(connection, duplicate, 0)
+        return Outcome(sum(record.events for record in self._records) - duplicate, duplicate)
 
     async def _merge(self, connection: asyncpg.Connection) -> Outcome:
         columns = self._records[0].layout.event_columns
-        lines = [line for record in self._records for line in record.event_lines.splitlines(keepends=True)]
+        plain = [line for lines in self._contents.plain for line in lines.splitlines(keepends=True)]
         merge = await Merge.begin(connection, "events", columns, self._timeout_seconds)
-        stored, bad = await merge.insert(lines)
-        if bad and len(bad) == len(lines) and await merge.is_tables_fault(bad, self._good(columns, lines[0])):
+        stored, bad = await merge.insert(plain)
+        if new := await event_keys.claim(connection, self._contents.keyed):
+            merged = await merge.insert([one.line for one in new])
+            lost = {one.line for one in merged.bad}
+            await event_keys.release(connection, [one for one in new if one.line in lost])
+            stored, bad = stored + merged.stored, bad + merged.bad
+        none_stored = bad and len(bad) == len(plain) + len(new)
+        if none_stored and await merge.is_tables_fault(bad, self._good(columns, bad[0].line)):
             raise TableRefuses(f"analytics.events refuses every row: {bad[0].message}")
         await merge.end()
+        stored -= await self._drop_known(connection)
         await self._merge_rejected(connection)
         if bad:
             await self._keep_bad(connection, bad)
-        duplicate = len(lines) - stored - len(bad)
+        duplicate = len(plain) + len(self._contents.keyed) - stored - len(bad)
         if duplicate or bad:
-            last = self._records[-1].number
-            await connection.execute(self._queries["correct_flush"], self.journal.number, last, duplicate, len(bad))
+            await self._correct_flush(connection, duplicate, len(bad))
         if duplicate:
             self._merges_left = MERGES_AFTER_DUPLICATE
-        return Outcome(stored, duplicate, len(bad), {_message_id(one.line, columns): one.message for one in bad})
+        return Outcome(
+            stored, duplicate, len(bad), {event_keys.known_by(one.line, columns): one.message for one in bad}
+        )
+
+    async def _drop_known(self, connection: asyncpg.Connection) -> int:
+        journal = self.journal.number << RECORD_BITS
+        first, last = journal | self._records[0].number, journal | self._records[-1].number
+        return await event_keys.drop_known(connection, self._contents.minutes, first, last)
+
+    async def _correct_flush(self, connection: asyncpg.Connection, duplicate: int, refused: int) -> None:
+        last = self._records[-1].number
+        await connection.execute(self._queries["correct_flush"], self.journal.number, last, duplicate, refused)
 
     def _good(self, columns: tuple[str, ...], line: bytes) -> dict[tuple[str, ...], list[bytes]]:
         """Lines, by their columns, that a table would take if nobody had changed it: the least that an event can be,
@@ -380,7 +405,9 @@ class Writer:
         batch_id = self.journal.number << RECORD_BITS | self._records[-1].number
         columns = self._records[0].layout.event_columns
         lines = [
-            _rejected_line(one, columns, batch_id) for one in bad if not self._is_kept(_message_id(one.line, columns))
+            _rejected_line(one, columns, batch_id)
+            for one in bad
+            if not self._is_kept(event_keys.known_by(one.line, columns))
         ]
         if refused := await self._keep(connection, row.REJECTED_COLUMNS, lines):
             raise TableRefuses(f"analytics.rejected_events refuses what analytics.events does: {refused[0].message}")
@@ -396,7 +423,7 @@ class Writer:
 
     async def _make_partitions(self, connection: asyncpg.Connection) -> int:
         """Make the partitions of the days in the taken records; how many were missing."""
-        return await partitions.ensure(connection, _days(self._records))
+        return await partitions.ensure(connection, self._contents.days)
 
     # Settling.
 
@@ -429,26 +456,13 @@ class Writer:
             )
 
 
-def _days(records: Iterable[Record]) -> list[date]:
-    """The days, in UTC, that the events of these records are stored under."""
-    days: set[bytes] = set()
-    for record in records:
-        place = record.layout.event_columns.index("created_at")
-        days.update([line.split(b"\t", place + 1)[place][:10] for line in record.event_lines.splitlines()])
-    return sorted(date.fromisoformat(day.decode()) for day in days)
-
-
-def _message_id(line: bytes, columns: tuple[str, ...]) -> bytes:
-    place = columns.index("id")
-    return UUID(line.split(b"\t", place + 1)[place].decode()).bytes
-
-
 def _rejected_line(bad: Bad, columns: tuple[str, ...], batch_id: int) -> bytes:
     values = row.split_line(bad.line, columns)
     payload = row.event_of_line(values)
+    received_at = values["received_at"] or datetime.now(UTC).isoformat()
     text = row.fields(
-        datetime.now(UTC).isoformat(),
-        None,  # Its time is corrected already.
+        received_at,
+        _sent_at(values, received_at),
         RejectReason.DATABASE_REFUSED.value,
         bad.message,
         "/v1/events",
@@ -459,6 +473,15 @@ def _rejected_line(bad: Bad, columns: tuple[str, ...], batch_id: int) -> bytes:
         str(batch_id),
     )
     return f"{text}\n".encode()
+
+
+def _sent_at(values: dict[str, str | None], received_at: str) -> str | None:
+    """When an event was sent by a client's clock that is as wrong as it was found: a replay corrects it as much."""
+    told, created_at = values.get("client_time"), values.get("created_at")
+    if told is None or told == row.NO_TIME or created_at is None:
+        return None
+    moments = [datetime.fromisoformat(text) for text in (received_at, told, created_at)]
+    return (moments[0] + (moments[1] - moments[2])).isoformat()
 
 
 async def _first_of(*waits: Awaitable[Any]) -> None:

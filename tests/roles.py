@@ -31,6 +31,8 @@ INSERT INTO onboarding.step_activities (id, session_id, step, activity_type)
     VALUES ('{OURS}', '{OURS}', 'business_info', 'form_started'), ('{OTHERS}', '{OTHERS}', 'testing', 'form_started');
 INSERT INTO analytics.events (id, created_at, type, name)
     VALUES ('{OURS}', '{DAY} 12:00+00', 'system', 'ping'), ('{OTHERS}', '{DAY} 12:00+00', 'system', 'ping');
+INSERT INTO analytics.event_keys (client_time, id, created_at)
+    VALUES ('{DAY}', '{OURS}', '{DAY} 12:00+00'), ('{DAY}', '{OTHERS}', '{DAY} 12:00+00');
 INSERT INTO analytics.event_aggregations (event_type, event_name, time_bucket, granularity)
     VALUES ('system', 'ours', '{DAY}', 'day'), ('system', 'others', '{DAY}', 'day');
 INSERT INTO analytics.stale_buckets (granularity, time_bucket) VALUES ('day', '{DAY}'), ('week', '{DAY}');

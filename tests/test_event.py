@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.addresses import Place
 from ingest.event import (
@@ -473,55 +475,129 @@ def test_received_at_is_ours():
     assert row["received_at"] == NOW.isoformat()
 
 
-@pytest.mark.parametrize(
-    ("clock", "shift_minutes"),
-    [
-        # How far the client's clock is behind ours: a clock that is slow by that much.
-        (timedelta(), 0),
-        (timedelta(seconds=30), 0),
-        (timedelta(minutes=5), 0),
-        (timedelta(minutes=-5), 0),
-        (timedelta(minutes=5, microseconds=1), 5),
-        (timedelta(minutes=-5, microseconds=-1), -5),
-        (timedelta(minutes=5, seconds=29), 5),
-        (timedelta(minutes=5, seconds=31), 6),
-        (timedelta(hours=2), 120),
-        (timedelta(hours=-2, seconds=-10), -120),
-        (timedelta(days=3000), 3000 * 24 * 60),
-        (timedelta(days=-3000), -3000 * 24 * 60),
-    ],
-    ids=str,
-)
-def test_a_wrong_clock_is_put_right_by_whole_minutes(clock, shift_minutes):
+SENT = [
+    None,
+    NOW,
+    NOW - timedelta(days=3),
+    NOW - timedelta(seconds=310),
+    NOW + timedelta(minutes=30),
+    datetime(1, 1, 1, tzinfo=UTC),
+    datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))),
+    datetime(1969, 12, 31, tzinfo=UTC),
+    datetime(9999, 12, 31, tzinfo=UTC),
+    datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=12))),
+]
+"""What a sentAt may be, in earnest or not."""
+
+
+@pytest.mark.parametrize("sent_at", SENT, ids=str)
+@given(ago=st.timedeltas(-timedelta(hours=1), timedelta(days=90)))
+def test_a_possible_time_is_left_alone_whatever_sent_at_says(sent_at, ago):
+    happened = NOW - ago
+    row = accepted({"timestamp": happened.isoformat(), "id": UUID4}, sent_at=sent_at)
+    assert datetime.fromisoformat(row["created_at"] or "") == happened
+    assert row["client_time"] is None
+
+
+CLOCKS = [
+    # How far the client's clock is behind ours.
+    timedelta(hours=-1, seconds=-20), timedelta(hours=-14), timedelta(days=-400), timedelta(days=-3000),
+    timedelta(days=91), timedelta(days=400), timedelta(days=3000), NOW - datetime(1970, 1, 1, tzinfo=UTC),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("clock", CLOCKS, ids=str)
+@pytest.mark.parametrize("own", ["sentAt", "sent_at", None])
+def test_an_impossible_time_is_put_right_by_the_clock_that_told_it(clock, own):
     happened = NOW - timedelta(seconds=10)
-    sent = (happened - clock).isoformat()
-    row = accepted({"timestamp": sent}, sent_at=NOW - clock)
-    assert row["created_at"] == (happened - clock + timedelta(minutes=shift_minutes)).isoformat()
+    sent, told = (happened - clock).isoformat(), NOW - clock
+    how = {"sent_at": told} if own is None else {"sent_at": NOW}
+    event = {"timestamp": sent, "id": UUID4, **({own: told.isoformat()} if own else {})}
+    row = accepted(event, **how)
+    assert (row["created_at"], row["client_time"]) == (happened.isoformat(), sent)
     # What has no time of its own happened by our clock.
-    assert accepted({}, sent_at=NOW - clock)["created_at"] == NOW.isoformat()
+    row = accepted({"id": UUID4}, **how)
+    assert (row["created_at"], row["client_time"]) == (NOW.isoformat(), "-infinity")
+    assert accepted({}, **how)["client_time"] is None
 
 
-def test_a_javascript_time_is_shifted_too():
-    row = accepted({"timestamp": "2026-01-02T03:04:05.678Z"}, sent_at=NOW - timedelta(hours=8))
-    assert row["created_at"] == "2026-01-02T11:04:05.678000+00:00"
+@pytest.mark.parametrize("sent_at", SENT, ids=str)
+@pytest.mark.parametrize("clock", CLOCKS, ids=str)
+def test_an_impossible_time_that_sent_at_does_not_explain_is_refused(sent_at, clock):
+    happened = NOW - clock
+    why = reason({"timestamp": happened.isoformat()}, sent_at=sent_at)
+    assert why is (RejectReason.IN_FUTURE if clock < timedelta() else RejectReason.TOO_OLD)
 
 
-@pytest.mark.parametrize("slow", [timedelta(), timedelta(hours=3), timedelta(days=-400)], ids=str)
-def test_a_retry_keeps_its_created_at(slow):
-    """Its sentAt is fresh, and it comes as much later, give or take the network's delay."""
+def test_a_corrected_time_is_within_bounds():
+    """It is within the retention, and not after it came but by the tolerance."""
+    microsecond, year = timedelta(microseconds=1), timedelta(days=365)
+    for clock in (year, -year):
+        for happened in (NOW - timedelta(days=90), NOW - timedelta(days=1), NOW, NOW + timedelta(minutes=5)):
+            row = accepted({"timestamp": (happened - clock).isoformat()}, sent_at=NOW - clock)
+            assert row["created_at"] == happened.isoformat()
+        for happened in (NOW - timedelta(days=90) - microsecond, NOW + timedelta(minutes=5) + microsecond):
+            refused = run({"timestamp": (happened - clock).isoformat()}, sent_at=NOW - clock)
+            assert isinstance(refused, Refusal)
+
+
+@pytest.mark.parametrize(
+    "slow", [timedelta(), timedelta(hours=3), timedelta(days=-400), timedelta(days=400)], ids=str
+)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_retry_is_known_by_the_same(slow, fresh):
+    """Whether its sentAt is that of the first try or a new one."""
     event = {"id": UUID4, "timestamp": (NOW - slow - timedelta(seconds=90)).isoformat()}
-    first = accepted(event, sent_at=NOW - slow)
-    for seconds in (1, 5, 20, 600):
+
+    def known_by(received_at: datetime, sent_at: datetime) -> tuple[Row, bytes | None]:
+        payload = decode_native(json.dumps({"name": "click", **event}).encode(), 10)
+        arrival = arrive(moment_of(received_at, LIMITS), sent_at, NOBODY, payload.parts[0].hazards, LIMITS)
+        (line,), (key,), refused = process(payload.events, arrival, "42\n")  # type: ignore[arg-type]
+        assert not refused
+        return split_line(line.encode(), EVENT_COLUMNS), key
+
+    first, key = known_by(NOW, NOW - slow)
+    for seconds in (1, 5, 20, 600, 30 * 86_400):
         later = NOW + timedelta(seconds=seconds, milliseconds=80)
-        retry = accepted(event, received_at=later, sent_at=NOW + timedelta(seconds=seconds) - slow)
-        assert (retry["created_at"], retry["id"]) == (first["created_at"], first["id"])
+        retry, again = known_by(later, (later if fresh else NOW) - slow)
+        assert again == key is not None
+        own = [row["client_time"] or row["created_at"] for row in (first, retry)]
+        assert (retry["id"], own[0]) == (first["id"], own[1])
 
 
-def test_a_shift_may_bring_an_event_within_bounds_or_out_of_them():
-    a_year = timedelta(days=365)
-    assert accepted({"timestamp": (NOW - a_year).isoformat()}, sent_at=NOW - a_year)["created_at"] == NOW.isoformat()
-    assert reason({"timestamp": NOW.isoformat()}, sent_at=NOW - a_year) is RejectReason.IN_FUTURE
-    assert reason({"timestamp": NOW.isoformat()}, sent_at=NOW + a_year) is RejectReason.TOO_OLD
+def test_an_event_is_known_by_its_id_and_its_own_time():
+    times = [None, NOW.isoformat(), (NOW - timedelta(microseconds=1)).isoformat(), "2026-01-02T03:04:05.678Z"]
+    keys = [key_of({"id": id_, "timestamp": time}) for id_ in (UUID4, "m-1") for time in times]
+    assert len(set(keys)) == len(keys)
+    # One moment, written in other ways.
+    for same in ("2026-01-02T03:04:05.678+00:00", "2026-01-02T05:04:05.678+02:00", 1767323045678, "1767323045.678"):
+        assert key_of({"id": UUID4, "timestamp": same}) == key_of({"id": UUID4.upper(), "timestamp": times[3]})
+
+
+def test_a_replay_happened_when_it_first_came():
+    came = NOW - timedelta(days=3)
+    clock = timedelta(days=400)
+
+    def replayed(event: dict[str, Any], first_came: datetime | None, sent_at: datetime | None) -> Row | Refusal:
+        payload = decode_native(json.dumps({"name": "click", **event}).encode(), 10)
+        arrival = arrive(
+            moment_of(NOW, LIMITS), sent_at, NOBODY, payload.parts[0].hazards, LIMITS, first_came=first_came
+        )
+        return row_of(payload.events[0], arrival)
+
+    for event, sent_at, created in (
+        ({}, None, came),
+        ({"timestamp": (NOW - timedelta(days=4)).isoformat()}, None, NOW - timedelta(days=4)),
+        ({"timestamp": (came - clock).isoformat()}, came - clock, came),
+        ({"timestamp": (came - clock).isoformat(), "sentAt": (came - clock).isoformat()}, None, came),
+    ):
+        row = replayed(event, came, sent_at)
+        assert not isinstance(row, Refusal)
+        assert (row["created_at"], row["received_at"]) == (created.isoformat(), NOW.isoformat())
+    # Nobody's clock is believed that far.
+    for odd in (NOW - timedelta(days=91), NOW + timedelta(seconds=1), datetime(1, 1, 1, tzinfo=UTC)):
+        row = replayed({}, odd, None)
+        assert not isinstance(row, Refusal) and row["created_at"] == NOW.isoformat()
 
 
 @pytest.mark.parametrize(

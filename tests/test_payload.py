@@ -645,10 +645,11 @@ def test_original_timestamp_stands_in_for_a_missing_one(times, timestamp):
     assert fields_of(segment([{"type": "page", **times}]).events[0]).get("timestamp") == timestamp
 
 
-def test_sent_at_of_a_message_stands_in_for_the_batch():
+def test_sent_at_of_a_message_is_its_own():
     batch = [5, {"type": "page"}, {"type": "page", "sentAt": "first"}, {"type": "page", "sentAt": "second"}]
-    assert segment({"batch": batch}).sent_at == "first"
-    assert segment(batch).sent_at == "first"
+    payload = segment({"batch": batch})
+    assert payload.sent_at is None
+    assert [event.sentAt for event in payload.events if isinstance(event, RawEvent)] == [None, "first", "second"]
     assert segment({"batch": batch, "sentAt": "the batch's"}).sent_at == "the batch's"
     assert segment({"type": "page", "sentAt": "its own"}).sent_at == "its own"
 

@@ -15,6 +15,7 @@ marketing.lead_interactions   ----  ----           ----     AAAA   AAAA
 onboarding.sessions           OAO-  ----           ----     AAAA   AAAA
 onboarding.step_activities    OO--  ----           ----     AAAA   AAAA
 analytics.events              -A--  ----           A---     AAAA   AAAA
+analytics.event_keys          ----  ----           A---     AAAA   AAAA
 analytics.event_aggregations  ----  ----           A---     AAAA   AAAA
 analytics.stale_buckets       ----  ----           A---     AAAA   AAAA
 analytics.metrics             ----  ----           A---     AAAA   AAAA
@@ -39,6 +40,7 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "onboarding.sessions": ("id", OURS, OTHERS, "current_step"),
     "onboarding.step_activities": ("id", OURS, OTHERS, "metadata"),
     "analytics.events": ("id", OURS, OTHERS, "name"),
+    "analytics.event_keys": ("id", OURS, OTHERS, "created_at"),
     "analytics.event_aggregations": ("event_name", "ours", "others", "event_count"),
     "analytics.stale_buckets": ("granularity", "day", "week", "noted_at"),
     "analytics.metrics": ("name", "ours", "others", "source"),
@@ -67,6 +69,7 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
         (f"'{OURS}'", f"'{OTHERS}'"),
     ),
     "analytics.events": ("type, name, session_id", "'page_view', 'home', %s", ("'ours'", "'others'")),
+    "analytics.event_keys": ("client_time, id, created_at", "'-infinity', %s, now()", (f"'{OURS}'", f"'{OTHERS}'")),
     "analytics.event_aggregations": (
         "event_type, event_name, time_bucket, granularity",
         "'system', %s, now(), 'hour'",

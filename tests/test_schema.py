@@ -18,6 +18,7 @@ LEAST: dict[str, dict[str, str]] = {
     "onboarding.sessions": {"status": "'not_started'"},
     "onboarding.step_activities": {"session_id": ID, "step": "'testing'", "activity_type": "'form_started'"},
     "analytics.events": {"type": "'system'", "name": "'ping'", "created_at": "'2026-01-02 12:00+00'"},
+    "analytics.event_keys": {"client_time": "'-infinity'", "id": ID, "created_at": "'2026-01-02 12:00+00'"},
     "analytics.journals": {"identity": "gen_random_uuid()"},
     "analytics.flushes": {"journal": "1", "first_record": "1", "last_record": "2"},
     "analytics.rejected_events": {"reason": "'invalid_json'"},
@@ -52,9 +53,8 @@ INSERT INTO analytics.journals (identity) VALUES ({ID});
 INSERT INTO marketing.leads (id, email) VALUES ({ID}, 'parent@example.com');
 INSERT INTO onboarding.sessions (id) VALUES ({ID});
 INSERT INTO experiments.experiments (id, name) VALUES ({ID}, 'parent');
-INSERT INTO whatsapp.accounts
-    (id, lead_id, session_id, business_account_id, phone_number_id, phone_number, is_verified)
-    VALUES ({ID}, {ID}, {ID}, '1', '2', '+5511900000000', true);
+INSERT INTO whatsapp.accounts (id, lead_id, business_account_id, phone_number_id, phone_number)
+    VALUES ({ID}, {ID}, '1', '2', '+5511900000000');
 INSERT INTO whatsapp.templates (account_id, template_name, category, body_text)
     VALUES ({ID}, 'taken', 'utility', 'a');
 INSERT INTO experiments.assignments (experiment_id, user_id, session_id, variant_id) VALUES
@@ -319,12 +319,8 @@ BAD_ROWS: list[tuple[str, str, dict[str, str]]] = [
     (
         "whatsapp.accounts",
         "accounts_business_account_id_phone_number_id_key",
-        {"business_account_id": "'1'", "phone_number_id": "'2'", "is_verified": "true"},
+        {"business_account_id": "'1'", "phone_number_id": "'2'"},
     ),
-    ("whatsapp.accounts", "accounts_session_id_key", {"session_id": ID}),
-    ("whatsapp.accounts", "accounts_session_id_fkey", {"session_id": "gen_random_uuid()"}),
-    ("marketing.leads", "leads_duplicate_of_fkey", {"duplicate_of": "gen_random_uuid()", "deleted_at": "now()"}),
-    ("marketing.leads", "leads_duplicate_of_out_of_use", {"duplicate_of": ID}),
 ]
 
 # What a stricter hand would have refused, and the last value on the right side of each limit.

@@ -128,37 +128,30 @@ async def _post(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | 
 
 def as_sent(event: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     """Body and headers of a request that sends a refused event again, as from the client that sent it then."""
-    body, is_ours = with_identity(event["payload"], event["id"], event["received_at"].isoformat(), event["route"])
     told = {
         # Nothing about it is better than our own name as its user agent.
         "User-Agent": event["user_agent"],
         "X-Forwarded-For": event["address"],
+        RECEIVED_AT_HEADER: event["received_at"].isoformat(),
+        SENT_AT_HEADER: event["sent_at"].isoformat() if event["sent_at"] is not None else None,
     }
-    if not is_ours:
-        told[RECEIVED_AT_HEADER] = event["received_at"].isoformat()
-        told[SENT_AT_HEADER] = event["sent_at"].isoformat() if event["sent_at"] is not None else None
+    body = with_id(event["payload"], event["id"], event["route"])
     return body, {name: value for name, value in told.items() if value}
 
 
-def with_identity(payload: str, number: int, received_at: str, route: str) -> tuple[bytes, bool]:
-    """The refused event with an id of its own, if it had none, and the time it came, if it named none: so that it
-    is stored once however often it is replayed, and where it belongs. What is not a JSON object stays as it is.
-
-    Also whether its time is ours, which no wrong clock of the client's can have to do with.
-    """
+def with_id(payload: str, number: int, route: str) -> bytes:
+    """The refused event with an id of its own, if it had none, so that it is stored once however often it is
+    replayed. What is not a JSON object stays as it is."""
     try:
         event: Any = orjson.loads(payload)
     except orjson.JSONDecodeError:
-        return payload.encode(), False
+        return payload.encode()
     if not isinstance(event, dict) or "batch" in event:
-        return payload.encode(), False
+        return payload.encode()
     native = route == "/v1/events"
-    id_key, type_id = (
+    id_key, own_id = (
         ("id", str(uuid5(_REPLAY_NAMESPACE, str(number)))) if native else ("messageId", f"replay-{number}")
     )
     if not event.get(id_key):
-        event[id_key] = type_id
-    is_ours = event.get("timestamp") is None and (native or event.get("originalTimestamp") is None)
-    if is_ours:
-        event["timestamp"] = received_at
-    return orjson.dumps(event), is_ours
+        event[id_key] = own_id
+    return orjson.dumps(event)

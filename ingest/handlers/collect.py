@@ -112,7 +112,7 @@ class Collector:
             observe(time.perf_counter() - started)
             if submission.watch is not None:
                 return await _answer_replay(submission, submission.watch)
-            return _answer(submission.accepted, submission.refusals)
+            return _answer(submission.accepted, submission.duplicates, submission.refusals)
 
         return handle
 
@@ -188,17 +188,21 @@ def key_checker(write_keys: tuple[str, ...], is_secret: Callable[[str], bool]) -
 _ALL_ACCEPTED = {n: b'{"accepted":%d,"rejected":[]}' % n for n in range(1, 1001)}
 
 
-def _answer(accepted: int, refusals: list[tuple[int, Refusal]]) -> web.Response:
-    if not refusals:
+def _answer(accepted: int, duplicates: int, refusals: list[tuple[int, Refusal]]) -> web.Response:
+    """`accepted` counts the duplicates, too: they are in the table once, as promised. They are told of if any."""
+    if not refusals and not duplicates:
         body = _ALL_ACCEPTED.get(accepted) or b'{"accepted":%d,"rejected":[]}' % accepted
         return web.Response(body=body, content_type="application/json")
+    told = {"duplicates": duplicates} if duplicates else {}
     listed = [
         {"index": index, "reason": refusal.reason.value, "detail": refusal.detail} for index, refusal in refusals
     ]
+    if not refusals:
+        return answer(200, {"accepted": accepted, "rejected": listed, **told})
     first = refusals[0][1]
     headers = {"X-Reject-Reason": first.reason.value}
     if accepted:
-        return answer(200, {"accepted": accepted, "rejected": listed}, headers)
+        return answer(200, {"accepted": accepted, "rejected": listed, **told}, headers)
     return problem(400, first.reason.value, first.detail, headers, {"accepted": 0, "rejected": listed})
 
 
@@ -207,7 +211,8 @@ async def _answer_replay(submission: Submission, watch: Watch) -> web.Response:
     if not await replays.outcome(watch):
         return problem(503, "not_stored", "it is durable, but not known to be stored yet; replay it again later")
     refused = [(0, Refusal(RejectReason.DATABASE_REFUSED, why)) for why in watch.refused.values()]
-    return _answer(submission.accepted - len(refused), [*submission.refusals, *refused])
+    accepted = submission.accepted - len(refused)
+    return _answer(accepted, submission.duplicates, [*submission.refusals, *refused])
 
 
 async def segment_settings(request: web.Request) -> web.Response:

@@ -43,7 +43,7 @@ CREATE TABLE marketing.leads (
             email ~ '^[a-z0-9!#$%&''*+/=?^_`{|}~-]+(\.[a-z0-9!#$%&''*+/=?^_`{|}~-]+)*@([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])$'
         )
         CONSTRAINT leads_email_local_part_length CHECK (strpos(email, '@') <= 65),
-    phone_number text CONSTRAINT leads_phone_number_format CHECK (phone_number ~ '^(?=\+?[0-9]{7,15}$)(\+|0)?[1-9]'),
+    phone_number text CONSTRAINT leads_phone_number_format CHECK (phone_number ~ '^\+?[0-9]{7,15}$'),
     company_name text CONSTRAINT leads_company_name_length CHECK (char_length(company_name) BETWEEN 1 AND 200),
     first_name text CONSTRAINT leads_first_name_length CHECK (char_length(first_name) BETWEEN 1 AND 100),
     last_name text CONSTRAINT leads_last_name_length CHECK (char_length(last_name) BETWEEN 1 AND 100),
@@ -81,10 +81,7 @@ CREATE TABLE marketing.leads (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
-    duplicate_of uuid,
-    CONSTRAINT leads_pkey PRIMARY KEY (id),
-    CONSTRAINT leads_duplicate_of_fkey FOREIGN KEY (duplicate_of) REFERENCES marketing.leads (id) ON DELETE CASCADE,
-    CONSTRAINT leads_duplicate_of_out_of_use CHECK (duplicate_of IS NULL OR deleted_at IS NOT NULL)
+    CONSTRAINT leads_pkey PRIMARY KEY (id)
 );
 
 -- A constraint but for its form: UNIQUE takes no WHERE. An address is free again once its lead is deleted.
@@ -103,7 +100,6 @@ COMMENT ON COLUMN marketing.leads.country_code IS 'ISO 3166-1 alpha-2, upper cas
 COMMENT ON COLUMN marketing.leads.region IS 'ISO 3166-2 subdivision without the country, or its name';
 COMMENT ON COLUMN marketing.leads.consent IS 'What they agreed to, and when, such as {"newsletter": "2026-01-02T12:00:00Z"}';
 COMMENT ON COLUMN marketing.leads.deleted_at IS 'When it was taken out of use but kept; NULL: in use. Erasure takes the row itself';
-COMMENT ON COLUMN marketing.leads.duplicate_of IS 'The lead that had this address already when somebody without credentials left it again: what they said is kept here, out of use, and changes nothing of that lead';
 
 CREATE TABLE marketing.lead_interactions (
     id uuid NOT NULL DEFAULT gen_random_uuid(),
@@ -279,7 +275,7 @@ CREATE TABLE analytics.events (
 
 COMMENT ON TABLE analytics.events IS 'What happened: one row an event, each exactly once; a partition a UTC day of created_at';
 COMMENT ON COLUMN analytics.events.id IS 'The client''s message id if it is a UUID, else a UUIDv5 of it, else a fresh UUIDv7';
-COMMENT ON COLUMN analytics.events.created_at IS 'When it happened, by the client''s clock; shifted only if that clock was wrong';
+COMMENT ON COLUMN analytics.events.created_at IS 'When it happened, by the client''s clock wherever that is possible; see client_time';
 COMMENT ON COLUMN analytics.events.received_at IS 'When the collector received it, by the collector''s clock';
 COMMENT ON COLUMN analytics.events.name IS 'What happened, 1 to 100 characters';
 COMMENT ON COLUMN analytics.events.user_id IS 'Who, as the sending application knows the person; NULL before they are known';
@@ -292,7 +288,19 @@ COMMENT ON COLUMN analytics.events.region IS 'ISO 3166-2 subdivision without the
 COMMENT ON COLUMN analytics.events.batch_id IS 'The record that carried it: journal number << 40 | record number; NULL for a plain INSERT';
 COMMENT ON COLUMN analytics.events.batch_position IS 'Its place in that record. Events of equal created_at were sent in the order of (received_at, batch_id, batch_position)';
 COMMENT ON COLUMN analytics.events.authenticated IS 'True: its request carried a secret credential, an API key that may write or an admin key; else NULL, also with a public write key';
-COMMENT ON COLUMN analytics.events.client_time IS 'Where created_at is not the client''s own time although the id is: the time that the client gave, ''-infinity'' if it gave none. An event is known by (id, coalesce(client_time, created_at))';
+COMMENT ON COLUMN analytics.events.client_time IS 'Where created_at is not the client''s own time: the impossible one that it gave, or ''-infinity'' if it gave an id but no time. An event is known by (id, coalesce(client_time, created_at)), whenever it is delivered';
+
+CREATE TABLE analytics.event_keys (
+    client_time timestamptz NOT NULL,
+    id uuid NOT NULL,
+    created_at timestamptz NOT NULL,
+    CONSTRAINT event_keys_pkey PRIMARY KEY (client_time, id)
+);
+
+COMMENT ON TABLE analytics.event_keys IS 'The events that the key of analytics.events would not know again, as another delivery has another created_at; written by the flush that stores the event';
+COMMENT ON COLUMN analytics.event_keys.client_time IS 'As in analytics.events: the time that the client gave, or ''-infinity''';
+COMMENT ON COLUMN analytics.event_keys.id IS 'The id of the event';
+COMMENT ON COLUMN analytics.event_keys.created_at IS 'When the event happened, by created_at; both go at the end of their retention';
 
 
 -- The ledger of the ingestion path
@@ -721,12 +729,11 @@ CREATE TYPE whatsapp.header_type AS ENUM ('text', 'image', 'video', 'document', 
 CREATE TABLE whatsapp.accounts (
     id uuid NOT NULL DEFAULT gen_random_uuid(),
     lead_id uuid NOT NULL,
-    session_id uuid,
     business_account_id text NOT NULL
         CONSTRAINT accounts_business_account_id_length CHECK (char_length(business_account_id) BETWEEN 1 AND 64),
     phone_number_id text NOT NULL
         CONSTRAINT accounts_phone_number_id_length CHECK (char_length(phone_number_id) BETWEEN 1 AND 64),
-    phone_number text NOT NULL CONSTRAINT accounts_phone_number_format CHECK (phone_number ~ '^(?=\+?[0-9]{7,15}$)(\+|0)?[1-9]'),
+    phone_number text NOT NULL CONSTRAINT accounts_phone_number_format CHECK (phone_number ~ '^\+?[0-9]{7,15}$'),
     display_name text CONSTRAINT accounts_display_name_length CHECK (char_length(display_name) <= 200),
     access_token_encrypted bytea
         CONSTRAINT accounts_access_token_length CHECK (octet_length(access_token_encrypted) <= 8192),
@@ -743,20 +750,12 @@ CREATE TABLE whatsapp.accounts (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT accounts_pkey PRIMARY KEY (id),
-    CONSTRAINT accounts_session_id_key UNIQUE (session_id),
-    CONSTRAINT accounts_session_id_fkey
-        FOREIGN KEY (session_id) REFERENCES onboarding.sessions (id) ON DELETE SET NULL,
+    CONSTRAINT accounts_business_account_id_phone_number_id_key UNIQUE (business_account_id, phone_number_id),
     -- Nobody could reach it without its lead, and it holds their number and their tokens.
     CONSTRAINT accounts_lead_id_fkey FOREIGN KEY (lead_id) REFERENCES marketing.leads (id) ON DELETE CASCADE
 );
 
--- A number has one account once Meta has verified whose it is. Before that anybody may claim it: who enters another's
--- ids neither gets at their account nor keeps them from making it.
-CREATE UNIQUE INDEX accounts_business_account_id_phone_number_id_key
-    ON whatsapp.accounts (business_account_id, phone_number_id) WHERE is_verified;
-
-COMMENT ON TABLE whatsapp.accounts IS 'Customers'' WhatsApp Business numbers; one account a number once it is verified';
-COMMENT ON COLUMN whatsapp.accounts.session_id IS 'The onboarding session that made it, which alone may change its credentials; NULL: it was not made by one, or that is gone';
+COMMENT ON TABLE whatsapp.accounts IS 'Customers'' WhatsApp Business numbers';
 COMMENT ON COLUMN whatsapp.accounts.business_account_id IS 'As Meta knows the account';
 COMMENT ON COLUMN whatsapp.accounts.phone_number_id IS 'As Meta knows the number';
 COMMENT ON COLUMN whatsapp.accounts.phone_number IS '7 to 15 digits, with + before a country code';

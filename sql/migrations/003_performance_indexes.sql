@@ -36,9 +36,6 @@ CREATE INDEX leads_country_code_created_at_idx ON marketing.leads (country_code,
 CREATE INDEX leads_interested_features_idx ON marketing.leads USING gin (interested_features);
 -- Who agreed to the newsletter: consent ? 'newsletter', which jsonb_path_ops cannot answer
 CREATE INDEX leads_consent_idx ON marketing.leads USING gin (consent);
--- What was said again of a lead, by anybody; its foreign key
-CREATE INDEX leads_duplicate_of_created_at_idx ON marketing.leads (duplicate_of, created_at DESC)
-    WHERE duplicate_of IS NOT NULL;
 -- What was deleted, and how long ago
 CREATE INDEX leads_deleted_at_idx ON marketing.leads (deleted_at) WHERE deleted_at IS NOT NULL;
 
@@ -115,6 +112,8 @@ CREATE INDEX events_batch_id_brin ON analytics.events USING brin (batch_id int8_
 CREATE INDEX events_session_id_created_at_idx ON analytics.events (session_id, created_at);
 -- process_pending_events(): plain INSERTs that no record carried. A COPY only compares its batch_id.
 CREATE INDEX events_waiting_created_at_idx ON analytics.events (created_at) WHERE batch_id IS NULL;
+-- cleanup_old_data()
+CREATE INDEX event_keys_created_at_idx ON analytics.event_keys (created_at);
 
 
 -- The ledger. analytics.journals has a row a collector, which each flush updates: another index would be of no use

@@ -1,0 +1,67 @@
+-- What ingest/event_keys.py asks.
+
+-- lock --
+-- Flushes that store such events take turns with all others from here to their COMMIT: each must see what the other
+-- did. Statements that follow do see it.
+SELECT pg_advisory_xact_lock($1)
+
+-- claim --
+-- Places of the events that are new, of several with one key the first. An event may also have been stored under the
+-- client's time, while that was possible. OFFSET 0 has the planner ask the key of analytics.events for each, and the
+-- bounds ($4, $5) leave it hardly any partition to think of. In order, so that two who claim the same do not wait for
+-- each other.
+WITH first AS (
+    SELECT DISTINCT ON (client_time, id) client_time, id, created_at, place
+    FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[], $3::text[]::timestamptz[])
+        WITH ORDINALITY AS given (id, client_time, created_at, place)
+    ORDER BY client_time, id, place
+), claimed AS (
+    INSERT INTO analytics.event_keys (client_time, id, created_at)
+    SELECT client_time, id, created_at FROM first
+    WHERE NOT EXISTS (
+        SELECT FROM analytics.events AS event
+        WHERE event.created_at = first.client_time AND event.id = first.id AND event.client_time IS NULL
+            AND event.created_at BETWEEN $4 AND $5
+        OFFSET 0
+    )
+    ORDER BY client_time, id
+    ON CONFLICT DO NOTHING
+    RETURNING client_time, id
+)
+SELECT place FROM first JOIN claimed USING (client_time, id) ORDER BY place
+
+-- taken --
+-- Places of those whose created_at and id another event has.
+SELECT place
+FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) WITH ORDINALITY AS given (id, created_at, place)
+WHERE EXISTS (
+    SELECT FROM analytics.events AS event
+    WHERE event.created_at = given.created_at AND event.id = given.id AND event.created_at BETWEEN $3 AND $4
+    OFFSET 0
+)
+
+-- release --
+-- The table refused these.
+DELETE FROM analytics.event_keys AS key
+USING unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) AS gone (id, client_time)
+WHERE key.id = gone.id AND key.client_time = gone.client_time
+
+-- known --
+-- Events of these batches ($3 to $4) that were stored before under a corrected time, because their own was impossible
+-- then. Their own time is in one of the spans that begin at $1 and are $2 long.
+SELECT key.client_time AS created_at, key.id
+FROM unnest($1::text[]::timestamptz[]) AS start
+CROSS JOIN LATERAL (
+    SELECT client_time, id FROM analytics.event_keys
+    WHERE client_time >= start AND client_time < start + $2::interval
+    OFFSET 0
+) AS key
+CROSS JOIN LATERAL (
+    SELECT FROM analytics.events AS event
+    WHERE event.created_at = key.client_time AND event.id = key.id AND event.client_time IS NULL
+        AND event.batch_id BETWEEN $3 AND $4 AND event.created_at >= $5 AND event.created_at < $6
+    OFFSET 0
+) AS ours
+
+-- drop --
+DELETE FROM analytics.events WHERE created_at = $1 AND id = $2
