@@ -147,8 +147,7 @@ def test_bytes_are_bytes_whatever_the_script(tmp_path_factory, texts):
         for text, is_refused in texts:
             line = f"{text.translate({10: None, 13: None})}\u00e9\u4e2d\U0001f600\n"
             expected += len(line.encode())
-            given = ((), 0, [], [line], 1) if is_refused else ([line], 1, [])
-            record = journal.append(*given)
+            record = journal.append((), 0, [], [line], 1) if is_refused else journal.append([line], 1, [])
             assert journal.backlog.bytes == expected
             await journal.wait(record)
             assert journal.backlog.bytes == expected
