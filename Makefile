@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What `make test-database` runs; see CONTRIBUTING.md.
 MARKS ?= database
 
-.PHONY: run setup dev-setup test test-database lint format bench bench-queries bench-rollup bench-handlers throughput clean
+.PHONY: run setup dev-setup test test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
 
 run: setup            ## install, then start the service with its own Postgres
 	$(BIN)/ingest dev
@@ -56,6 +56,9 @@ bench-rollup: dev-setup   ## whether rollups keep up, and what they cost; the fu
 
 bench-handlers: dev-setup ## leads, onboarding and experiments beside a handler with one query
 	$(BIN)/python -m bench.handlers
+
+bench-holds: dev-setup    ## the longest turn of a collector's loop, whatever is sent to it
+	$(BIN)/python -m bench.holds
 
 throughput: dev-setup ## events/s against raw COPY, requests/s against bare aiohttp, latency, memory
 	$(BIN)/python -m bench.throughput

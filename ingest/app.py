@@ -18,7 +18,7 @@ from typing import Final
 
 import asyncpg
 
-from ingest import control, database, journals, migrations, partitions, routes, watermark
+from ingest import control, database, enrich, journals, migrations, partitions, routes, watermark
 from ingest.accounts import Accounts
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.config import Config
@@ -369,6 +369,7 @@ async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> W
     worker = Worker(config, index)
     try:
         await worker.open_journal()
+        enrich.warm_up()
         await worker.listen(sock)
     except BaseException:
         sock.close()

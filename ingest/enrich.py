@@ -57,6 +57,11 @@ def describe_user_agent(user_agent: str) -> Device:
     return _cached_device(user_agent[:_CACHED_CHARACTERS])
 
 
+def warm_up() -> None:
+    """Make what would keep the first request waiting: 0.2 s."""
+    _resolver()
+
+
 def describe_page(url: str) -> Page:
     """Host, path and campaign of an absolute URL, or of a relative one that begins with / or ?.
 
@@ -192,7 +197,7 @@ _BROWSER_DESKTOPS = ("linux", "x11", "cros ", "bsd", "haiku", "sunos")
 
 @lru_cache(maxsize=1)
 def _resolver() -> Resolver:
-    """The compiled patterns of ua-parser, made on first use: 0.2 s and 26 MB.
+    """The compiled patterns of ua-parser: 0.2 s and 26 MB. `warm_up` makes them before anybody waits.
 
     Patterns keep scratch memory of their own from the user agents they have seen: up to 100 MB more under a
     flood of texts made for that purpose, a few in ordinary traffic.

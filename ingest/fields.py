@@ -88,11 +88,9 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
     """The fields as the model has them. `texts`: all that is given is text, as in a form or a query, which numbers
     and times are read from. Raises Invalid with an error for each field that is wrong, missing or unknown."""
     declared = _declared(model)
-    errors = [
-        FieldError(name[:100], f"is not known here; known are {', '.join(declared)}")
-        for name in given
-        if name not in declared
-    ]
+    unknown = [name for name in given if name not in declared]
+    known = ", ".join(declared)
+    errors = [FieldError(name[:100], f"is not known here; known are {known}") for name in unknown[:MAX_TOLD]]
     values: dict[str, Any] = {}
     for name, field in declared.items():
         if name not in given:

@@ -16,7 +16,7 @@ _ESCAPES = re.compile(
     re.DOTALL,
 )
 LONG_NUMBER_DIGITS = 6_000
-_MATCHES_AT_ONCE = 4096
+_MATCHES_AT_ONCE = 1024
 """2 ms."""
 _REPLACEMENT = b"\\ufffd"
 """As long as what it replaces, so that places in a text stay the same."""
@@ -86,15 +86,18 @@ def clean_escapes(body: bytes) -> tuple[bytes, int]:
     The same as JavaScript's toWellFormed(): a text cut in the middle of an emoji is an accident, not an attack,
     and losing the event for it would be worse than the replacement character. 200 ns a byte at the worst.
     """
+    return finish(clean_in_bites(body)) if _has_bad_escapes(body) else (body, 0)
+
+
+def _has_bad_escapes(body: bytes) -> bool:
+    """Whether it may have."""
     # The search for one byte is the fastest, and the next rules out most of what is left.
-    if b"\\" not in body or b"\\u" not in body or not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
-        return body, 0
-    return finish(clean_in_bites(body))
+    return b"\\" in body and b"\\u" in body and (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body)
 
 
 def clean_in_bites(body: bytes) -> Bites[tuple[bytes, int]]:
     """The same for a long body."""
-    if not (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
+    if not _has_bad_escapes(body):
         return body, 0
     pieces: list[bytes] = []
     cleaned = at = 0

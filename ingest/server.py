@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,8 @@ reset connection instead of the answer."""
 OTHER: Final = "other"
 """The route of every request to a path that is not ours: a client cannot make the metrics grow."""
 _BACKLOG: Final = 1024
+_PARSED_BYTES: Final = 32 * 1024
+"""Of what comes, this much is parsed in a turn of the loop: 5 ms, if it is chunks of one byte."""
 _LINE_BYTES: Final = 16 * 1024
 """The longest line of a request's head. Pages send all cookies of their site, which are one line."""
 
@@ -38,7 +41,7 @@ class _Connection(web.RequestHandler):
     """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
     stays quiet, whoever scans the internet."""
 
-    __slots__ = ("_broken", "_on_broken", "_unfinished", "unread")
+    __slots__ = ("_broken", "_later", "_on_broken", "_unfinished", "_whole", "unread")
 
     def __init__(self, manager: web.Server, on_broken: Callable[[bytes, web.StreamResponse], None]) -> None:
         super().__init__(
@@ -54,19 +57,51 @@ class _Connection(web.RequestHandler):
         self._on_broken = on_broken
         # What came and could not be parsed.
         self._broken = b""
+        # What came in one piece with what is being parsed, until the next turns of the loop.
+        self._later: deque[bytes] = deque()
+        # All of that piece.
+        self._whole = b""
         # The body of the newest request, if not all of it had come with the head.
         self._unfinished: StreamReader | None = None
         # The body of a request that was answered without it.
         self.unread: StreamReader | None = None
 
     def data_received(self, data: bytes) -> None:
+        if not self._later and len(data) <= _PARSED_BYTES:
+            self._parse(data)
+            return
+        if not data:
+            # aiohttp goes on with what it has.
+            super().data_received(data)
+            return
+        if not self._later:
+            asyncio.get_running_loop().call_soon(self._parse_later)
+        self._whole = data
+        self._later += [data[at : at + _PARSED_BYTES] for at in range(0, len(data), _PARSED_BYTES)]
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def _parse_later(self) -> None:
+        if self.transport is None or self.transport.is_closing():
+            self._later.clear()
+            return
+        whole, data = self._whole, self._later.popleft()
+        if self._later:
+            asyncio.get_running_loop().call_soon(self._parse_later)
+        else:
+            self._whole = b""
+            if not self._reading_paused and not self._buffer_paused:
+                self.transport.resume_reading()
+        self._parse(data, whole)
+
+    def _parse(self, data: bytes, whole: bytes = b"") -> None:
         super().data_received(data)
         messages = self._messages
         if not messages:
             return
         message, body = messages[-1]
         if message.__class__ is _ErrInfo:
-            self._broken = data
+            self._broken = whole or data
             self._end_body(message)
         else:
             self._unfinished = None if body.is_eof() else body
@@ -167,6 +202,9 @@ class Server:
             # The routes that take events are found here, in front of the application: its router, match info
             # and middlewares cost a third of a small request.
             served.add(request.protocol)
+            if request.protocol._messages:
+                # More requests came with it. Others get their turn, too, before those are served.
+                await asyncio.sleep(0)
             path = request.raw_path.partition("?")[0]
             handler = posts.get(path)
             if handler is None and not path.startswith("/"):
