@@ -33,7 +33,7 @@ class Person:
     @property
     def traces(self) -> tuple[str, ...]:
         """What names them, in lower case."""
-        return (self.address, self.address.replace("@", "%40"), self.name.lower(), self.phone.lstrip("+"))
+        return (self.address, self.address.replace("@", "%40"), self.name.lower(), f'"{self.phone}"')
 
     def fill(self, statements: str) -> str:
         """The statements with this person's values for the words in capitals."""
@@ -92,17 +92,17 @@ INSERT INTO analytics.events (id, created_at, type, name, user_id, anonymous_id,
         'https://x.example/?e=ADDRESS'),
     ('UUID5', '2026-01-03 12:03+00', 'page_view', 'by_encoded_url', NULL, NULL, NULL, '{}', '{}',
         'https://x.example/?r=%3DENCODED%26a'),
-    ('UUID6', '2026-01-03 12:04+00', 'user_action', 'by_phone', NULL, NULL, NULL, '{"text": "call PHONE"}',
+    ('UUID6', '2026-01-03 12:04+00', 'user_action', 'by_phone', NULL, NULL, NULL, '{"contact": {"Phone": "PHONE"}}',
         '{}', NULL),
     ('UUID7', '2026-01-03 12:05+00', 'user_action', 'by_spaced_phone', NULL, NULL, NULL,
-        '{"text": "call SPACED"}', '{}', NULL),
+        '{}', '{"traits": {"mobile": "SPACED"}}', NULL),
     ('UUID8', '2026-01-03 12:06+00', 'user_action', 'by_line', NULL, NULL, NULL,
         '{"text": "mail:\nADDRESS\n"}', '{}', NULL),
     ('UUID0', '2026-01-03 12:07+00', 'user_action', 'by_lead', 'UUID1', NULL, NULL, '{}',
         '{"traits": {"a": null}}', NULL);
 INSERT INTO analytics.rejected_events (reason, payload, detail) VALUES
     ('invalid', '{"event": "x", "email": "ADDRESS"}', 'KEY'), ('invalid', 'KEY', 'SHOUTED is no name'),
-    ('invalid', '{"name": "NAME"}', 'KEY'), ('invalid', '{"to": "PHONE"}', 'KEY');
+    ('invalid', '{"name": "NAME"}', 'KEY'), ('invalid', '{"phone": "PHONE"}', 'KEY');
 INSERT INTO experiments.assignments (id, experiment_id, user_id, session_id, variant_id, user_agent) VALUES
     ('UUID1', '00000000-0000-4000-8000-000000000001', 'UUID1', 'visit-KEY', 'b', 'UA'),
     ('UUID2', '00000000-0000-4000-8000-000000000002', NULL, 'visit2-KEY', 'b', 'UA'),
@@ -164,12 +164,16 @@ async def populated(connection: asyncpg.Connection) -> asyncpg.Connection:
 
 
 async def erase(connection: asyncpg.Connection, address: str | None) -> dict[str, int]:
-    counts: dict[str, int] = json.loads(await connection.fetchval("SELECT public.gdpr_delete_user_data($1)", address))
+    counts: dict[str, int] = json.loads(
+        await connection.fetchval("SELECT public.gdpr_delete_user_data($1, true)", address)
+    )
     return counts
 
 
 async def export(connection: asyncpg.Connection, address: str | None) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(await connection.fetchval("SELECT public.gdpr_export_user_data($1)", address))
+    told: dict[str, Any] = json.loads(
+        await connection.fetchval("SELECT public.gdpr_export_user_data($1, true)", address)
+    )
     return told
 
 
@@ -424,9 +428,139 @@ async def test_others_keep_their_rows_without_the_name(connection: asyncpg.Conne
         """ SELECT id, 'call_made', '{"with": ["grace@example.com"], "number": 49301234567, "length": 12}'"""
         " FROM marketing.leads WHERE email = 'xgrace@example.com'"
     )
-    await connection.fetchval("SELECT gdpr_delete_user_data('grace@example.com')")
+    await connection.fetchval("SELECT gdpr_delete_user_data('grace@example.com', true)")
     other = await connection.fetchrow("SELECT email, notes FROM marketing.leads")
     assert other["email"] == "xgrace@example.com"
-    assert other["notes"] == "Knows erased, erased, +0; writes from xgrace@example.com"
+    # Digits in a text are anybody's.
+    assert other["notes"] == "Knows erased, erased, +49 30 1234-567; writes from xgrace@example.com"
     metadata = await connection.fetchval("SELECT metadata FROM marketing.lead_interactions")
-    assert json.loads(metadata) == {"with": ["erased"], "number": 0, "length": 12}
+    assert json.loads(metadata) == {"with": ["erased"], "number": 49301234567, "length": 12}
+
+
+# Who is believed
+
+
+MALLORY = "mallory@evil.example"
+
+LEAD = "00000000-0000-4000-8000-0000000000ff"
+
+# What anybody may send to take another's events for the own address: values of columns by table.
+CLAIMS: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
+    "identify": [("events", "name, user_id, properties", ("identify", "victim-42", f'{{"email": "{MALLORY}"}}'))],
+    "traits": [("events", "name, user_id, context", ("x", "victim-42", f'{{"traits": {{"email": "{MALLORY}"}}}}'))],
+    "both ids": [("events", "name, user_id, anonymous_id", ("x", MALLORY, "victim-browser"))],
+    "browser": [("events", "name, anonymous_id, properties", ("x", "victim-browser", f'{{"email": "{MALLORY}"}}'))],
+    "lead": [
+        ("leads", "id, email", (LEAD, MALLORY)),
+        (
+            "events",
+            "name, anonymous_id, properties",
+            ("lead_created", "victim-browser", f'{{"lead_id": "{LEAD}"}}'),
+        ),
+    ],
+    "lead's own id": [
+        ("leads", "id, email", (LEAD, MALLORY)),
+        ("events", "name, user_id, anonymous_id", ("x", LEAD, "victim-browser")),
+    ],
+    "onboarding": [("sessions", "anonymous_id, business_data", ("victim-browser", f'{{"email": "{MALLORY}"}}'))],
+    "phone": [("leads", "email, phone_number", (MALLORY, "+4930123456"))],
+    "number": [("leads", "email, phone_number", (MALLORY, "7654321"))],
+    "name": [("leads", "email, first_name, last_name", (MALLORY, "the", "order"))],
+}
+TABLE_OF = {"events": "analytics.events", "leads": "marketing.leads", "sessions": "onboarding.sessions"}
+
+
+async def say(connection: asyncpg.Connection, claim: str) -> None:
+    for table, columns, values in CLAIMS[claim]:
+        written = ", ".join(f"'{value}'" for value in values)
+        if table == "events":
+            columns, written = f"type, {columns}", f"'system', {written}"
+        await connection.execute(f"INSERT INTO {TABLE_OF[table]} ({columns}) VALUES ({written})")
+
+
+VICTIM = """
+INSERT INTO analytics.events (type, name, user_id, anonymous_id, properties) VALUES
+    ('page_view', 'by user', 'victim-42', NULL, '{"phone": "+49 30 123456"}'),
+    ('page_view', 'by browser', NULL, 'victim-browser', '{}'), ('page_view', 'by number', '7654321', NULL, '{}');
+INSERT INTO marketing.leads (email, notes) VALUES ('victim@example.com', 'the order 7654321 is late, +49 30 123456');
+"""
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+async def test_what_anybody_claims_joins_nobody(connection: asyncpg.Connection, claim: str):
+    await connection.execute("SELECT analytics.ensure_events_partition(now()::date)")
+    await connection.execute(VICTIM)
+    victims = "SELECT * FROM analytics.events WHERE name LIKE 'by %' ORDER BY name"
+    lead = "SELECT notes FROM marketing.leads WHERE email = 'victim@example.com'"
+    before, notes = await connection.fetch(victims), await connection.fetchval(lead)
+    await say(connection, claim)
+    told = json.loads(await connection.fetchval("SELECT gdpr_export_user_data($1)", MALLORY))
+    assert not [event for event in told.get("analytics.events", ()) if event["name"].startswith("by ")]
+    planned = json.loads(await connection.fetchval("SELECT gdpr_delete_user_data($1, dry_run := true)", MALLORY))
+    assert await connection.fetch(victims) == before
+    ids = "victim-42" if claim in ("identify", "traits") else "victim-browser"
+    if claim not in ("phone", "number", "name"):
+        # It is listed apart, for a person to decide.
+        assert ids in json.dumps(planned["unverified"]) and ids not in json.dumps(planned["because_of"])
+        assert ids in json.dumps(told["unverified"])
+    counts = json.loads(await connection.fetchval("SELECT gdpr_delete_user_data($1)", MALLORY))
+    assert {table: count for table, count in counts.items() if table != "public.audit_logs"} == {
+        table: count for table, count in planned["would_erase"].items() if table != "public.audit_logs"
+    }
+    assert await connection.fetch(victims) == before
+    assert await connection.fetchval(lead) == notes
+    assert not await connection.fetchval("SELECT count(*) FROM marketing.leads WHERE email = $1", MALLORY)
+
+
+async def test_what_a_caller_with_a_key_says_joins(connection: asyncpg.Connection):
+    await connection.execute("SELECT analytics.ensure_events_partition(now()::date)")
+    await connection.execute(VICTIM)
+    await say(connection, "identify")
+    await connection.execute("UPDATE analytics.events SET authenticated = true WHERE name = 'identify'")
+    counts = json.loads(await connection.fetchval("SELECT gdpr_delete_user_data($1)", MALLORY))
+    assert counts["analytics.events"] == 2
+    assert not await connection.fetchval("SELECT count(*) FROM analytics.events WHERE user_id = 'victim-42'")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "ann.o@example.com",
+        "Ann.O@EXAMPLE.com",
+        "ann.o\\u0040example.com",
+        "ann.o%40example.com",
+        "ann.o%2540example.com",
+        "ann%2Eo%2540example%2ecom",
+        "\\u0061nn.o@example.com",
+        "ann.o&#64;example.com",
+        "ann.o\uff20example.com",
+        "%25252561nn.o%40example.com",
+    ],
+)
+async def test_an_address_is_found_however_it_is_written(connection: asyncpg.Connection, written: str):
+    await connection.execute(
+        "INSERT INTO analytics.rejected_events (reason, payload) VALUES ('a', $1), ('a', $2)",
+        f'{{"to": "{written}"}}', f'{{"to": "j{written}"}}',
+    )  # fmt: skip
+    await connection.fetchval("SELECT gdpr_delete_user_data('ann.o@example.com')")
+    left = [row[0] for row in await connection.fetch("SELECT payload FROM analytics.rejected_events")]
+    assert left == [f'{{"to": "j{written}"}}']
+
+
+@pytest.mark.parametrize(
+    ("written", "is_hers"),
+    [("+44 (0)20 7946 0958", True), ("0044 20 79460958", True), ("+442079460958", True), ("+44-20-7946.0958", True),
+     ("+4420794609580", False), ("2079460958", False)],
+)  # fmt: skip
+async def test_a_number_is_found_in_fields_for_numbers(connection: asyncpg.Connection, written: str, is_hers: bool):
+    await connection.execute("SELECT analytics.ensure_events_partition(now()::date)")
+    await connection.execute(
+        "INSERT INTO marketing.leads (email, phone_number) VALUES ('ann@example.com', '+442079460958')"
+    )
+    await connection.executemany(
+        "INSERT INTO analytics.events (type, name, properties) VALUES ('system', $1, $2)",
+        [("field", json.dumps({"form": [{"Phone": written}]})), ("text", json.dumps({"text": written}))],
+    )
+    await connection.fetchval("SELECT gdpr_delete_user_data('ann@example.com', include_unverified := true)")
+    left = {row[0] for row in await connection.fetch("SELECT name FROM analytics.events")}
+    assert left == ({"text"} if is_hers else {"text", "field"})

@@ -30,7 +30,9 @@ async def client(start: Start) -> Client:
 
 async def ask(client: Client, method: str = "GET", email: str = ADDRESS) -> Answer:
     path = "/v1/people/export" if method == "GET" else "/v1/people"
-    return await client.request(method, f"{path}?email={email}", Authorization=f"Bearer {ADMIN}")
+    return await client.request(
+        method, f"{path}?email={email}&include_unverified=true", Authorization=f"Bearer {ADMIN}"
+    )
 
 
 async def test_all_that_is_held_is_told_and_erased(client: Client):
@@ -152,7 +154,8 @@ async def test_reading_every_event_may_take_longer_than_other_statements(
 ):
     client = await start(admin_keys=[ADMIN], statement_timeout_seconds=1)
     await connection.execute("""
-        CREATE OR REPLACE FUNCTION public.gdpr_export_user_data(email text) RETURNS jsonb
+        CREATE OR REPLACE FUNCTION public.gdpr_export_user_data(email text, include_unverified boolean DEFAULT false)
+        RETURNS jsonb
         LANGUAGE sql AS $$ SELECT jsonb_build_object('slept', pg_sleep(1.2)::text) $$
     """)
     assert (await ask(client)).json() == {"slept": ""}

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 
 import asyncpg
+import idna
 import msgspec
 from aiohttp import web
 
@@ -43,6 +44,18 @@ class PersonQuery(msgspec.Struct, forbid_unknown_fields=True):
         fields.text("Their address, in any case", what="an email address", low=3, high=254,
                     pattern=f"^[^@{_BLANK}]+@[^@{_BLANK}]+$", examples=["user@company.com"]),
     ]  # fmt: skip
+    include_unverified: Annotated[
+        bool,
+        fields.about("Also what only requests without a key claim: a browser's id in a form, an identify, phones"),
+    ] = False
+
+
+class ErasureQuery(PersonQuery, forbid_unknown_fields=True, kw_only=True):
+    """Who is erased."""
+
+    dry_run: Annotated[
+        bool, fields.about("Erase nothing: tell what would go, by which ids, and which are unverified")
+    ] = False
 
 
 def operations(wait_stored: WaitStored) -> list[Operation]:
@@ -66,7 +79,10 @@ def operations(wait_stored: WaitStored) -> list[Operation]:
     return [
         Operation(
             "GET", "/v1/people/export", running("export"), "Tell all that is held on a person", "people",
-            description="By table; what events of this data folder still waited in a journal is stored before.",
+            description=(
+                "By table; what still waited in a journal of this data folder is stored before. Ids that only"
+                " requests without a key claim are listed apart, as `unverified`, unless include_unverified is true."
+            ),
             scope=Scope.ADMIN, query=PersonQuery,
             answers={200: Answer("Rows by table, and `email`", dict[str, Any])},
         ),
@@ -74,10 +90,11 @@ def operations(wait_stored: WaitStored) -> list[Operation]:
             "DELETE", "/v1/people", running("erase"), "Erase a person", "people",
             description=(
                 "In every table, the audit log included, after what still waited in a journal is stored. Twice is the"
-                " same as once."
+                " same as once. Ids are joined by what the service made and what authenticated callers said; ask with"
+                " dry_run first to see what rests on anybody's word."
             ),
-            scope=Scope.ADMIN, query=PersonQuery,
-            answers={200: Answer("How many rows of each table", dict[str, int])},
+            scope=Scope.ADMIN, query=ErasureQuery,
+            answers={200: Answer("How many rows of each table; with dry_run what would go, and why", dict[str, Any])},
         ),
     ]  # fmt: skip
 
@@ -103,8 +120,23 @@ async def _run(call: Call, query: str) -> str:
     try:
         async with call.transaction() as connection:
             await connection.execute(_QUERIES["allow"], str(round(LONGEST_SECONDS * 1000)))
-            told: str = await connection.fetchval(query, call.query.email, timeout=LONGEST_SECONDS + _GRACE_SECONDS)
+            wanted = call.query
+            arguments: list[object] = [_in_ascii(wanted.email), wanted.include_unverified]
+            if isinstance(wanted, ErasureQuery):
+                arguments.append(wanted.dry_run)
+            told: str = await connection.fetchval(query, *arguments, timeout=LONGEST_SECONDS + _GRACE_SECONDS)
     except asyncpg.InvalidParameterValueError:
         # White space to the database's locale that is none to us.
         raise Invalid([FieldError("email", "must be an email address")]) from None
     return told
+
+
+def _in_ascii(email: str) -> str:
+    """The address with its domain as mail and forms send it (IDNA): info@münchen.example is stored in that form."""
+    local, _, domain = email.strip().rpartition("@")
+    if domain.isascii():
+        return email
+    try:
+        return f"{local}@{idna.encode(domain, uts46=True).decode()}"
+    except idna.IDNAError:
+        raise Invalid([FieldError("email", "must be an email address")]) from None

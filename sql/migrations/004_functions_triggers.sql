@@ -846,20 +846,62 @@ AS $$
         ELSE '(^|[^[:alnum:]._-]|%[0-9a-f]{2}|\\[bfnrt])'
             || replace(replace(replace(
                 regexp_replace(lower(needle), '([]*+.?^$|(){}\\[])', '\\\1', 'g'),
-                '\+', '(\+|%2b)'), '@', '(@|%40)'), ' ', '(\s|\+|%20)+')
+                '\+', '(\+|%2b|\\u002b)'), '@', '(@|%(25)*40|\\u0040|&#(64|x40);|&commat;|\uFF20)'), ' ', '(\s|\+|%20)+')
             || '(?![[:alnum:]_-]|\.[[:alnum:]])'
         END, '|')
     FROM unnest(texts) AS needle
 $$;
 COMMENT ON FUNCTION ingest.mention_pattern(text[]) IS 'A regular expression that finds one of these texts in another in lower case';
 
+CREATE FUNCTION ingest.unescaped(value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    plain text := value;
+    code text;
+BEGIN
+    -- What was encoded several times, as redirects do: a bound, as each round is another pass.
+    FOR round IN 1..5 LOOP
+        EXIT WHEN strpos(plain, '%25') = 0;
+        plain := replace(plain, '%25', '%');
+    END LOOP;
+    -- Printable ASCII is what an address is made of.
+    FOR code IN SELECT DISTINCT escape[1] FROM regexp_matches(plain, '(?:%|\\u00)([2-7][0-9A-Fa-f])', 'g') AS escape LOOP
+        CONTINUE WHEN lower(code) IN ('25', '7f');
+        plain := replace(replace(plain, '%' || code, chr(('x' || code)::bit(8)::int)), '\u00' || code, chr(('x' || code)::bit(8)::int));
+    END LOOP;
+    RETURN plain;
+END
+$$;
+COMMENT ON FUNCTION ingest.unescaped(text) IS 'The text with percent-encoding and JSON''s \u of printable ASCII undone, however often it was done';
+
 CREATE FUNCTION ingest.mentions(value text, pattern text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(lower(value) ~ pattern, false)
+    SELECT coalesce(
+        lower(value) ~ pattern OR (value ~ '%25|%[2-7][0-9A-Fa-f]|\\u00' AND lower(ingest.unescaped(value)) ~ pattern),
+        false
+    )
 $$;
-COMMENT ON FUNCTION ingest.mentions(text, text) IS 'Whether what ingest.mention_pattern() is about is in it';
+COMMENT ON FUNCTION ingest.mentions(text, text) IS 'Whether what ingest.mention_pattern() is about is in it, escaped or not';
+
+-- The keys under which people and programs write phone numbers, at any depth.
+CREATE FUNCTION ingest.names_phone(value jsonb, phones text[]) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT cardinality(phones) > 0 AND EXISTS (
+        SELECT FROM jsonb_path_query(value,
+            'strict $.** ? (@.type() == "object").keyvalue() ? (@.key like_regex "phone|mobile|whatsapp|telef|^tel$" flag "i").value'
+        ) AS number
+        WHERE jsonb_typeof(number) IN ('string', 'number')
+            AND ltrim(ingest.normalised_phone(number #>> '{}'), '+') = ANY (phones)
+    )
+$$;
+COMMENT ON FUNCTION ingest.names_phone(jsonb, text[]) IS
+    'Whether one of these numbers (digits without +) is in a field that is for phone numbers';
 
 CREATE FUNCTION ingest.is_audit_of(log public.audit_logs, person ingest.person) RETURNS boolean
 LANGUAGE sql IMMUTABLE
@@ -875,7 +917,11 @@ $$;
 COMMENT ON FUNCTION ingest.is_audit_of(public.audit_logs, ingest.person) IS 'Whether a row of the audit log is about a person''s row, or names them';
 
 -- Reads all events: a person's address may be anywhere in their properties.
-CREATE FUNCTION ingest.find_person(email text) RETURNS ingest.person
+--
+-- Anybody may send an event or a form, and claim in it to be somebody's browser, user or phone. So ids are joined only
+-- by what the service made itself (leads and sessions by their address, events that name a lead's id) and by what an
+-- authenticated caller said; the rest, also numbers, only if it is asked for. What holds the address itself is theirs.
+CREATE FUNCTION ingest.find_person(email text, include_unverified boolean) RETURNS ingest.person
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -905,7 +951,7 @@ BEGIN
     );
     found.account_ids := ARRAY(SELECT id FROM whatsapp.accounts WHERE lead_id = ANY (found.lead_ids));
     -- The present ones and those before, but none that is another lead's, too.
-    found.phones := ARRAY(
+    found.phones := CASE WHEN include_unverified THEN ARRAY(
         SELECT DISTINCT ltrim(phone, '+')
         FROM (
             SELECT phone_number FROM marketing.leads WHERE id = ANY (found.lead_ids)
@@ -919,26 +965,28 @@ BEGIN
             SELECT FROM marketing.leads
             WHERE ltrim(phone_number, '+') = ltrim(phone, '+') AND id <> ALL (found.lead_ids)
         )
-    );
+    ) ELSE '{}' END;
     -- The service's own events name a lead by its id.
-    found.pattern := ingest.mention_pattern(found.address || found.phones || found.lead_ids::text[]);
+    found.pattern := ingest.mention_pattern(found.address || found.lead_ids::text[]);
     -- Who says who they are, or has the address as their own; not who only names it, as one who invites them does.
     SELECT
         coalesce(array_agg(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL), '{}'),
         coalesce(array_agg(DISTINCT anonymous_id) FILTER (WHERE anonymous_id IS NOT NULL), '{}')
     INTO found.user_ids, found.anonymous_ids
     FROM analytics.events
-    WHERE lower(user_id) = found.address OR user_id = ANY (found.lead_ids::text[])
+    WHERE (authenticated OR include_unverified) AND (
+        lower(user_id) = found.address OR user_id = ANY (found.lead_ids::text[])
         OR (name = 'identify' AND ingest.mentions(properties::text, by_address))
         OR lower(context #>> '{traits,email}') = found.address
         -- Whose visit left the lead; an admin's, who looks at it, has other names.
         OR (name IN ('lead_created', 'lead_updated') AND properties ->> 'lead_id' = ANY (found.lead_ids::text[]))
-        OR (user_id IS NULL AND lower(properties ->> 'email') = found.address);
+        OR (user_id IS NULL AND lower(properties ->> 'email') = found.address)
+    );
     found.user_ids := found.user_ids || found.lead_ids::text[] || found.address;
     -- Who entered the address in onboarding came as this visitor.
     found.anonymous_ids := found.anonymous_ids || ARRAY(
         SELECT anonymous_id FROM onboarding.sessions
-        WHERE id = ANY (found.session_ids) AND anonymous_id <> ALL (found.anonymous_ids)
+        WHERE include_unverified AND id = ANY (found.session_ids) AND anonymous_id <> ALL (found.anonymous_ids)
     );
     found.visits := found.session_ids::text[] || ARRAY(
         SELECT DISTINCT session_id FROM analytics.events
@@ -959,7 +1007,8 @@ BEGIN
     RETURN found;
 END
 $$;
-COMMENT ON FUNCTION ingest.find_person(text) IS 'By what the person with this address is known: leads, sessions, users, browsers, accounts, phones';
+COMMENT ON FUNCTION ingest.find_person(text, boolean) IS
+    'By what the person with this address is known: leads, sessions, users, browsers, accounts; with what anybody claimed only if that is asked for, phones among it';
 
 -- A session is theirs only as long as nobody else is the unit.
 CREATE FUNCTION ingest.is_assignment_of(assignment experiments.assignments, person ingest.person) RETURNS boolean
@@ -986,8 +1035,50 @@ AS $$
                 event.utm_campaign, event.utm_term, event.utm_content, event.user_agent),
             person.pattern
         )
+        OR ingest.names_phone(event.properties, person.phones) OR ingest.names_phone(event.context, person.phones)
 $$;
 COMMENT ON FUNCTION ingest.is_event_of(analytics.events, ingest.person) IS 'Whether an event is a person''s, or names them';
+
+-- A payload that was refused may be anything.
+CREATE FUNCTION ingest.payload_names_phone(payload text, phones text[]) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN cardinality(phones) > 0 AND ingest.names_phone(payload::jsonb, phones);
+EXCEPTION WHEN data_exception THEN
+    RETURN false;
+END
+$$;
+COMMENT ON FUNCTION ingest.payload_names_phone(text, text[]) IS 'The same of a text, which may be no JSON';
+
+CREATE FUNCTION ingest.ids_of(person ingest.person) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(jsonb_object_agg(kind, ids), '{}') FROM (VALUES
+        ('address', ARRAY[person.address]), ('leads', person.lead_ids::text[]),
+        ('onboarding_sessions', person.session_ids::text[]), ('accounts', person.account_ids::text[]),
+        ('user_ids', person.user_ids), ('anonymous_ids', person.anonymous_ids), ('session_ids', person.visits),
+        ('phones', person.phones)
+    ) AS known (kind, ids) WHERE cardinality(ids) > 0
+$$;
+COMMENT ON FUNCTION ingest.ids_of(ingest.person) IS 'By what a person is known, as JSON: {kind: [ids]}';
+
+CREATE FUNCTION ingest.unverified_ids(email text) RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(jsonb_object_agg(kind, only_claimed), '{}') FROM (
+        SELECT claimed.key AS kind, (
+            SELECT jsonb_agg(id) FROM jsonb_array_elements(claimed.value) AS id
+            WHERE NOT coalesce(proved.ids -> claimed.key @> id, false)
+        ) AS only_claimed
+        FROM (SELECT ingest.ids_of(ingest.find_person(email, false)) AS ids) AS proved,
+            jsonb_each(ingest.ids_of(ingest.find_person(email, true))) AS claimed
+    ) AS compared WHERE only_claimed IS NOT NULL
+$$;
+COMMENT ON FUNCTION ingest.unverified_ids(text) IS 'By what a person is known only by what anybody may claim: {kind: [ids]}';
 
 -- Needle by needle, because what stands before one is kept. In JSON a number may be a phone's, so that what replaces it
 -- must be a number, too; everything else is within strings.
@@ -1027,26 +1118,42 @@ COMMENT ON FUNCTION ingest.scrub(regclass, text[]) IS
     'Take these addresses, numbers and names out of the texts and JSON of a table; how many rows had one';
 
 -- SECURITY DEFINER because nobody but the owner may change the audit log or touch every table; for admins only.
-CREATE FUNCTION public.gdpr_delete_user_data(email text) RETURNS jsonb
+CREATE FUNCTION public.gdpr_delete_user_data(
+    email text, include_unverified boolean DEFAULT false, dry_run boolean DEFAULT false
+) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     person ingest.person;
+    planned jsonb;
     names text[];
     counts jsonb := '{}'::jsonb;
     affected bigint;
     relation regclass;
 BEGIN
     PERFORM ingest.require_admin();
-    person := ingest.find_person(gdpr_delete_user_data.email);
+    person := ingest.find_person(gdpr_delete_user_data.email, include_unverified);
+    IF dry_run THEN
+        -- All of it is done and taken back: what would go is what goes.
+        BEGIN
+            planned := public.gdpr_delete_user_data(gdpr_delete_user_data.email, include_unverified);
+            RAISE EXCEPTION 'a dry run' USING ERRCODE = 'PTDRY';
+        EXCEPTION WHEN SQLSTATE 'PTDRY' THEN
+            RETURN jsonb_build_object(
+                'would_erase', planned, 'because_of', ingest.ids_of(person),
+                'unverified', ingest.unverified_ids(gdpr_delete_user_data.email)
+            );
+        END;
+    END IF;
+    -- A name is somebody's word, and others may have it.
     names := ARRAY(
         SELECT first_name || ' ' || last_name FROM marketing.leads WHERE id = ANY (person.lead_ids)
         UNION
         SELECT (new_values ->> 'first_name') || ' ' || (new_values ->> 'last_name')
         FROM public.audit_logs WHERE row_id = ANY (person.lead_ids::text[])
     );
-    names := array_remove(names, NULL);
+    names := CASE WHEN include_unverified THEN array_remove(names, NULL) ELSE '{}' END;
 
     WITH gone AS (
         DELETE FROM analytics.events AS event WHERE ingest.is_event_of(event, person) RETURNING created_at
@@ -1059,8 +1166,8 @@ BEGIN
     SELECT count(*) INTO affected FROM gone;
     counts := counts || jsonb_build_object('analytics.events', affected);
     DELETE FROM analytics.rejected_events
-    WHERE ingest.mentions(concat_ws(' ', payload, detail, route, user_agent),
-        ingest.mention_pattern(person.address || person.phones || names));
+    WHERE ingest.mentions(concat_ws(' ', payload, detail, route, user_agent), ingest.mention_pattern(person.address || names))
+        OR ingest.payload_names_phone(payload, person.phones);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.rejected_events', affected);
     -- A page's path may hold an address.
@@ -1108,7 +1215,7 @@ BEGIN
         'marketing.leads', 'marketing.lead_interactions', 'onboarding.sessions', 'onboarding.step_activities',
         'whatsapp.accounts', 'whatsapp.templates'
     ]::regclass[] LOOP
-        affected := ingest.scrub(relation, person.address || person.phones || names);
+        affected := ingest.scrub(relation, person.address || names);
         counts := counts || jsonb_build_object(relation::text, (counts ->> relation::text)::bigint + affected);
     END LOOP;
 
@@ -1144,13 +1251,15 @@ BEGIN
     RETURN counts;
 END
 $$;
-COMMENT ON FUNCTION public.gdpr_delete_user_data(text) IS
+COMMENT ON FUNCTION public.gdpr_delete_user_data(text, boolean, boolean) IS
     'Erase the person with this address from every table, or leave only what names nobody; how many rows of each. '
+    'What rests only on what anybody may claim (a browser''s id in a form, an identify without a key, a phone number) goes '
+    'with include_unverified; dry_run erases nothing and tells what would go, by which ids, and which are unverified. '
     'Twice is the same as once. What still waits in a collector''s journal is not here yet: call it again, or ask by '
     'DELETE /v1/people, which waits for that';
 
 -- SECURITY DEFINER because nobody but the owner may read every table; for admins only.
-CREATE FUNCTION public.gdpr_export_user_data(email text) RETURNS jsonb
+CREATE FUNCTION public.gdpr_export_user_data(email text, include_unverified boolean DEFAULT false) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1159,7 +1268,7 @@ DECLARE
     told jsonb;
 BEGIN
     PERFORM ingest.require_admin();
-    person := ingest.find_person(gdpr_export_user_data.email);
+    person := ingest.find_person(gdpr_export_user_data.email, include_unverified);
     SELECT jsonb_build_object(
         'email', person.address,
         'marketing.leads', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.leads AS row WHERE row.id = ANY (person.lead_ids)),
@@ -1173,7 +1282,8 @@ BEGIN
         'whatsapp.templates', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM whatsapp.templates AS row WHERE row.account_id = ANY (person.account_ids)),
         'analytics.events', (SELECT jsonb_agg(to_jsonb(event) ORDER BY event.created_at) FROM analytics.events AS event WHERE ingest.is_event_of(event, person)),
         'analytics.rejected_events', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM analytics.rejected_events AS row
-            WHERE ingest.mentions(concat_ws(' ', row.payload, row.detail, row.route, row.user_agent), person.pattern)),
+            WHERE ingest.mentions(concat_ws(' ', row.payload, row.detail, row.route, row.user_agent), person.pattern)
+                OR ingest.payload_names_phone(row.payload, person.phones)),
         'analytics.event_aggregations', (SELECT jsonb_agg(to_jsonb(row) - '{users_sketch,sessions_sketch}'::text[] ORDER BY row.time_bucket) FROM analytics.event_aggregations AS row
             WHERE ingest.mentions(concat_ws(' ', row.event_name, row.dimensions::text), person.pattern)),
         'analytics.metrics', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.id) FROM analytics.metrics AS row
@@ -1183,7 +1293,9 @@ BEGIN
                 - CASE WHEN lower(row.user_email) = person.address THEN '{}' ELSE '{user_id,user_email,ip_address,user_agent}'::text[] END
                 - CASE WHEN ingest.is_audit_of(row, person) THEN '{}' ELSE '{old_values,new_values}'::text[] END ORDER BY row.id)
             FROM public.audit_logs AS row
-            WHERE lower(row.user_email) = person.address OR ingest.is_audit_of(row, person))
+            WHERE lower(row.user_email) = person.address OR ingest.is_audit_of(row, person)),
+        'unverified', CASE WHEN NOT include_unverified
+            THEN nullif(ingest.unverified_ids(gdpr_export_user_data.email), '{}') END
     ) INTO told;
     -- Tables without a row of theirs; within rows a NULL is told.
     SELECT jsonb_object_agg(key, value) INTO told FROM jsonb_each(told) WHERE value <> 'null';
@@ -1192,8 +1304,9 @@ BEGIN
     RETURN told;
 END
 $$;
-COMMENT ON FUNCTION public.gdpr_export_user_data(text) IS
-    'Everything held on the person with this address, by table; no secrets: tokens and ciphertext are left out';
+COMMENT ON FUNCTION public.gdpr_export_user_data(text, boolean) IS
+    'Everything held on the person with this address, by table; no secrets: tokens and ciphertext are left out. What only '
+    'unauthenticated claims join is told with include_unverified; else its ids are listed apart';
 
 
 -- Retention
@@ -1322,8 +1435,8 @@ GRANT EXECUTE ON FUNCTION ingest.is_public(regclass) TO PUBLIC;
 
 REVOKE EXECUTE ON FUNCTION
     public.auto_assign_experiments(uuid, text, text, text, text, jsonb),
-    public.record_exposure(text, uuid, text, text, text, text, text, jsonb), public.gdpr_delete_user_data(text),
-    public.gdpr_export_user_data(text), public.cleanup_old_data(), public.abandon_inactive_sessions(),
+    public.record_exposure(text, uuid, text, text, text, text, text, jsonb), public.gdpr_delete_user_data(text, boolean, boolean),
+    public.gdpr_export_user_data(text, boolean), public.cleanup_old_data(), public.abandon_inactive_sessions(),
     public.process_pending_events(), public.calculate_lead_score(marketing.leads),
     public.calculate_onboarding_progress(onboarding.sessions)
 FROM PUBLIC, anon, authenticated;
@@ -1331,7 +1444,7 @@ GRANT EXECUTE ON FUNCTION
     public.auto_assign_experiments(uuid, text, text, text, text, jsonb),
     public.record_exposure(text, uuid, text, text, text, text, text, jsonb)
 TO anon, authenticated, service_role;
-GRANT EXECUTE ON FUNCTION public.gdpr_delete_user_data(text), public.gdpr_export_user_data(text)
+GRANT EXECUTE ON FUNCTION public.gdpr_delete_user_data(text, boolean, boolean), public.gdpr_export_user_data(text, boolean)
 TO authenticated, service_role;
 GRANT EXECUTE ON FUNCTION
     public.calculate_lead_score(marketing.leads), public.calculate_onboarding_progress(onboarding.sessions)
