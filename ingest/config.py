@@ -148,8 +148,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rollup_interval_seconds: Annotated[float, within(0.1, 60, "How often new events are added to the aggregates")] = (
         1.0
     )
+    rollup_stalled_seconds: Annotated[
+        float,
+        within(1, 3600, "How long flushes may wait, and none be rolled up, before that is an error"),
+    ] = 30.0
+    rollup_lease_seconds: Annotated[
+        float, within(1, 300, "How long after its death the leading rollup worker is replaced by one that stands by")
+    ] = 10.0
     rollup_port: Annotated[
-        int, within(0, 65535, "Port of a rollup worker's own /metrics and /healthz; 0 is none")
+        int, within(0, 65535, "Port of a rollup worker's own /metrics, /healthz and /readyz; 0 is none")
     ] = 0
     rollup_dimensions: Annotated[tuple[str, ...], about("What events are also counted by", DIMENSIONS)] = tuple(
         DIMENSION_NAMES

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
 import asyncpg
 
 from ingest.errors import DatabaseError
+from ingest.statements import Connection
 
 FAILURES: Final = (
     asyncpg.PostgresError,
@@ -60,10 +61,10 @@ async def connect(
     try:
         return await asyncpg.connect(
             dsn,
+            connection_class=Connection,
             timeout=timeout_seconds,
             command_timeout=statement_timeout_seconds,
-            # A transaction pooler (Supabase's, PgBouncer) gives each transaction another server connection, where
-            # the statements that asyncpg would like to keep are unknown.
+            # The statements that asyncpg would like to keep are unknown to the next server connection of a pooler.
             statement_cache_size=0,
             server_settings={"application_name": f"ingest {purpose}"},
         )

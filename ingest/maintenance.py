@@ -16,7 +16,7 @@ import asyncpg
 
 from ingest import kpis, partitions, rebuild
 from ingest.buckets import Room
-from ingest.database import FAILURES, close
+from ingest.database import FAILURES, close, load_queries
 from ingest.errors import IngestError
 from ingest.logs import Quiet
 from ingest.periodic import wait_for
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 KPIS: Final = kpis.load()
 RETRY_SECONDS: Final = 60.0
 """After a failure it is tried again this much later, or at its next turn if that is sooner."""
+_QUERIES: Final = load_queries("maintenance")
 _ADOPTED_AT_ONCE: Final = 50_000
 _MOST_ADOPTIONS: Final = 100
 _LATELY: Final = timedelta(seconds=10)
@@ -63,12 +64,10 @@ async def _closed_day_indexes(connection: asyncpg.Connection, now: datetime, set
 
 
 async def _retention(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
-    # The database's own setting comes first: who else calls the function goes by it, too.
-    if not await connection.fetchval("SELECT current_setting('app.retention_events', true)"):
-        await connection.execute(
-            "SELECT set_config('app.retention_events', $1, false)", f"{settings.retention_days} days"
-        )
-    rows = await connection.fetch("SELECT table_name, deleted_count FROM public.cleanup_old_data()")
+    # One transaction: behind a pooler the next one is another session's.
+    async with connection.transaction():
+        await connection.execute(_QUERIES["pin_retention"], timedelta(days=settings.retention_days))
+        rows = await connection.fetch("SELECT table_name, deleted_count FROM public.cleanup_old_data()")
     return ", ".join(f"{count} of {table} deleted" for table, count in rows if count)
 
 

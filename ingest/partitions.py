@@ -11,10 +11,15 @@ from typing import Final
 
 import asyncpg
 
+from ingest.database import is_direct
+from ingest.leases import Lease
+
 logger = logging.getLogger(__name__)
 
-INDEXES_LOCK_KEY: Final = 0x696E64657865732E
-"""Ours among advisory locks: "indexes." in ASCII."""
+INDEXES: Final = "closed-day-indexes"
+"""The name of the lease."""
+INDEX_SECONDS: Final = 900.0
+"""For one index; the lease is renewed before each."""
 
 
 async def ensure(connection: asyncpg.Connection, days: Iterable[date]) -> int:
@@ -34,17 +39,21 @@ async def ensure_ahead(connection: asyncpg.Connection, *, today: date, days_ahea
 async def index_closed_days(connection: asyncpg.Connection) -> int:
     """Make the indexes that closed days lack, one after the other, without stopping anybody; return how many were.
 
-    Needs a connection of its own, outside a transaction, and takes its limit on statements away. May be interrupted:
-    what is left half-made is replaced at the next call. Only one process at a time makes indexes, the others return
-    0 at once. Behind a transaction pooler the lock belongs to nobody in particular; two at once are merely wasteful
-    there, because of CREATE INDEX IF NOT EXISTS, and one that was not let go would end with the pooler's connection.
+    Needs a connection of its own, outside a transaction, in which CONCURRENTLY is not possible. May be interrupted:
+    what is left half-made is replaced at the next call. One process at a time makes indexes, the others return 0 at
+    once; should one take longer than the lease, another begins with the next, as what is being made is not missing.
     """
-    await connection.execute("SET statement_timeout = 0")
-    if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", INDEXES_LOCK_KEY):
+    lease = Lease(INDEXES, INDEX_SECONDS)
+    if not await lease.take(connection):
         return 0
+    # Of a session that is ours alone. A pooler gives its sessions to others afterwards.
+    if await is_direct(connection):
+        await connection.execute("SET statement_timeout = 0")
     made = 0
     try:
         for missing in await connection.fetch("SELECT * FROM analytics.missing_closed_day_indexes()"):
+            if not await lease.renew(connection):
+                break
             # Retention may drop the day meanwhile.
             with contextlib.suppress(asyncpg.UndefinedTableError):
                 if missing["leftover"] is not None:
@@ -53,7 +62,7 @@ async def index_closed_days(connection: asyncpg.Connection) -> int:
                 made += 1
     finally:
         if not connection.is_closed():
-            await connection.execute("SELECT pg_advisory_unlock($1)", INDEXES_LOCK_KEY)
+            await lease.release(connection)
     if made:
         logger.info("made %d indexes on closed days", made)
     return made

@@ -11,6 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from ingest.database import FAILURES, close, is_direct
+from ingest.statements import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Pool:
                     self._dsn,
                     min_size=0,
                     max_size=self._connections,
+                    connection_class=Connection,
                     connect=self._connect,
                     # Nothing to put right: all that is set here ends with its transaction.
                     reset=_nothing,

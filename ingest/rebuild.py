@@ -8,17 +8,16 @@ erasure does; whoever finds them there makes them, so that a rebuild goes on whe
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import asyncpg
 import orjson
 
-from ingest import buckets, sketches, tallies
+from ingest import buckets, sketches, statements, tallies
 from ingest.buckets import Room, Stored
 from ingest.database import load_queries
-from ingest.rollup import LOCK_KEY, batches, note_stale, partition, rows_query, with_hours
+from ingest.rollup import batches, note_stale, partition, rows_query, turn, with_hours
 from ingest.tallies import OTHER, Key, Tallies
 
 GRANULARITIES: Final = ("hour", "day", "week", "month")
@@ -26,6 +25,7 @@ HOUR: Final = timedelta(hours=1)
 _SPANS: Final[Mapping[str, str]] = {"day": "1 day", "week": "7 days", "month": "1 month"}
 _PARTS: Final[Mapping[str, str]] = {"day": "hour", "week": "day", "month": "day"}
 _CHUNK: Final = 20_000
+_PARTS_AT_ONCE: Final = 500
 _QUERIES: Final = load_queries("rebuild")
 
 
@@ -74,7 +74,8 @@ async def make_next(
     granularities: Sequence[str] = GRANULARITIES,
 ) -> bool:
     """Make one noted bucket anew, in one transaction; False when there is none."""
-    async with _alone(connection):
+    # With one view of everything, from after whoever changed buckets before.
+    async with turn(connection, "repeatable_read"):
         noted = await connection.fetchrow(_QUERIES["take_stale"], list(granularities))
         if noted is None:
             return False
@@ -84,21 +85,6 @@ async def make_next(
         else:
             await _make_from_parts(connection, granularity, bucket, room)
         return True
-
-
-@asynccontextmanager
-async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """A transaction with one view of everything, while nobody else changes buckets.
-
-    The lock is the session's: taken within the transaction, its view would be older than the wait for the lock.
-    """
-    await connection.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
-    try:
-        async with connection.transaction(isolation="repeatable_read"):
-            yield
-    finally:
-        if not connection.is_closed():
-            await connection.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
 
 
 async def _make_hour(connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str], room: Room) -> None:
@@ -119,13 +105,8 @@ async def _count_hour(connection: asyncpg.Connection, hour: datetime, dimensions
     )
     query = rows_query(hour.date(), dimensions, condition)
     minutes: Tallies = {}
-    rows: list[Any] = []
-    async for row in connection.cursor(query, hour, hour + HOUR, prefetch=_CHUNK):
-        rows.append(row)
-        if len(rows) == _CHUNK:
-            minutes = tallies.summed([*minutes.items(), *tallies.count(rows, dimensions).items()])
-            rows = []
-    minutes = tallies.summed([*minutes.items(), *tallies.count(rows, dimensions).items()])
+    async for rows in statements.batches(connection, query, hour, hour + HOUR, size=_CHUNK):
+        minutes = tallies.summed([*minutes.items(), *tallies.count(rows, dimensions).items()])
     return with_hours(minutes, await connection.fetchval(_QUERIES["minutes_from"]))
 
 
@@ -144,14 +125,15 @@ async def _sums_of_parts(
     group: dict[Key, list[Any]] = {}
     of: tuple[str, str] | None = None
     query = _QUERIES["parts"].replace("{span}", _SPANS[granularity])
-    async for row in connection.cursor(query, _PARTS[granularity], bucket, prefetch=500):
-        kind, name, dimensions, *_ = row
-        if of != (kind, name) and group:
-            yield {key: _sum(parts) for key, parts in group.items()}
-            group = {}
-        of = kind, name
-        dimension, value = next(iter(orjson.loads(dimensions).items()), ("", ""))
-        group.setdefault((granularity, bucket, kind, name, dimension, value), []).append(row)
+    async for rows in statements.batches(connection, query, _PARTS[granularity], bucket, size=_PARTS_AT_ONCE):
+        for row in rows:
+            kind, name, dimensions, *_ = row
+            if of != (kind, name) and group:
+                yield {key: _sum(parts) for key, parts in group.items()}
+                group = {}
+            of = kind, name
+            dimension, value = next(iter(orjson.loads(dimensions).items()), ("", ""))
+            group.setdefault((granularity, bucket, kind, name, dimension, value), []).append(row)
     if group:
         yield {key: _sum(parts) for key, parts in group.items()}
 

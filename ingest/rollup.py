@@ -6,9 +6,11 @@ marked, in one transaction. Late events, several collectors and crashes are no s
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -18,10 +20,19 @@ from ingest import buckets, tallies
 from ingest.buckets import Room
 from ingest.database import load_queries
 from ingest.journal import RECORD_BITS
+from ingest.leases import Lease
 from ingest.tallies import BEGINNINGS, Row, Tallies
 
-LOCK_KEY: Final = 0x6275636B6574732E
-"""Held by who changes buckets; ours among advisory locks: "buckets." in ASCII."""
+_TURN_PAUSE_SECONDS: Final = 0.2
+_TAKE_TURN: Final = """
+SET LOCAL lock_timeout = '2s';
+SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3;
+SET LOCAL idle_in_transaction_session_timeout = '120s';
+LOCK TABLE analytics.leases IN SHARE UPDATE EXCLUSIVE MODE;
+SET LOCAL lock_timeout TO DEFAULT
+"""
+"""The rest is for a holder that vanishes without a word: the server misses it within seconds, or minutes if there is
+a pooler in between, and the next one has its turn."""
 MAX_EVENTS: Final = 40_000
 """Of one transaction, unless a single flush has more: some 60 MB of rows."""
 MAX_VALUE_CHARACTERS: Final = 255
@@ -53,11 +64,15 @@ class Rollup:
         # (when, {day: pages of its partition}), oldest first: where the rows of a flush can begin.
         self._samples: deque[tuple[datetime, dict[date, int]]] = deque(maxlen=_SAMPLES)
 
-    async def run_once(self, connection: asyncpg.Connection) -> Cycle | None:
-        """Roll up the oldest flushes that wait, and note their weeks and months; None when no flush waits."""
+    async def run_once(self, connection: asyncpg.Connection, lease: Lease | None = None) -> Cycle | None:
+        """Roll up the oldest flushes that wait, and note their weeks and months; None when no flush waits.
+
+        `lease` is held meanwhile. Raises LeaseLost if it is another's; then nothing was done.
+        """
         started = time.perf_counter()
-        async with connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
+        async with turn(connection):
+            if lease is not None:
+                await lease.hold(connection)
             now, minutes_from = await connection.fetchrow(_QUERIES["times"])
             pages = dict(await connection.fetch(_QUERIES["partitions"]))
             self._samples.append((now, pages))
@@ -118,6 +133,35 @@ class Rollup:
                 break
             known = pages
         return known and {day: max(0, count - _EARLIER_PAGES) for day, count in known.items()}
+
+
+@asynccontextmanager
+async def turn(connection: asyncpg.Connection, isolation: str | None = None) -> AsyncIterator[None]:
+    """A transaction in which nobody else changes buckets, and which sees all that was done to them before.
+
+    The lock is a table's, as that is taken before a transaction has its view of the database, under any isolation.
+    Waited for it is outside of transactions, but for moments: a pooler may have few connections for them.
+    """
+    while True:
+        transaction = connection.transaction(isolation=isolation)
+        await transaction.start()
+        try:
+            await connection.execute(_TAKE_TURN)
+            break
+        except asyncpg.LockNotAvailableError:
+            await transaction.rollback()
+            await asyncio.sleep(_TURN_PAUSE_SECONDS)
+        except BaseException:
+            if not connection.is_closed():
+                await transaction.rollback()
+            raise
+    try:
+        yield
+    except BaseException:
+        if not connection.is_closed():
+            await transaction.rollback()
+        raise
+    await transaction.commit()
 
 
 def rows_query(day: date, dimensions: Sequence[str], condition: str) -> str:

@@ -43,6 +43,11 @@ class RollupMetrics:
         self._waiting_events = Gauge(
             "ingest_rollup_waiting_events", "Stored events that are not rolled up", registry=inner
         )
+        self.stalled = Gauge(
+            "ingest_rollup_stalled",
+            "1 while flushes wait and none was rolled up for rollup_stalled_seconds, or that is not known",
+            registry=inner,
+        )
         self.buckets = Gauge(
             "ingest_rollup_buckets", "Rows of analytics.event_aggregations, as Postgres estimates", registry=inner
         )

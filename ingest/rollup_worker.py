@@ -1,7 +1,7 @@
 """The rollup worker: a process of its own, which wires together what it needs, as app.py does for a collector.
 
-Several may run. The one that holds an advisory lock works, the others try for it every second; a worker that dies
-lets go of it with its connection.
+Several may run. The one that has the lease of the lead works, the others ask for it every second; a worker that dies
+leaves it to expire.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 import asyncpg
@@ -21,26 +21,29 @@ from ingest.config import Config
 from ingest.database import FAILURES
 from ingest.errors import IngestError
 from ingest.handlers import health
+from ingest.leases import Lease
 from ingest.logs import Quiet
 from ingest.maintenance import Schedule, Settings
 from ingest.periodic import wait_for
 from ingest.rollup import Rollup
 from ingest.rollup_metrics import RollupMetrics
+from ingest.rollup_progress import Progress, Waiting
 
 logger = logging.getLogger(__name__)
 
-LEADER_KEY: Final = 0x726F6C6C7570732E
-"""Ours among advisory locks: "rollups." in ASCII."""
+LEAD: Final = "rollup"
+"""The name of the lease."""
 STAND_BY_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
+WATCH_SECONDS: Final = 1.0
 STATEMENT_SECONDS: Final = 120.0
-"""A statement that has no answer by then has no server any more. Waiting for a rebuild of a full hour may take as
-long, and is then begun anew."""
+"""A statement that has no answer by then has no server any more."""
+_ANSWER_SECONDS: Final = 5.0
+"""Likewise for those that only look a row up. A pooler may keep them waiting for its few connections."""
+_STOP_SECONDS: Final = 10.0
 _COMPLAINT_SECONDS: Final = 30.0
 _QUERIES: Final = database.load_queries("rollup")
 _EXPECTED: Final = (IngestError, *FAILURES)
-_DEAD_PEER: Final = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
-"""So that the server misses a machine that vanished within seconds, and lets its lock go."""
 
 
 class RollupWorker:
@@ -51,42 +54,72 @@ class RollupWorker:
         self.name, self._socket = control.claim_rollup_socket(config.data_dir)
         self.metrics = RollupMetrics(self.name)
         self.leader = False
+        self.progress = Progress(config.rollup_stalled_seconds)
+        self._lease = Lease(LEAD, config.rollup_lease_seconds)
         self._rollup = Rollup(
             config.rollup_dimensions, Room(names=config.rollup_event_names, values=config.rollup_dimension_values)
         )
         self._quiet = Quiet(_COMPLAINT_SECONDS)
+        self._stalled_quiet = Quiet(_COMPLAINT_SECONDS)
+        # Set when a pooler was spoken of.
+        self._told_of_pooler = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take the lead when nobody has it, roll up, keep the schedule; errors are logged and it begins anew."""
         async with self._serving():
-            while not stop.is_set():
-                try:
-                    await self._run_on_a_connection(stop)
-                except _EXPECTED as error:
-                    self.metrics.failed()
-                    if times := self._quiet.due():
-                        words = " ".join(str(error).split()) or type(error).__name__
-                        logger.warning("rolling up failed (%d times), trying again: %s", times, words)
-                except Exception:
-                    self.metrics.failed()
-                    logger.exception("rolling up failed, trying again")
-                await wait_for(stop, RETRY_SECONDS)
+            watching = asyncio.ensure_future(self._watch(stop))
+            try:
+                while not stop.is_set():
+                    try:
+                        await self._run_on_a_connection(stop)
+                    except _EXPECTED as error:
+                        self.metrics.failed()
+                        if times := self._quiet.due():
+                            logger.warning("rolling up failed (%d times), trying again: %s", times, _words(error))
+                    except Exception:
+                        self.metrics.failed()
+                        logger.exception("rolling up failed, trying again")
+                    await wait_for(stop, RETRY_SECONDS)
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+
+    # The lead.
 
     async def _run_on_a_connection(self, stop: asyncio.Event) -> None:
         connection = await self._connect("rollup", STATEMENT_SECONDS)
         try:
             await migrations.check(connection)
-            await connection.execute(_DEAD_PEER)
-            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LEADER_KEY):
-                await self._tell_waiting(connection)
+            await self._tell_of_pooler(connection)
+            while not await self._lease.take(connection):
                 if await wait_for(stop, STAND_BY_SECONDS):
                     return
-            self._lead(True)
-            async with self._schedule():
-                await self._roll_up(connection, stop)
+            async with self._lease.kept(self._connect_to_renew) as lost:
+                await self._lead(connection, stop, lost)
+            await self._lease.release(connection)
         finally:
-            self._lead(False)
             await database.close(connection)
+
+    async def _lead(self, connection: asyncpg.Connection, stop: asyncio.Event, lost: asyncio.Event) -> None:
+        """Roll up and keep the schedule until told to stop, or until another has the lead."""
+        self._set_leader(True)
+        try:
+            async with self._schedule():
+                rolling = asyncio.ensure_future(self._roll_up(connection, stop))
+                ending = [asyncio.ensure_future(event.wait()) for event in (lost, stop)]
+                try:
+                    await asyncio.wait((rolling, *ending), return_when=asyncio.FIRST_COMPLETED)
+                    if not lost.is_set():
+                        # Told to stop, it ends by itself; unless it waits for its turn, or for a server.
+                        await asyncio.wait((rolling,), timeout=_STOP_SECONDS)
+                    if rolling.done():
+                        rolling.result()
+                finally:
+                    for each in (rolling, *ending):
+                        each.cancel()
+                    await asyncio.gather(rolling, *ending, return_exceptions=True)
+        finally:
+            self._set_leader(False)
 
     @contextlib.asynccontextmanager
     async def _schedule(self) -> AsyncIterator[None]:
@@ -102,7 +135,7 @@ class RollupWorker:
             no_longer.set()
             await keeping
 
-    def _lead(self, leader: bool) -> None:
+    def _set_leader(self, leader: bool) -> None:
         if leader != self.leader:
             logger.info("this worker rolls up now" if leader else "this worker no longer rolls up")
         self.leader = leader
@@ -110,18 +143,64 @@ class RollupWorker:
 
     async def _roll_up(self, connection: asyncpg.Connection, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            cycle = await self._rollup.run_once(connection)
+            cycle = await self._rollup.run_once(connection, self._lease)
             self._quiet.over()
             if cycle is not None:
                 self.metrics.observe(cycle)
-            await self._tell_waiting(connection)
             if cycle is None or not cycle.more:
                 await wait_for(stop, self.config.rollup_interval_seconds)
 
-    async def _tell_waiting(self, connection: asyncpg.Connection) -> None:
-        events, seconds, rows = await connection.fetchrow(_QUERIES["waiting"])
-        self.metrics.set_waiting(events, seconds)
-        self.metrics.buckets.set(rows)
+    # Whether it gets on, looked at from outside: whatever stops the rest does not stop this.
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        connection: asyncpg.Connection | None = None
+        try:
+            while not stop.is_set():
+                try:
+                    connection = connection or await self._connect("rollup watch", _ANSWER_SECONDS)
+                    self._see(await connection.fetchrow(_QUERIES["waiting"]))
+                except Exception as error:
+                    if not isinstance(error, _EXPECTED):
+                        logger.exception("looking for what waits failed, trying again")
+                    self.progress.cannot_see(_words(error))
+                    if connection is not None:
+                        connection.terminate()
+                        connection = None
+                self._tell_progress()
+                await wait_for(stop, WATCH_SECONDS)
+        finally:
+            if connection is not None:
+                await database.close(connection)
+
+    def _see(self, row: Mapping[str, object]) -> None:
+        waiting = Waiting(*[row[name] for name in Waiting._fields])  # type: ignore[arg-type]
+        self.progress.see(waiting)
+        self.metrics.set_waiting(waiting.events, waiting.seconds)
+        self.metrics.buckets.set(row["buckets"])  # type: ignore[arg-type]
+
+    def _tell_progress(self) -> None:
+        stalled = self.progress.stalled
+        self.metrics.stalled.set(int(stalled))
+        if not stalled:
+            if self._stalled_quiet.over():
+                logger.info("rolling up goes on")
+        elif self._stalled_quiet.due():
+            logger.error("%s", self.progress.reason)
+
+    async def _tell_of_pooler(self, connection: asyncpg.Connection) -> None:
+        if self._told_of_pooler or await database.is_direct(connection):
+            return
+        self._told_of_pooler = True
+        limit = await connection.fetchval("SHOW statement_timeout")
+        logger.log(
+            logging.INFO if limit == "0" else logging.WARNING,
+            "the database is behind a pooler: nothing here needs a session, except that indexes of closed days are"
+            " made CONCURRENTLY, outside of any transaction, within the server's statement_timeout (%s)",
+            "none" if limit == "0" else limit,
+        )
+
+    async def _connect_to_renew(self) -> asyncpg.Connection:
+        return await self._connect("rollup lease", _ANSWER_SECONDS)
 
     async def _connect(self, purpose: str, statement_seconds: float | None = None) -> asyncpg.Connection:
         assert self.config.database_url is not None
@@ -137,6 +216,7 @@ class RollupWorker:
         app.add_routes(
             [
                 web.get("/healthz", health.healthz),
+                web.get("/readyz", health.readyz(self._readiness)),
                 web.get("/metrics", health.metrics(self._page)),
             ]
         )
@@ -152,3 +232,10 @@ class RollupWorker:
 
     async def _page(self) -> str:
         return self.metrics.page()
+
+    def _readiness(self) -> tuple[bool, Mapping[str, object]]:
+        return not self.progress.stalled, {"leader": self.leader, **self.progress.details()}
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -40,6 +40,8 @@ INSERT INTO analytics.metrics (name, type) VALUES ('ours', 'gauge'), ('others', 
 INSERT INTO analytics.journals (identity) VALUES ('{OURS}'), ('{OTHERS}');
 INSERT INTO analytics.flushes (journal, first_record, last_record) VALUES (1, 1, 1), (2, 2, 2);
 INSERT INTO analytics.rejected_events (reason) VALUES ('ours'), ('others');
+INSERT INTO analytics.leases (name, token, holder, expires_at)
+    VALUES ('ours', '{OURS}', '', now()), ('others', '{OTHERS}', '', now());
 INSERT INTO experiments.experiments (id, name, status, targeting_rules, test_variants) VALUES
     ('{OURS}', 'ours', 'running', '{{"country": "DE"}}', '[{{"id": "b"}}]'),
     ('{OTHERS}', 'others', 'draft', '{{}}', '[]');

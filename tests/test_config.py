@@ -48,6 +48,8 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "rollup": ("off", False),
     "rollup_interval_seconds": ("0.5", 0.5),
     "rollup_port": ("9101", 9101),
+    "rollup_stalled_seconds": ("90", 90.0),
+    "rollup_lease_seconds": ("2.5", 2.5),
     "rollup_dimensions": ("country,utm_source", ("country", "utm_source")),
     "rollup_dimension_values": ("50", 50),
     "rollup_event_names": ("200", 200),

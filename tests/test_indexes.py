@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from ingest import database, partitions
+from ingest.leases import Lease
 
 MIGRATION = Path(__file__).parent.parent / "sql" / "migrations" / "003_performance_indexes.sql"
 TABLES = """
@@ -56,7 +57,7 @@ async def test_every_table_has_some_but_those_with_a_row_a_journal_or_a_bucket_t
 ):
     tables = {row["name"] for row in await connection.fetch(TABLES)}
     indexed = {index["on_table"] for index in await connection.fetch(INDEXES) if not index["is_constraint"]}
-    assert tables - indexed == {"analytics.journals", "analytics.stale_buckets"}
+    assert tables - indexed == {"analytics.journals", "analytics.leases", "analytics.stale_buckets"}
 
 
 async def test_none_repeats_another_or_the_beginning_of_another(connection: asyncpg.Connection):
@@ -445,10 +446,21 @@ async def test_an_index_being_made_stops_no_insert(
 
 async def test_one_process_at_a_time(connection: asyncpg.Connection, other: asyncpg.Connection):
     await partitions.ensure(connection, [DAY])
-    await other.execute("SELECT pg_advisory_lock($1)", partitions.INDEXES_LOCK_KEY)
+    lease = Lease(partitions.INDEXES, 60)
+    assert await lease.take(other)
     assert await partitions.index_closed_days(connection) == 0
     assert await closed_names(connection) == []
-    await other.execute("SELECT pg_advisory_unlock($1)", partitions.INDEXES_LOCK_KEY)
+    await lease.release(other)
     assert await partitions.index_closed_days(connection) == len(CLOSED)
-    # And lets go of the lock when done.
-    assert await other.fetchval("SELECT pg_try_advisory_lock($1)", partitions.INDEXES_LOCK_KEY)
+    # And lets go of it when done.
+    assert await lease.take(other)
+
+
+async def test_no_limit_on_statements_outlives_the_making_of_indexes_behind_a_pooler(
+    connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+):
+    await partitions.ensure(connection, [DAY])
+    await connection.execute("SET statement_timeout = '1h'")
+    monkeypatch.setattr(asyncpg.Connection, "get_server_pid", lambda self: 7)
+    assert await partitions.index_closed_days(connection) == len(CLOSED)
+    assert await connection.fetchval("SHOW statement_timeout") == "1h"

@@ -21,6 +21,7 @@ LAYERS = (
         "periodic",
         "data_folder",
         "database",
+        "statements",
     },  # leaves
     set[str](),  # the core: everything that is named nowhere else
     {"http", "metrics", "rollup_metrics", "server", "operations", "openapi", "handlers", "control"},

@@ -20,6 +20,20 @@ NOW = datetime.now(UTC)
 BY_NAME = {task.name: task for task in TASKS}
 
 
+ONE_OF_EACH = """
+INSERT INTO analytics.event_aggregations (event_type, event_name, time_bucket, granularity)
+    VALUES ('system', 'ping', now() - interval '3 days', 'minute');
+INSERT INTO analytics.metrics (name, type, timestamp) VALUES ('mrr', 'gauge', now() - interval '60 days');
+INSERT INTO analytics.rejected_events (reason, received_at) VALUES ('malformed', now() - interval '60 days');
+INSERT INTO analytics.journals (identity) VALUES (gen_random_uuid());
+INSERT INTO analytics.flushes (journal, first_record, last_record, flushed_at, rolled_up_at)
+    SELECT number, 1, 1, now() - interval '20 days', now() - interval '20 days' FROM analytics.journals;
+INSERT INTO public.audit_logs (table_name, operation, created_at)
+    VALUES ('marketing.leads', 'EXPORT', now() - interval '60 days');
+"""
+"""Of each kind a row that is old, and younger than its period."""
+
+
 async def run(connection: asyncpg.Connection, name: str) -> str:
     return await BY_NAME[name].run(connection, NOW, SETTINGS)
 
@@ -97,6 +111,45 @@ async def test_retention_is_the_databases_own_or_else_the_configured(connection:
     assert await BY_NAME["retention"].run(connection, NOW, month) == ""
     await connection.execute("RESET app.retention_events")
     assert await BY_NAME["retention"].run(connection, NOW, month) == "1 of analytics.events deleted"
+
+
+@pytest.mark.parametrize("leaked", ["30 days", "1 hour", "0", "-1 year"])
+@pytest.mark.parametrize(("of_database", "configured"), [(None, 365), ("365 days", 30)])
+async def test_a_setting_that_another_left_in_the_session_deletes_nothing(
+    connection: asyncpg.Connection, leaked: str, of_database: str | None, configured: int
+):
+    """Whatever a pooler's server connection has been told for a session, for each kind that has a period."""
+    kinds = await connection.fetchval(
+        "SELECT array_agg(DISTINCT found[1]) FROM pg_proc, regexp_matches(prosrc, $1, 'g') AS found"
+        " WHERE proname = 'cleanup_old_data'",
+        r"ingest\.retention\('(\w+)'",
+    )
+    assert len(kinds) == 6
+    if of_database is not None:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET app.retention_events = '{of_database}'")
+    for kind in kinds:
+        await connection.execute("SELECT set_config('app.retention_' || $1, $2, false)", kind, leaked)
+    days = [(NOW - timedelta(days=age)).date() for age in (1, 60, 120)]
+    await make_partitions(connection, days)
+    await insert(connection, [Event(NOW - timedelta(days=age)) for age in (1, 60, 120)])
+    await connection.execute(ONE_OF_EACH)
+    settings = SETTINGS._replace(retention_days=configured)
+    assert await BY_NAME["retention"].run(connection, NOW, settings) == ""
+    for kind in kinds:
+        assert await connection.fetchval("SELECT current_setting('app.retention_' || $1)", kind) == leaked
+
+
+async def test_what_a_role_was_given_for_this_database_counts_before_all_else(
+    connection: asyncpg.Connection, database_url: str
+):
+    old = NOW - timedelta(days=40)
+    await make_partitions(connection, [old.date()])
+    await insert(connection, [Event(old)])
+    name, role = await connection.fetchrow("SELECT current_database(), quote_ident(session_user)")
+    await connection.execute(f"ALTER DATABASE {name} SET app.retention_events = '1 year'")
+    await connection.execute(f"ALTER ROLE {role} IN DATABASE {name} SET app.retention_events = '30 days'")
+    assert await run(connection, "retention") == "1 of analytics.events deleted"
 
 
 async def test_abandoned_sessions(connection: asyncpg.Connection):

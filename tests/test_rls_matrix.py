@@ -22,6 +22,7 @@ analytics.metrics             ----  ----           A---     AAAA   AAAA
 analytics.journals            ----  ----           A---     AAAA   AAAA
 analytics.flushes             ----  ----           A---     AAAA   AAAA
 analytics.rejected_events     ----  ----           A---     AAAA   AAAA
+analytics.leases              ----  ----           A---     AAAA   AAAA
 experiments.experiments       O---  ----           ----     AAAA   AAAA
 experiments.assignments       OOO-  ----           ----     AAAA   AAAA
 whatsapp.accounts             ----  O---           O---     AAAA   AAAA
@@ -47,6 +48,7 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "analytics.journals": ("number", "1", "2", "stored_through"),
     "analytics.flushes": ("journal", "1", "2", "events_stored"),
     "analytics.rejected_events": ("reason", "ours", "others", "detail"),
+    "analytics.leases": ("name", "ours", "others", "holder"),
     "experiments.experiments": ("id", OURS, OTHERS, "description"),
     "experiments.assignments": ("id", OURS, OTHERS, "exposure_count"),
     "whatsapp.accounts": ("id", OURS, OTHERS, "display_name"),
@@ -80,6 +82,11 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
     "analytics.journals": ("identity", "%s", ("gen_random_uuid()", "gen_random_uuid()")),
     "analytics.flushes": ("journal, first_record, last_record", "%s, 7, 8", ("1", "2")),
     "analytics.rejected_events": ("reason", "%s", ("'ours'", "'others'")),
+    "analytics.leases": (
+        "name, token, holder, expires_at",
+        "%s, gen_random_uuid(), '', now()",
+        ("'ours new'", "'others new'"),
+    ),
     "experiments.experiments": ("name", "%s", ("'ours new'", "'others new'")),
     "experiments.assignments": (
         "experiment_id, session_id, variant_id",

@@ -18,7 +18,6 @@ from pathlib import Path
 import asyncpg
 
 from ingest import partitions
-from ingest.rollup_worker import LEADER_KEY
 from tests.service import Service, environment, free_port, parse_metrics, request, running, wait_until
 
 KILLS = 50
@@ -41,6 +40,7 @@ class RollupProcess:
         self._command = [
             sys.executable, "-m", "ingest", "rollup", "--data-dir", str(data_dir), "--host", "127.0.0.1",
             "--rollup-port", str(self.port), "--rollup-interval-seconds", "0.1",
+            "--rollup-lease-seconds", "1",
         ]  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
         # Where in the log the process that runs now began to write; set by `start`.
@@ -225,9 +225,8 @@ async def in_the_middle(connection: asyncpg.Connection) -> bool:
     """Whether the leader has a transaction open at this moment."""
     busy: bool = await connection.fetchval(
         "SELECT count(*) > 0 FROM pg_locks JOIN pg_stat_activity USING (pid)"
-        " WHERE locktype = 'advisory' AND granted AND datname = current_database() AND xact_start IS NOT NULL"
-        " AND (classid::bigint << 32 | objid::bigint) = $1",
-        LEADER_KEY,
+        " WHERE relation = 'analytics.leases'::regclass AND mode = 'ShareUpdateExclusiveLock' AND granted"
+        " AND datname = current_database()"
     )
     return busy
 

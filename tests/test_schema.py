@@ -22,6 +22,12 @@ LEAST: dict[str, dict[str, str]] = {
     "analytics.journals": {"identity": "gen_random_uuid()"},
     "analytics.flushes": {"journal": "1", "first_record": "1", "last_record": "2"},
     "analytics.rejected_events": {"reason": "'invalid_json'"},
+    "analytics.leases": {
+        "name": "'rollup'",
+        "token": "gen_random_uuid()",
+        "holder": "'process 1'",
+        "expires_at": "now()",
+    },
     "analytics.event_aggregations": {
         "event_type": "'system'",
         "event_name": "'ping'",
@@ -50,6 +56,7 @@ LEAST: dict[str, dict[str, str]] = {
 PARENTS = f"""
 SELECT analytics.ensure_events_partition('2026-01-02');
 INSERT INTO analytics.journals (identity) VALUES ({ID});
+INSERT INTO analytics.leases (name, token, holder, expires_at) VALUES ('taken', {ID}, '', now());
 INSERT INTO marketing.leads (id, email) VALUES ({ID}, 'parent@example.com');
 INSERT INTO onboarding.sessions (id) VALUES ({ID});
 INSERT INTO experiments.experiments (id, name) VALUES ({ID}, 'parent');
@@ -165,6 +172,9 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ("analytics.journals.identity", "journals_identity_key", [ID]),
     ("analytics.flushes.first_record", "flushes_record_order", ["3"]),
     ("analytics.flushes.journal", "flushes_journal_fkey", ["99"]),
+    ("analytics.leases.name", "leases_name_length", ["''", *longer_than(100)]),
+    ("analytics.leases.holder", "leases_holder_length", longer_than(500)),
+    ("analytics.leases.token", "leases_token_key", [ID]),
     ("analytics.event_aggregations.event_name", "event_aggregations_event_name_length", ["''", *longer_than(100)]),
     ("analytics.event_aggregations.dimensions", "event_aggregations_dimensions_object", NOT_OBJECTS),
     *[

@@ -147,7 +147,7 @@ def operations() -> list[Operation]:
     ]  # fmt: skip
 
 
-def arguments(filters: Filters, place: Place | None, limit: int | None) -> list[Any]:
+def arguments(filters: Filters, place: Place | None, limit: int) -> list[Any]:
     """The parameters of the query `page`."""
     beginning = None
     if filters.q is not None:

@@ -22,7 +22,7 @@ from ingest import fields
 from ingest.access import Scope
 from ingest.database import load_queries
 from ingest.handlers.lead_desk import Filters, arguments, lead_of
-from ingest.lead import COLUMNS
+from ingest.lead import COLUMNS, Place
 from ingest.operations import Answer, Call, Operation, Problem
 
 logger = logging.getLogger(__name__)
@@ -95,12 +95,11 @@ async def export(call: Call) -> web.StreamResponse:
     response: web.StreamResponse | None = None
     try:
         async with call.transaction() as connection:
-            cursor = await connection.cursor(_QUERIES["page"], *arguments(call.query, None, None))
-            rows = await cursor.fetch(BATCH)
+            rows = await _next(connection, call.query, None)
             response = await _begin(call)
             while rows:
                 await _write(response, _encoded(rows, call.query.format))
-                rows = await cursor.fetch(BATCH)
+                rows = await _next(connection, call.query, Place(rows[-1]["created_at"], rows[-1]["id"]))
         await response.write_eof()
     except BaseException as error:
         if response is None:
@@ -110,6 +109,12 @@ async def export(call: Call) -> web.StreamResponse:
             raise
         logger.warning("an export of leads ended half-way: %s", " ".join(str(error).split()) or type(error).__name__)
     return response
+
+
+async def _next(connection: asyncpg.Connection, query: ExportQuery, place: Place | None) -> list[asyncpg.Record]:
+    """The leads after this place. Each page is a statement of its own: a cursor of asyncpg's is not for poolers."""
+    found: list[asyncpg.Record] = await connection.fetch(_QUERIES["page"], *arguments(query, place, BATCH))
+    return found
 
 
 async def _begin(call: Call) -> web.StreamResponse:

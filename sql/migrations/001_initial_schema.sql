@@ -376,6 +376,28 @@ COMMENT ON COLUMN analytics.rejected_events.payload_truncated IS 'The payload wa
 COMMENT ON COLUMN analytics.rejected_events.batch_id IS 'The record that carried it: journal number << 40 | record number';
 COMMENT ON COLUMN analytics.rejected_events.replayed_at IS 'When it was sent through the collector again; NULL: never';
 
+-- In place of locks of a session, which behind a transaction pooler is nobody's. Whoever holds a lease renews it before
+-- it expires, and what must not be done by two looks at it in its own transaction: FOR KEY SHARE, so that nobody takes it
+-- over before that transaction has ended, while a renewal, which leaves the key alone, goes on. Whoever changes
+-- time buckets locks the whole table in SHARE UPDATE EXCLUSIVE MODE, which keeps nobody from their leases; that too ends
+-- with the transaction.
+CREATE TABLE analytics.leases (
+    name text NOT NULL CONSTRAINT leases_name_length CHECK (char_length(name) BETWEEN 1 AND 100),
+    token uuid NOT NULL,
+    holder text NOT NULL CONSTRAINT leases_holder_length CHECK (char_length(holder) <= 500),
+    taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz NOT NULL,
+    CONSTRAINT leases_pkey PRIMARY KEY (name),
+    -- Makes the token a part of a key.
+    CONSTRAINT leases_token_key UNIQUE (token)
+);
+
+COMMENT ON TABLE analytics.leases IS 'Who works alone at something, and until when unless they renew it';
+COMMENT ON COLUMN analytics.leases.name IS 'What is held, such as rollup';
+COMMENT ON COLUMN analytics.leases.token IS 'The holder''s, random each time it is taken';
+COMMENT ON COLUMN analytics.leases.holder IS 'Who it is, for people';
+COMMENT ON COLUMN analytics.leases.expires_at IS 'From when on, by the clock of the database, anybody may take it';
+
 
 -- Rollups and KPIs
 

@@ -436,6 +436,7 @@ BEGIN
             ('analytics.journals', analyst),
             ('analytics.flushes', analyst),
             ('analytics.rejected_events', analyst),
+            ('analytics.leases', analyst),
             ('experiments.experiments', admin),
             ('experiments.assignments', admin),
             ('whatsapp.accounts', own_account || ' OR ' || admin),

@@ -15,7 +15,7 @@ SELECT id FROM marketing.leads WHERE email = $1 AND deleted_at IS NULL
 
 -- page --
 -- Leads by status, source, score, time and the beginning of address or company ($6, lower case, as LIKE has it), after
--- ($7, $8), the latest first. Without a limit ($9) all of them, for the export.
+-- ($7, $8), the latest first, at most $9.
 SELECT id, email, phone_number, company_name, first_name, last_name, source::text, status::text, score, notes,
     interested_features, utm_source, utm_medium, utm_campaign, utm_content, utm_term, referrer, landing_page,
     user_agent, host(ip_address) AS ip_address, country_code, region, city, consent, created_at, updated_at

@@ -17,9 +17,14 @@ WHERE (flushes.journal, flushes.last_record) = (claimed.journal, claimed.last_re
 RETURNING extract(epoch FROM rolled_up_at - flushed_at)::float8
 
 -- waiting --
--- What is not rolled up, and for how long
-SELECT coalesce(sum(events_stored), 0)::bigint AS events,
+-- What is not rolled up, for how long, the flush that comes first, and who has the lead
+SELECT count(*)::int AS flushes, coalesce(sum(events_stored), 0)::bigint AS events,
     coalesce(extract(epoch FROM clock_timestamp() - min(flushed_at)), 0)::float8 AS seconds,
+    (
+        SELECT (journal, last_record)::text FROM analytics.flushes WHERE rolled_up_at IS NULL
+        ORDER BY flushed_at, journal, last_record LIMIT 1
+    ) AS first,
+    (SELECT holder FROM analytics.leases WHERE name = 'rollup') AS leader,
     (SELECT greatest(reltuples, 0)::float8 FROM pg_class WHERE oid = 'analytics.event_aggregations'::regclass) AS buckets
 FROM analytics.flushes WHERE rolled_up_at IS NULL
 

@@ -1,0 +1,103 @@
+"""Leases: who works alone at something, as a row with a token and a time until which it is theirs.
+
+They take the place of a session's locks, which behind a transaction pooler are nobody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+
+from ingest.database import FAILURES, close, load_queries
+from ingest.errors import IngestError
+
+logger = logging.getLogger(__name__)
+
+_QUERIES: Final = load_queries("leases")
+
+
+class LeaseLost(IngestError):
+    """Another holds the lease."""
+
+
+class Lease:
+    """One lease, as long as its `token` is in the row. Taken for `seconds`, each time that it is taken or renewed."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.token = uuid.uuid4()
+        self._seconds = seconds
+        self._holder = f"process {os.getpid()} on {socket.gethostname()}"
+
+    def __repr__(self) -> str:
+        return f"Lease({self.name!r}, {self.token})"
+
+    async def take(self, connection: asyncpg.Connection) -> bool:
+        """Take it if it is free, ours, or expired; whether it is ours now. Waits for nobody."""
+        taken: bool = await connection.fetchval(
+            _QUERIES["take"], self.name, self.token, self._holder, timedelta(seconds=self._seconds)
+        )
+        return taken
+
+    async def renew(self, connection: asyncpg.Connection) -> bool:
+        """Prolong it; False if another has it."""
+        ours = await connection.fetchval(_QUERIES["renew"], self.name, self.token, timedelta(seconds=self._seconds))
+        return ours is not None
+
+    async def hold(self, connection: asyncpg.Connection) -> None:
+        """Within a transaction: nobody takes it over before that has ended. Raises LeaseLost if another has it."""
+        if not await connection.fetchval(_QUERIES["hold"], self.name, self.token):
+            raise LeaseLost(f"the lease {self.name} is another's: {await holder(connection, self.name) or 'nobody'}")
+
+    async def release(self, connection: asyncpg.Connection) -> None:
+        """Give it back, if it is ours. Repeatable."""
+        await connection.execute(_QUERIES["release"], self.name, self.token)
+
+    @asynccontextmanager
+    async def kept(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> AsyncIterator[asyncio.Event]:
+        """Renew it for as long as the block runs, on connections of its own. The event is set when another has it.
+
+        A database that does not answer is asked again: until another takes the lease it is ours, even if expired.
+        """
+        lost = asyncio.Event()
+        keeping = asyncio.ensure_future(self._keep(connect, lost))
+        try:
+            yield lost
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _keep(self, connect: Callable[[], Awaitable[asyncpg.Connection]], lost: asyncio.Event) -> None:
+        connection: asyncpg.Connection | None = None
+        try:
+            while not lost.is_set():
+                await asyncio.sleep(self._seconds / 5)
+                try:
+                    connection = connection or await connect()
+                    if not await self.renew(connection):
+                        lost.set()
+                except Exception as error:
+                    known = isinstance(error, (IngestError, *FAILURES))
+                    words = " ".join(str(error).split()) or type(error).__name__
+                    logger.log(logging.DEBUG if known else logging.ERROR, "the lease %s: %s", self.name, words)
+                    if connection is not None:
+                        connection.terminate()
+                        connection = None
+        finally:
+            if connection is not None:
+                await close(connection)
+
+
+async def holder(connection: asyncpg.Connection, name: str) -> str | None:
+    """Who has taken a lease last, for people; None: nobody."""
+    found: str | None = await connection.fetchval(_QUERIES["holder"], name)
+    return found
