@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import asyncpg
 import orjson
 
-from ingest import tallies
+from ingest import sketches, tallies
 from ingest.database import load_queries
 from ingest.tallies import OTHER, Key, Tallies, Tally
 
@@ -69,13 +69,23 @@ async def add_only(connection: asyncpg.Connection, added: Tallies, room: Room) -
 def _sum(stored: Stored, tally: Tally) -> Stored:
     users_sketch, users = tally.users.added_to(stored.users_sketch)
     sessions_sketch, sessions = tally.sessions.added_to(stored.sessions_sketch)
+    events = stored.events + tally.events
     return Stored(
-        stored.events + tally.events,
-        stored.users if users is None else users,
-        stored.sessions if sessions is None else sessions,
+        events,
+        _bounded(users, stored.users, users_sketch, stored.events, events),
+        _bounded(sessions, stored.sessions, sessions_sketch, stored.events, events),
         users_sketch,
         sessions_sketch,
     )
+
+
+def _bounded(estimate: int | None, before: int, sketch: bytes | None, events_before: int, events: int) -> int:
+    """An estimate is never above the events that there are. None: it is as before."""
+    if estimate is None:
+        # What was cut to the events before may be more now.
+        was_cut = sketch is not None and before == events_before
+        estimate = sketches.count(sketches.load(sketch)) if sketch is not None and was_cut else before
+    return min(estimate, events)
 
 
 async def _stored(connection: asyncpg.Connection, keys: Iterable[Key]) -> dict[Key, Stored]:

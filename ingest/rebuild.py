@@ -153,7 +153,9 @@ def _together(events: int, users: Iterable[bytes | None], sessions: Iterable[byt
         sketches.dump(one) if number else None
         for one, number in zip((users_sketch, sessions_sketch), counts, strict=True)
     ]
-    return Stored(events, *counts, *stored)
+    # Estimates are never above what is possible.
+    users_count, sessions_count = (min(number, events) for number in counts)
+    return Stored(events, users_count, sessions_count, *stored)
 
 
 def _within(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:

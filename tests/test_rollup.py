@@ -205,6 +205,25 @@ async def test_many_users_are_estimated_within_the_bound_and_alike_however_they_
     assert await stored(connection) == incremental
 
 
+@pytest.mark.parametrize("people", [310, 700, 1000, 2300])
+async def test_an_estimate_is_never_above_the_events(connection: asyncpg.Connection, people: int):
+    """Each event of another user in another session, then events of nobody."""
+    await make_partitions(connection, DAYS)
+    ledger = Ledger(connection)
+    for seed in range(3):
+        mine = [Event(NOW, f"name {seed}", user_id=f"{seed}-{n}", session_id=f"{seed}/{n}") for n in range(people)]
+        nobody = [Event(NOW, f"name {seed}") for _ in range(40)]
+        for events in (mine, nobody):
+            await ledger.flush(events)
+            await roll_up(connection)
+            rows = await stored(connection)
+            assert all(users <= count and sessions <= count for count, users, sessions in rows.values())
+    incremental = await stored(connection)
+    await rebuild.note(connection, NOW - timedelta(hours=2), NOW + timedelta(hours=1))
+    await rebuild.run_once(connection, DIMENSION_NAMES, ROOM)
+    assert await stored(connection) == incremental
+
+
 # Room.
 
 
