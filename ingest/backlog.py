@@ -11,16 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from ingest.recovery import KnownSegment, Recovered, log_damage
-from ingest.segment import Damage, Reader, Record
+from ingest import segment
+from ingest.recovery import KnownSegment, Recovered, Stretch, log_damage
+from ingest.segment import Damage, Layout, Record, Totals
+from ingest.segment_reader import SegmentError, SegmentReader
+from ingest.survey import Gap
 from ingest.thread import WorkThread
 
 logger = logging.getLogger(__name__)
+
+_GAPS_TOLD: Final = 20
+_ALREADY_AT_ONCE: Final = 1000
 
 
 class Written(NamedTuple):
@@ -34,17 +40,21 @@ class Written(NamedTuple):
 
 
 class _ReadBack(NamedTuple):
+    """`offset` is where to go on; `last` the highest number that was read."""
+
     records: list[Record]
     damages: list[Damage]
     already: list[Record]
-    position: tuple[Path, int]
+    offset: int
+    last: int
 
 
 class Backlog:
     """Changed by the journal it belongs to only.
 
     `events`, `rejected` and `bytes` count what is accepted and not yet stored, also what is not durable yet;
-    `rejected` are refused events on their way to their table.
+    `rejected` are refused events on their way to their table. What is missing on disk is among them until the ledger
+    has told that it was not stored before.
     """
 
     def __init__(
@@ -52,15 +62,20 @@ class Backlog:
         name: str,
         memory_max_bytes: int,
         in_flight: Callable[[], tuple[int, int, int]],
-        on_already_stored: Callable[[Record], None],
+        on_already_stored: Callable[[Record | Gap], None],
         on_lost: Callable[[int], None],
     ) -> None:
         """`in_flight` tells events, rejected and bytes of what is counted here and not durable yet."""
+        self._name = name
         self.events = 0
         self.rejected = 0
         self.bytes = 0
         self.stored_through = 0
         self.corrupt_segments = 0
+        # Durable records that are gone, as far as can be told.
+        self.lost_records = 0
+        # What the journal had had up to `stored_through`, if that is known.
+        self.stored_totals: Totals | None = Totals(0, 0, 0)
         # Bytes of the lines held in memory, those of the taken records too; bytes of the segments on disk.
         self.memory_bytes = 0
         self.disk_bytes = 0
@@ -71,26 +86,36 @@ class Backlog:
         self._reading = WorkThread(f"{name}-read")
         # On disk, oldest first.
         self._segments: deque[KnownSegment] = deque()
-        # Durable records that the writer has not taken, oldest first. Once `_spilled` is set, whatever comes
-        # after them is only on disk, from that position on.
+        # Durable records that the writer has not taken, oldest first. Whatever comes after them is only on disk, in
+        # these stretches of segments, in this order; numbers up to `_read_through` have been read there.
         self._memory: deque[Record] = deque()
-        self._spilled: tuple[Path, int] | None = None
+        self._spilled: deque[Stretch] = deque()
+        self._read_through = 0
         self._spilled_at_us = 0
         self._taken: list[Record] = []
         # Records up to here were stored when we opened, and never counted.
         self._counted_after = 0
+        # What is missing on disk, and whether the ledger has told yet how far we are stored.
+        self._gaps: list[Gap] = []
+        self._is_ledger_known = False
+        self._layouts: Mapping[int, Layout] = {}
         self._readable = asyncio.Event()
 
     def __repr__(self) -> str:
         return (
             f"Backlog(events={self.events}, rejected={self.rejected}, bytes={self.bytes}, "
-            f"stored_through={self.stored_through}, memory={len(self._memory)}, spilled={self._spilled}, "
+            f"stored_through={self.stored_through}, memory={len(self._memory)}, spilled={len(self._spilled)}, "
             f"disk={self.disk_bytes})"
         )
 
     @property
     def has_segments(self) -> bool:
         return bool(self._segments)
+
+    @property
+    def awaits_ledger(self) -> bool:
+        """Whether records are missing that may be stored, which the ledger must tell."""
+        return bool(self._gaps) and not self._is_ledger_known
 
     @property
     def oldest_us(self) -> int | None:
@@ -122,28 +147,38 @@ class Backlog:
         newest.last, newest.end = record.number, written.end
         if not record.events and not record.rejected:
             return
-        if self._spilled is None:
-            if self.memory_bytes + record.size <= self._memory_max_bytes:
-                self._memory.append(record)
-                self.memory_bytes += record.size
-            else:
-                self._spilled = (written.path, written.offset)
-                self._spilled_at_us = record.opened_at_us
+        if not self._spilled and self.memory_bytes + record.size <= self._memory_max_bytes:
+            self._memory.append(record)
+            self.memory_bytes += record.size
+        else:
+            self._spill(newest, written)
         self._readable.set()
 
-    def open(self, found: Recovered) -> int:
-        """Begin with what was found on disk; the highest number of a record in it, or that was stored."""
-        self.stored_through = self._counted_after = found.position
+    def _spill(self, source: KnownSegment, written: Written) -> None:
+        if not self._spilled:
+            self._spilled_at_us = written.record.opened_at_us
+        elif self._spilled[-1].source is source:
+            self._spilled[-1].end = written.end
+            return
+        self._spilled.append(Stretch(source, written.offset, written.end))
+
+    def open(self, found: Recovered) -> None:
+        """Begin with what was found on disk."""
+        self.stored_through = self._counted_after = self._read_through = found.position
+        self.stored_totals = found.at_position
         self.corrupt_segments = found.corrupt_segments
+        self._layouts = found.layouts
+        self._gaps, self._is_ledger_known = list(found.gaps), found.is_of_ledger
         self.add(found.events, found.rejected, found.size)
+        for gap in self._gaps:
+            self.add(gap.events, gap.rejected, 0)
         self._segments.extend(found.segments)
         self.disk_bytes = sum(known.end for known in found.segments)
+        self._spilled.extend(found.stretches)
+        self._spilled_at_us = found.oldest_us
         self._delete_stored()
-        if self.events or self.rejected:
-            self._spilled = (self._segments[0].path, 0)
-            self._spilled_at_us = found.oldest_us
+        if self._spilled or self._gaps:
             self._readable.set()
-        return max(found.position, *(known.last for known in found.segments), 0)
 
     def close(self) -> None:
         """End the thread. Repeatable."""
@@ -159,58 +194,68 @@ class Backlog:
         """The oldest records that are not stored, in order, of one layout, some `max_bytes` together but at
         least one; [] when there is none. They stay pending until they are forgotten."""
         assert not self._taken, "forget what was taken first"
+        self._settle_gaps()
         if self._memory:
             size = 0
             while self._memory and (not size or size + self._memory[0].size <= max_bytes):
                 record = self._memory.popleft()
                 self._taken.append(record)
                 size += record.size
-        elif self._spilled:
+        while self._spilled and not self._memory and not self._taken:
             await self._take_from_disk(max_bytes)
-        if not self._memory and self._spilled is None:
+        if not self._memory and not self._spilled:
             self._readable.clear()
         return list(self._taken)
 
     async def _take_from_disk(self, max_bytes: int) -> None:
-        assert self._spilled is not None
-        path, offset = self._spilled
-        index = next(i for i, known in enumerate(self._segments) if known.path == path)
-        source = self._segments[index]
-        back = await self._reading.run(partial(self._read_back_in_thread, path, offset, source.end, max_bytes))
+        stretch = self._spilled[0]
+        end = stretch.end
+        back = await self._reading.run(partial(self._read_back_in_thread, stretch, end, max_bytes))
         self._taken = back.records
         self.memory_bytes += sum(record.size for record in back.records)
+        self._read_through = back.last
         for damage in back.damages:
-            self._note_damage(source, damage)
+            self._note_damage(stretch.source, damage)
         for record in back.already:
             self.add(-record.events, -record.rejected, -record.size)
+            self._note_stored(record)
             self._on_already_stored(record)
         if back.records:
             self._spilled_at_us = back.records[-1].opened_at_us
-        self._spilled = back.position
-        if back.position[1] >= source.end:
-            if source is self._segments[-1]:
-                # Caught up: what is appended from now on goes through memory again.
-                self._spilled = None
-                self._reconcile()
-            else:
-                self._spilled = (self._segments[index + 1].path, 0)
+        stretch.start = back.offset
+        if stretch.start >= stretch.end:
+            self._spilled.popleft()
+        if not self._spilled:
+            # Caught up: what is appended from now on goes through memory again.
+            self._reconcile()
 
-    def _read_back_in_thread(self, path: Path, offset: int, end: int, max_bytes: int) -> _ReadBack:
-        records: list[Record] = []
-        damages: list[Damage] = []
-        already: list[Record] = []
-        size = 0
-        with Reader(path, offset, end) as reader:
-            while size < max_bytes and (piece := reader.read()) is not None:
-                if isinstance(piece, Damage):
-                    damages.append(piece)
-                elif piece.number > self.stored_through:
-                    records.append(piece)
-                    size += piece.size
-                elif piece.number > self._counted_after:
-                    already.append(piece)
-                    size += piece.size
-            return _ReadBack(records, damages, already, (path, reader.offset))
+    def _read_back_in_thread(self, stretch: Stretch, end: int, max_bytes: int) -> _ReadBack:
+        back = _ReadBack([], [], [], end, self._read_through)
+        path, last, size = stretch.source.path, back.last, 0
+        try:
+            with SegmentReader(path, stretch.start, end, self._layouts) as reader:
+                at = reader.offset
+                while (piece := reader.read()) is not None:
+                    if isinstance(piece, Damage):
+                        back.damages.append(piece)
+                    elif back.records and piece.layout != back.records[0].layout:
+                        return back._replace(offset=at, last=last)
+                    elif piece.number > last:
+                        last = piece.number
+                        if last > self.stored_through:
+                            back.records.append(piece)
+                        elif last > self._counted_after:
+                            back.already.append(piece)
+                        size += piece.size
+                        if size >= max_bytes or len(back.already) >= _ALREADY_AT_ONCE:
+                            return back._replace(offset=reader.offset, last=last)
+                    at = reader.offset
+        except (OSError, SegmentError) as error:
+            if isinstance(error, OSError) and segment.is_passing(error):
+                raise
+            logger.error("segment %s/%s cannot be read: %s", path.parent.name, path.name, error)
+            back.damages.append(Damage(stretch.start, end - stretch.start, None, False, at_end=True))
+        return back._replace(last=last)
 
     def _note_damage(self, source: KnownSegment, damage: Damage) -> None:
         if not source.damaged:
@@ -219,15 +264,37 @@ class Backlog:
             log_damage(source.path, damage)
 
     def _reconcile(self) -> None:
-        """The disk is read to its end: what is pending beyond what we hold was in a damaged stretch."""
+        """The disk is read to its end: what is pending beyond what we hold was damaged since it was found."""
         events, rejected, size = self._in_flight()
-        events += sum(record.events for record in self._taken)
-        rejected += sum(record.rejected for record in self._taken)
+        events += sum(record.events for record in self._taken) + sum(gap.events for gap in self._gaps)
+        rejected += sum(record.rejected for record in self._taken) + sum(gap.rejected for gap in self._gaps)
         size += sum(record.size for record in self._taken)
         lost = self.events - events
         self.add(-lost, rejected - self.rejected, size - self.bytes)
         if lost:
+            logger.error("%d acknowledged events can no longer be read from the journal", lost)
+            # Or more: nobody knows how many they were in.
+            self.lost_records += 1
             self._on_lost(lost)
+
+    def _settle_gaps(self) -> None:
+        """Book what is missing on disk, once the ledger has told which records had been stored before: as stored, or
+        as lost."""
+        if not self._gaps or not self._is_ledger_known:
+            return
+        gaps, self._gaps = self._gaps, []
+        lost = [gap for gap in gaps if gap.last > self.stored_through]
+        for gap in gaps:
+            self.add(-gap.events, -gap.rejected, 0)
+            if gap.last <= self.stored_through:
+                self._on_already_stored(gap)
+        for gap in lost[:_GAPS_TOLD]:
+            logger.error("%s: %s", self._name, gap)
+        if len(lost) > _GAPS_TOLD:
+            logger.error("%s: %d more such gaps", self._name, len(lost) - _GAPS_TOLD)
+        self.lost_records += sum(gap.records for gap in lost)
+        if events := sum(gap.events for gap in lost):
+            self._on_lost(events)
 
     # Forgetting.
 
@@ -238,23 +305,31 @@ class Backlog:
             self.add(-record.events, -record.rejected, -record.size)
             self.memory_bytes -= record.size
             self.stored_through = max(self.stored_through, record.number)
+            self._note_stored(record)
         self._taken = self._taken[count:]
         self._delete_stored()
 
     def advance(self, stored_through: int) -> None:
         """The ledger says that everything up to this record is stored."""
-        self.stored_through = max(self.stored_through, stored_through)
+        if stored_through > self.stored_through:
+            self.stored_through, self.stored_totals = stored_through, None
+        self._is_ledger_known = True
+        self._settle_gaps()
+
+    def _note_stored(self, record: Record) -> None:
+        if record.number == self.stored_through:
+            self.stored_totals = record.after
 
     def _delete_stored(self) -> None:
-        held = self._spilled[0] if self._spilled else None
+        held = {stretch.source for stretch in self._spilled}
         while len(self._segments) > 1 and self._segments[0].last <= self.stored_through:
-            if self._segments[0].path == held:
+            if self._segments[0] in held:
                 return
             oldest = self._segments.popleft()
             self.disk_bytes -= oldest.end
             try:
                 if oldest.damaged:
-                    oldest.path.rename(oldest.path.with_suffix(".damaged"))
+                    segment.set_aside(oldest.path)
                 else:
                     oldest.path.unlink(missing_ok=True)
             except OSError as error:

@@ -26,7 +26,8 @@ from ingest.backlog import Backlog, Written
 from ingest.journals import Claimed
 from ingest.open_record import OpenRecord
 from ingest.recovery import recover
-from ingest.segment import Record
+from ingest.segment import Record, Totals
+from ingest.survey import Gap
 from ingest.thread import WorkThread
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,10 @@ class Journal:
         self.layout = claimed.layout
         self.failed_writes = 0
         self.torn_bytes = 0
-        # Called after a write with its seconds and bytes; with a record that the ledger turned out to cover
-        # although it was counted as pending.
+        # Called after a write with its seconds and bytes; with a record, or some that are missing on disk, that the
+        # ledger turned out to cover although they were counted as pending.
         self.on_fsync: Callable[[float, int], None] = lambda seconds, size: None
-        self.on_already_stored: Callable[[Record], None] = lambda record: None
+        self.on_already_stored: Callable[[Record | Gap], None] = lambda stored: None
         self._on_settled = on_settled
         self._on_lost = on_lost
         self._segment_bytes = segment_bytes
@@ -79,7 +80,7 @@ class Journal:
             f"journal-{self.number}",
             memory_max_bytes,
             self._in_flight,
-            lambda record: self.on_already_stored(record),
+            lambda stored: self.on_already_stored(stored),
             lambda events: self._on_lost(events),
         )
         self._thread = WorkThread(f"journal-{self.number}")
@@ -89,7 +90,13 @@ class Journal:
         self._descriptor: int | None = None
         self._path = claimed.folder
         self._offset = 0
+        # Where a copy of the newest record's header stands. None: not open. Used in the thread only.
+        self._mark: int | None = None
+        self._mark_failed = False
         self._open = OpenRecord(1)
+        # The newest durable record, and what there has been up to it.
+        self._newest = 0
+        self._totals = Totals(0, 0, 0)
         self._writing: OpenRecord | None = None
         self._writing_since = 0.0
         self._scheduled = False
@@ -117,6 +124,15 @@ class Journal:
     @property
     def corrupt_segments(self) -> int:
         return self.backlog.corrupt_segments
+
+    @property
+    def lost_records(self) -> int:
+        return self.backlog.lost_records
+
+    @property
+    def awaits_ledger(self) -> bool:
+        """Whether the ledger must be asked although there may be nothing to store; see Backlog.awaits_ledger."""
+        return self.backlog.awaits_ledger
 
     @property
     def memory_bytes(self) -> int:
@@ -212,7 +228,7 @@ class Journal:
     def check_room(self, size: int) -> None:
         """Raise JournalFull unless there is room for so many bytes of lines."""
         waiting = self._writing.size if self._writing else 0
-        if self.backlog.disk_bytes + waiting + self._open.size + size > self._max_bytes:
+        if self.backlog.disk_bytes + waiting + self._open.size + size + 2 * segment.OVERHEAD > self._max_bytes:
             raise JournalFull("the journal has reached its byte limit")
 
     async def wait(self, record: OpenRecord) -> None:
@@ -249,11 +265,15 @@ class Journal:
                 event_lines=b"".join(record.lines),
                 rejected_lines=b"".join(record.rejected_lines),
                 layout=self.layout,
+                previous=self._newest,
+                before=self._totals,
+                stored=self.backlog.stored_totals,
             )
             # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
             # each time it needs it, so it should need it once, between two system calls.
-            work = partial(self._write_in_thread, durable, segment.encode(durable))
-            self._thread.submit(work, self._finish_write)
+            encoded = segment.encode(durable)
+            work = partial(self._write_in_thread, durable, encoded)
+            self._thread.submit(work, self._finish_write, partial(self._mark_in_thread, encoded))
         except Exception as error:
             # Whatever it is, a bug of ours or no memory for a thread: nobody must wait for this record for ever.
             self._finish_write(None, error)
@@ -274,13 +294,26 @@ class Journal:
         self._offset += len(encoded)
         return Written(record, self._path, offset, self._offset, time.perf_counter() - started)
 
+    def _mark_in_thread(self, encoded: bytes) -> None:
+        """Note that this record is durable, after those who waited for it have been told. Without an fsync: what
+        survives a crash of ours is enough, and a power cut leaves an older mark, which only says less."""
+        try:
+            if self._mark is None:
+                path = segment.mark_path(self.folder)
+                self._mark = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            os.pwrite(self._mark, encoded[: segment.HEADER.size], 0)
+            self._mark_failed = False
+        except OSError as error:
+            if not self._mark_failed:
+                self._mark_failed = True
+                logger.warning("journal %d: cannot note the newest record: %s", self.number, error)
+
     def _begin_segment_in_thread(self, first_number: int) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-        path = segment.path_of(self.folder, first_number)
+        self._close_segment()
+        path = segment.free_name(segment.path_of(self.folder, first_number))
         head = segment.encode_layout(self.layout)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _O_DSYNC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | _O_DSYNC
+        descriptor = os.open(path, flags, 0o600)
         try:
             _write_all(descriptor, head)
             segment.flush_folder(self.folder)
@@ -299,8 +332,16 @@ class Journal:
             os.ftruncate(self._descriptor, self._offset)
         except OSError as error:
             logger.warning("the segment %s cannot be cut after a failed write: %s", self._path.name, error)
-        os.close(self._descriptor)
-        self._descriptor = None
+        self._close_segment()
+
+    def _close_segment(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            try:
+                os.close(descriptor)
+            except OSError as error:
+                # Whatever it says, the descriptor is gone, and each record in the file was fsynced.
+                logger.warning("the segment %s was not closed well: %s", self._path.name, error)
 
     def _finish_write(self, written: Written | None, error: BaseException | None) -> None:
         record = self._writing
@@ -325,6 +366,9 @@ class Journal:
         record.outcome = written is not None
         if written is not None:
             self._noted = written.record.stored_through
+            self._newest = record.number
+            records, events, rejected = self._totals
+            self._totals = Totals(records + 1, events + record.events, rejected + record.rejected)
             self.backlog.keep(written)
             self.on_fsync(written.seconds, written.record.size)
         else:
@@ -372,9 +416,11 @@ class Journal:
         `stored_through` is the ledger's position; None when the database cannot be asked yet: then the newest
         record tells how far the ledger had come when it was written, and the writer learns the rest later.
         """
-        found = recover(self.folder, stored_through)
+        found = recover(self.folder, self.layout, stored_through)
         self._noted, self.torn_bytes = found.position, found.torn_bytes
-        self._open = OpenRecord(self.backlog.open(found) + 1)
+        self._newest, self._totals = found.newest, found.totals
+        self._open = OpenRecord(found.highest + 1)
+        self.backlog.open(found)
 
     async def close(self) -> None:
         """Wait for what is being written, note how far the ledger is, then let the folder go. Repeatable."""
@@ -388,9 +434,10 @@ class Journal:
             await self._idle.wait()
         self._thread.close()
         self.backlog.close()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._close_segment()
+        if self._mark is not None:
+            os.close(self._mark)
+            self._mark = None
         self._closed = True
         self._claimed.release()
 

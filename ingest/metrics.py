@@ -216,6 +216,11 @@ class _Books:
             value=sum(j.corrupt_segments for j, _ in journals),
         )
         yield CounterMetricFamily(
+            "ingest_journal_records_lost",
+            "Acknowledged records that are missing or damaged; their events are rejected: journal_corrupt",
+            value=sum(j.lost_records for j, _ in journals),
+        )
+        yield CounterMetricFamily(
             "ingest_journal_torn_bytes",
             "Bytes of records torn by a crash, never acknowledged, cut off",
             value=sum(j.torn_bytes for j, _ in journals),

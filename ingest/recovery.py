@@ -1,26 +1,37 @@
 """What a journal finds on its disk when it is opened: which records wait, and what a crash or the disk has done.
 
 A record is fsynced before the next one is written, so a crash can tear the last record of the newest segment only.
-That one was never acknowledged and is cut off. Damage anywhere else has hit something that was durable: it is
-reported, the records around it are stored, and the segment is set aside instead of deleted.
+That one was never acknowledged and is cut off, and kept beside it. Anything else that is damaged or missing has hit
+what was durable: it is counted and told, the records around it are stored, and the segment is set aside instead of
+deleted. A file that cannot be read at all is set aside at once; none stops the others.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ingest import segment
-from ingest.segment import Damage, Reader, Record, SegmentError
+from ingest.segment import Damage, Layout, Totals
+from ingest.segment_reader import SegmentError, SegmentReader
+from ingest.survey import Gap, Survey, SurveyedSegment, survey
 
 logger = logging.getLogger(__name__)
 
+_DAMAGES_TOLD: Final = 5
+"""Of each segment. One that is damaged all over would fill the log."""
+
+
+_HEAD_BYTES: Final = 64 * 1024
+"""More than what a segment begins with."""
+
 
 class KnownSegment:
-    """A segment on disk: `last` is its highest record number, `end` its durable bytes; both grow while it is the
-    newest. A damaged one is set aside instead of deleted when its good records are stored."""
+    """A segment on disk: `last` is its highest record number, `end` its bytes; both grow while it is the newest. A
+    damaged one is set aside instead of deleted when its good records are stored."""
 
     __slots__ = ("damaged", "end", "last", "path")
 
@@ -31,52 +42,87 @@ class KnownSegment:
         self.damaged = False
 
 
+class Stretch:
+    """A part of a segment that is to be read; `start` moves on as it is."""
+
+    __slots__ = ("end", "source", "start")
+
+    def __init__(self, source: KnownSegment, start: int, end: int) -> None:
+        self.source = source
+        self.start = start
+        self.end = end
+
+
 class Recovered(NamedTuple):
-    """`position`: every record up to it is stored.  events, rejected, size: what waits beyond it, and since
-    when (`oldest_us`, Unix microseconds)."""
+    """`position`: every record up to it is stored.  events, rejected, size: what waits beyond it in `stretches`, and
+    since when (`oldest_us`, Unix microseconds); what is missing is in `gaps`.  newest, totals: the number of the last
+    durable record, and what there had been up to it.  highest: no number up to it may be used again."""
 
     position: int
+    is_of_ledger: bool
+    at_position: Totals | None
     segments: list[KnownSegment]
+    stretches: list[Stretch]
+    gaps: list[Gap]
     events: int
     rejected: int
     size: int
     oldest_us: int
+    newest: int
+    totals: Totals
+    highest: int
+    layouts: Mapping[int, Layout]
     corrupt_segments: int
     torn_bytes: int
 
 
-def recover(folder: Path, stored_through: int | None) -> Recovered:
+def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recovered:
     """Read all segments of a journal; cut a torn tail, set aside what cannot be read at all.
 
     `stored_through` is the ledger's position, None when it is not known; the newest record tells how far the
     ledger had come when it was written.
     """
-    paths, corrupt_segments = _readable_segments(folder)
-    position = max(stored_through or 0, _noted_position(paths[-1]) if paths else 0)
-    segments: list[KnownSegment] = []
-    events = rejected = size = oldest_us = torn_bytes = 0
-    for path in paths:
-        known = KnownSegment(path, 0, path.stat().st_size)
-        segments.append(known)
-        with Reader(path) as reader:
-            for piece in reader:
-                if isinstance(piece, Record):
-                    known.last = piece.number
-                    if piece.number <= position:
-                        continue
-                    oldest_us = oldest_us or piece.opened_at_us
-                    rejected, size = rejected + piece.rejected, size + piece.size
-                elif path == paths[-1] and piece.at_end:
-                    _cut_torn_tail(known, piece)
-                    torn_bytes += piece.size
-                    continue
-                elif not known.damaged:
-                    known.damaged = True
-                    corrupt_segments += 1
-                    log_damage(path, piece)
-                # Those of a damaged record are pending, too, until the writer has read past it and knows them lost.
-                events += piece.events
-    return Recovered(position, segments, events, rejected, size, oldest_us, corrupt_segments, torn_bytes)
+    paths, mark = segment.list_segments(folder), segment.read_mark(folder)
+    noted = max(mark.stored_through if mark else 0, _noted_position(paths[-1]) if paths else 0)
+    found = survey(paths, max(stored_through or 0, noted), layout, mark)
+    known: dict[Path, KnownSegment] = {}
+    corrupt_segments = torn_bytes = 0
+    for one in sorted(found.segments, key=lambda one: one.last):
+        if _is_left_over(one, found):
+            one.path.unlink(missing_ok=True)
+            continue
+        if one.trouble is not None or not (one.last or one.damages or one.is_sound):
+            corrupt_segments += 1
+            _set_aside(one)
+            continue
+        kept = known[one.path] = KnownSegment(one.path, one.last, one.size)
+        damages = one.damages
+        if damages and _is_torn(one, damages[-1], found) and _cut_torn_tail(kept, damages[-1]):
+            torn_bytes += damages[-1].size
+            damages = damages[:-1]
+        if damages or not one.is_sound or one.duplicates:
+            kept.damaged = True
+            corrupt_segments += 1
+            _tell(one, damages)
+    runs = [run for run in found.runs if run.events or run.rejected]
+    return Recovered(
+        found.position,
+        stored_through is not None,
+        found.at_position,
+        list(known.values()),
+        [Stretch(known[run.path], run.start, run.end) for run in runs],
+        found.gaps,
+        sum(run.events for run in runs),
+        sum(run.rejected for run in runs),
+        sum(run.size for run in runs),
+        next((run.oldest_us for run in runs if run.oldest_us), 0),
+        found.covered,
+        found.totals or Totals(0, 0, 0),
+        found.highest,
+        found.known,
+        corrupt_segments,
+        torn_bytes,
+    )
 
 
 def log_damage(path: Path, damage: Damage) -> None:
@@ -87,51 +133,82 @@ def log_damage(path: Path, damage: Damage) -> None:
         path.name,
         damage.size,
         damage.offset,
-        f"{damage.events} events" if damage.events else "an unknown number of events",
+        "an unknown number of events" if damage.events is None else f"{damage.events} events",
     )
-
-
-def _readable_segments(folder: Path) -> tuple[list[Path], int]:
-    good: list[Path] = []
-    corrupt = 0
-    for path in segment.list_segments(folder):
-        try:
-            Reader(path).close()
-        except SegmentError as error:
-            corrupt += _set_aside(path, error)
-        else:
-            good.append(path)
-    return good, corrupt
-
-
-def _set_aside(path: Path, error: SegmentError) -> bool:
-    """Put away a segment without a readable first line; whether it held anything."""
-    if segment.MAGIC.to_bytes(4, "little") not in path.read_bytes():
-        # A crash between making the file and writing its first record: nothing was acknowledged in it.
-        path.unlink()
-        return False
-    path.rename(path.with_suffix(".damaged"))
-    logger.error("segment %s/%s is set aside: %s", path.parent.name, path.name, error)
-    return True
 
 
 def _noted_position(path: Path) -> int:
-    with Reader(path) as reader:
-        return max((piece.stored_through for piece in reader if isinstance(piece, Record)), default=0)
+    try:
+        with SegmentReader(path) as reader:
+            headers = (piece.header if isinstance(piece, Damage) else piece for piece in reader)
+            return max((header.stored_through for header in headers if header is not None), default=0)
+    except (OSError, SegmentError):
+        return 0
 
 
-def _cut_torn_tail(known: KnownSegment, damage: Damage) -> None:
+def _is_left_over(one: SurveyedSegment, found: Survey) -> bool:
+    """Whether it is of a crash between making the file and writing its first record. Never when anything is missing
+    that might have been in it."""
+    if one.trouble is not None or one.last or one.damages or found.gaps:
+        return False
+    try:
+        head = one.path.read_bytes() if one.size < _HEAD_BYTES else b"\0"
+    except OSError:
+        return False
+    return segment.HEAD.startswith(head[: len(segment.HEAD)]) and b"\0" not in head
+
+
+def _is_torn(one: SurveyedSegment, damage: Damage, found: Survey) -> bool:
+    """Whether nothing is missing that could have been there."""
+    after = max(one.last, found.position)
+    if damage.header is not None and damage.header.number <= found.covered:
+        return False
+    return damage.at_end and not any(gap.first == after + 1 for gap in found.gaps)
+
+
+def _set_aside(one: SurveyedSegment) -> None:
+    folder, name = one.path.parent.name, one.path.name
+    trouble = one.trouble or "there is no record in it"
+    try:
+        target = segment.set_aside(one.path)
+    except OSError as error:
+        logger.error("segment %s/%s is left out: %s; it cannot be set aside: %s", folder, name, trouble, error)
+    else:
+        logger.error("segment %s/%s is set aside as %s: %s", folder, name, target.name, trouble)
+
+
+def _tell(one: SurveyedSegment, damages: list[Damage]) -> None:
+    for damage in damages[:_DAMAGES_TOLD]:
+        log_damage(one.path, damage)
+    more = []
+    if len(damages) > _DAMAGES_TOLD:
+        more.append(f"{len(damages) - _DAMAGES_TOLD} more places are damaged")
+    if not one.is_sound:
+        more.append("its first lines are damaged")
+    if one.duplicates:
+        more.append("it holds records that are elsewhere, too")
+    if more:
+        folder, name = one.path.parent.name, one.path.name
+        logger.error("segment %s/%s: %s; it will be set aside", folder, name, ", and ".join(more))
+
+
+def _cut_torn_tail(known: KnownSegment, damage: Damage) -> bool:
     """Kept beside the segment all the same: nobody can tell a torn record from one that rotted later, and nothing
-    should vanish silently."""
-    with known.path.open("r+b") as file:
-        file.seek(damage.offset)
-        known.path.with_suffix(".torn").write_bytes(file.read(damage.size))
-        file.truncate(damage.offset)
-        os.fsync(file.fileno())
+    should vanish silently. False if it cannot be done."""
+    folder, name = known.path.parent.name, known.path.name
+    try:
+        with known.path.open("r+b") as file:
+            file.seek(damage.offset)
+            torn = file.read(damage.size)
+            with segment.free_name(known.path.with_suffix(segment.TORN)).open("xb") as kept:
+                kept.write(torn)
+                kept.flush()
+                os.fsync(kept.fileno())
+            file.truncate(damage.offset)
+            os.fsync(file.fileno())
+    except OSError as error:
+        logger.error("segment %s/%s: the torn end cannot be cut off: %s", folder, name, error)
+        return False
     known.end = damage.offset
-    logger.warning(
-        "segment %s/%s: cut %d bytes of a record that was never acknowledged",
-        known.path.parent.name,
-        known.path.name,
-        damage.size,
-    )
+    logger.warning("segment %s/%s: cut %d bytes of a record that was never acknowledged", folder, name, damage.size)
+    return True

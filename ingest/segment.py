@@ -1,37 +1,62 @@
 """Segments: the files of a journal, and the records in them. Synchronous; knows no event loop.
 
-A segment is a line that names its journal and the columns of its rows, then records one after another:
+A segment names its journal and the columns of its rows, twice, then has records one after another:
 
-    ingest-journal 1 <crc32 of the JSON, 8 hex digits> {"journal": 7, "identity": "…", "columns": …}\n
-    record  = header (52 bytes, little endian) + event lines + rejected lines
-    header  = magic, crc32 of the rest of the header, crc32 of the lines, bytes of event lines,
-              bytes of rejected lines, events, rejected, number, stored through, opened at (Unix microseconds)
+    ingest-journal 2 <crc32 of the JSON, 8 hex digits> {"journal": 7, "identity": "…", "columns": …}\n
+    the same line again
+    record  = header (112 bytes, little endian) + event lines + rejected lines + footer (the header again)
+    header  = magic, crc32 of the rest of the header, crc32 of the lines, crc32 of the first line's JSON,
+              bytes of event lines, bytes of rejected lines, events, rejected,
+              number, number of the record before it, stored through, opened at (Unix microseconds),
+              records, events, rejected in the journal before this record; the same up to `stored through`
 
 A record is written in one go and fsynced before the next is begun, so a crash can tear the last one only.
 The lines are COPY text (see row.py). Columns belong to the segment: a release that changes them starts a new one.
+
+Whatever byte is damaged, the rest can be told apart. A first line that is damaged is there twice, and a record knows
+by checksum which line it stands under. A header that is damaged is found again as the footer. What is lost altogether
+is counted by its neighbours: each record tells which one was before it, and how many events there had been by then.
+
+Format 1 is still read: one first line; a header of 52 bytes without the two last rows of the above and without the
+checksum of the first line; no footer.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 import orjson
 
-HEADER: Final = struct.Struct("<IIIIIIIQQQ")
-MAGIC: Final = 0x314E4A49  # "IJN1"
+HEADER: Final = struct.Struct("<IIIIIIIIQQQQQQQQQQ")
+_HEADER_1: Final = struct.Struct("<IIIIIIIQQQ")
+MAGIC: Final = 0x324E4A49  # "IJN2"
+FOOTER_MAGIC: Final = 0x32454A49  # "IJE2"
+MAGIC_1: Final = 0x314E4A49  # "IJN1"
+OVERHEAD: Final = 2 * HEADER.size
+"""Bytes of a record besides its lines."""
 MAX_RECORD_BYTES: Final = 256 * 1024 * 1024
 """A header that claims more is damaged; no record is ever this long."""
-_CHUNK: Final = 1024 * 1024
+_MAX_NUMBER: Final = 1 << 40
+"""Lines never hold a zero byte and a number below this always does: no event can be made to look like a header."""
+_UNKNOWN: Final = (1 << 64) - 1
+_MAGIC_AND_CRC: Final = struct.Struct("<II")
+_NO_TOTALS: Final = (_UNKNOWN, _UNKNOWN, _UNKNOWN)
+HEAD: Final = b"ingest-journal "
 SUFFIX: Final = ".segment"
+_MARK: Final = "newest"
+DAMAGED: Final = ".damaged"
+TORN: Final = ".torn"
+_PASSING: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN))
 
 
-class Layout(msgspec.Struct, frozen=True):
+class Layout(msgspec.Struct, frozen=True, cache_hash=True):
     """The first line of a segment: whose it is, and what the columns of its two kinds of rows are."""
 
     journal: int
@@ -40,8 +65,20 @@ class Layout(msgspec.Struct, frozen=True):
     rejected_columns: tuple[str, ...]
 
 
+class Totals(NamedTuple):
+    """What a journal has had since it was made, up to some record: durable records, and what was in them."""
+
+    records: int
+    events: int
+    rejected: int
+
+
 class Record(NamedTuple):
-    """One fsynced journal entry: COPY lines of accepted events, COPY lines of rejected ones."""
+    """One fsynced journal entry: COPY lines of accepted events, COPY lines of rejected ones.
+
+    `previous` is the number of the durable record before it, `before` what there had been up to that one, `stored`
+    up to `stored_through`; None where nobody knows.
+    """
 
     number: int
     events: int
@@ -51,25 +88,74 @@ class Record(NamedTuple):
     event_lines: bytes
     rejected_lines: bytes
     layout: Layout
+    previous: int | None = None
+    before: Totals | None = None
+    stored: Totals | None = None
 
     @property
     def size(self) -> int:
         """Bytes of lines."""
         return len(self.event_lines) + len(self.rejected_lines)
 
+    @property
+    def after(self) -> Totals | None:
+        """What there had been up to this record."""
+        return _after(self)
+
+
+class Header(NamedTuple):
+    """A record but for its lines; its footer says the same."""
+
+    is_old: bool
+    lines_crc: int
+    layout_id: int | None
+    event_bytes: int
+    rejected_bytes: int
+    events: int
+    rejected: int
+    number: int
+    previous: int | None
+    stored_through: int
+    opened_at_us: int
+    before: Totals | None
+    stored: Totals | None
+
+    @property
+    def lines_at(self) -> int:
+        """Where the lines begin, from the beginning of the record."""
+        return _HEADER_1.size if self.is_old else HEADER.size
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole record."""
+        overhead = _HEADER_1.size if self.is_old else OVERHEAD
+        return overhead + self.event_bytes + self.rejected_bytes
+
+    @property
+    def after(self) -> Totals | None:
+        return _after(self)
+
+
+def _after(record: Record | Header) -> Totals | None:
+    if record.before is None:
+        return None
+    records, events, rejected = record.before
+    return Totals(records + 1, events + record.events, rejected + record.rejected)
+
 
 class Damage(NamedTuple):
-    """A stretch of a segment that is no record. `events` and `rejected` are known when the header survived."""
+    """A stretch of a segment that is no record. `header` is what it was, where that can be told still; `is_whole`
+    when it was a whole one, so that it is not the torn end of a write that nobody was told of."""
 
     offset: int
     size: int
-    events: int
-    rejected: int
+    header: Header | None
+    is_whole: bool
     at_end: bool
 
-
-class SegmentError(Exception):
-    """The first line of a segment cannot be read: nothing in it can be trusted."""
+    @property
+    def events(self) -> int | None:
+        return None if self.header is None else self.header.events
 
 
 def encode(record: Record) -> bytes:
@@ -79,36 +165,89 @@ def encode(record: Record) -> bytes:
         0,
         0,
         lines_crc,
+        layout_id(record.layout),
         len(record.event_lines),
         len(record.rejected_lines),
         record.events,
         record.rejected,
         record.number,
+        _UNKNOWN if record.previous is None else record.previous,
         record.stored_through,
         record.opened_at_us,
+        *(record.before or _NO_TOTALS),
+        *(record.stored or _NO_TOTALS),
     )[8:]
-    return struct.pack("<II", MAGIC, zlib.crc32(tail)) + tail + record.event_lines + record.rejected_lines
+    crc = zlib.crc32(tail)
+    header, footer = _MAGIC_AND_CRC.pack(MAGIC, crc), _MAGIC_AND_CRC.pack(FOOTER_MAGIC, crc)
+    return b"".join((header, tail, record.event_lines, record.rejected_lines, footer, tail))
+
+
+def decode_header(raw: bytes, magic: int = MAGIC) -> Header | None:
+    """Read a header, or a footer with its own magic; None when it is none, or damaged."""
+    if magic != MAGIC_1:
+        if len(raw) < HEADER.size:
+            return None
+        found = HEADER.unpack_from(raw)
+        if found[0] != magic or found[1] != zlib.crc32(raw[8 : HEADER.size]):
+            return None
+        _, _, crc, layout, event_bytes, rejected_bytes, events, rejected, *numbers = found
+        number, previous, stored_through, opened_at_us, *totals = numbers
+        header = Header(
+            False, crc, layout, event_bytes, rejected_bytes, events, rejected,
+            number, _known(previous), stored_through, opened_at_us, _totals(totals[:3]), _totals(totals[3:]),
+        )  # fmt: skip
+    else:
+        if len(raw) < _HEADER_1.size:
+            return None
+        found = _HEADER_1.unpack_from(raw)
+        if found[0] != magic or found[1] != zlib.crc32(raw[8 : _HEADER_1.size]):
+            return None
+        _, _, crc, event_bytes, rejected_bytes, events, rejected, number, stored_through, opened_at_us = found
+        header = Header(
+            True, crc, None, event_bytes, rejected_bytes, events, rejected,
+            number, None, stored_through, opened_at_us, None, None,
+        )  # fmt: skip
+    if header.event_bytes + header.rejected_bytes > MAX_RECORD_BYTES or header.number >= _MAX_NUMBER:
+        return None
+    return header
+
+
+def _known(value: int) -> int | None:
+    return None if value == _UNKNOWN else value
+
+
+def _totals(values: list[int]) -> Totals | None:
+    return None if values[0] == _UNKNOWN else Totals(*values)
 
 
 def encode_layout(layout: Layout) -> bytes:
-    """The first line of a segment."""
+    """What a segment begins with."""
+    return _layout_line(layout)[0] * 2
+
+
+def layout_id(layout: Layout) -> int:
+    """What a record knows its layout by: the checksum of the first line's JSON."""
+    return _layout_line(layout)[1]
+
+
+@lru_cache(maxsize=64)
+def _layout_line(layout: Layout) -> tuple[bytes, int]:
     text = orjson.dumps(msgspec.to_builtins(layout))
-    return b"ingest-journal 1 %08x %s\n" % (zlib.crc32(text), text)
+    crc = zlib.crc32(text)
+    return b"%s2 %08x %s\n" % (HEAD, crc, text), crc
 
 
-def decode_layout(line: bytes) -> Layout:
-    """Read the first line of a segment; SegmentError if it is damaged or of a format this release cannot read."""
+def decode_layout(line: bytes) -> Layout | None:
+    """Read the first line of a segment; None if it is damaged, or of a format this release cannot read."""
     words = line.rstrip(b"\n").split(b" ", 3)
-    if len(words) != 4 or words[0] != b"ingest-journal":
-        raise SegmentError("the first line is not that of a journal segment")
-    if words[1] != b"1":
-        raise SegmentError(f"format {words[1].decode('ascii', 'replace')} is not one this release can read")
+    if len(words) != 4 or words[0] + b" " != HEAD or words[1] not in (b"1", b"2"):
+        return None
     try:
         if int(words[2], 16) != zlib.crc32(words[3]):
-            raise SegmentError("the first line is damaged")
+            return None
         return msgspec.json.decode(words[3], type=Layout)
-    except (ValueError, msgspec.DecodeError) as error:
-        raise SegmentError(f"the first line is damaged: {error}") from None
+    except (ValueError, msgspec.DecodeError):
+        return None
 
 
 def path_of(folder: Path, first_number: int) -> Path:
@@ -117,101 +256,49 @@ def path_of(folder: Path, first_number: int) -> Path:
 
 
 def list_segments(folder: Path) -> list[Path]:
-    """The segments of a journal, oldest first."""
+    """The segments of a journal, oldest first by their names."""
     return sorted(path for path in folder.glob(f"*{SUFFIX}"))
 
 
-class Reader:
-    """Reads a segment from an offset, a record at a time, with two small reads a record.
+def free_name(path: Path) -> Path:
+    """This path, or the first like it that nothing stands at: what is there already is never overwritten."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
 
-    `offset` is where the next record begins. Iterating yields Records and Damages; it ends at `end` or at the
-    end of the file. After a Damage that reaches the end there is nothing more.
-    """
 
-    def __init__(self, path: Path, offset: int = 0, end: int | None = None) -> None:
-        self.path = path
-        self._file = path.open("rb", buffering=256 * 1024)
-        try:
-            line = self._file.readline(1024 * 1024)
-            self.layout = decode_layout(line)
-        except BaseException:
-            self._file.close()
-            raise
-        self.end = os.fstat(self._file.fileno()).st_size if end is None else end
-        self.offset = offset or len(line)
-        self._file.seek(self.offset)
+def set_aside(path: Path) -> Path:
+    """Rename a damaged segment so that nobody takes it for one again; its new path."""
+    target = free_name(path.with_suffix(DAMAGED))
+    path.rename(target)
+    return target
 
-    def close(self) -> None:
-        self._file.close()
 
-    def __enter__(self) -> Reader:
-        return self
+def mark_path(folder: Path) -> Path:
+    """Where a journal keeps a copy of the header of its newest durable record, so that its loss is noticed. It is not
+    fsynced: after a power cut it may be an older one, which only says less."""
+    return folder / _MARK
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
-    def __iter__(self) -> Iterator[Record | Damage]:
-        while (piece := self.read()) is not None:
-            yield piece
-
-    def read(self) -> Record | Damage | None:
-        """The next record, a damage where one should be, or None at the end."""
-        if self.offset >= self.end:
-            return None
-        header = self._read_header(self.offset)
-        if header is None:
-            return self._skip_damage(0, 0)
-        record = self._read_lines(header)
-        if record is None:
-            return self._skip_damage(header[5], header[6])
-        self.offset += HEADER.size + record.size
-        return record
-
-    def _read_header(self, offset: int) -> tuple[int, ...] | None:
-        if offset + HEADER.size > self.end:
-            return None
-        self._file.seek(offset)
-        raw = self._file.read(HEADER.size)
-        if len(raw) < HEADER.size:
-            return None
-        header = HEADER.unpack(raw)
-        if header[0] != MAGIC or header[1] != zlib.crc32(raw[8:]) or header[3] + header[4] > MAX_RECORD_BYTES:
-            return None
-        return header
-
-    def _read_lines(self, header: tuple[int, ...]) -> Record | None:
-        _, _, crc, event_bytes, rejected_bytes, events, rejected, number, stored_through, opened_at_us = header
-        if self.offset + HEADER.size + event_bytes + rejected_bytes > self.end:
-            return None
-        event_lines = self._file.read(event_bytes)
-        rejected_lines = self._file.read(rejected_bytes)
-        if zlib.crc32(rejected_lines, zlib.crc32(event_lines)) != crc:
-            return None
-        return Record(
-            number, events, rejected, opened_at_us, stored_through, event_lines, rejected_lines, self.layout
-        )
-
-    def _skip_damage(self, events: int, rejected: int) -> Damage:
-        """Step over what cannot be read, to the next readable header or to the end."""
-        start = self.offset
-        following = self._find_header(start + 1)
-        self.offset = self.end if following is None else following
-        return Damage(start, self.offset - start, events, rejected, at_end=following is None)
-
-    def _find_header(self, offset: int) -> int | None:
-        magic = struct.pack("<I", MAGIC)
-        while offset + HEADER.size <= self.end:
-            self._file.seek(offset)
-            chunk = self._file.read(_CHUNK)
-            found = chunk.find(magic)
-            while found >= 0:
-                if self._read_header(offset + found) is not None:
-                    return offset + found
-                found = chunk.find(magic, found + 1)
-            if len(chunk) < _CHUNK:
-                return None
-            offset += _CHUNK - HEADER.size
+def read_mark(folder: Path) -> Header | None:
+    """The header of the newest record that is known to have been durable; None when nobody knows."""
+    try:
+        descriptor = os.open(mark_path(folder), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return None
+    try:
+        return decode_header(os.read(descriptor, HEADER.size))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether the error is of this moment or of this process, and says nothing of the file."""
+    return error.errno in _PASSING
 
 
 def flush_folder(folder: Path) -> None:

@@ -15,7 +15,9 @@ from typing import Final, NamedTuple
 from ingest import journals, segment
 from ingest.journal import Journal
 from ingest.pool import Pool
-from ingest.segment import Reader, Record, SegmentError
+from ingest.segment import Layout, Record
+from ingest.segment_reader import SegmentError, SegmentReader
+from ingest.survey import known_layouts
 
 _ASK_SECONDS: Final = 0.05
 _POSITIONS: Final = """
@@ -41,24 +43,26 @@ async def read(data_dir: Path, held: Sequence[Journal]) -> Watermark:
 def _read_in_thread(folders: Sequence[Path]) -> dict[str, int]:
     found: dict[str, int] = {}
     for folder in folders:
+        layout, paths = journals.read_layout(folder), segment.list_segments(folder)
+        known = known_layouts(paths, layout)
         # The newest that holds anything is enough: records are stored in order.
-        last = next(filter(None, map(_last_record, reversed(segment.list_segments(folder)))), 0)
+        last = next(filter(None, (_last_record(path, known) for path in reversed(paths))), 0)
         if last:
-            found[journals.read_layout(folder).identity] = last
+            found[layout.identity] = last
     return found
 
 
-def _last_record(path: Path) -> int:
+def _last_record(path: Path, known: Mapping[int, Layout]) -> int:
     """The number of the last record that holds anything; 0 if there is none."""
     last = 0
     try:
-        with Reader(path) as reader:
+        with SegmentReader(path, known=known) as reader:
             for piece in reader:
                 if isinstance(piece, Record) and (piece.events or piece.rejected):
                     last = piece.number
-    except (FileNotFoundError, SegmentError):
+    except (OSError, SegmentError):
         # Stored and deleted while we looked; or damaged, and set aside by who drains it.
-        return 0
+        return last
     return last
 
 

@@ -31,6 +31,7 @@ from ingest.logs import Quiet
 from ingest.merge import Bad, Merge, copy_lines, is_servers
 from ingest.rejects import RejectReason
 from ingest.segment import Record
+from ingest.survey import Gap
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Writer:
         and call again: the records stay taken and the ledger decides what is left of them."""
         if not self._taken:
             self._taken = await self.journal.take(self._flush_max_bytes)
-            if not self._taken:
+            if not self._taken and not self.journal.awaits_ledger:
                 return False
         connection = await self._connected()
         if not self._taken:
@@ -252,8 +253,8 @@ class Writer:
         bad: dict[bytes, str] | None = {} if counts and not refused else None
         self._settle(Outcome(events - duplicate - refused, duplicate, refused, bad), len(covered))
 
-    def _count_already_stored(self, record: Record) -> None:
-        self._accounts.stored += record.events
+    def _count_already_stored(self, stored: Record | Gap) -> None:
+        self._accounts.stored += stored.events
 
     async def _advance(self, connection: asyncpg.Connection) -> None:
         layout = self.journal.layout

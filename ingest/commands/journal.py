@@ -6,9 +6,10 @@ Reads the files only, so it may be used while the service runs, and when it cann
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 import orjson
@@ -18,7 +19,9 @@ from ingest.commands.target import embedded_folder
 from ingest.config import Config
 from ingest.embedded import EmbeddedPostgres
 from ingest.errors import DatabaseError, IngestError
-from ingest.segment import Damage, Reader, Record, SegmentError
+from ingest.segment import Damage, Layout, Record
+from ingest.segment_reader import SegmentError, SegmentReader
+from ingest.survey import known_layouts, survey
 
 
 def pending(config: Config) -> int:
@@ -32,10 +35,10 @@ def pending(config: Config) -> int:
     print(f"{'journal':>7}  {'pending events':>14}  {'rejected':>8}  {'bytes':>12}  {'records':>8}  oldest")
     for folder in folders:
         layout = journals.read_layout(folder)
-        records = list(_summaries(folder))
-        noted = max((record.stored_through for record in records), default=0)
+        records = {record.number: record for record in map(_summary, _records(folder))}
+        noted = max((record.stored_through for record in records.values()), default=0)
         position = max(noted, positions.get(layout.journal, 0))
-        waiting = [record for record in records if record.number > position and record.events + record.rejected]
+        waiting = [one for number, one in sorted(records.items()) if number > position and one.events + one.rejected]
         oldest = _moment(waiting[0].opened_at_us) if waiting else "-"
         print(
             f"{layout.journal:>7}  {sum(r.events for r in waiting):>14}  {sum(r.rejected for r in waiting):>8}  "
@@ -45,13 +48,15 @@ def pending(config: Config) -> int:
 
 
 def verify(config: Config) -> int:
-    """Read every segment and check every checksum; exit code 1 when something is damaged."""
-    damaged = 0
+    """Read every segment, check every checksum, and look for what is missing; exit code 1 when anything is."""
+    faults = 0
     for folder in _folders(config):
-        for path in segment.list_segments(folder):
+        layout, paths = journals.read_layout(folder), segment.list_segments(folder)
+        known = known_layouts(paths, layout)
+        for path in paths:
             records = events = 0
             problems = []
-            for piece in _pieces(path):
+            for piece in _pieces(path, known):
                 if isinstance(piece, Record):
                     records, events = records + 1, events + piece.events
                 else:
@@ -59,8 +64,13 @@ def verify(config: Config) -> int:
             print(f"{path}: {records} records, {events} events, {'damaged' if problems else 'sound'}")
             for problem in problems:
                 print(f"  {problem}")
-            damaged += len(problems)
-    return 1 if damaged else 0
+            faults += len(problems)
+        # What is stored is deleted, so it can only be asked what is missing after that.
+        first = min((record.number for record in _records(folder)), default=1)
+        for gap in survey(paths, first - 1, layout, segment.read_mark(folder)).gaps:
+            print(f"{folder}: {gap}")
+            faults += 1
+    return 1 if faults else 0
 
 
 def show(config: Config, number: int, journal: int | None) -> int:
@@ -68,11 +78,10 @@ def show(config: Config, number: int, journal: int | None) -> int:
     for folder in _folders(config):
         if journal is not None and journals.read_layout(folder).journal != journal:
             continue
-        for path in segment.list_segments(folder):
-            for piece in _pieces(path):
-                if isinstance(piece, Record) and piece.number == number:
-                    _print_record(piece, path)
-                    return 0
+        for path, record in _found(folder):
+            if record.number == number:
+                _print_record(record, path)
+                return 0
     raise IngestError(f"there is no record {number}: it may be stored already and its segment deleted")
 
 
@@ -97,25 +106,50 @@ def _folders(config: Config) -> list[Path]:
     return folders
 
 
-def _summaries(folder: Path) -> Iterator[Record]:
-    for path in segment.list_segments(folder):
-        yield from (piece for piece in _pieces(path) if isinstance(piece, Record))
+class _Summary(NamedTuple):
+    """A record without its lines, of which there may be more than memory is."""
+
+    number: int
+    events: int
+    rejected: int
+    size: int
+    opened_at_us: int
+    stored_through: int
 
 
-def _pieces(path: Path) -> Iterator[Record | Damage | str]:
+def _summary(record: Record) -> _Summary:
+    return _Summary(
+        record.number, record.events, record.rejected, record.size, record.opened_at_us, record.stored_through
+    )
+
+
+def _records(folder: Path) -> Iterator[Record]:
+    yield from (record for _, record in _found(folder))
+
+
+def _found(folder: Path) -> Iterator[tuple[Path, Record]]:
+    paths = segment.list_segments(folder)
+    known = known_layouts(paths, journals.read_layout(folder))
+    for path in paths:
+        yield from ((path, piece) for piece in _pieces(path, known) if isinstance(piece, Record))
+
+
+def _pieces(path: Path, known: Mapping[int, Layout]) -> Iterator[Record | str]:
     try:
-        with Reader(path) as reader:
+        with SegmentReader(path, known=known) as reader:
+            if not reader.is_sound:
+                yield "its first lines are damaged"
             for piece in reader:
                 if isinstance(piece, Damage):
-                    count = f"{piece.events} events" if piece.events else "an unknown number of events"
+                    count = "an unknown number of events" if piece.events is None else f"{piece.events} events"
                     place = "at the end (a record being written, or torn by a crash)" if piece.at_end else "inside"
                     yield f"{piece.size} bytes at {piece.offset} {place} are no record: {count}"
                 else:
                     yield piece
     except FileNotFoundError:
         return  # Stored and deleted while we looked.
-    except SegmentError as error:
-        yield str(error)
+    except (OSError, SegmentError) as error:
+        yield f"it cannot be read: {error}"
 
 
 async def _positions(config: Config, folders: list[Path]) -> dict[int, int]:
@@ -137,4 +171,7 @@ async def _positions(config: Config, folders: list[Path]) -> dict[int, int]:
 
 
 def _moment(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="milliseconds")
+    try:
+        return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return "after the year 9999"

@@ -1,0 +1,227 @@
+"""What the segments of a journal hold together: the order of their records, and what is missing between them.
+
+Names and places of files are not believed, only what records say of themselves: each knows its number, the number of
+the record before it, and how much there had been by then. So records come in order whatever was renamed, swapped or
+copied, each once, and a gap is found wherever it is and its events are counted, without reading what is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest import segment
+from ingest.segment import Damage, Header, Layout, Record, Totals
+from ingest.segment_reader import SegmentError, SegmentReader
+
+
+class Run:
+    """Records of one segment, from `start` to `end` of it, each the one after the last. `events` and the rest are of
+    those that wait: beyond the ledger's position."""
+
+    __slots__ = (
+        "after", "before", "end", "events", "first", "last", "oldest_us", "path", "previous", "rejected", "size",
+        "start",
+    )  # fmt: skip
+
+    def __init__(self, path: Path, start: int, record: Record) -> None:
+        self.path = path
+        self.start = self.end = start
+        self.first = self.last = record.number
+        self.previous = record.number - 1 if record.previous is None else record.previous
+        self.before, self.after = record.before, record.after
+        self.events = self.rejected = self.size = self.oldest_us = 0
+
+    def is_continued_by(self, record: Record) -> bool:
+        before = record.number - 1 if record.previous is None else record.previous
+        return before == self.last < record.number
+
+    def add(self, record: Record, end: int, floor: int) -> None:
+        self.end, self.last, self.after = end, record.number, record.after
+        if record.number > floor:
+            self.oldest_us = self.oldest_us or record.opened_at_us
+            self.events += record.events
+            self.rejected += record.rejected
+            self.size += record.size
+
+
+class Gap(NamedTuple):
+    """Records that were durable and are not there: `first` to `last`, though not each of these numbers need have
+    been one. `certainty` is how the counts are meant."""
+
+    first: int
+    last: int
+    records: int
+    events: int
+    rejected: int
+    certainty: str = ""
+
+    def __str__(self) -> str:
+        numbers = f"record {self.first} is" if self.first == self.last else f"records {self.first} to {self.last} are"
+        unknown = self.certainty == _AT_LEAST and not self.events
+        lost = "an unknown number of events" if unknown else f"{self.certainty}{self.events} events"
+        return f"{numbers} missing or damaged: {lost} that were acknowledged"
+
+
+_AT_MOST = "at most "
+_AT_LEAST = "at least "
+
+
+class SurveyedSegment:
+    """A segment's file: its records' highest number (0 without any), and what is wrong with it."""
+
+    __slots__ = ("damages", "duplicates", "is_sound", "last", "layout", "path", "size", "trouble")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = self.last = 0
+        self.layout: Layout | None = None
+        self.damages: list[Damage] = []
+        self.is_sound = True
+        self.duplicates = 0
+        # Why nothing of it can be read, or is ours.
+        self.trouble: object = None
+
+
+class Survey:
+    """Made by `survey`. `runs` are to be read in this order, leaving out numbers that were there before. `covered`
+    is the number of the newest durable record that is known of, `totals` what there was up to it, `at_position` what
+    there was up to the ledger's position. `highest` is the highest number of a record, whatever became of it."""
+
+    def __init__(self, position: int, known: Mapping[int, Layout]) -> None:
+        self.position = position
+        self.segments: list[SurveyedSegment] = []
+        self.runs: list[Run] = []
+        self.gaps: list[Gap] = []
+        self.covered = position
+        self.totals: Totals | None = None
+        self.highest = position
+        self.at_position: Totals | None = None
+        # By their ids, for what reads these segments later.
+        self.known = known
+        self._floor: tuple[int, Totals | None] = (-1, None) if position else (0, Totals(0, 0, 0))
+        # What is damaged, or not there but known to have been, by number.
+        self._witnesses: dict[int, Header] = {}
+
+    def note(self, header: Record | Header) -> None:
+        """Learn what there was up to the ledger's position, or as near to it as can be told."""
+        self.highest = max(self.highest, header.number)
+        for number, totals in ((header.number, header.after), (header.stored_through, header.stored)):
+            if totals is not None and self._floor[0] < number <= self.position:
+                self._floor = number, totals
+
+    def add(self, path: Path, identity: str) -> None:
+        """Read one file. Raises OSError only for what is not the file's fault."""
+        found = SurveyedSegment(path)
+        self.segments.append(found)
+        try:
+            reader = SegmentReader(path, known=self.known)
+        except (OSError, SegmentError) as error:
+            if isinstance(error, OSError) and segment.is_passing(error):
+                raise
+            found.trouble = error
+            return
+        with reader:
+            found.size, found.layout, found.is_sound = reader.size, reader.layout, reader.is_sound
+            if reader.layout is not None and reader.layout.identity != identity:
+                found.trouble = f"it is of journal {reader.layout.journal} ({reader.layout.identity})"
+                return
+            run: Run | None = None
+            start = reader.offset
+            for piece in reader:
+                if isinstance(piece, Record):
+                    self.note(piece)
+                    if run is None or not run.is_continued_by(piece):
+                        run = Run(path, start, piece)
+                        self.runs.append(run)
+                    run.add(piece, reader.offset, self.position)
+                    found.last = max(found.last, piece.number)
+                else:
+                    found.damages.append(piece)
+                    self.testify(piece)
+                start = reader.offset
+
+    def testify(self, damage: Damage) -> None:
+        """A damaged record that was whole once was durable; if it is of this journal, and not a strayed block of
+        another's."""
+        if damage.header is not None and damage.header.layout_id in (None, *self.known):
+            self.note(damage.header)
+            if damage.is_whole:
+                self._witnesses[damage.header.number] = damage.header
+
+    def conclude(self, mark: Header | None) -> None:
+        """Bring the runs into order and find what is missing between them. `mark` is the header of the newest record
+        that is known to have been durable."""
+        if mark is not None:
+            self.note(mark)
+            self._witnesses[mark.number] = mark
+        number, totals = self._floor
+        self.at_position = totals if number == self.position else None
+        self.totals = totals
+        is_exact = self.at_position is not None
+        ordered = sorted(self.runs, key=lambda run: (run.first, -run.last))
+        self.runs = []
+        for run in ordered:
+            if run.last <= self.position:
+                continue
+            if run.last <= self.covered or self.position < run.first <= self.covered:
+                self._leave_out_duplicates(run)
+                if run.last <= self.covered:
+                    continue
+            if run.previous > self.covered:
+                self._miss(run.previous, run.before, is_exact)
+            self.runs.append(run)
+            self.covered, self.totals, is_exact = run.last, run.after, True
+        newest = max(self._witnesses.values(), key=lambda header: header.number, default=None)
+        if newest is not None and newest.number > self.covered:
+            self._miss(newest.number, newest.after, is_exact)
+            self.covered, self.totals = newest.number, newest.after
+
+    def _leave_out_duplicates(self, run: Run) -> None:
+        """Count of a run only what was not there before."""
+        next(one for one in self.segments if one.path == run.path).duplicates += 1
+        run.events = run.rejected = run.size = run.oldest_us = 0
+        with SegmentReader(run.path, run.start, run.end, self.known) as reader:
+            for piece in reader:
+                if isinstance(piece, Record):
+                    run.add(piece, run.end, self.covered)
+
+    def _miss(self, through: int, totals: Totals | None, is_exact: bool) -> None:
+        first = self.covered + 1
+        if totals is not None and self.totals is not None:
+            records, events, rejected = (max(0, a - b) for a, b in zip(totals, self.totals, strict=True))
+            certainty = "" if is_exact else _AT_MOST
+        else:
+            lost = [header for number, header in self._witnesses.items() if first <= number <= through]
+            records = through - self.covered
+            events, rejected = sum(one.events for one in lost), sum(one.rejected for one in lost)
+            certainty = "" if len(lost) == records else _AT_LEAST
+        if events or rejected or certainty == _AT_LEAST:
+            self.gaps.append(Gap(first, through, records, events, rejected, certainty))
+
+
+def survey(paths: Sequence[Path], position: int, own: Layout, mark: Header | None) -> Survey:
+    """Read these segments of a journal. `position` is the ledger's, `own` the layout of new segments, `mark` the
+    header of the newest record that is known to have been durable.
+
+    Raises OSError only for what is no file's fault.
+    """
+    made = Survey(position, known_layouts(paths, own))
+    for path in paths:
+        made.add(path, own.identity)
+    made.conclude(mark)
+    return made
+
+
+def known_layouts(paths: Iterable[Path], own: Layout) -> dict[int, Layout]:
+    """The layouts of a journal's segments by their ids, for a segment that does not tell its own any more."""
+    found = {segment.layout_id(own): own}
+    for path in paths:
+        try:
+            with SegmentReader(path) as reader:
+                if reader.layout is not None and reader.layout.identity == own.identity:
+                    found[segment.layout_id(reader.layout)] = reader.layout
+        except (OSError, SegmentError):
+            continue
+    return found
