@@ -8,14 +8,17 @@ in a text that is broken, the events are told apart one by one.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec import Raw
 
 from ingest.bites import Bites
 from ingest.elements import CannotTell, Scan
 from ingest.hazards import NO_HAZARDS, Hazards, clean_in_bites, find_hazards
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
+from ingest.spellings import Spellings, respell
 
 PART_BYTES: Final = 32 * 1024
 """What is decoded in one go: 2 ms, if it is as many empty objects as there can be; 7 ms, if all of it is escapes."""
@@ -24,7 +27,8 @@ _LOOK_BACK: Final = 8 * 1024
 _PIECES_AT_ONCE: Final = 64
 """Elements that are decoded one by one in a bite; an error costs some 5 µs."""
 LONGEST_MEMBER: Final = 4096
-"""Of the members beside a batch, which are a time and a key."""
+"""Of the members beside a batch, which are a time and a key, and perhaps what all its events share."""
+MOST_BESIDE: Final = 50
 
 _BETWEEN = re.compile(rb"\}[ \t\r\n]{0,64}+,[ \t\r\n]{0,64}+(?=\{)")
 _WHITESPACE: Final = b" \t\r\n"
@@ -48,11 +52,15 @@ class Part(NamedTuple):
 
 
 class Decoders(NamedTuple):
-    """How a dialect's events are decoded. reason_of: of msgspec's message, why an event is refused."""
+    """How a dialect's events are decoded. reason_of: of msgspec's message, why an event is refused.
+
+    spellings: what to make of fields that the decoders do not know; None: they know all that may be.
+    """
 
     array: msgspec.json.Decoder[list[Any]]
     one: msgspec.json.Decoder[Any]
     reason_of: dict[str, RejectReason]
+    spellings: Spellings | None = None
 
 
 class Bounds(NamedTuple):
@@ -64,11 +72,12 @@ class Bounds(NamedTuple):
 
 class Found(NamedTuple):
     """What a body holds. parts: None if it is an object without a batch.  members: the text of those of its members
-    that were asked for.  cleaned: escapes that were replaced."""
+    that were asked for.  cleaned: escapes that were replaced.  beside: names and texts of the other members."""
 
     parts: list[Part] | None
     members: dict[str, bytes]
     cleaned: int
+    beside: Sequence[tuple[bytes, bytes]] = ()
 
 
 def read_parts(body: bytes, decoders: Decoders, bounds: Bounds, names: dict[bytes, str]) -> Bites[Found | None]:
@@ -109,6 +118,7 @@ class _Reading:
         at, mark = 0, _COMMA
         parts: list[Part] | None = None
         members: dict[str, bytes] = {}
+        beside: list[tuple[bytes, bytes]] = []
         while mark == _COMMA:
             key, at = scan.member(at + 1)
             if key == _BATCH and body.startswith(b"[", at):
@@ -123,10 +133,12 @@ class _Reading:
                 end = yield from scan.end_of_value(at)
                 if key in names:
                     members[names[key]] = body[at : min(end, at + LONGEST_MEMBER)].strip(_WHITESPACE)
+                elif len(beside) <= MOST_BESIDE:
+                    beside.append((key, body[at : min(end, at + LONGEST_MEMBER + 1)].strip(_WHITESPACE)))
             at, mark = end, body[end]
         if mark != _CLOSED_OBJECT or at + 1 != len(body):
             raise CannotTell
-        return Found(parts, members, self.cleaned)
+        return Found(parts, members, self.cleaned, beside)
 
     def array(self, at: int) -> Bites[int]:
         """Take the elements of the array that begins at `at`; where it ends."""
@@ -227,15 +239,38 @@ def decode_piece(piece: bytes, decoders: Decoders) -> Any:
     try:
         return decoders.one.decode(piece)
     except msgspec.ValidationError as error:
-        # msgspec ends its message with the place, as in: Expected `str`, got `int` - at `$.name`.
-        place = str(error).rsplit("`", 2)[-2]
-        return Refusal(decoders.reason_of.get(place, RejectReason.INVALID_FIELD), str(error))
+        if decoders.spellings is None:
+            return _refusal_of_field(error, decoders)
+        return decode_respelled(piece, decoders, decoders.spellings)
     except msgspec.DecodeError as error:
         return Refusal(RejectReason.MALFORMED_JSON, str(error))
     except UnicodeDecodeError as error:
         return Refusal(RejectReason.INVALID_UTF8, str(error))
     except RecursionError:
         return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read")
+
+
+def decode_respelled(
+    piece: bytes, decoders: Decoders, spellings: Spellings, beside: Mapping[str, Raw] | None = None
+) -> Any:
+    """An event that has fields of other names, or shares what stands `beside` its batch."""
+    try:
+        text = respell(piece, spellings, beside)
+        return text if isinstance(text, Refusal) else decoders.one.decode(text)
+    except msgspec.ValidationError as error:
+        return _refusal_of_field(error, decoders)
+    except msgspec.DecodeError as error:
+        return Refusal(RejectReason.MALFORMED_JSON, str(error))
+    except UnicodeDecodeError as error:
+        return Refusal(RejectReason.INVALID_UTF8, str(error))
+    except RecursionError:
+        return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read")
+
+
+def _refusal_of_field(error: msgspec.ValidationError, decoders: Decoders) -> Refusal:
+    # msgspec ends its message with the place, as in: Expected `str`, got `int` - at `$.name`.
+    place = str(error).rsplit("`", 2)[-2]
+    return Refusal(decoders.reason_of.get(place, RejectReason.INVALID_FIELD), str(error))
 
 
 def check_count(count: int, max_events: int) -> None:

@@ -7,20 +7,35 @@ a Payload whose events are in our own field names; one malformed event refuses t
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
 
-from ingest.batches import PART_BYTES, UNREADABLE, Bounds, Decoders, Part, check_count, decode_piece, read_parts
+from ingest.batches import (
+    LONGEST_MEMBER,
+    MOST_BESIDE,
+    PART_BYTES,
+    UNREADABLE,
+    Bounds,
+    Decoders,
+    Part,
+    check_count,
+    decode_piece,
+    decode_respelled,
+    read_parts,
+)
 from ingest.bites import Bites, finish
-from ingest.hazards import NO_HAZARDS, clean_escapes, clean_in_bites, find_hazards
+from ingest.hazards import ALL_HAZARDS, NO_HAZARDS, clean_escapes, clean_in_bites, find_hazards
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
+from ingest.spellings import CREDENTIALS, Spellings, differing, spellings, with_fields
 
 NOTHING = Raw(b"")
 
 
-class RawEvent(msgspec.Struct, gc=False):
+class RawEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """One event as a client sent it, in the native dialect's names. Types are checked, values are not."""
 
     name: str | None = None
@@ -38,7 +53,7 @@ class RawEvent(msgspec.Struct, gc=False):
     sent_at: str | int | float | None = None
 
 
-class NativeBody(RawEvent, gc=False):
+class NativeBody(RawEvent, gc=False, forbid_unknown_fields=True):
     """A native body that is an object: one event, or a batch of them."""
 
     batch: list[RawEvent] | None = None
@@ -48,8 +63,8 @@ class NativeBody(RawEvent, gc=False):
     token: str | None = None
 
 
-class SegmentMessage(msgspec.Struct, gc=False):
-    """One message of Segment's spec. Fields nobody stores (integrations, _metadata, channel …) are skipped."""
+class SegmentMessage(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """One message of Segment's spec. `integrations` and `_metadata` tell Segment what to do, and are not stored."""
 
     type: str | None = None
     event: str | None = None
@@ -63,12 +78,15 @@ class SegmentMessage(msgspec.Struct, gc=False):
     timestamp: str | int | float | None = None
     originalTimestamp: str | int | float | None = None
     sentAt: str | int | float | None = None
+    sessionId: str | int | None = None
     properties: Raw = NOTHING
     traits: Raw = NOTHING
     context: Raw = NOTHING
+    integrations: Raw = NOTHING
+    _metadata: Raw = NOTHING
 
 
-class SegmentBody(SegmentMessage, gc=False):
+class SegmentBody(SegmentMessage, gc=False, forbid_unknown_fields=True):
     """A body of Segment's API that is an object: one message, or a batch of them."""
 
     batch: list[SegmentMessage] | None = None
@@ -123,15 +141,35 @@ _INVALID_OF_PLACE = {
     "$.timestamp": RejectReason.INVALID_TIMESTAMP,
     "$.originalTimestamp": RejectReason.INVALID_TIMESTAMP,
 }
-_NATIVE = Decoders(msgspec.json.Decoder(list[RawEvent]), msgspec.json.Decoder(RawEvent), _INVALID_OF_PLACE)
+_NATIVE_SPELLINGS = spellings(
+    RawEvent.__struct_fields__,
+    {
+        "event": "name",
+        "event_name": "name",
+        "message_id": "id",
+        "event_id": "id",
+        "uuid": "id",
+        "original_timestamp": "timestamp",
+        "referer": "referrer",
+    },
+    ("batch",),
+)
+_SEGMENT_SPELLINGS = spellings(SegmentMessage.__struct_fields__, {"id": "messageId"}, ("batch",))
+_NATIVE = Decoders(
+    msgspec.json.Decoder(list[RawEvent]), msgspec.json.Decoder(RawEvent), _INVALID_OF_PLACE, _NATIVE_SPELLINGS
+)
 _SEGMENT = Decoders(
-    msgspec.json.Decoder(list[SegmentMessage]), msgspec.json.Decoder(SegmentMessage), _INVALID_OF_PLACE
+    msgspec.json.Decoder(list[SegmentMessage]),
+    msgspec.json.Decoder(SegmentMessage),
+    _INVALID_OF_PLACE,
+    _SEGMENT_SPELLINGS,
 )
 _native_body = msgspec.json.Decoder(NativeBody)
 _segment_body = msgspec.json.Decoder(SegmentBody)
 _raw_list = msgspec.json.Decoder(list[Raw])
 _batch = msgspec.json.Decoder(_Batch)
 _sent = msgspec.json.Decoder(_Sent)
+_beside_members = msgspec.json.Decoder(dict[str, Raw])
 _scalar = msgspec.json.Decoder(str | int | float | None)
 
 MAX_EVENT_BYTES = 64 * 1024
@@ -169,7 +207,8 @@ def read_native(body: bytes, max_events: int, max_event_bytes: int) -> Payload |
             key = parsed.writeKey or parsed.write_key or parsed.api_key or parsed.token
             sent_at = parsed.sentAt if parsed.sentAt is not None else parsed.sent_at
             events = [parsed] if parsed.batch is None else parsed.batch
-            return _whole(text, events, sent_at, key, cleaned, max_events)
+            if parsed.batch is None or not _shares(parsed, NativeBody):
+                return _whole(text, events, sent_at, key, cleaned, max_events)
         except UNREADABLE as unreadable:
             error = unreadable
     return _decode_apart(body, _NATIVE, Bounds(max_events, max_event_bytes + _BESIDE_BYTES), error)
@@ -216,10 +255,19 @@ def _decode_messages(body: bytes, max_events: int, max_event_bytes: int) -> Payl
             parsed = _segment_body.decode(text)
             key = parsed.writeKey or parsed.write_key or parsed.api_key or parsed.token
             messages = [parsed] if parsed.batch is None else parsed.batch
-            return _whole(text, messages, parsed.sentAt, key, cleaned, max_events)
+            if parsed.batch is None or not _shares(parsed, SegmentBody):
+                return _whole(text, messages, parsed.sentAt, key, cleaned, max_events)
         except UNREADABLE as unreadable:
             error = unreadable
     return _decode_apart(body, _SEGMENT, Bounds(max_events, max_event_bytes + _BESIDE_BYTES), error)
+
+
+_OF_A_BATCH = frozenset({"batch", "sentAt", "sent_at", *CREDENTIALS, "integrations", "_metadata"})
+
+
+def _shares(parsed: NativeBody | SegmentBody, kind: type[msgspec.Struct]) -> bool:
+    """Whether something stands beside a batch that its events share."""
+    return any(getattr(parsed, name) for name in kind.__struct_fields__ if name not in _OF_A_BATCH)
 
 
 def _whole(
@@ -272,17 +320,21 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
     if kind == "track" and not name:
         return Refusal(RejectReason.MISSING_NAME, "a track call needs `event`")
     properties = message.properties
-    if kind in ("identify", "group") and message.traits and bytes(message.traits) != b"null":
-        properties = message.traits
     extra: dict[str, object] = {}
-    if kind == "group" and message.groupId is not None:
-        extra["groupId"] = message.groupId
-    if kind == "alias" and message.previousId is not None:
-        extra["previousId"] = message.previousId
-    if kind in ("page", "screen") and message.category:
-        extra["category"] = message.category
+    if message.traits and bytes(message.traits) != b"null":
+        if kind not in ("identify", "group"):
+            extra["traits"] = message.traits
+        else:
+            # Their properties are the traits; what else was given as properties is kept with them, or apart.
+            properties, extra = message.traits, _members_of(message.properties, message.traits)
+    if message.groupId or message.previousId or message.category or message.name or kind != "track":
+        extra |= _beside_the_name(message, kind)
+    if call is not None and message.type not in (None, call):
+        extra["type"] = message.type
+    if message.originalTimestamp not in (None, message.timestamp) and message.timestamp is not None:
+        extra["originalTimestamp"] = message.originalTimestamp
     if extra:
-        properties = _with_fields(properties, extra)
+        properties = with_fields(properties, extra)
     return RawEvent(
         name=name or kind,
         type=_CALL_TYPES.get(kind, "system"),
@@ -290,25 +342,30 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
         timestamp=message.timestamp if message.timestamp is not None else message.originalTimestamp,
         user_id=message.userId,
         anonymous_id=message.anonymousId,
+        session_id=message.sessionId,
         properties=properties,
         context=message.context,
         sentAt=message.sentAt,
     )
 
 
-def _with_fields(properties: Raw, extra: dict[str, object]) -> Raw:
-    """Put fields that Segment keeps beside the properties in front of them, without re-encoding the rest.
+def _beside_the_name(message: SegmentMessage, kind: str) -> dict[str, object]:
+    """Fields of a message that have no column and are not its name."""
+    told = {"groupId": message.groupId, "previousId": message.previousId, "category": message.category}
+    if kind != "track":
+        told["event"] = message.event
+    if kind not in ("page", "screen"):
+        told["name"] = message.name
+    return {name: value for name, value in told.items() if value is not None and value != ""}
 
-    In front, because jsonb keeps the last of two equal keys: what the client put in its properties wins.
-    """
-    text = bytes(properties)
-    if not text or text == b"null":
-        return Raw(msgspec.json.encode(extra))
-    if not text.startswith(b"{"):
-        return properties
-    rest = text[1:].lstrip()
-    head = msgspec.json.encode(extra)[:-1]
-    return Raw(head + rest if rest == b"}" else head + b"," + rest)
+
+def _members_of(properties: Raw, traits: Raw) -> dict[str, object]:
+    if not properties or bytes(properties) == b"null":
+        return {}
+    members = _beside_members.decode(properties) if bytes(properties).startswith(b"{") else None
+    if members is None or differing(traits, members):
+        return {"properties": properties}
+    return dict(members)
 
 
 def _prepare(body: bytes) -> bytes:
@@ -340,8 +397,48 @@ def _decode_apart(body: bytes, decoders: Decoders, bounds: Bounds, error: Except
             raise PayloadRefused(RejectReason.MALFORMED_JSON, "`batch` is not an array", body)
         part, cleaned = yield from _alone(body, decoders, bounds)
         parts = [part]
-    _refuse_count(sum([len(part.events) for part in parts]), bounds.events)
-    return Payload(parts, sent_at, key, cleaned, len(body))
+    count = sum([len(part.events) for part in parts])
+    _refuse_count(count, bounds.events)
+    if found.parts is None or not found.beside or decoders.spellings is None:
+        return Payload(parts, sent_at, key, cleaned, len(body))
+    beside = _beside(found.beside, count)
+    shared: list[Part] = []
+    for part in parts:
+        shared.append((yield from _share(part, beside, decoders, decoders.spellings)))
+    return Payload(shared, sent_at, key, cleaned, len(body) + count * sum(map(len, beside.values())))
+
+
+_SHARED_BYTES = 4 * 1024 * 1024
+"""What stands beside a batch is as long as that at the most when each of its events has it."""
+_SHARED_AT_ONCE = 64
+
+
+def _beside(members: Sequence[tuple[bytes, bytes]], count: int) -> dict[str, Raw]:
+    """What the events of a batch share. Raises PayloadRefused if it is too much."""
+    longest = max([len(value) for _, value in members])
+    size = sum([len(name) + len(value) for name, value in members])
+    if longest > LONGEST_MEMBER or len(members) > MOST_BESIDE or size * count > _SHARED_BYTES:
+        name = max(members, key=lambda member: len(member[1]))[0].decode("utf-8", "replace")
+        detail = f"what stands beside `batch`, such as {name[:60]}, is too long to be repeated for each of its events"
+        raise PayloadRefused(RejectReason.BODY_TOO_LARGE, detail)
+    found: dict[str, Raw] = {}
+    for member in members:
+        # What is no JSON does no harm to the events.
+        with contextlib.suppress(*UNREADABLE):
+            found |= _beside_members.decode(clean_escapes(b"{%b:%b}" % member)[0])
+    return found
+
+
+def _share(part: Part, beside: dict[str, Raw], decoders: Decoders, known: Spellings) -> Bites[Part]:
+    """The part, each of its events with what stands beside the batch."""
+    sent = pieces(part)
+    events: list[Any] = []
+    for start in range(0, len(sent), _SHARED_AT_ONCE):
+        for piece, event in zip(sent[start : start + _SHARED_AT_ONCE], part.events[start:], strict=False):
+            events.append(event if isinstance(event, Refusal) else decode_respelled(piece, decoders, known, beside))
+        yield
+    # The hazards of what is shared are not known.
+    return Part(part.text, events, ALL_HAZARDS, sent)
 
 
 def _alone(body: bytes, decoders: Decoders, bounds: Bounds) -> Bites[tuple[Part, int]]:

@@ -430,7 +430,8 @@ async def test_every_path_of_segment(client: Client):
     found = [(row["type"], row["name"]) for row in rows]
     assert found == [kinds.get(call or "identify", ("system", call or "identify")) for call in SEGMENT_CALLS.values()]
     assert {row["user_id"] for row in rows} == {"u1"}
-    assert json.loads(rows[0]["properties"]) == {"plan": "pro"}
+    told = {"plan": "pro", "event": "Bought", "name": "Home", "groupId": "g1", "previousId": "p1"}
+    assert json.loads(rows[0]["properties"]) == told
 
 
 async def test_a_segment_batch_mixes_calls_and_refuses_what_is_none(client: Client):

@@ -32,6 +32,7 @@ LAYERS = (
 )
 PURE = {
     "payload",
+    "spellings",
     "batches",
     "bites",
     "encodings",

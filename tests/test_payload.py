@@ -108,8 +108,9 @@ def test_explicit_nulls_are_fields_not_given():
     assert (bytes(event.properties), bytes(event.context)) == (b"null", b"null")
 
 
-def test_fields_that_nobody_knows_are_passed_over():
-    assert fields_of(native({"name": "click", "colour": {"a": [1]}, "batchId": 5}).events[0]) == {"name": "click"}
+def test_fields_that_nobody_knows_are_properties():
+    event = native({"name": "click", "colour": {"a": [1]}, "batchId": 5}).events[0]
+    assert fields_of(event) == {"name": "click", "properties": {"colour": {"a": [1]}, "batchId": 5}}
 
 
 def test_properties_stay_the_bytes_that_were_sent():
@@ -548,16 +549,24 @@ CALLS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"previousId": "old"},
         {"name": "alias", "type": "system", "properties": {"previousId": "old"}},
     ),
-    # Fields that belong to other calls are not mixed up with this one's.
+    # Fields that belong to other calls are properties of this one.
     (
         "track",
         {"event": "e", "name": "n", "category": "c", "groupId": "g", "previousId": "p", "traits": {"t": 1}},
-        {"name": "e", "type": "user_action"},
+        {
+            "name": "e",
+            "type": "user_action",
+            "properties": {"name": "n", "category": "c", "groupId": "g", "previousId": "p", "traits": {"t": 1}},
+        },
     ),
     (
         "identify",
         {"event": "e", "name": "n", "category": "c", "groupId": "g", "previousId": "p", "properties": {"p": 1}},
-        {"name": "identify", "type": "system", "properties": {"p": 1}},
+        {
+            "name": "identify",
+            "type": "system",
+            "properties": {"event": "e", "name": "n", "category": "c", "groupId": "g", "previousId": "p", "p": 1},
+        },
     ),
     (
         "identify",
@@ -576,7 +585,8 @@ def test_what_each_call_becomes(call, message, event):
         segment({**COMMON, **message}, call),
         segment({"batch": [{**COMMON, **message}]}, call),
     ):
-        assert [fields_of(each) for each in payload.events] == [{**SHARED, **event}]
+        properties = {"channel": "server", **event.get("properties", {})}
+        assert [fields_of(each) for each in payload.events] == [{**SHARED, **event, "properties": properties}]
 
 
 def test_the_path_says_which_call_it_is():

@@ -1,0 +1,122 @@
+"""Fields that a dialect does not know by that name: its own in another spelling, and what becomes a property. Pure.
+
+Nothing of an event is dropped in silence. A field is known in any case and with or without `_` and `-` (userId,
+USER_ID, user-id), and under a few other names. What is still unknown becomes a property of its name. The exceptions
+are credentials, which are never stored, and what each dialect lists as ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from ingest.rejects import Refusal, RejectReason
+
+_members = msgspec.json.Decoder(dict[str, Raw])
+_NULL: Final = b"null"
+CREDENTIALS: Final = ("writeKey", "write_key", "api_key", "token")
+
+
+class Spellings(NamedTuple):
+    """fields: of the dialect.  others: more names, folded -> field.  ignored: folded names of what is not stored."""
+
+    fields: frozenset[str]
+    others: dict[str, str]
+    ignored: frozenset[str]
+
+
+def spellings(fields: tuple[str, ...], others: Mapping[str, str], ignored: tuple[str, ...]) -> Spellings:
+    """Those of a dialect with these fields."""
+    own = {_fold(field): field for field in fields if not field.startswith("_")}
+    folded = {_fold(name): field for name, field in others.items()} | own
+    return Spellings(frozenset(fields), folded, frozenset(map(_fold, (*ignored, *CREDENTIALS))))
+
+
+def _fold(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def respell(text: bytes, known: Spellings, beside: Mapping[str, Raw] | None = None) -> bytes | Refusal:
+    """An event's text in its dialect's own names, the rest in `properties`. `beside` holds for what it does not have
+    itself. Raises what a decoder raises."""
+    fields, rest = _sorted(_members.decode(text), known)
+    if beside:
+        shared, more = _sorted(beside, known)
+        for name, value in shared.items():
+            if not _has(fields, name):
+                fields[name] = value
+            elif name == "context":
+                fields[name] = _joined(value, fields[name])
+        own = _decoded_members(fields.get("properties"))
+        rest = {name: value for name, value in more.items() if name not in own} | rest
+    if rest:
+        properties = fields.get("properties", Raw(b""))
+        twice = differing(properties, rest)
+        if twice is not None:
+            detail = f"`{twice[:60]}` stands beside `properties` and in it, with different values"
+            return Refusal(RejectReason.INVALID_FIELD, detail)
+        fields["properties"] = with_fields(properties, rest)
+    return msgspec.json.encode(fields)
+
+
+def _sorted(members: Mapping[str, Raw], known: Spellings) -> tuple[dict[str, Raw], dict[str, Raw]]:
+    """What is a field of the dialect, by its name there, and what is none."""
+    fields = {name: value for name, value in members.items() if name in known.fields}
+    rest: dict[str, Raw] = {}
+    for name, value in members.items():
+        folded = _fold(name)
+        if name in known.fields or folded in known.ignored:
+            continue
+        field = known.others.get(folded)
+        if field is None:
+            rest[name] = value
+        elif not _has(fields, field):
+            fields[field] = value
+        elif bytes(value) not in (_NULL, bytes(fields[field])):
+            # Both names are used, for different things.
+            rest[name] = value
+    return fields, rest
+
+
+def _has(fields: Mapping[str, Raw], name: str) -> bool:
+    return name in fields and bytes(fields[name]) != _NULL
+
+
+def _decoded_members(properties: Raw | None) -> dict[str, Raw]:
+    try:
+        return _members.decode(properties) if properties else {}
+    except msgspec.ValidationError:
+        # It is no object, which is another step's to refuse.
+        return {}
+
+
+def differing(properties: Raw, extra: Mapping[str, Raw]) -> str | None:
+    """A name that both have, with different values."""
+    own = _decoded_members(properties)
+    for name in extra.keys() & own.keys():
+        if msgspec.json.decode(own[name]) != msgspec.json.decode(extra[name]):
+            return name
+    return None
+
+
+def with_fields(properties: Raw, extra: Mapping[str, object]) -> Raw:
+    """Put fields that stand beside the properties in front of them, without re-encoding the rest. In front, because
+    jsonb keeps the last of two equal names: what the client put in its properties wins."""
+    text = bytes(properties)
+    if not text or text == _NULL:
+        return Raw(msgspec.json.encode(extra))
+    return _joined(Raw(msgspec.json.encode(extra)), properties)
+
+
+def _joined(first: Raw, second: Raw) -> Raw:
+    """One object of the members of both, the first's in front; the second, if one is no object."""
+    head, tail = bytes(first).strip(), bytes(second).strip()
+    if not (head.startswith(b"{") and tail.startswith(b"{")):
+        return second
+    inside, rest = head[1:-1].strip(), tail[1:].lstrip()
+    if not inside:
+        return second
+    return Raw(b"{" + inside + rest if rest == b"}" else b"{" + inside + b"," + rest)
