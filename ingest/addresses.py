@@ -6,7 +6,6 @@ every cache is bounded in entries and in the length of its keys.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -28,13 +27,22 @@ COUNTRY_HEADERS: Final = (
 )
 """Headers in which content delivery networks name the client's country, in the order they are believed."""
 
-# What those networks say for an unknown country; Cloudflare's T1 is Tor.
-_NO_COUNTRIES = frozenset({"XX", "ZZ"})
-_COUNTRY = re.compile(r"[A-Z]{2}")
+_CODES: Final = """
+AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ
+CA CC CD CF CG CH CI CK CL CM CN CO CR CU CV CW CX CY CZ DE DJ DK DM DO DZ EC EE EG EH ER ES ET FI FJ FK FM FO
+FR GA GB GD GE GF GG GH GI GL GM GN GP GQ GR GS GT GU GW GY HK HM HN HR HT HU ID IE IL IM IN IO IQ IR IS IT JE
+JM JO JP KE KG KH KI KM KN KP KR KW KY KZ LA LB LC LI LK LR LS LT LU LV LY MA MC MD ME MF MG MH MK ML MM MN MO
+MP MQ MR MS MT MU MV MW MX MY MZ NA NC NE NF NG NI NL NO NP NR NU NZ OM PA PE PF PG PH PK PL PM PN PR PS PT PW
+PY QA RE RO RS RU RW SA SB SC SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY SZ TC TD TF TG TH TJ TK TL TM
+TN TO TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS YE YT ZA ZM ZW
+"""
+COUNTRIES: Final = frozenset(_CODES.split())
+"""The codes that ISO 3166-1 has assigned. EU and AP are none, XX and ZZ mean unknown, Cloudflare's T1 is Tor."""
 
 _MAX_ADDRESS_CHARACTERS: Final = 64
 """An IPv6 address has at most 45; the rest is for brackets, a port and a zone."""
 _MAX_HOPS: Final = 32
+_MAX_NAMED_CHARACTERS: Final = 512
 _CACHED_FORWARDED_CHARACTERS: Final = 256
 _CACHED_ENTRIES: Final = 8192
 _MAX_REGION_CHARACTERS: Final = 100
@@ -74,8 +82,12 @@ def anonymise(address: str) -> str:
 
 
 def public_address(text: str) -> str:
-    """The address in canonical form if it is one of the internet, "" if it is of a private network or none at all."""
-    return _public(text) if len(text) <= _MAX_ADDRESS_CHARACTERS else ""
+    """The first address of the internet in it, in canonical form; "" if there is none.
+
+    Read as X-Forwarded-For is, which servers pass on: a list, in which the client is the first; ports, brackets,
+    quotes and blanks.
+    """
+    return _public(text) if len(text) <= _MAX_NAMED_CHARACTERS else ""
 
 
 def rate_limit_key(address: str) -> str:
@@ -118,6 +130,18 @@ def _find_client(peer: str, forwarded_for: str | None, trusted: tuple[Network, .
     return str(client) if client is not None else ""
 
 
+def is_proxy(peer: str, trusted: Sequence[Network]) -> bool:
+    """Whether this peer is a trusted proxy, whose headers are believed. One without an address came through a Unix
+    socket, see `client_address`."""
+    return bool(trusted) and _cached_is_proxy(peer[:_MAX_ADDRESS_CHARACTERS], tuple(trusted))
+
+
+@lru_cache(maxsize=_CACHED_ENTRIES)
+def _cached_is_proxy(peer: str, trusted: tuple[Network, ...]) -> bool:
+    address = _parse(peer)
+    return address is None or _is_trusted(address, trusted)
+
+
 def _is_trusted(address: Address, trusted: tuple[Network, ...]) -> bool:
     return any(address in network for network in trusted)
 
@@ -152,8 +176,11 @@ def _canonical(text: str) -> str:
 
 @lru_cache(maxsize=_CACHED_ENTRIES)
 def _public(text: str) -> str:
-    address = _parse(text)
-    return str(address) if address is not None and address.is_global and not address.is_multicast else ""
+    for entry in text.split(","):
+        address = _parse(_without_port(entry.strip().strip("\"'").strip()))
+        if address is not None and address.is_global and not address.is_multicast:
+            return str(address)
+    return ""
 
 
 @lru_cache(maxsize=_CACHED_ENTRIES)
@@ -179,8 +206,8 @@ def _limit_key(text: str) -> str:
 def country_from_headers(headers: Mapping[str, str]) -> str | None:
     """The client's country (ISO 3166, two capitals) as a content delivery network names it, None if unknown.
 
-    `headers` compares names as HTTP does, without regard to case. Only what comes through such a network can be
-    believed: any client can send these headers.
+    `headers` compares names as HTTP does, without regard to case. To be asked only about what a trusted proxy sent:
+    any client can send these headers.
     """
     for name in COUNTRY_HEADERS:
         country = headers.get(name)
@@ -193,7 +220,7 @@ def _country(text: object) -> str | None:
     if not isinstance(text, str) or len(text) > 8 or not text.isascii():
         return None
     code = text.strip().upper()
-    return code if _COUNTRY.fullmatch(code) and code not in _NO_COUNTRIES else None
+    return code if code in COUNTRIES else None
 
 
 class CountryDatabase:

@@ -57,7 +57,7 @@ class Worker:
         self.index = index
         self.port = 0
         self.accounts = Accounts()
-        self.tail = Tail()
+        self.tail = Tail(config.anonymise_ip)
         self.window = DedupeWindow(config.dedupe_window_events)
         self.replays = Replays()
         self.metrics = Metrics(self.accounts, Gauges(self._stores, self.can_accept), index)

@@ -138,7 +138,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     write_keys: Annotated[tuple[str, ...], about("Keys that may write; when empty, anybody may", SECRET)] = ()
     cors_origins: Annotated[tuple[str, ...], about("Origins whose pages may send events", ORIGINS)] = ("*",)
-    trusted_proxies: Annotated[tuple[str, ...], about("Whose X-Forwarded-For is believed", NETWORKS)] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...], about("Whose X-Forwarded-For and country headers are believed", NETWORKS)
+    ] = ()
     rate_limit_per_second: Annotated[float, within(0, 10**6, "Requests of one address; 0 is no limit")] = 0.0
     rate_limit_burst: Annotated[int, within(1, 10**6, "Requests at once before that limit counts")] = 100
     anonymise_ip: Annotated[bool, about("Store client addresses without their last part")] = True

@@ -23,7 +23,9 @@ class Emitter:
         self._intake = intake
         self.can_accept = can_accept
 
-    async def emit(self, events: list[dict[str, Any]], path: str, address: str, headers: Mapping[str, str]) -> None:
+    async def emit(
+        self, events: list[dict[str, Any]], path: str, address: str, headers: Mapping[str, str], country: str | None
+    ) -> None:
         """Return when the events, in the native dialect, are on stable storage.
 
         To be called after the transaction that they tell of: an event of what was then rolled back would be a lie.
@@ -37,6 +39,7 @@ class Emitter:
         submission = Submission(
             path, lambda sent: read_native(sent, len(events), MAX_EVENT_BYTES), body, address, headers, None, settled
         )
+        submission.country = country
         self._intake.submit(submission)
         await settled
         if submission.refused is not None or submission.refusals or not submission.durable:

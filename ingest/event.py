@@ -24,7 +24,10 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import uuid5
 
+from msgspec import Raw
+
 from ingest.addresses import Place
+from ingest.anonymity import conceal_members, conceal_own, may_hold_addresses
 from ingest.bites import Bites, finish
 from ingest.context import ContextFacts, page_of_properties, read_context
 from ingest.drafts import Drafts
@@ -53,7 +56,7 @@ class Limits(NamedTuple):
     """What an event may be, from the configuration.
 
     locate: what may be stored of an address that an event names itself, None if it is no public one.
-    placeholders: the ids that are nobody's.
+    placeholders: the ids that are nobody's.  conceals: whether addresses lose their last part.
     """
 
     max_event_bytes: int
@@ -64,18 +67,21 @@ class Limits(NamedTuple):
     conversion_events: frozenset[str]
     locate: Callable[[str], Place | None] = _nowhere
     placeholders: Placeholders = Placeholders()
+    conceals: bool = False
 
 
 class Sender(NamedTuple):
     """Who sent a request, as far as the request tells; the same for each of its events.
 
-    `address` is what may be stored (already anonymised if it is to be), "" if unknown.
+    `address` is what may be stored (already anonymised if it is to be), "" if unknown. `own` is the whole address if
+    it must not be stored, wherever a client wrote it.
     """
 
     address: str
     user_agent: str
     country: str | None
     region: str | None
+    own: str = ""
 
 
 class Moment(NamedTuple):
@@ -158,7 +164,10 @@ def take_through_steps(raws: Sequence[RawEvent], arrival: Arrival) -> Drafts | B
 def write_lines(drafts: Drafts, arrival: Arrival, ending: str, first: int) -> Processed:
     """`ending` is what follows the last tab of each line, `first` the first event's place in the record."""
     ending = f"t\t{ending}" if arrival.authenticated else f"\\N\t{ending}"
-    return Processed(drafts.lines(arrival.moment.text, first, ending), drafts.keys, drafts.refused)
+    lines = drafts.lines(arrival.moment.text, first, ending)
+    if own := arrival.sender.own:
+        lines = [conceal_own(line, own) if own in line else line for line in lines]
+    return Processed(lines, drafts.keys, drafts.refused)
 
 
 # The steps.
@@ -292,6 +301,9 @@ def check_size(drafts: Drafts, arrival: Arrival) -> None:
 
 def set_properties(drafts: Drafts, arrival: Arrival) -> None:
     hazards, max_depth, properties = arrival.hazards, arrival.limits.max_depth, drafts.properties
+    if arrival.limits.conceals and may_hold_addresses(b"".join([raw.properties for raw in drafts.raws])):
+        for raw in drafts.raws:
+            raw.properties = Raw(conceal_members(bytes(raw.properties)))
     for raw in drafts.raws:
         checked = check_object(raw.properties, hazards, max_depth)
         if isinstance(checked, RejectReason):
@@ -304,9 +316,9 @@ def set_properties(drafts: Drafts, arrival: Arrival) -> None:
 def set_context(drafts: Drafts, arrival: Arrival) -> None:
     """The context, and what it tells of page, campaign, device, address and session."""
     careful, max_depth = arrival.hazards.whitespace or arrival.hazards.numbers, arrival.limits.max_depth
-    contexts, facts = drafts.contexts, drafts.facts
+    contexts, facts, conceals = drafts.contexts, drafts.facts, arrival.limits.conceals
     for raw in drafts.raws:
-        checked, told = read_context(raw.context, careful, max_depth)
+        checked, told = read_context(raw.context, careful, max_depth, conceals)
         facts.append(told)
         if isinstance(checked, RejectReason):
             drafts.refuse(contexts, *_objection("context", checked, RejectReason.INVALID_CONTEXT))
@@ -361,7 +373,7 @@ def set_page(drafts: Drafts, arrival: Arrival) -> None:
 def set_sender(drafts: Drafts, arrival: Arrival) -> None:
     """The device and the address it came from: what the request's headers say, if no context says anything."""
     for told in drafts.facts:
-        if told.user_agent or told.ip:
+        if told.user_agent or told.ip or told.of_server:
             return
     drafts.senders = [arrival.sender_fields] * len(drafts.facts)
 
@@ -372,14 +384,15 @@ def _set_told_senders(drafts: Drafts, arrival: Arrival) -> Bites[Drafts]:
     A bite for each sender that is new: user agents made for that purpose keep the parser busy for 3 ms each.
     """
     sender_fields, senders = arrival.sender_fields, drafts.senders
-    known: dict[tuple[str | None, str | None], str] = {}
+    known: dict[tuple[str | None, str | None, bool], str] = {}
     for told in drafts.facts:
-        if told.user_agent or told.ip:
-            text = known.get((told.user_agent, told.ip))
+        if told.user_agent or told.ip or told.of_server:
+            key = told.user_agent, told.ip, told.of_server
+            text = known.get(key)
             if text is None:
                 if known:
                     yield
-                text = known[told.user_agent, told.ip] = _sender_fields(_told_sender(told, arrival))
+                text = known[key] = _sender_fields(_told_sender(told, arrival))
             senders.append(text)
         else:
             senders.append(sender_fields)
@@ -406,9 +419,10 @@ STEPS: Final[tuple[Step, ...]] = (
 def _told_sender(facts: ContextFacts, arrival: Arrival) -> Sender:
     """The sender as the context tells it: a server's SDK names the device and the address of its user there.
 
-    Anybody may name any address, as in other fields. It is stored, and that is all: limits go by the connection.
+    Without, a server's own address and user agent are nobody's. Anybody may name any address, as in other fields. It
+    is stored, and that is all: limits go by the connection.
     """
-    sender = arrival.sender
+    sender = Sender("", "", None, None) if facts.of_server else arrival.sender
     place = arrival.limits.locate(facts.ip) if facts.ip else None
     if place is not None and place.address != sender.address:
         sender = sender._replace(address=place.address, country=place.country, region=place.region)

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from ingest import row
 from ingest.accounts import Accounts
+from ingest.anonymity import conceal_members, conceal_own, conceal_text
 from ingest.bites import Bites
 from ingest.dedupe import DedupeWindow
 from ingest.drafts import Drafts
@@ -56,6 +57,7 @@ RECEIVED_AT_HEADER: Final = "X-Ingest-Received-At"
 SENT_AT_HEADER: Final = "X-Ingest-Sent-At"
 """By these a replay tells when the event first came, and when it was sent by the client's clock: its time is put
 right as it would have been then."""
+_NOT_JSON: Final = {RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, RejectReason.BAD_ENCODING}
 _OUR_FAULT: Final = "a bug of the collector, which has logged it"
 NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written")
 
@@ -63,14 +65,14 @@ NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal coul
 class IntakeSettings(NamedTuple):
     """What the intake needs to know beside its parts.
 
-    make_sender: (address, headers) -> Sender.
+    make_sender: (address, headers, country) -> Sender.
     check_key: the key or None -> whether it is a secret one; raises PayloadRefused if a key is needed and it is none.
     keep_rejected: whether one more refused event may be kept for replay.  observe_skew: seconds.
     replays: where it is told what becomes of them, if what comes was refused once, and came long ago.
     """
 
     limits: Limits
-    make_sender: Callable[[str, Mapping[str, str]], Sender]
+    make_sender: Callable[[str, Mapping[str, str], str | None], Sender]
     check_key: Callable[[str | None], bool]
     keep_rejected: Callable[[], bool]
     observe_skew: Callable[[float], None]
@@ -183,7 +185,7 @@ class Intake:
     def _decode(self, submission: Submission) -> Payload | None:
         """The payload, if this was the last bite of decoding it."""
         if submission.work is None:
-            submission.sender = self._settings.make_sender(submission.address, submission.headers)
+            submission.sender = self._settings.make_sender(submission.address, submission.headers, submission.country)
             found = submission.decode(submission.body)
             if isinstance(found, Payload):
                 return found
@@ -364,18 +366,28 @@ class Intake:
         if refusal.reason in NOT_KEPT or not refusal.raw or not self._settings.keep_rejected():
             return None
         limit = self._settings.limits.max_event_bytes
+        payload, detail = refusal.raw[:limit], refusal.detail
+        if self._settings.limits.conceals:
+            payload, detail = _concealed(payload, refusal.reason), conceal_text(detail)
         text = row.fields(
             received,
             sent_at,
             refusal.reason.value,
-            refusal.detail,
+            detail,
             path,
-            refusal.raw[:limit].decode("utf-8", "replace"),
+            payload.decode("utf-8", "replace"),
             "t" if len(refusal.raw) > limit else "f",
             sender.address or None,
             sender.user_agent or None,
         )
-        return f"{text}\t{ending}"
+        return f"{conceal_own(text, sender.own)}\t{ending}"
+
+
+def _concealed(payload: bytes, reason: RejectReason) -> bytes:
+    """What is kept of something refused, without addresses. In what is no JSON nobody can say what names one."""
+    if reason in _NOT_JSON:
+        return conceal_text(payload.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return conceal_members(payload)
 
 
 def _time(told: str | int | float | None) -> datetime | None:

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from ingest.access import Authenticator, Caller, Scope, Unauthorized
 from ingest.addresses import rate_limit_key
+from ingest.anonymity import conceal_own, own_address
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
 from ingest.http import OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
@@ -118,7 +119,13 @@ class Call:
 
     @property
     def user_agent(self) -> str:
-        return self.request.headers.get("User-Agent", "").encode("utf-8", "replace").decode()[:1024]
+        text = self.request.headers.get("User-Agent", "").encode("utf-8", "replace").decode()[:1024]
+        return self._api.concealed(text, self.address)
+
+    @property
+    def country(self) -> str | None:
+        """The client's, if a proxy that is believed named it."""
+        return self._api.country_of(self.request)
 
     def transaction(
         self, *, caller: Caller | None = None, **settings: str
@@ -140,11 +147,13 @@ class Call:
         path = self.request.match_info.route.resource
         assert path is not None
         address, headers = (self.address, self.request.headers) if of_client else ("", {})
-        await self._api.emitter.emit(list(events), path.canonical, address, headers)
+        country = self.country if of_client else None
+        await self._api.emitter.emit(list(events), path.canonical, address, headers, country)
 
 
 class Api:
-    """Serves operations. `address_of` tells a request's client, the limits are by address and by API key."""
+    """Serves operations. `address_of` tells a request's client, `country_of` where they are; `conceals`: whether
+    their whole address is not to be stored. The limits are by address and by API key."""
 
     def __init__(
         self,
@@ -152,6 +161,8 @@ class Api:
         transactions: Transactions,
         emitter: Emitter,
         address_of: Callable[[web.BaseRequest], str],
+        country_of: Callable[[web.BaseRequest], str | None],
+        conceals: bool,
         by_address: RateLimit,
         by_key: RateLimit,
         body_timeout_seconds: float,
@@ -160,10 +171,16 @@ class Api:
         self.emitter = emitter
         self.authenticator = authenticator
         self._address_of = address_of
+        self.country_of = country_of
+        self._conceals = conceals
         self._by_address = by_address
         self._by_key = by_key
         self._body_timeout_seconds = body_timeout_seconds
         self._quiet = Quiet(_QUIET_SECONDS)
+
+    def concealed(self, text: str, address: str) -> str:
+        """The text, in which the client's whole address does not stand unless it may be stored."""
+        return conceal_own(text, own_address(address)) if self._conceals else text
 
     def routes(self, operations: Sequence[Operation]) -> list[web.RouteDef]:
         return [web.route(each.method, _route(each), self._handler(each)) for each in operations]
@@ -257,6 +274,9 @@ class Api:
         except PayloadRefused as error:
             refusal = error.refusal
             raise Problem(STATUS_OF_REASON.get(refusal.reason, 400), refusal.reason.value, refusal.detail) from None
+        body = self.concealed(body.decode("utf-8", "surrogateescape"), call.address).encode(
+            "utf-8", "surrogateescape"
+        )
         if operation.body_optional and not body:
             call.body = read(operation.body, {})
             return

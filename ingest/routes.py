@@ -12,7 +12,8 @@ from aiohttp import web
 from ingest import control
 from ingest.access import Authenticator, secret_key_checker
 from ingest.accounts import Accounts
-from ingest.addresses import CountryDatabase, Place, anonymise, country_from_headers, parse_networks, public_address
+from ingest.addresses import CountryDatabase, Place, anonymise, parse_networks, public_address
+from ingest.anonymity import own_address
 from ingest.api_keys import KeyRing
 from ingest.config import DIMENSION_NAMES, Config
 from ingest.dedupe import DedupeWindow
@@ -69,7 +70,7 @@ def public_server(parts: Parts) -> Server:
     config = parts.config
     kept = RateLimit(config.rejected_kept_per_second, max(1, config.rejected_kept_per_second), time.monotonic)
     collector = Collector(_collect_settings(config), _intake(parts, config.write_keys, kept), parts.metrics)
-    api = _api(parts, collector.address_of, _intake(parts, (), kept))
+    api = _api(parts, collector, _intake(parts, (), kept))
     ofrep = Ofrep(api, parts.experiments, Placeholders(config.placeholder_ids), config.body_timeout_seconds)
     return Server(
         {**collector.routes(), **ofrep.routes()},
@@ -118,6 +119,7 @@ def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, replays:
         conversion_events=frozenset(config.conversion_events),
         locate=locate,
         placeholders=Placeholders(config.placeholder_ids),
+        conceals=config.anonymise_ip,
     )
     settings = IntakeSettings(
         limits=limits,
@@ -132,18 +134,19 @@ def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, replays:
 
 def _locators(
     config: Config,
-) -> tuple[Callable[[str, Mapping[str, str]], Sender], Callable[[str], Place | None]]:
+) -> tuple[Callable[[str, Mapping[str, str], str | None], Sender], Callable[[str], Place | None]]:
     """How a request's sender is described, and an address that an event names: country from the CDN (for the first)
     or the MaxMind file, then the address anonymised."""
     countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
     conceal = anonymise if config.anonymise_ip else str
 
-    def make_sender(address: str, headers: Mapping[str, str]) -> Sender:
-        country, region = country_from_headers(headers), None
+    def make_sender(address: str, headers: Mapping[str, str], country: str | None) -> Sender:
+        region = None
         if country is None and countries is not None and address:
             country, region = countries.locate(address)
         user_agent = headers.get("User-Agent", "")
-        return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region)
+        own = own_address(address) if config.anonymise_ip else ""
+        return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region, own)
 
     def locate(text: str) -> Place | None:
         address = public_address(text)
@@ -193,7 +196,7 @@ def _operations(parts: Parts, ofrep: Ofrep) -> list[Operation]:
     ]
 
 
-def _api(parts: Parts, address_of: Callable[[web.BaseRequest], str], own_events: Intake) -> Api:
+def _api(parts: Parts, collector: Collector, own_events: Intake) -> Api:
     config = parts.config
     verify = None
     if config.jwt_secret is not None or config.jwks_file is not None:
@@ -203,9 +206,11 @@ def _api(parts: Parts, address_of: Callable[[web.BaseRequest], str], own_events:
         verify = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience).verify
     return Api(
         Authenticator(parts.keys, config.admin_keys, verify),
-        Transactions(parts.calling, config.assignments_per_hour),
+        Transactions(parts.calling, config.assignments_per_hour, config.anonymise_ip),
         Emitter(own_events, parts.can_accept),
-        address_of,
+        collector.address_of,
+        collector.country_of,
+        config.anonymise_ip,
         RateLimit(config.api_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
         RateLimit(config.key_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
         config.body_timeout_seconds,

@@ -27,6 +27,7 @@ class Submission:
         "address",
         "arrival",
         "body",
+        "country",
         "decode",
         "duplicates",
         "header_key",
@@ -66,6 +67,8 @@ class Submission:
         self.headers = headers
         self.header_key = header_key
         self.settled = settled
+        # Of the client, if a proxy that is believed named it.
+        self.country: str | None = None
         self.sender: Sender | None = None
         self.payload: Payload | None = None
         self.arrival: Arrival | None = None

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from ingest.anonymity import conceal_text
 from ingest.rejects import Refusal
 from ingest.row import EVENT_COLUMNS, event_of_line, split_line
 
@@ -32,7 +33,9 @@ class Told(NamedTuple):
 class Tail:
     """Hands what the collector does to whoever follows. Costs nothing while nobody does."""
 
-    def __init__(self) -> None:
+    def __init__(self, conceals: bool = True) -> None:
+        """`conceals`: whether addresses in what was refused lose their last part."""
+        self._conceals = conceals
         self._followers: dict[asyncio.Queue[bytes], int] = {}
         # Whether anybody follows: asked for every request.
         self.followed = False
@@ -53,8 +56,11 @@ class Tail:
 
     def _put_refusal(self, at: str, path: str, refusal: Refusal) -> None:
         text = refusal.raw[:_SHOWN_BYTES].decode("utf-8", "replace")
+        detail = refusal.detail
+        if self._conceals:
+            text, detail = conceal_text(text), conceal_text(detail)
         told = {"at": at, "result": "rejected", "route": path}
-        self._put({**told, "reason": refusal.reason.value, "detail": refusal.detail, "payload": text})
+        self._put({**told, "reason": refusal.reason.value, "detail": detail, "payload": text})
 
     def _put(self, told: dict[str, Any]) -> None:
         line = orjson.dumps(told) + b"\n"

@@ -17,8 +17,8 @@ _BEHALF: Final = """
 SELECT set_config('role', {}, true), set_config('request.jwt.claims', {}, true),
     set_config('app.client_ip', {}, true), set_config('app.user_agent', {}, true),
     set_config('app.session_token', {}, true), set_config('app.user_email', {}, true),
-    set_config('app.session_id', {}, true), set_config('app.assignments_per_hour', {}, true),
-    set_config('statement_timeout', {}, true)
+    set_config('app.session_id', {}, true), set_config('app.anonymise_ip', {}, true),
+    set_config('app.assignments_per_hour', {}, true), set_config('statement_timeout', {}, true)
 """
 SETTINGS: Final = ("session_token", "user_email", "session_id")
 
@@ -26,9 +26,11 @@ SETTINGS: Final = ("session_token", "user_email", "session_id")
 class Transactions:
     """Begins transactions for callers."""
 
-    def __init__(self, pool: Pool, assignments_per_hour: int) -> None:
-        """`assignments_per_hour`: new units of experiments that one address may bring in an hour; 0 is no limit."""
+    def __init__(self, pool: Pool, assignments_per_hour: int, conceals: bool) -> None:
+        """`conceals`: whether addresses are stored without their last part.  `assignments_per_hour`: new units of
+        experiments that one address may bring in an hour; 0 is no limit."""
         self._pool = pool
+        self._anonymise_ip = "on" if conceals else "off"
         self._assignments_per_hour = str(assignments_per_hour)
 
     @asynccontextmanager
@@ -47,7 +49,8 @@ class Transactions:
                 quoted,
                 (
                     caller.role, caller.claims, address, user_agent,
-                    *[settings.get(name, "") for name in SETTINGS], self._assignments_per_hour, milliseconds,
+                    *[settings.get(name, "") for name in SETTINGS], self._anonymise_ip, self._assignments_per_hour,
+                    milliseconds,
                 ),
             )
         )  # fmt: skip

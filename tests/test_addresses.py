@@ -15,11 +15,14 @@ from netaddr import IPSet
 
 from ingest import addresses
 from ingest.addresses import (
+    COUNTRIES,
     COUNTRY_HEADERS,
     CountryDatabase,
+    Network,
     anonymise,
     client_address,
     country_from_headers,
+    is_proxy,
     parse_networks,
     public_address,
     rate_limit_key,
@@ -157,8 +160,16 @@ class TestPublicAddresses:
             ("fc00::1", ""),
             ("ff0e::1", ""),
             ("::ffff:10.1.2.3", ""),
-            ("1.2.3.4:80", ""),
-            ("1.2.3.4, 5.6.7.8", ""),
+            ("1.2.3.4:80", "1.2.3.4"),
+            (" 1.2.3.4\t", "1.2.3.4"),
+            ('"1.2.3.4:80"', "1.2.3.4"),
+            ("1.2.3.4, 5.6.7.8", "1.2.3.4"),
+            ("10.0.0.1, unknown,5.6.7.8:80, 10.0.0.2", "5.6.7.8"),
+            ("[2600:1f00::1]:443", "2600:1f00::1"),
+            ("[2600:1f00::1]", "2600:1f00::1"),
+            ("10.0.0.1, 192.168.1.1", ""),
+            (",,", ""),
+            ("1.2.3.4 5.6.7.8", ""),
             ("1.2.3", ""),
             ("", ""),
             ("junk", ""),
@@ -199,11 +210,61 @@ class TestCountryHeaders:
         assert country_from_headers(CIMultiDict({name.upper(): "de"})) == "DE"
 
     @pytest.mark.parametrize(
-        "text", ["XX", "T1", "ZZ", "", "A", "AUS", "A1", "ÄÖ", "ß", "A\x00", "\ud800A", "A" * 99]
+        "text",
+        [
+            "XX",
+            "T1",
+            "ZZ",
+            "EU",
+            "AP",
+            "A1",
+            "A2",
+            "O1",
+            "XK",
+            "UK",
+            "AA",
+            "QQ",
+            "eu",
+            "SU",
+            "AN",
+            "QM",
+            "XZ",
+            "",
+            "A",
+            "AUS",
+            "A1",
+            "ÄÖ",
+            "ß",
+            "A\x00",
+            "\ud800A",
+            "A" * 99,
+        ],
     )
     def test_what_is_no_country_is_unknown(self, text: str) -> None:
         assert country_from_headers({"CF-IPCountry": text}) is None
         assert country_from_headers({"CF-IPCountry": text, "X-Country-Code": "NZ"}) == "NZ"
+
+    def test_all_assigned_codes_are_countries_and_no_other(self) -> None:
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        known = {a + b for a in letters for b in letters if country_from_headers({"X-Country-Code": a + b})}
+        assert known == COUNTRIES and len(known) == 249
+
+    @pytest.mark.parametrize(
+        ("peer", "trusted", "is_one"),
+        [
+            ("10.0.0.1", TRUSTED, True),
+            ("::ffff:10.0.0.1", TRUSTED, True),
+            ("192.168.1.1", TRUSTED, True),
+            ("2001:db8:ffff::1", TRUSTED, True),
+            ("", TRUSTED, True),  # a Unix socket
+            ("192.168.1.2", TRUSTED, False),
+            ("203.0.113.5", TRUSTED, False),
+            ("10.0.0.1", (), False),
+            ("", (), False),
+        ],
+    )
+    def test_are_believed_from_trusted_proxies(self, peer: str, trusted: tuple[Network, ...], is_one: bool) -> None:
+        assert is_proxy(peer, trusted) is is_one
 
     def test_none_at_all(self) -> None:
         assert country_from_headers({}) is None

@@ -254,7 +254,20 @@ async def test_too_many_events_are_refused_whole(start: Start):
 # Rows.
 
 
-async def test_the_row_holds_what_event_and_request_say(client: Client):
+async def test_a_country_is_believed_from_trusted_proxies_alone(start: Start):
+    strangers, behind = await start(), await start(trusted_proxies=["127.0.0.1"])
+    elsewhere = await start(trusted_proxies=["10.0.0.0/8"])
+    for client, name in ((strangers, "stranger"), (elsewhere, "elsewhere"), (behind, "behind")):
+        for header in ("CF_IPCountry", "X_Country_Code", "CloudFront_Viewer_Country"):
+            for country in ("AU", "EU", "XX", "T1"):
+                assert (await client.post({"name": f"{name} {country}"}, **{header: country})).status == 200
+        await client.settled()
+    rows = await behind.fetch("SELECT DISTINCT name, country FROM analytics.events WHERE country IS NOT NULL")
+    assert [tuple(row) for row in rows] == [("behind AU", "AU")]
+
+
+async def test_the_row_holds_what_event_and_request_say(start: Start):
+    client = await start(trusted_proxies=["127.0.0.1"])
     message_id = str(uuid4())
     event = {
         "id": message_id,
@@ -358,8 +371,9 @@ async def test_an_address_in_the_context_is_stored_like_the_connections(start: S
         {**message, "event": "six", "context": {"ip": "2600:1f00:1:2::3"}},
     ]
     query = "SELECT host(ip_address) AS address, country, region FROM analytics.events ORDER BY received_at, name"
-    plain = await start(anonymise_ip=False)
-    looked_up = await start(geoip_database=write_database(tmp_path / "city.mmdb"))
+    proxies = ["127.0.0.1"]
+    plain = await start(anonymise_ip=False, trusted_proxies=proxies)
+    looked_up = await start(geoip_database=write_database(tmp_path / "city.mmdb"), trusted_proxies=proxies)
     for client in (plain, looked_up):
         assert (await client.post({"batch": batch}, "/v1/batch", CF_IPCountry="US")).status == 200
         await client.settled()

@@ -999,3 +999,37 @@ def test_facts_do_not_stick_to_the_next_event(padding):
     for _ in range(2):
         assert cells(accepted({"context": first}), ("page_host", "session_id")) == ("shop.example", "s1")
         assert cells(accepted({"context": second}), ("page_host", "session_id")) == ("other.example", None)
+
+
+# Servers.
+
+SERVERS = [
+    "analytics-python", "analytics-node", "@segment/analytics-node", "analytics-ruby", "analytics-go",
+    "analytics-java", "analytics-php", "Analytics.NET", "analytics-dotnet", "Analytics-CSharp", "analytics-rust",
+    "rudder-analytics-python", "rudder-sdk-node", "analytics_python", "ANALYTICS-PYTHON ", "analytics-elixir",
+    "analytics-golang", "analytics-python-sdk",
+]  # fmt: skip
+CLIENTS = [
+    "analytics.js", "analytics-next", "npm:next", "analytics-ios", "analytics-android", "analytics-swift",
+    "analytics-kotlin", "analytics-react-native", "analytics_flutter", "@segment/analytics-react-native",
+    "javascript", "nodejs-browser-bundle", "", "python snake game",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("library", SERVERS)
+def test_a_servers_own_address_and_user_agent_are_nobodys(library):
+    context: dict[str, Any] = {"library": {"name": library, "version": "1.0"}}
+    row = accepted({"context": context}, sender=SENDER, limits=FINDING)
+    assert cells(row, (*WHERE_FROM, *DEVICE)) == (None,) * 7
+    row = accepted({"context": {**context, "ip": "1.2.3.4"}}, sender=SENDER, limits=FINDING)
+    assert cells(row, (*WHERE_FROM, *DEVICE)) == ("near 1.2.3.4", "JP", "13", None, None, None, None)
+    row = accepted({"context": {**context, "userAgent": IPHONE}}, sender=SENDER, limits=FINDING)
+    assert cells(row, WHERE_FROM) == (None, None, None) and row["user_agent"] == IPHONE
+    row = accepted({"context": {**context, "ip": 7}}, sender=SENDER, limits=FINDING)
+    assert cells(row, (*WHERE_FROM, *DEVICE)) == (None,) * 7
+
+
+@pytest.mark.parametrize("library", [{"name": name} for name in CLIENTS] + [{}, None, "analytics-python", 7, ["x"]])
+def test_a_clients_own_address_and_user_agent_are_its_own(library):
+    row = accepted({"context": {"library": library}}, sender=SENDER, limits=FINDING)
+    assert cells(row, (*WHERE_FROM, *DEVICE)) == ("203.0.113.0", "DE", "BE", CHROME, "desktop", "Chrome", "Windows")

@@ -48,6 +48,7 @@ PURE = {
     "jsonb",
     "enrich",
     "addresses",
+    "anonymity",
     "row",
     "rejects",
     "segment",

@@ -90,7 +90,7 @@ async def test_all_that_a_visitor_may_give_is_stored(client: Client):
     same = EVERYTHING.keys() - {"email", "phone_number", "country_code", "consent", "anonymous_id", "session_id"}
     assert {name: row[name] for name in same} == {name: EVERYTHING[name] for name in same}
     assert (row["email"], row["phone_number"], row["country_code"]) == (EMAIL, "+49301234567", "DE")
-    assert (str(row["ip_address"]), row["status"]) == ("127.0.0.1", "new")
+    assert (str(row["ip_address"]), row["status"]) == ("127.0.0.0", "new")
 
 
 async def test_consent_is_recorded_with_its_time(client: Client):
@@ -153,11 +153,12 @@ async def test_leaving_an_address_proves_nothing(client: Client):
     await client.post({"email": EMAIL, "first_name": "Ann"}, "/v1/leads")
     logs = await client.fetch("SELECT actor_role, user_email, ip_address FROM public.audit_logs ORDER BY id")
     assert [(log["actor_role"], log["user_email"], str(log["ip_address"])) for log in logs] == [
-        ("anon", None, "127.0.0.1")
+        ("anon", None, "127.0.0.0")
     ] * 2
 
 
-async def test_what_a_request_tells_is_the_visitors(client: Client):
+async def test_what_a_request_tells_is_the_visitors(start: Start):
+    client = await start(admin_keys=[ADMIN], trusted_proxies=["127.0.0.1"])
     headers = {"CF_IPCountry": "BR", "User_Agent": "Theirs/2.0"}
     await client.post({"email": EMAIL}, "/v1/leads", **headers)
     [row] = await client.fetch(LEAD)
@@ -420,7 +421,7 @@ async def test_a_lead_with_what_was_done_about_it(client: Client):
     found = await admin(client, "GET", path)
     lead = msgspec.json.decode(found.body, type=LeadWithInteractions)
     assert found.json().keys() == {*COLUMNS, "interactions"}
-    assert (lead.email, lead.score, lead.ip_address) == (EMAIL, 91, "127.0.0.1")
+    assert (lead.email, lead.score, lead.ip_address) == (EMAIL, 91, "127.0.0.0")
     assert [one.interaction_type for one in lead.interactions] == ["email_sent", "call_made"]
     assert lead.interactions[1].metadata == sent["metadata"]
     assert found.json()["interactions"][1] == told.json()

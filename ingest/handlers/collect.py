@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ingest import replays
 from ingest.access import authorization_key
-from ingest.addresses import Network, client_address, rate_limit_key
+from ingest.addresses import Network, client_address, country_from_headers, is_proxy, rate_limit_key
 from ingest.bites import Bites
 from ingest.encodings import is_packed, unpack
 from ingest.formats import is_json, to_json
@@ -103,6 +103,7 @@ class Collector:
             submission = Submission(
                 path, _decoder(decode, request, body, max_bytes), body, address, request.headers, key, settled
             )
+            submission.country = self.country_of(request)
             self._intake.submit(submission)
             await settled
             if submission.refused is not None:
@@ -124,12 +125,16 @@ class Collector:
 
     def address_of(self, request: web.BaseRequest) -> str:
         """The client's address, "" where it has none: behind trusted proxies the one that they name."""
-        peer = request.transport.get_extra_info("peername") if request.transport else None
-        address = peer[0] if isinstance(peer, tuple) else ""
+        address = _peer(request)
         forwarded = None
         if self._settings.trusted_proxies:
             forwarded = ",".join(request.headers.getall("X-Forwarded-For", ())) or None
         return client_address(address, forwarded, self._settings.trusted_proxies)
+
+    def country_of(self, request: web.BaseRequest) -> str | None:
+        """The country that a trusted proxy names; None if there is none, or no such proxy."""
+        trusted = self._settings.trusted_proxies
+        return country_from_headers(request.headers) if trusted and is_proxy(_peer(request), trusted) else None
 
     def _seconds_to_wait(self, address: str) -> int:
         wait = self._settings.rate_limit.take(rate_limit_key(address))
@@ -143,6 +148,12 @@ class Collector:
         if key or "?" not in request.raw_path:
             return key
         return request.query.get("writeKey") or request.query.get("write_key")
+
+
+def _peer(request: web.BaseRequest) -> str:
+    """Who is connected, "" if by a Unix socket."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return peer[0] if isinstance(peer, tuple) else ""
 
 
 def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: int) -> Decode:

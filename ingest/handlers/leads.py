@@ -17,7 +17,6 @@ from msgspec import Meta
 
 from ingest import fields
 from ingest.access import Caller, Scope
-from ingest.addresses import country_from_headers
 from ingest.database import load_queries
 from ingest.fields import FieldError, Invalid
 from ingest.http import answer
@@ -174,7 +173,7 @@ def _row(call: Call, lead: NewLead, *, is_visitor: bool) -> list[Any]:
     """The parameters of `capture`. What a request tells by its headers is the visitor's only if they sent it."""
     country, user_agent = lead.country_code, lead.user_agent
     if is_visitor:
-        country = country or country_from_headers(call.request.headers)
+        country = country or call.country
         user_agent = user_agent or call.user_agent or None
     consent = orjson.dumps(recorded(lead.consent, datetime.now(UTC))).decode()
     return [

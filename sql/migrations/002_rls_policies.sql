@@ -4,6 +4,7 @@
 -- Settings that say on whose behalf a transaction works. The service sets them with SET LOCAL; under PostgREST a client
 -- cannot set any, and request.jwt.claims and request.headers are PostgREST's own:
 --   app.client_ip         the client's address, which rate limits count by
+--   app.anonymise_ip      off: it is stored whole; else without its last part (IPv4), or but for its first 48 bits (IPv6)
 --   app.client_ip_header  the header that names it under PostgREST, if x-forwarded-for does not; for ALTER DATABASE
 --   app.user_agent        the client's user agent, for the audit log
 --   app.user_email        an address that was proved to be the client's, such as by a link sent to it
@@ -174,6 +175,17 @@ AS $$
 $$;
 COMMENT ON FUNCTION ingest.client_address() IS 'The address of the client on whose behalf this transaction works; NULL: not known';
 
+CREATE FUNCTION ingest.stored_address(address inet) RETURNS inet
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN lower(current_setting('app.anonymise_ip', true)) IN ('off', 'false', 'no', '0') THEN address
+        ELSE host(network(set_masklen(address, CASE family(address) WHEN 6 THEN 48 ELSE 24 END)))::inet
+    END
+$$;
+COMMENT ON FUNCTION ingest.stored_address(inet) IS 'What may be stored of an address: without its last part, unless app.anonymise_ip is off';
+
 -- Not by name, so that it holds for a role that was made a member of anon as well; and not for a table's owner, nor
 -- for a function of theirs.
 CREATE FUNCTION ingest.is_public(relation regclass) RETURNS boolean
@@ -202,7 +214,7 @@ CREATE INDEX rate_limits_last_hit_at_idx ON ingest.rate_limits (last_hit_at);
 
 COMMENT ON TABLE ingest.rate_limits IS 'What was written by whom within the last hour; older rows go when others come';
 COMMENT ON COLUMN ingest.rate_limits.kind IS 'What is counted, such as leads';
-COMMENT ON COLUMN ingest.rate_limits.subject IS 'Whose: an address, a network of 64 bits in IPv6, or a session; "" for all whose address is not known';
+COMMENT ON COLUMN ingest.rate_limits.subject IS 'Whose: the hash of an address, or of a network of 64 bits in IPv6, or a session; "" for all whose address is not known';
 COMMENT ON COLUMN ingest.rate_limits.hits IS 'How many in each minute, that of last_hit_at first';
 
 CREATE TABLE ingest.api_keys (
@@ -288,13 +300,30 @@ $$;
 COMMENT ON FUNCTION ingest.hourly_limit(text, int) IS
     'How many of a kind one address may make in an hour: the setting app.<name>_per_hour, such as ALTER DATABASE … SET app.assignments_per_hour = 50000; else the second argument';
 
+-- Addresses are counted by a hash, keyed by what only this database has: the counts hold nobody's address.
+DO $$
+BEGIN
+    EXECUTE format(
+        'CREATE FUNCTION ingest.limit_key() RETURNS text LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS %L',
+        format('SELECT %L::text', gen_random_uuid()::text || gen_random_uuid()::text)
+    );
+END
+$$;
+COMMENT ON FUNCTION ingest.limit_key() IS 'What addresses are hashed with; made at random with this database';
+
 CREATE FUNCTION ingest.limit_subject(address inet) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(host(CASE family(address) WHEN 6 THEN network(set_masklen(address, 64)) ELSE address END), '')
+    SELECT CASE
+        WHEN address IS NULL THEN ''
+        ELSE left(encode(sha256(convert_to(
+            ingest.limit_key() || host(CASE family(address) WHEN 6 THEN network(set_masklen(address, 64)) ELSE address END),
+            'UTF8'
+        )), 'hex'), 32)
+    END
 $$;
-COMMENT ON FUNCTION ingest.limit_subject(inet) IS 'What shares a limit: an IPv4 address, an IPv6 network of 64 bits, or "" for all that are not known';
+COMMENT ON FUNCTION ingest.limit_subject(inet) IS 'What shares a limit, hashed: an IPv4 address, an IPv6 network of 64 bits; "" for all that are not known';
 
 -- SECURITY DEFINER because whom it counts may not touch the counts.
 CREATE FUNCTION ingest.admit_by_address() RETURNS trigger
@@ -309,11 +338,7 @@ BEGIN
         ingest.limit_subject(address),
         ingest.hourly_limit(replace(TG_ARGV[0], ' ', '_'), TG_ARGV[1]::int)
     );
-    -- Events keep an address without its last part, as the collector stores them.
-    NEW.ip_address := CASE
-        WHEN TG_TABLE_SCHEMA <> 'analytics' THEN address
-        ELSE host(network(set_masklen(address, CASE family(address) WHEN 6 THEN 48 ELSE 24 END)))::inet
-    END;
+    NEW.ip_address := ingest.stored_address(address);
     RETURN NEW;
 END
 $$;
@@ -709,7 +734,7 @@ BEGIN
         TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, TG_OP, coalesce(new_row, old_row) ->> 'id',
         ingest.without_secrets(old_row), ingest.without_secrets(new_row), changed,
         coalesce(nullif(current_setting('role'), 'none'), session_user),
-        ingest.actor_id(), ingest.actor_email(), ingest.client_address(),
+        ingest.actor_id(), ingest.actor_email(), ingest.stored_address(ingest.client_address()),
         left(coalesce(nullif(current_setting('app.user_agent', true), ''), ingest.request_header('user-agent')), 1024)
     );
     RETURN NULL;

@@ -472,6 +472,12 @@ BEGIN
         WHEN agent ~ 'Linux' THEN 'Linux'
     END), 255);
     NEW.region := left(NEW.region, 100);
+    NEW.ip_address := ingest.stored_address(NEW.ip_address);
+    IF ingest.as_address(NEW.context ->> 'ip') IS NOT NULL THEN
+        NEW.context := jsonb_set(
+            NEW.context, '{ip}', to_jsonb(host(ingest.stored_address(ingest.as_address(NEW.context ->> 'ip'))))
+        );
+    END IF;
     RETURN NEW;
 END
 $$;
