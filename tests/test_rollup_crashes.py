@@ -239,7 +239,9 @@ async def test_fifty_random_kills_of_rollup_workers_count_each_event_once(connec
     inserted = interrupted = 0
     await partitions.ensure(connection, [(datetime.now(UTC) - timedelta(days=days)).date() for days in range(-1, 3)])
     with ExitStack() as stack:
-        service = stack.enter_context(running(Service(tmp_path / "collector", database_url, "--trusted-proxies", "127.0.0.1")))
+        service = stack.enter_context(
+            running(Service(tmp_path / "collector", database_url, "--trusted-proxies", "127.0.0.1"))
+        )
         for worker in workers:
             stack.enter_context(rolling_up(worker))
         client = stack.enter_context(VariedClient(service.url, random.Random(5), 0.05))
