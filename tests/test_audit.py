@@ -99,7 +99,7 @@ async def test_who_it_was(populated: asyncpg.Connection):
         await populated.execute("RESET ROLE")
         entry = await latest(populated, "onboarding.sessions")
     assert (entry["actor_role"], entry["user_id"], entry["user_email"]) == ("anon", None, "ours@example.com")
-    assert (str(entry["ip_address"]), entry["user_agent"]) == ("203.0.113.1", "Firefox")
+    assert (str(entry["ip_address"]), entry["user_agent"]) == ("203.0.113.0", "Firefox")
 
     headers = {"request.headers": json.dumps({"user-agent": "Safari", "x-forwarded-for": "203.0.113.2"})}
     async with acting(populated, "authenticated", claims("admin", "admin@example.com") | headers):
@@ -110,7 +110,7 @@ async def test_who_it_was(populated: asyncpg.Connection):
         OURS,
         "admin@example.com",
     )
-    assert (str(entry["ip_address"]), entry["user_agent"]) == ("203.0.113.2", "Safari")
+    assert (str(entry["ip_address"]), entry["user_agent"]) == ("203.0.113.0", "Safari")
 
     async with acting(populated, "authenticated", claims("admin", sub="not a uuid")):
         await populated.execute("UPDATE marketing.leads SET city = 'Oslo'")
