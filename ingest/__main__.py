@@ -113,6 +113,10 @@ def _journal(config: Config, given: argparse.Namespace) -> int:
         if given.record is None:
             raise IngestError("which record? `ingest journal show NUMBER`; a row's is its batch_id & 1099511627775")
         return journal.show(config, given.record, given.journal)
+    if given.action == "drain":
+        from ingest.commands import drain
+
+        return drain.drain(config)
     return journal.verify(config) if given.action == "verify" else journal.pending(config)
 
 

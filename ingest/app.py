@@ -82,7 +82,8 @@ class Worker:
         self._write_failing = False
 
     def _stores(self) -> list[tuple[Journal, Writer]]:
-        return [(self.journal, self.writer), *self.adopted.values()]
+        own = [(self.journal, self.writer)] if hasattr(self, "journal") else []
+        return [*own, *self.adopted.values()]
 
     def can_accept(self) -> bool:
         """Whether an event that came now could be made durable. A database outage does not matter here."""
@@ -235,7 +236,7 @@ class Worker:
 
     async def adopt(self) -> None:
         """Drain the journals that nobody holds: there are fewer workers now, or one could not come back."""
-        held = {self.journal.folder, *self.adopted}
+        held = {journal.folder for journal, _ in self._stores()}
         free = [
             folder
             for folder in journals.folders(self.config.data_dir)
@@ -277,6 +278,25 @@ class Worker:
         self._drained[folder] = journals.changed_at(folder)
         if not journal.has_backlog:
             del self.adopted[folder]
+
+    async def drain_only(self, patience_seconds: float) -> int:
+        """Store what the journals of the data folder hold, without serving; how many of them are not done.
+
+        Gives up when nothing has been stored for so long. Raises DatabaseError when the database is not there.
+        """
+        await self.adopt()
+        left, deadline = self.accounts.pending, time.monotonic() + patience_seconds
+        while self.adopted and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+            if self.accounts.pending < left:
+                left, deadline = self.accounts.pending, time.monotonic() + patience_seconds
+        self.stopping.set()
+        _, late = await asyncio.wait(self._tasks, timeout=5) if self._tasks else (set(), set())
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        undone = set(journals.folders(self.config.data_dir)) - self._drained.keys()
+        return len(undone | self.adopted.keys())
 
     async def probe_journal(self) -> None:
         """After a failed write, see whether the disk is well again. No balancer would send a request to find out

@@ -134,9 +134,10 @@ def _parser() -> _Parser:
         help="print a fresh key; encrypt all credentials anew with the first of encryption_keys [key]",
     )  # fmt: skip
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
-    journal = command("journal", "what waits to be stored: pending, verify, show", _WHERE)
-    journal.add_argument("action", nargs="?", metavar="{pending,verify,show}", default="pending",
-        help="what is not stored yet; whether the files are sound; what a record holds [pending]",
+    journal = command("journal", "what waits to be stored: pending, verify, show, drain", _WHERE)
+    journal.add_argument("action", nargs="?", metavar="{pending,verify,show,drain}", default="pending",
+        help="what is not stored yet; whether the files are sound; what a record holds; store it all without serving"
+        " [pending]",
     )  # fmt: skip
     journal.add_argument("record", nargs="?", type=_natural, help="number of the record to show")
     journal.add_argument("--journal", metavar="N", type=_natural, help="show: which journal, when there are several")
@@ -225,7 +226,7 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
 
 
 _ACTIONS = {
-    "journal": ("pending", "verify", "show"),
+    "journal": ("pending", "verify", "show", "drain"),
     "keys": ("create", "list", "revoke"),
     "rejected": ("list", "replay"),
     "rollup": ("run", "rebuild", "verify"),

@@ -705,6 +705,28 @@ async def test_a_worker_drains_the_journal_of_one_that_is_no_more(ingest, databa
     assert [line.split()[1] for line in after] == ["0", "0"]
 
 
+async def test_drain_stores_what_an_orphaned_folder_holds(ingest, database_url, connection, tmp_path):
+    folder = tmp_path / "data"
+    check_refused(ingest("journal", "drain", "--data-dir", folder, url=database_url), "there is no journal")
+    with running(Service(folder, database_url, "--workers", "2")) as two:
+        wait_until(lambda: raw_metrics(two).count("ingest_ready{") == 2, 20, "both workers have made their journals")
+        refused = ingest("journal", "drain", "--data-dir", folder, url=database_url)
+        check_refused(refused, "is in use by another ingest process")
+    with running(Service(folder, NOBODY, "--workers", "2")) as cut_off:
+        for index in range(20):
+            assert cut_off.post("/v1/events", {"name": f"kept {index}"})[0] == 200
+        cut_off.kill()
+    # Another machine: the folder was moved there, and nothing else.
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    check_refused(ingest("journal", "drain", "--data-dir", moved, url=NOBODY), "connection refused")
+    for stored in (20, 0):
+        ran = ingest("journal", "drain", "--data-dir", moved, url=database_url)
+        assert (ran.code, ran.out.split()[0]) == (0, str(stored)), ran
+        names = await connection.fetch("SELECT name FROM analytics.events")
+        assert sorted(row["name"] for row in names) == sorted(f"kept {index}" for index in range(20))
+
+
 async def test_ctrl_c_while_serve_waits_for_the_database_ends_it_at_once(tmp_path):
     service = Service(tmp_path / "data", NOBODY, "--workers", "2").start(wait=False)
     try:

@@ -1,0 +1,47 @@
+"""`ingest journal drain`: store what the journals of a data folder hold, without serving.
+
+For a folder whose collector is no more, on whatever machine its disk is now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from ingest import database, journals, migrations
+from ingest.app import Worker
+from ingest.commands.target import database_url
+from ingest.config import Config
+from ingest.data_folder import DataFolder, is_in_use
+from ingest.errors import IngestError
+
+
+def drain(config: Config) -> int:
+    """Exit code 0 when everything is in the database. Raises IngestError when the folder is in use."""
+    if is_in_use(config.data_dir):
+        raise IngestError(f"the data folder {config.data_dir} is in use by another ingest process, which stores it")
+    if not journals.folders(config.data_dir):
+        raise IngestError(f"there is no journal in the data folder {config.data_dir}")
+    with database_url(config) as url:
+        folder = DataFolder(config.data_dir)
+        try:
+            return asyncio.run(_drain(msgspec.structs.replace(config, database_url=url)))
+        finally:
+            folder.release()
+
+
+async def _drain(config: Config) -> int:
+    worker = Worker(config, 0)
+    connection = await worker.connect("drain")
+    try:
+        await migrations.check(connection)
+    finally:
+        await database.close(connection)
+    left = await worker.drain_only(config.database_wait_seconds)
+    books = worker.accounts
+    print(
+        f"{books.stored} events stored, {books.duplicate_in_database} were there already,"
+        f" {books.rejected.total()} refused or lost, {books.pending} left"
+    )
+    return 1 if left or books.pending else 0
