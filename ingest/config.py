@@ -71,7 +71,12 @@ def _database_url(text: str) -> str:
 ORIGINS = {"each": _origin, "what": "a list, each `*` or an origin such as https://app.example.com"}
 EXACT_ORIGINS = {"each": _exact_origin, "what": "a list of origins such as https://www.example.com"}
 NETWORKS = {"each": _network, "what": "a list of addresses or networks such as 10.0.0.0/8"}
-URL = {"each": _database_url, "what": "a URL such as postgresql://user@host:5432/name", "secret": True}
+URL = {
+    "each": _database_url,
+    "what": "a URL such as postgresql://user@host:5432/name",
+    "secret": True,
+    "metavar": "URL",
+}
 SECRET = {"secret": True}
 SECRET_TEXT = {"what": "a text that is not empty", "secret": True}
 FERNET = {"each": _fernet_key, "what": "a list of keys, each 32 random bytes in base64url", "secret": True}
@@ -278,7 +283,7 @@ KINDS: dict[Any, Kind] = {
     bool: Kind(lambda value: SWITCHES[str(value).strip().lower()], "", "true or false"),
     str: Kind(_text, "TEXT", "a text that is not empty"),
     # An empty DATABASE_URL is a secret that did not arrive more often than a wish for the embedded Postgres.
-    str | None: Kind(_text, "URL", "a text that is not empty"),
+    str | None: Kind(_text, "TEXT", "a text that is not empty"),
     Path: Kind(_path, "PATH", "a path"),
     Path | None: Kind(lambda value: None if value == "" else _path(value), "PATH", "a path or empty"),
     tuple[str, ...]: Kind(read_words, "A,B", "a list of texts"),
@@ -311,6 +316,11 @@ class Setting(NamedTuple):
     @property
     def kind(self) -> Kind:
         return SIZE if self.name.endswith("_bytes") else KINDS[self.type]
+
+    @property
+    def metavar(self) -> str:
+        metavar: str = self.extra.get("metavar", self.kind.metavar)
+        return metavar
 
     @property
     def bounds(self) -> str:

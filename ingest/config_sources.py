@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser, only: Iterable[str] | None = 
         if setting.type is bool:
             options |= {"action": argparse.BooleanOptionalAction}
         elif setting.kind.read is read_words:
-            options |= {"action": "extend", "type": split_words, "metavar": setting.kind.metavar}
+            options |= {"action": "extend", "type": split_words, "metavar": setting.metavar}
         else:
-            options |= {"metavar": setting.kind.metavar}
+            options |= {"metavar": setting.metavar}
         group.add_argument(setting.flag, **options)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import getopt
 import os
 import re
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlencode, urlsplit
 
 import asyncpg
 
@@ -146,9 +147,50 @@ def _place(dsn: str) -> _Place | None:
 
 
 def psql_command(dsn: str, psql: str, args: list[str]) -> list[str]:
-    """The command that opens psql on this database. The password is not in it, as everybody may list processes:
-    run it in `psql_environment(dsn)`."""
-    return [psql, "--dbname", _take_password(dsn)[0], *args]
+    """The command that opens psql on this database, or on another of this server if the arguments name one. The
+    password is not in it, as everybody may list processes: run it in `psql_environment(dsn)`."""
+    url = _take_password(dsn)[0]
+    name, rest = _named_database(args)
+    return [psql, "--dbname", url if name is None else _with_database(url, name), *rest]
+
+
+_PSQL_SHORT: Final = "aAbc:d:eEf:F:h:HlL:no:p:P:qR:sStT:U:v:VwWxXz01?"
+_PSQL_LONG: Final = (
+    "echo-all", "no-align", "echo-errors", "command=", "dbname=", "echo-queries", "echo-hidden", "file=",
+    "field-separator=", "host=", "html", "list", "log-file=", "no-readline", "output=", "port=", "pset=", "quiet",
+    "record-separator=", "single-step", "single-line", "tuples-only", "table-attr=", "username=", "set=", "variable=",
+    "version", "no-password", "password", "expanded", "no-psqlrc", "field-separator-zero", "record-separator-zero",
+    "single-transaction", "help=", "csv",
+)  # fmt: skip
+
+
+def _named_database(args: list[str]) -> tuple[str | None, list[str]]:
+    """The database that psql's arguments name by its mere name, and the arguments without it. What names a server,
+    too, is left to psql, for which the last name counts."""
+    try:
+        options, others = getopt.gnu_getopt(args, _PSQL_SHORT, _PSQL_LONG)
+    except getopt.GetoptError:
+        return None, args
+    named = [value for option, value in options if option in ("-d", "--dbname")]
+    if not named:
+        named, others = others[:1], others[1:]
+    if not named or "=" in named[-1] or "://" in named[-1]:
+        return None, args
+    rest = [word for option, value in options if option not in ("-d", "--dbname") for word in _words(option, value)]
+    return named[-1], [*rest, *others]
+
+
+def _words(option: str, value: str) -> list[str]:
+    if not value:
+        return [option, ""] if option[1:] + ":" in _PSQL_SHORT else [option]
+    return [f"{option}={value}"] if option.startswith("--") else [option, value]
+
+
+def _with_database(url: str, name: str) -> str:
+    parts = urlsplit(url)
+    options = {key: values for key, values in parse_qs(parts.query).items() if key not in ("dbname", "database")}
+    query = urlencode(options, doseq=True)
+    return f"{parts.scheme}://{parts.netloc}/{quote(name, safe='')}" + (f"?{query}" if query else "")
 
 
 def psql_environment(dsn: str) -> dict[str, str]:

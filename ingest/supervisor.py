@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 RESTART_SECONDS: Final = 1.0
 _SPAWNING: Final = multiprocessing.get_context("spawn")
-_STOPPING: Final = frozenset((signal.SIGTERM, signal.SIGINT))
+_STOPPING: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+"""The last comes when the terminal is closed."""
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BUFFER_BYTES: Final = 512 * 1024
 FAILED_TO_START: Final = 3
@@ -76,14 +77,23 @@ async def start_unless_stopped(starting: Coroutine[None, None, Worker], stop: as
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGTERM and SIGINT set `stop`; a second one does nothing more, so that the flush is not cut short."""
+    """SIGTERM, SIGINT and SIGHUP set `stop`; a second one does nothing more, so that the flush is not cut short."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _heard():
         loop.add_signal_handler(number, stop.set)
 
 
+def _heard() -> list[signal.Signals]:
+    """The signals that stop us: all but a SIGHUP that `nohup` had us ignore."""
+    return [
+        number
+        for number in _STOPPING
+        if number != signal.SIGHUP or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ]
+
+
 def run_workers(config: Config, announce: str) -> int:
-    """Run `config.workers` collectors until SIGTERM or SIGINT; 0. Raises IngestError when one cannot start.
+    """Run `config.workers` collectors until SIGTERM, SIGINT or SIGHUP; 0. Raises IngestError when one cannot start.
 
     `announce` is logged by each worker when it accepts events, with the `{port}` filled in.
     """
@@ -104,8 +114,8 @@ def run_workers(config: Config, announce: str) -> int:
         nonlocal stopping
         stopping = True
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in _heard():
+        signal.signal(number, stop)
     first = [start(index) for index in range(config.workers)]
     processes = list(first)
     try:

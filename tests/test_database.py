@@ -168,6 +168,35 @@ def test_psql_gets_the_password_of_the_options_too():
     assert database.psql_environment(dsn)["PGPASSWORD"] == PASSWORD
 
 
+@pytest.mark.parametrize(
+    ("args", "rest"),
+    [
+        (["-d", "other one", "-c", "SELECT 1"], ["-c", "SELECT 1"]),
+        (["-dother one"], []),
+        (["-XAtd", "other one", "-c", "-d x"], ["-X", "-A", "-t", "-c", "-d x"]),
+        (["--dbname=other one", "-l"], ["-l"]),
+        (["-c", "SELECT 1", "--dbname", "other one"], ["-c", "SELECT 1"]),
+        (["other one", "-c", "SELECT 1"], ["-c", "SELECT 1"]),
+        (["-v", "a=b", "other one", "ann"], ["-v", "a=b", "ann"]),
+        (["-d", "first", "-d", "other one", "--set=x=1", "-F", ""], ["--set=x=1", "-F", ""]),
+    ],
+)
+def test_psql_opens_another_database_of_the_same_server(args: list[str], rest: list[str]):
+    url = "postgresql://ann@db.example.com:6000/shop?sslmode=require&dbname=shop"
+    assert database.psql_command(url, "psql", args) == [
+        "psql",
+        "--dbname",
+        "postgresql://ann@db.example.com:6000/other%20one?sslmode=require",
+        *rest,
+    ]
+
+
+@pytest.mark.parametrize("args", [["-d", "postgresql://elsewhere/x"], ["-d", "host=elsewhere"], ["--nonsense"], []])
+def test_psql_is_left_what_names_another_server(args: list[str]):
+    url = "postgresql://ann@db.example.com/shop"
+    assert database.psql_command(url, "psql", args) == ["psql", "--dbname", url, *args]
+
+
 async def test_psql_reaches_the_database(connection: asyncpg.Connection, database_url: str):
     psql = EmbeddedPostgres(Path("unused")).psql_path
     command = database.psql_command(database_url, str(psql), ["-XtAc", "SELECT current_database()"])

@@ -437,9 +437,9 @@ DO $$
 DECLARE
     -- The whole of each is a subquery: the planner then knows that it holds for all rows or for none, and does not take
     -- it for a condition that one row in 200 meets, for which it would read whole tables.
-    admin constant text := $p$(SELECT coalesce(auth.jwt() -> 'app_metadata' ->> 'role' = 'admin', false))$p$;
+    admin constant text := $p$(SELECT coalesce((SELECT auth.jwt()) -> 'app_metadata' ->> 'role' = 'admin', false))$p$;
     analyst constant text :=
-        $p$(SELECT coalesce(auth.jwt() -> 'app_metadata' ->> 'role' IN ('admin', 'analyst'), false))$p$;
+        $p$(SELECT coalesce((SELECT auth.jwt()) -> 'app_metadata' ->> 'role' IN ('admin', 'analyst'), false))$p$;
     own_account constant text := 'lead_id = (SELECT ingest.own_lead_id())';
     -- The accounts in it are those that their own policy shows.
     own_template constant text := 'account_id IN (SELECT id FROM whatsapp.accounts)';
@@ -539,7 +539,7 @@ WITH CHECK (status = 'new' AND deleted_at IS NULL);
 -- PostgREST nobody; and the service only after proof that the address is the visitor's.
 CREATE POLICY leads_anon_select ON marketing.leads FOR SELECT TO anon
 USING (
-    email = (SELECT lower(trim(nullif(current_setting('app.user_email', true), ''))))
+    email = (SELECT lower(trim(nullif((SELECT current_setting('app.user_email', true)), ''))))
     AND deleted_at IS NULL
 );
 
@@ -559,13 +559,13 @@ WITH CHECK (status IN ('not_started', 'in_progress'));
 
 CREATE POLICY sessions_anon_select ON onboarding.sessions FOR SELECT TO anon
 USING (
-    session_token = (SELECT nullif(current_setting('app.session_token', true), ''))
+    session_token = (SELECT nullif((SELECT current_setting('app.session_token', true)), ''))
     AND (status <> 'abandoned' OR coalesce(abandoned_at, last_activity_at) > now() - interval '24 hours')
 );
 
 CREATE POLICY sessions_anon_update ON onboarding.sessions FOR UPDATE TO anon
 USING (
-    session_token = (SELECT nullif(current_setting('app.session_token', true), ''))
+    session_token = (SELECT nullif((SELECT current_setting('app.session_token', true)), ''))
     AND (status <> 'abandoned' OR coalesce(abandoned_at, last_activity_at) > now() - interval '24 hours')
 );
 
@@ -611,7 +611,7 @@ CREATE POLICY assignments_anon_insert ON experiments.assignments FOR INSERT TO a
 WITH CHECK (
     user_id IS NULL
     AND (
-        session_id = (SELECT nullif(current_setting('app.session_id', true), ''))
+        session_id = (SELECT nullif((SELECT current_setting('app.session_id', true)), ''))
         OR session_id = (SELECT id::text FROM onboarding.sessions)
     )
     -- The experiments in it are those that their own policy shows: running ones.
@@ -625,7 +625,7 @@ CREATE POLICY assignments_anon_select ON experiments.assignments FOR SELECT TO a
 USING (
     user_id IS NULL
     AND (
-        session_id = (SELECT nullif(current_setting('app.session_id', true), ''))
+        session_id = (SELECT nullif((SELECT current_setting('app.session_id', true)), ''))
         OR session_id = (SELECT id::text FROM onboarding.sessions)
     )
 );
@@ -633,7 +633,7 @@ CREATE POLICY assignments_anon_update ON experiments.assignments FOR UPDATE TO a
 USING (
     user_id IS NULL
     AND (
-        session_id = (SELECT nullif(current_setting('app.session_id', true), ''))
+        session_id = (SELECT nullif((SELECT current_setting('app.session_id', true)), ''))
         OR session_id = (SELECT id::text FROM onboarding.sessions)
     )
 );
