@@ -493,6 +493,53 @@ def test_a_flipped_byte_costs_its_record_is_counted_and_the_segment_is_set_aside
         assert service.post("/v1/events", batch(1, "still"))[0] == 200
 
 
+def become_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("what", ["newest emptied", "oldest deleted", "swapped", "a folder", "first line"])
+def test_segments_that_are_lost_or_moved_are_counted_and_stop_nobody(mortal, tmp_path, what):
+    """Some stored, then Postgres is away and several segments fill; kill -9, and the files are not as they were."""
+    service = Service(tmp_path / "data", mortal.dsn, "--segment-bytes", "1MiB")
+    with running(service):
+        service.post("/v1/events", batch(5))
+        service.wait_stored()
+        kill_postgres(mortal)
+        for _ in range(20):
+            events = [{**one, "properties": {"text": "x" * 9000}} for one in batch(20)]
+            assert service.post("/v1/events", events)[0] == 200
+        service.kill()
+        paths = segment.list_segments(journals.folders(tmp_path / "data")[0])
+        assert len(paths) >= 3
+        if what == "newest emptied":
+            os.truncate(paths[-1], 0)
+        elif what == "oldest deleted":
+            paths[0].unlink()
+        elif what == "a folder":
+            become_folder(paths[1])
+        elif what == "swapped":
+            paths[0].rename(tmp_path / "aside")
+            paths[1].rename(paths[0])
+            (tmp_path / "aside").rename(paths[1])
+        else:
+            content = paths[1].read_bytes()
+            paths[1].write_bytes(b"?" + content[1:])
+        mortal.start()
+        service.start()
+        metrics = service.wait_stored()
+        lost = metrics['ingest_events_rejected_total{reason="journal_corrupt"}']
+        assert len(stored_ids(mortal.dsn)) + lost == 405
+        assert (
+            (lost > 0)
+            == (metrics["ingest_journal_records_lost_total"] > 0)
+            == (what not in ("swapped", "first line"))
+        )
+        assert metrics["ingest_events_unaccounted"] == 0 and metrics["ingest_pending_bytes"] == 0
+        assert (f"{lost:.0f} events that were acknowledged" in service.log_text()) == (lost > 0)
+        assert service.post("/v1/events", batch(1, "still"))[0] == 200
+
+
 # Other processes and other releases.
 
 
