@@ -6,9 +6,12 @@ without the database.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +22,9 @@ from ingest import row, segment
 from ingest.database import load_queries
 from ingest.errors import IngestError
 from ingest.segment import Layout
+from ingest.segment_reader import SegmentError, SegmentReader
+
+logger = logging.getLogger(__name__)
 
 _IDENTITY_FILE: Final = "journal.json"
 
@@ -48,15 +54,23 @@ class Claimed:
 
 
 def folders(data_dir: Path) -> list[Path]:
-    """The journals of a data folder, by number."""
-    return sorted((path.parent for path in (data_dir / "journals").glob(f"*/{_IDENTITY_FILE}")), key=lambda p: p.name)
+    """The journals of a data folder, by number; also one of which only the segments are left."""
+    found = {path.parent for name in (_IDENTITY_FILE, f"*{segment.SUFFIX}") for path in _glob(data_dir, name)}
+    return sorted(found, key=lambda path: path.name)
+
+
+def _glob(data_dir: Path, name: str) -> Iterable[Path]:
+    return (data_dir / "journals").glob(f"*/{name}")
 
 
 def claim(data_dir: Path) -> Claimed | None:
-    """Hold the first journal that nobody holds; None when there is none."""
+    """Hold the first journal that nobody holds; None when there is none. One that cannot be read stops nobody."""
     for folder in folders(data_dir):
-        if (claimed := claim_folder(folder)) is not None:
-            return claimed
+        try:
+            if (claimed := claim_folder(folder)) is not None:
+                return claimed
+        except JournalFolderError as error:
+            logger.error("a journal is left out, what waits in it is not stored: %s", error)
     return None
 
 
@@ -85,8 +99,11 @@ def _lock(folder: Path) -> int | None:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nobody holds this journal just now."""
-    claimed = claim_folder(folder)
+    """Whether it can be read and nobody holds it just now."""
+    try:
+        claimed = claim_folder(folder)
+    except JournalFolderError:
+        return False
     if claimed is not None:
         claimed.release()
     return claimed is not None
@@ -98,8 +115,20 @@ def read_layout(folder: Path) -> Layout:
     try:
         known = msgspec.json.decode(path.read_bytes(), type=_Identity)
     except (OSError, msgspec.DecodeError) as error:
-        raise JournalFolderError(f"{path} cannot be read: {error}") from None
+        # Each segment says the same in its first line.
+        found = _identity_of_segments(folder)
+        if found is None:
+            raise JournalFolderError(f"{path} cannot be read: {error}") from None
+        known = found
     return Layout(known.number, known.identity, row.EVENT_COLUMNS, row.REJECTED_COLUMNS)
+
+
+def _identity_of_segments(folder: Path) -> _Identity | None:
+    for path in segment.list_segments(folder):
+        with contextlib.suppress(OSError, SegmentError), SegmentReader(path) as reader:
+            if reader.layout is not None and f"{reader.layout.journal:06d}" == folder.name:
+                return _Identity(reader.layout.journal, reader.layout.identity)
+    return None
 
 
 async def create(data_dir: Path, connection: asyncpg.Connection) -> Claimed:

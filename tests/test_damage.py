@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ingest.segment_reader
-from ingest import segment
+from ingest import journals, segment
 from ingest.journal import Journal
 from ingest.journals import Claimed, claim_folder
 from ingest.segment import Layout, Record
@@ -644,3 +644,32 @@ async def test_the_lines_of_an_older_release_are_stored_with_their_columns_altho
         journal.forget(len(records))
     assert drained == [(b"1\n", older), (b"2\n", older), (b"3\tnew\n", LAYOUT)]
     await journal.close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"number": 7, "identit', bytes(60), b"\xff\xfe"])
+async def test_a_journal_whose_identity_is_damaged_is_known_by_its_segments(tmp_path, content):
+    folder = tmp_path / "journals" / "000007"
+    folder.parent.mkdir()
+    await fill(folder, 4)
+    if content is None:
+        (folder / "journal.json").unlink()
+    else:
+        (folder / "journal.json").write_bytes(content)
+    assert journals.folders(tmp_path) == [folder]
+    assert journals.is_free(folder)
+    claimed = journals.claim(tmp_path)
+    assert claimed is not None
+    assert (claimed.layout.journal, claimed.layout.identity) == (LAYOUT.journal, LAYOUT.identity)
+    claimed.release()
+
+
+async def test_a_journal_that_cannot_be_known_stops_nobody(tmp_path):
+    for name in ("000001", "000007"):
+        (tmp_path / "journals" / name).mkdir(parents=True)
+    (tmp_path / "journals" / "000001" / "journal.json").write_bytes(b"?")
+    good = tmp_path / "journals" / "000007"
+    (good / "journal.json").write_text(f'{{"number": 7, "identity": "{LAYOUT.identity}"}}')
+    assert not journals.is_free(tmp_path / "journals" / "000001")
+    claimed = journals.claim(tmp_path)
+    assert claimed is not None and claimed.folder == good
+    claimed.release()
