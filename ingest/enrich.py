@@ -97,8 +97,6 @@ _AUTOMATED = (
     "selenium",
     "webdriver",
     "cypress/",
-    "crawler",
-    "spider",
     "healthcheck",
     "health check",
     "kube-probe",
@@ -106,8 +104,27 @@ _AUTOMATED = (
     "blackbox exporter",
     "prometheus/",
 )
-# CUBOT makes phones.
-_BOT = re.compile(r"(?<!cu)bots?\b")
+# A word that ends in bot; CUBOT makes phones, robots.txt is a file. And those that call themselves otherwise:
+# crawlers of search engines and of AI, previews of links, monitors, scanners. ua-parser looks for "bot" in any word.
+# The same rule is in ingest.device_of() of the database; a test compares them.
+_BOT = re.compile(
+    r"(?<!cu)(?<!tal)(?<!tur)(?<!ab)(?<!\bro)bots?\b|\brobot/|\bbot[-_/]|crawl(?:er|ers|ing)?\b|spiders?\b|slurp\b"
+    r"|\bgoogleother\b|\bgoogle-[a-z]|\b(?:apis|mediapartners|feedfetcher|appengine)-google\b"
+    r"|\bgoogle (?:favicon|web)\b"
+    r"|\bgoogleproducer\b|\bgemini-|\b(?:chatgpt|claude|perplexity|mistralai)-(?:user|web|agent|search)"
+    r"|\b(?:anthropic|cohere)-ai\b|\bfacebook(?:externalhit|catalog)\b|\bmeta-external|\bmeta-webindexer\b"
+    r"|\bbingpreview\b|\bia_archiver\b|archiver\b|indexer\b|scrape[rd]?\b|scrapy\b|\bheritrix\b|\bnutch\b|\bhttrack\b"
+    r"|^whatsapp/|\bskypeuripreview\b|\bvkshare\b|\bembedly\b|\biframely\b"
+    r"|\bw3c[-_]|\bscreaming frog\b|\byeti/|\bdaum/"
+    r"|\bsogou (?:web|pic|inst)|\bqwantify\b|\bdiffbot\b|\bomgili|\btimpi|\bflipboardproxy\b"
+    r"|\bfeed(?:ly|burner|fetcher)\b"
+    r"|\bprerender\b|\brendertron\b|\byandex(?:images|video|media|blogs|favicons|webmaster|metrika|direct|market)"
+    r"|\bpingdom|\bstatuscake\b|\bsite24x7\b|\bdatadog|\bnewrelic|\bcheckly\b|\bgtmetrix\b| ptst/|\bspeedcurve\b"
+    r"|\bcatchpoint\b|\bdynatrace|\bthousandeyes\b|\bnodeping\b|\bfreshping\b"
+    r"|\bbetter ?(?:uptime|stack)|\buptime-?kuma"
+    r"|\bzgrab\b|\bmasscan\b|\bnmap\b|\bnuclei\b|\bcensys|\bnikto\b|\bsqlmap\b|\bwpscan\b|\binternet-?measurement\b"
+    r"|\(compatible;[^()]{0,250}\+https?://"
+)
 
 # The start of what HTTP libraries and SDKs call themselves. ua-parser takes some of them for spiders.
 _LIBRARIES = (
@@ -209,11 +226,10 @@ def _read_device(user_agent: str) -> Device:
     text = _clean(user_agent).strip()
     if not text:
         return NO_DEVICE
-    parsed = _resolver()(text, Domain.ALL)
+    parsed = _resolver()(text, Domain.USER_AGENT | Domain.OS)
     browser = parsed.user_agent.family if parsed.user_agent else None
     system = parsed.os.family if parsed.os else None
-    spider = parsed.device is not None and parsed.device.family == "Spider"
-    return Device(_device_type(text.lower(), system, spider), _named(browser), _named(system))
+    return Device(_device_type(text.lower(), system), _named(browser), _named(system))
 
 
 def _named(family: str | None) -> str | None:
@@ -221,15 +237,13 @@ def _named(family: str | None) -> str | None:
     return family[:MAX_VALUE_CHARACTERS] if family and family != "Other" else None
 
 
-def _device_type(text: str, system: str | None, spider: bool) -> str:
+def _device_type(text: str, system: str | None) -> str:
     """The first rule that knows wins; `text` is in lower case. The order matters: bots imitate phones,
     television sets call themselves Android."""
     if _mentions(text, _AUTOMATED) or _BOT.search(text):
         return "bot"
     if text.startswith(_LIBRARIES):
         return "other"
-    if spider:
-        return "bot"
     if "ipad" in text:
         return "tablet"
     if "iphone" in text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -385,3 +386,89 @@ for text in (
 def test_no_pattern_goes_back_and_forth_over_a_long_text() -> None:
     # Under a second. What is not linear in the length takes hours, and a process can be ended, a pattern not.
     subprocess.run([sys.executable, "-c", LONG_TEXTS], check=True, timeout=120)
+
+
+CRAWLERS = [
+    "GoogleOther",
+    "Mozilla/5.0 (compatible; GoogleOther)",
+    "Mozilla/5.0 AppleWebKit/537.36 (KHTML, like Gecko; compatible; ClaudeBot/1.0; +claudebot@anthropic.com)",
+    "Mozilla/5.0 AppleWebKit/537.36 (KHTML, like Gecko; compatible; ChatGPT-User/1.0; +https://openai.com/bot)",
+    "Mozilla/5.0 (compatible; OAI-SearchBot/1.0)",
+    "Mozilla/5.0 (compatible; Claude-User/1.0)",
+    "meta-externalagent/1.1 (+https://developers.facebook.com/docs/sharing/webmasters/crawler)",
+    "PerplexityBot/1.0",
+    "Mozilla/5.0 (compatible; Perplexity-User/1.0)",
+    "CCBot/2.0 (https://commoncrawl.org/faq/)",
+    "Amazonbot/0.1",
+    "Applebot/0.1",
+    "Mozilla/5.0 (compatible; Yahoo! Slurp; http://help.yahoo.com)",
+    "Baiduspider+(+http://www.baidu.com)",
+    "ia_archiver",
+    "Mozilla/5.0+(compatible; UptimeRobot/2.0; http://www.uptimerobot.com/)",
+    "Pingdom.com_bot_version_1.4",
+    "AdsBot-Google (+http://www.google.com/adsbot.html)",
+    "Mediapartners-Google",
+    "APIs-Google (+https://developers.google.com)",
+    "Google-InspectionTool/1.0",
+    "Google-Read-Aloud",
+    "Slackbot-LinkExpanding 1.0",
+    "Discordbot/2.0",
+    "TelegramBot (like TwitterBot)",
+    "Screaming Frog SEO Spider/20.0",
+    "Mozilla/5.0 zgrab/0.x",
+    "DuckAssistBot/1.2",
+    "anthropic-ai",
+    "cohere-ai",
+    "SemrushBot",
+    "archive.org_bot",
+    "Datadog/Synthetics",
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/120.0 Safari/537.36 PTST/231018",
+    "Sogou web spider/4.0",
+    "YandexImages/3.0",
+    "Google-CloudVertexBot",
+    "Bytespider",
+    "MistralAI-User/1.0",
+    "StatusCake",
+    "python crawler/1",
+    "facebookcatalog/1.0",
+    "Prerender (+https://github.com/prerender/prerender)",
+]
+PEOPLE = [
+    "Botswana/1",
+    "fan of Robots.txt",
+    "Robotics Browser",
+    "Abbott/1",
+    "Talbot/2",
+    "Mozilla/5.0 (Linux; Android 13; CUBOT P80) AppleWebKit/537.36 Chrome/138.0.0.0 Mobile Safari/537.36",
+    "Bottega/1",
+    "Spiderman/1",
+    "Silky Browser",
+    "Mozilla/5.0 (Linux; Android 11; KFTRWI) AppleWebKit/537.36 (KHTML, like Gecko) S"
+    "ilk/138.2.1 like Chrome/138.0.7204.63 Safari/537.36",
+    "Borgward/1",
+    "Mozilla/5.0 (Windows NT 10.0) WordPressDesktop/8.0",
+    "Zeal/0.7",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHT"
+    "ML, like Gecko) Mobile/15E148 GSA/1",
+    "ReaperApp/1",
+    "Charlotte/1",
+    "Crawley Town/2",
+    "Mozilla/5.0 (compatible; MSIE 10.0; Windows NT 6.2; Trident/6.0)",
+]
+
+
+@pytest.mark.parametrize("user_agent", CRAWLERS)
+def test_crawlers_monitors_and_previews_are_bots(user_agent: str) -> None:
+    assert describe_user_agent(user_agent).device_type == "bot"
+
+
+@pytest.mark.parametrize("user_agent", PEOPLE)
+def test_who_only_sounds_like_a_bot_is_none(user_agent: str) -> None:
+    assert describe_user_agent(user_agent).device_type != "bot"
+
+
+async def test_the_database_knows_the_same_bots(connection: asyncpg.Connection) -> None:
+    known = [text for text, *_ in [*BOTS, *DESKTOPS, *PHONES, *TABLETS, *OTHERS]]
+    for text in [*known, *CRAWLERS, *PEOPLE]:
+        found = await connection.fetchval("SELECT ingest.device_of($1)::text", text)
+        assert (found == "bot") == (describe_user_agent(text).device_type == "bot"), text

@@ -417,7 +417,21 @@ LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
-        WHEN user_agent ~* '(bot\M|crawl|spider|headless|lighthouse)' THEN 'bot'
+        -- As in ingest/enrich.py.
+        WHEN lower(user_agent) ~ (
+            '(?<!cu)(?<!tal)(?<!tur)(?<!ab)(?<!\yro)bots?\y|\yrobot/|\ybot[-_/]|crawl(?:er|ers|ing)?\y|spiders?\y|'
+            || 'slurp\y|\ygoogleother\y|\ygoogle-[a-z]|\y(?:apis|mediapartners|feedfetcher|appengine)-google\y|'
+            || '\ygoogle (?:favicon|web)\y|\ygoogleproducer\y|\ygemini-|\y(?:chatgpt|claude|perplexity|mistralai)-(?:user|web|agent|search)|'
+            || '\y(?:anthropic|cohere)-ai\y|\yfacebook(?:externalhit|catalog)\y|\ymeta-external|\ymeta-webindexer\y|'
+            || '\ybingpreview\y|\yia_archiver\y|archiver\y|indexer\y|scrape[rd]?\y|scrapy\y|\yheritrix\y|\ynutch\y|'
+            || '\yhttrack\y|^whatsapp/|\yskypeuripreview\y|\yvkshare\y|\yembedly\y|\yiframely\y|\yw3c[-_]|\yscreaming frog\y|'
+            || '\yyeti/|\ydaum/|\ysogou (?:web|pic|inst)|\yqwantify\y|\ydiffbot\y|\yomgili|\ytimpi|\yflipboardproxy\y|'
+            || '\yfeed(?:ly|burner|fetcher)\y|\yprerender\y|\yrendertron\y|\yyandex(?:images|video|media|blogs|favicons|webmaster|metrika|direct|market)|'
+            || '\ypingdom|\ystatuscake\y|\ysite24x7\y|\ydatadog|\ynewrelic|\ycheckly\y|\ygtmetrix\y| ptst/|'
+            || '\yspeedcurve\y|\ycatchpoint\y|\ydynatrace|\ythousandeyes\y|\ynodeping\y|\yfreshping\y|\ybetter ?(?:uptime|stack)|'
+            || '\yuptime-?kuma|\yzgrab\y|\ymasscan\y|\ynmap\y|\ynuclei\y|\ycensys|\ynikto\y|\ysqlmap\y|\ywpscan\y|'
+            || '\yinternet-?measurement\y|\(compatible;[^()]{0,250}\+https?://|headless|phantomjs|jsdom|lighthouse|puppeteer|playwright|selenium|webdriver|cypress/|healthcheck|health check|kube-probe|googlehc/|blackbox exporter|prometheus/'
+        ) THEN 'bot'
         WHEN user_agent ~* '(ipad|tablet|playbook|silk|kindle)' THEN 'tablet'
         WHEN user_agent ~* '(iphone|ipod|mobi|phone)' THEN 'mobile'
         WHEN user_agent ~* 'android' THEN 'tablet'
