@@ -102,6 +102,7 @@ class Worker:
             if connection is not None:
                 try:
                     await migrations.check(connection)
+                    await _tell_of_missing_roles(connection)
                     await partitions.ensure_ahead(
                         connection, today=datetime.now(UTC).date(), days_ahead=config.partitions_ahead_days
                     )
@@ -397,3 +398,17 @@ async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> W
         raise
     worker.start_loops()
     return worker
+
+
+async def _tell_of_missing_roles(connection: asyncpg.Connection) -> None:
+    """Without them requests are refused, and nobody would know why."""
+    if missing := await database.missing_roles(connection):
+        user, names = await connection.fetchval("SELECT quote_ident(session_user)"), ", ".join(missing)
+        logger.error(
+            "the user %s may not take on the roles %s, so that requests in their name are answered 403;"
+            " as an administrator: GRANT %s TO %s",
+            user,
+            names,
+            names,
+            user,
+        )

@@ -90,6 +90,22 @@ async def is_direct(connection: asyncpg.Connection) -> bool:
         return bool(connection.get_server_pid() == await connection.fetchval("SELECT pg_backend_pid()"))
 
 
+async def missing_roles(connection: asyncpg.Connection) -> list[str]:
+    """Those of the roles in whose name requests are answered that this connection's user may not take on."""
+    found: list[str] = await connection.fetchval(_MISSING_ROLES)
+    return found
+
+
+# Since PostgreSQL 16 a membership does not imply the right to SET ROLE.
+_MISSING_ROLES: Final = """
+SELECT coalesce(array_agg(name ORDER BY place), '{}')
+FROM unnest('{anon,authenticated,service_role}'::text[]) WITH ORDINALITY AS wanted (name, place)
+WHERE CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN NOT pg_has_role(
+    session_user, name, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END
+) ELSE true END
+"""
+
+
 async def close(connection: asyncpg.Connection, timeout_seconds: float = 2) -> None:
     """Close a connection, politely if the server answers, and in any case."""
     try:
