@@ -20,6 +20,8 @@ from ua_parser.regex import Resolver
 MAX_USER_AGENT_CHARACTERS: Final = 1024
 MAX_URL_CHARACTERS: Final = 4096
 MAX_VALUE_CHARACTERS: Final = 255
+_MAX_READ_CHARACTERS: Final = 64 * 1024
+"""Of an address: a campaign may stand behind a click's id of some thousand characters."""
 
 _CACHED_CHARACTERS: Final = 512
 """The longest key of a cache. Nearly all user agents and addresses are shorter. Of a user agent no more is read: what
@@ -67,8 +69,8 @@ def describe_page(url: str) -> Page:
 
     Anything else, and anything without a host that needs one (`mailto:`, `data:`), is a page of Nones.
     """
-    hierarchy, _, query = _trim(url[:MAX_URL_CHARACTERS]).partition("#")[0].partition("?")
-    parts = _split(hierarchy)
+    hierarchy, _, query = _trim(url[:_MAX_READ_CHARACTERS]).partition("#")[0].partition("?")
+    parts = _split(hierarchy[:MAX_URL_CHARACTERS])
     if parts is None or not (hierarchy or query):
         return NO_PAGE
     if "utm_" not in query:
@@ -307,6 +309,9 @@ def _trim(url: str) -> str:
 
 def _split(hierarchy: str) -> tuple[str | None, str | None] | None:
     """(host, path) of what stands before the query; None if it is neither a URL nor a path."""
+    if "\\" in hierarchy and hierarchy[:6].lower().startswith(("https:", "http:", "//")):
+        # Browsers take a backslash for a slash: what follows one is no host.
+        hierarchy = hierarchy.replace("\\", "/")
     if hierarchy.startswith("https://"):
         # Nearly all of them.
         authority, slash, path = hierarchy[8:].partition("/")

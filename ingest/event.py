@@ -458,8 +458,8 @@ def _page_fields(url: str | None, referrer: str | None, campaign: tuple[str | No
 
 def _make_page_fields(url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None = None) -> str:
     """A campaign named in the context wins over the one in the address."""
-    url = url[:MAX_URL_CHARACTERS] if url else None
     page = describe_page(url) if url else NO_PAGE
+    url = url[:MAX_URL_CHARACTERS] if url else None
     utm: tuple[str | None, ...] = page[2:]
     if campaign is not None:
         utm = tuple(named[:MAX_ID_CHARACTERS] if named else found for named, found in zip(campaign, utm, strict=True))

@@ -317,7 +317,7 @@ class TestPage:
 
     def test_a_long_one_is_cut_and_a_long_host_not_kept(self) -> None:
         page = describe_page("https://example.com/" + "a" * 5000 + "?utm_source=x")
-        assert page == NO_PAGE._replace(host="example.com", path="/" + "a" * (4096 - 20))
+        assert page == NO_PAGE._replace(host="example.com", path="/" + "a" * (4096 - 20), utm_source="x")
         before = enrich._cached_authority.cache_info().currsize
         assert describe_page(f"https://{'a' * 600}.example.com/") == NO_PAGE
         assert enrich._cached_authority.cache_info().currsize == before
@@ -472,3 +472,23 @@ async def test_the_database_knows_the_same_bots(connection: asyncpg.Connection) 
     for text in [*known, *CRAWLERS, *PEOPLE]:
         found = await connection.fetchval("SELECT ingest.device_of($1)::text", text)
         assert (found == "bot") == (describe_user_agent(text).device_type == "bot"), text
+
+
+@pytest.mark.parametrize("before", ["gclid=" + "x" * 5000, "&".join(f"p{n}=v" for n in range(3000)), "x" * 60_000])
+def test_a_campaign_behind_a_long_query_is_read(before: str) -> None:
+    page = describe_page(f"https://example.com/a?{before}&utm_source=news")
+    assert (page.host, page.path, page.utm_source) == ("example.com", "/a", "news")
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://a\\@evil.example/", "a"),
+        ("HTTPS://a.example\\@evil.example/", "a.example"),
+        ("http:\\\\a.example\\b@c", "a.example"),
+        ("https://user@a.example\\b", "a.example"),
+        ("//a.example\\@evil.example", "a.example"),
+    ],
+)
+def test_a_backslash_ends_a_host_as_in_browsers(url: str, host: str) -> None:
+    assert (describe_page(url).host, referrer_host(url)) == (host, host)
