@@ -175,6 +175,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         1000
     )
 
+    identity_links_per_user: Annotated[
+        int, within(1, 100_000, "Browsers (anonymous ids) that count as one user; more stay people of their own")
+    ] = 100
+
     admin_keys: Annotated[
         tuple[str, ...], about("Keys that may do everything over HTTP, beside those of `ingest keys`", SECRET)
     ] = ()

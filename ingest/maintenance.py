@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from ingest import kpis, partitions, rebuild
+from ingest import identity_repairs, kpis, partitions, rebuild
 from ingest.buckets import Room
 from ingest.database import FAILURES, close, load_queries
 from ingest.errors import IngestError
@@ -30,6 +30,8 @@ _QUERIES: Final = load_queries("maintenance")
 _ADOPTED_AT_ONCE: Final = 50_000
 _MOST_ADOPTIONS: Final = 100
 _LATELY: Final = timedelta(seconds=10)
+_DELAYED_SECONDS: Final = 15.0
+"""Of a minute, for hours that could wait: adding events to the buckets waits while one is made."""
 _CANCEL_SECONDS: Final = 2.0
 _KEPT_SECONDS: Final = 60.0
 """What is done more often keeps its connection, and with it the plans of the functions that it calls."""
@@ -87,8 +89,20 @@ async def _pending_events(connection: asyncpg.Connection, now: datetime, setting
 
 
 async def _stale_buckets(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
-    made = await rebuild.run_once(connection, settings.dimensions, settings.room, ("hour", "day"))
+    granularities = ("hour", "day")
+    made = await rebuild.run_once(connection, settings.dimensions, settings.room, granularities, delayed=False)
+    # Anybody can make up events that change who did what in any number of hours.
+    until = time.monotonic() + _DELAYED_SECONDS
+    while time.monotonic() < until and await rebuild.make_next(
+        connection, settings.dimensions, settings.room, granularities
+    ):
+        made += 1
     return f"{made} hours and days made anew" if made else ""
+
+
+async def _stale_identities(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    count = await identity_repairs.run_once(connection)
+    return f"hours of {count} browsers looked for" if count else ""
 
 
 async def _weeks_and_months(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
@@ -120,7 +134,8 @@ def _figures(rows: int) -> str:
 
 TASKS: Final = (
     Task("pending-events", "give events of plain INSERTs a batch, so that they are rolled up", 1, _pending_events),
-    Task("stale-buckets", "make aggregates of events anew after some were erased", 60, _stale_buckets),
+    Task("stale-buckets", "make aggregates anew after events were erased, or people recognised", 60, _stale_buckets),
+    Task("stale-identities", "find the hours in which people were counted as two", 300, _stale_identities),
     Task("weeks-and-months", "make the aggregates of weeks and months from their days", 300, _weeks_and_months),
     Task("kpis-of-now", "compute what is told by the minute into analytics.metrics", 1, _kpis_of_now),
     Task("kpis", "compute all figures of recent windows that need no events themselves", 60, _kpis),

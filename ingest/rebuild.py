@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import orjson
 
-from ingest import buckets, sketches, statements, tallies
+from ingest import buckets, identities, sketches, statements, tallies
 from ingest.buckets import Room, Stored
 from ingest.database import load_queries
 from ingest.rollup import batches, note_stale, partition, rows_query, turn, with_hours
@@ -59,10 +59,12 @@ async def run_once(
     room: Room,
     granularities: Sequence[str] = GRANULARITIES,
     most: int = 1000,
+    delayed: bool = True,
 ) -> int:
-    """Make anew what is noted, hours first, at most so many buckets; how many were. Needs a connection of its own."""
+    """Make anew what is noted and due, hours first, at most so many buckets; how many were. Needs a connection of its
+    own. `delayed`: also what was noted to be made later."""
     made = 0
-    while made < most and await make_next(connection, dimensions, room, granularities):
+    while made < most and await make_next(connection, dimensions, room, granularities, delayed):
         made += 1
     return made
 
@@ -72,11 +74,12 @@ async def make_next(
     dimensions: Sequence[str],
     room: Room,
     granularities: Sequence[str] = GRANULARITIES,
+    delayed: bool = True,
 ) -> bool:
     """Make one noted bucket anew, in one transaction; False when there is none."""
     # With one view of everything, from after whoever changed buckets before.
     async with turn(connection, "repeatable_read"):
-        noted = await connection.fetchrow(_QUERIES["take_stale"], list(granularities))
+        noted = await connection.fetchrow(_QUERIES["take_stale"], list(granularities), delayed)
         if noted is None:
             return False
         granularity, bucket = noted
@@ -106,8 +109,15 @@ async def _count_hour(connection: asyncpg.Connection, hour: datetime, dimensions
     query = rows_query(hour.date(), dimensions, condition)
     minutes: Tallies = {}
     async for rows in statements.batches(connection, query, hour, hour + HOUR, size=_CHUNK):
-        minutes = tallies.summed([*minutes.items(), *tallies.count(rows, dimensions).items()])
+        minutes = await _with(connection, minutes, rows, dimensions)
     return with_hours(minutes, await connection.fetchval(_QUERIES["minutes_from"]))
+
+
+async def _with(
+    connection: asyncpg.Connection, minutes: Tallies, rows: Sequence[Any], dimensions: Sequence[str]
+) -> Tallies:
+    counted = tallies.count(rows, dimensions, await identities.known(connection, rows))
+    return tallies.summed([*minutes.items(), *counted.items()])
 
 
 async def _make_from_parts(connection: asyncpg.Connection, granularity: str, bucket: datetime, room: Room) -> None:
@@ -199,6 +209,8 @@ async def verify(
             if await connection.fetchval(_QUERIES["is_stale"], granularity, bucket):
                 continue
             if granularity == "hour":
+                if await connection.fetchval(_QUERIES["is_noted_in"], bucket):
+                    continue
                 found = await _compare_hour(connection, bucket, dimensions)
             else:
                 found = await _compare_day(connection, bucket)

@@ -16,12 +16,14 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest import buckets, tallies
+from ingest import buckets, identities, tallies
 from ingest.buckets import Room
 from ingest.database import load_queries
+from ingest.identities import MOST_LINKS
 from ingest.journal import RECORD_BITS
 from ingest.leases import Lease
-from ingest.tallies import BEGINNINGS, Row, Tallies
+from ingest.tallies import BEGINNINGS, Tallies
+from ingest.who import Row
 
 _TURN_PAUSE_SECONDS: Final = 0.2
 _TAKE_TURN: Final = """
@@ -58,9 +60,10 @@ class Cycle(NamedTuple):
 class Rollup:
     """Adds to the buckets what is new. `run_once` waits for its turn: one at a time works."""
 
-    def __init__(self, dimensions: Sequence[str], room: Room) -> None:
+    def __init__(self, dimensions: Sequence[str], room: Room, most_links: int = MOST_LINKS) -> None:
         self.dimensions = tuple(dimensions)
         self.room = room
+        self._most_links = most_links
         # (when, {day: pages of its partition}), oldest first: where the rows of a flush can begin.
         self._samples: deque[tuple[datetime, dict[date, int]]] = deque(maxlen=_SAMPLES)
 
@@ -81,7 +84,8 @@ class Rollup:
             if not claimed:
                 return None
             rows = await self._read(connection, claimed, pages)
-            counted = with_hours(tallies.count(rows, self.dimensions), minutes_from)
+            who = await identities.learn(connection, rows, self._most_links)
+            counted = with_hours(tallies.count(rows, self.dimensions, who), minutes_from)
             days = await buckets.add(connection, counted, self.room)
             await note_stale(connection, {key[1] for key in days}, "week", "month")
             lags = await connection.fetch(
@@ -165,11 +169,12 @@ async def turn(connection: asyncpg.Connection, isolation: str | None = None) -> 
 
 
 def rows_query(day: date, dimensions: Sequence[str], condition: str) -> str:
-    """The query for the events of a day as rows for `tallies.count`. Nothing in it comes from outside."""
+    """The query for the events of a day as rows for `identities.learn` and `tallies.count`. Nothing in it comes from
+    outside."""
     values = "".join(f", left({name}::text, {MAX_VALUE_CHARACTERS})" for name in dimensions)
     return (
         "SELECT date_bin('1 minute', created_at, '2000-01-01Z'), type::text, name,"
-        f" coalesce(user_id, anonymous_id), session_id{values}"
+        f" user_id, anonymous_id, session_id, created_at, authenticated{values}"
         f" FROM {partition(day)} WHERE {condition}"
     )
 

@@ -57,7 +57,9 @@ class RollupWorker:
         self.progress = Progress(config.rollup_stalled_seconds)
         self._lease = Lease(LEAD, config.rollup_lease_seconds)
         self._rollup = Rollup(
-            config.rollup_dimensions, Room(names=config.rollup_event_names, values=config.rollup_dimension_values)
+            config.rollup_dimensions,
+            Room(names=config.rollup_event_names, values=config.rollup_dimension_values),
+            config.identity_links_per_user,
         )
         self._quiet = Quiet(_COMPLAINT_SECONDS)
         self._stalled_quiet = Quiet(_COMPLAINT_SECONDS)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ingest import sketches
 from ingest.sketches import Sketch
+from ingest.who import NOBODY, Row, Who
 
 OTHER: Final = "(other)"
 """What stands for the names, or values, for which a bucket has no room."""
@@ -22,8 +23,6 @@ _MANY: Final = 10_000
 """More values than this are kept as a sketch, so that memory does not grow with the events of a bucket."""
 
 Key = tuple[str, datetime, str, str, str, str]
-Row = Sequence[Any]
-"""minute, type, name, user, session, then a value of each dimension; any of the last ones may be None."""
 
 
 class Distinct:
@@ -81,8 +80,8 @@ class Tally(NamedTuple):
 Tallies = dict[Key, Tally]
 
 
-def count(rows: Iterable[Row], dimensions: Sequence[str]) -> Tallies:
-    """Rows counted by minute, in total and by each dimension."""
+def count(rows: Iterable[Row], dimensions: Sequence[str], who: Who = NOBODY) -> Tallies:
+    """Rows counted by minute, in total and by each dimension. A row ends with a value of each; any may be None."""
     # (minute, type, name) -> its rows.
     groups: dict[tuple[datetime, str, str], list[Row]] = {}
     for row in rows:
@@ -93,7 +92,9 @@ def count(rows: Iterable[Row], dimensions: Sequence[str]) -> Tallies:
             group.append(row)
     tallies: Tallies = {}
     for (minute, kind, name), group in groups.items():
-        _, _, _, users, sessions, *columns = zip(*group, strict=True)
+        _, _, _, user_ids, browsers, session_ids, moments, _, *columns = zip(*group, strict=True)
+        users = who.counted_as(user_ids, browsers)
+        sessions = who.sessions(kind, user_ids, browsers, session_ids, moments)
         tallies["minute", minute, kind, name, "", ""] = Tally(
             len(group), Distinct(_known(set(users))), Distinct(_known(set(sessions)))
         )

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 import asyncpg
 
+from ingest import identity_repairs, rebuild
+from ingest.buckets import Room
 from ingest.config import DIMENSION_NAMES
 
 GRANULARITIES = ("minute", "hour", "day", "week", "month")
+TOLD = """
+WITH links AS (
+    SELECT DISTINCT ON (anonymous_id) anonymous_id, user_id FROM analytics.events
+    WHERE anonymous_id IS NOT NULL AND user_id IS NOT NULL
+    ORDER BY anonymous_id, created_at, received_at, batch_id, batch_position, user_id COLLATE "C"
+), people AS (
+    SELECT event.*, coalesce(event.user_id, links.user_id, event.anonymous_id) AS person
+    FROM analytics.events AS event LEFT JOIN links USING (anonymous_id)
+), silences AS (
+    SELECT id, person, created_at, created_at - lag(created_at) OVER everything AS silence
+    FROM people WHERE session_id IS NULL AND type <> 'system' AND person IS NOT NULL
+    WINDOW everything AS (PARTITION BY person ORDER BY created_at)
+), visits AS (
+    SELECT id, jsonb_build_array(person, count(*) FILTER (WHERE silence > interval '30 minutes') OVER (
+        PARTITION BY person ORDER BY created_at
+    ))::text AS derived FROM silences
+)
+SELECT people.*, coalesce(session_id, derived) AS visit FROM people LEFT JOIN visits USING (id)
+"""
+"""Events with their person and their visit, from nothing but the events: the definition again, in other words."""
 
 
 class Event(NamedTuple):
@@ -25,6 +47,38 @@ class Event(NamedTuple):
     country: str | None = None
     page_path: str | None = None
     utm_source: str | None = None
+    authenticated: bool | None = None
+
+
+class Known(NamedTuple):
+    """Who did an event, and in which visit."""
+
+    person: str | None
+    visit: object
+
+
+def recognised(events: Sequence[Event]) -> dict[int, Known]:
+    """id() of each of all the events there are -> who did it; those of one time in the order in which they were sent.
+    The definition a third time, in Python."""
+    in_order = sorted(events, key=lambda event: event.created_at)
+    links: dict[str, str] = {}
+    for event in in_order:
+        if event.user_id is not None and event.anonymous_id is not None:
+            links.setdefault(event.anonymous_id, event.user_id)
+    found: dict[int, Known] = {}
+    last: dict[str, tuple[datetime, object]] = {}
+    for event in in_order:
+        person = event.user_id
+        if person is None and event.anonymous_id is not None:
+            person = links.get(event.anonymous_id, event.anonymous_id)
+        visit: object = event.session_id
+        if visit is None and person is not None and event.type != "system":
+            seen_at, visit = last.get(person, (None, None))
+            if seen_at is None or event.created_at - seen_at > timedelta(minutes=30):
+                visit = (person, event.created_at)
+            last[person] = event.created_at, visit
+        found[id(event)] = Known(person, visit)
+    return found
 
 
 async def make_partitions(connection: asyncpg.Connection, days: Sequence[date]) -> None:
@@ -80,8 +134,19 @@ async def insert(
             for place, name in enumerate(Event._fields, 1)
         )
         await connection.executemany(
-            f"INSERT INTO analytics.events ({columns}, batch_id) VALUES ({values}, {batch or 'NULL'})", events
+            f"INSERT INTO analytics.events ({columns}, batch_id, batch_position)"
+            f" VALUES ({values}, {batch or 'NULL'}, ${len(Event._fields) + 1})",
+            [(*event, place if batch else None) for place, event in enumerate(events)],
         )
+
+
+async def recognise(connection: asyncpg.Connection, dimensions: Sequence[str], room: Room) -> None:
+    """What is done in the background, without the wait: hours in which people were counted as two are made anew."""
+    while await identity_repairs.run_once(connection):
+        pass
+    await connection.execute("UPDATE analytics.stale_buckets SET due_at = noted_at")
+    while await rebuild.run_once(connection, dimensions, room):
+        pass
 
 
 Row = tuple[int, int, int]
@@ -100,6 +165,7 @@ async def expected(
     connection: asyncpg.Connection, granularities: Sequence[str] = GRANULARITIES
 ) -> dict[tuple[str, datetime, str, str, str], Row]:
     """What one GROUP BY over the events gives, in total and by each dimension; users and sessions exactly."""
+    await connection.execute(f"CREATE TEMPORARY VIEW told AS {TOLD}")
     sets = ", ".join(f"(granularity, bucket, type, name, {name})" for name in DIMENSION_NAMES)
     picked = " ".join(
         f"WHEN grouping({name}) = 0 THEN jsonb_build_object('{name}', {name})" for name in DIMENSION_NAMES
@@ -108,8 +174,8 @@ async def expected(
     rows = await connection.fetch(
         f"""
         SELECT granularity, bucket, type::text, name, (CASE {picked} ELSE '{{}}' END)::text,
-            count(*), count(DISTINCT coalesce(user_id, anonymous_id)), count(DISTINCT session_id)
-        FROM analytics.events
+            count(*), count(DISTINCT person), count(DISTINCT visit)
+        FROM told
         CROSS JOIN unnest($1::text[]) AS granularity
         CROSS JOIN LATERAL date_trunc(granularity, created_at, 'UTC') AS bucket
         GROUP BY GROUPING SETS ((granularity, bucket, type, name), {sets})
@@ -117,4 +183,5 @@ async def expected(
         """,
         list(granularities),
     )
+    await connection.execute("DROP VIEW told")
     return {tuple(row)[:5]: tuple(row)[5:] for row in rows}

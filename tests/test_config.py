@@ -53,6 +53,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "rollup_dimensions": ("country,utm_source", ("country", "utm_source")),
     "rollup_dimension_values": ("50", 50),
     "rollup_event_names": ("200", 200),
+    "identity_links_per_user": ("7", 7),
     "admin_keys": ("admin-1,admin-2", ("admin-1", "admin-2")),
     "jwt_secret": ("0123456789 0123456789 0123456789", "0123456789 0123456789 0123456789"),
     "jwks_file": ("keys.json", Path("keys.json")),

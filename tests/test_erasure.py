@@ -114,6 +114,12 @@ INSERT INTO whatsapp.templates (id, account_id, template_name, category, body_te
     VALUES ('UUID1', 'UUID1', 'hello', 'utility', 'NAME says hello', 'NAME, PHONE');
 INSERT INTO analytics.event_aggregations (event_type, event_name, time_bucket, granularity, dimensions)
     VALUES ('page_view', 'page', '2026-01-02', 'day', '{"path": "/of/ADDRESS"}');
+INSERT INTO analytics.identities (anonymous_id, user_id, linked_at, received_at, batch_id, batch_position) VALUES
+    ('KEY', 'user-KEY', '2026-01-02 12:00+00', now(), 1, 0), ('browser of ADDRESS', 'ADDRESS', now(), now(), 1, 1);
+INSERT INTO analytics.people (user_id, counted_as, links) VALUES ('user-KEY', 'KEY', 1), ('ADDRESS', 'ADDRESS', 1);
+INSERT INTO analytics.visits (person, started_at, ended_at, session_id) VALUES
+    ('user-KEY', '2026-01-02 12:01+00', '2026-01-02 12:01+00', 'a visit'), ('ADDRESS', now(), now(), 'another');
+INSERT INTO analytics.stale_identities (anonymous_id, people) VALUES ('KEY', '{}'), ('any-0DIGIT', '{ADDRESS}');
 INSERT INTO analytics.metrics (name, type, dimensions) VALUES ('KEY', 'gauge', '{"path": "/of/ENCODED"}');
 """
 """A person in every table that one may be in, the log of it written by triggers."""
@@ -134,6 +140,10 @@ NOTHING: dict[str, int] = dict.fromkeys(
         "analytics.rejected_events",
         "analytics.event_aggregations",
         "analytics.metrics",
+        "analytics.identities",
+        "analytics.people",
+        "analytics.visits",
+        "analytics.stale_identities",
         "experiments.assignments",
         "onboarding.step_activities",
         "onboarding.sessions",
@@ -219,6 +229,10 @@ async def test_nothing_names_them_any_more(populated: asyncpg.Connection, writte
         "analytics.rejected_events": 4,
         "analytics.event_aggregations": 1,
         "analytics.metrics": 1,
+        "analytics.identities": 2,
+        "analytics.people": 2,
+        "analytics.visits": 2,
+        "analytics.stale_identities": 2,
         "experiments.assignments": 3,
         "onboarding.step_activities": 1,
         "onboarding.sessions": 2,

@@ -57,7 +57,12 @@ async def test_every_table_has_some_but_those_with_a_row_a_journal_or_a_bucket_t
 ):
     tables = {row["name"] for row in await connection.fetch(TABLES)}
     indexed = {index["on_table"] for index in await connection.fetch(INDEXES) if not index["is_constraint"]}
-    assert tables - indexed == {"analytics.journals", "analytics.leases", "analytics.stale_buckets"}
+    assert tables - indexed == {
+        "analytics.journals",
+        "analytics.leases",
+        "analytics.stale_buckets",
+        "analytics.stale_identities",
+    }
 
 
 async def test_none_repeats_another_or_the_beginning_of_another(connection: asyncpg.Connection):
@@ -212,6 +217,15 @@ INSERT INTO analytics.event_aggregations (event_type, event_name, time_bucket, g
 SELECT 'system', 'event' || n % 10, '2026-01-02'::timestamptz + n / 10 * interval '1 hour', 'hour',
     CASE WHEN split THEN '{"country": "DE"}' ELSE '{}' END::jsonb
 FROM generate_series(1, 3000) AS n CROSS JOIN (VALUES (true), (false)) AS halves (split);
+INSERT INTO analytics.identities
+    (anonymous_id, user_id, linked_at, received_at, batch_id, batch_position, last_seen_at)
+SELECT 'browser' || n, 'user' || n / 2, now(), now(), n, 0, '2026-01-02'::timestamptz + n * interval '1 minute'
+FROM generate_series(1, 3000) AS n;
+INSERT INTO analytics.people (user_id, counted_as)
+SELECT 'user' || n, 'browser' || 2 * n FROM generate_series(1, 1500) AS n;
+INSERT INTO analytics.visits (person, started_at, ended_at, session_id)
+SELECT 'user' || n % 100, moment, moment, n
+FROM generate_series(1, 3000) AS n, LATERAL (SELECT '2026-01-02'::timestamptz + n * interval '1 hour') AS at (moment);
 INSERT INTO analytics.metrics (name, type, dimensions, tags, timestamp)
 SELECT 'metric' || n % 20, 'gauge', jsonb_build_object('n', n), ARRAY['tag' || n % 500],
     '2026-01-02'::timestamptz + n * interval '1 minute'
@@ -289,6 +303,11 @@ PLANS = {
     " ORDER BY time_bucket": "event_aggregations_total_name_idx",
     "SELECT sum(event_count) FROM analytics.event_aggregations WHERE granularity = 'hour' AND dimensions = '{}'"
     " AND time_bucket >= '2026-01-14'": "event_aggregations_total_time_bucket_idx",
+    "SELECT user_id FROM analytics.identities WHERE anonymous_id = 'browser7'": "identities_pkey",
+    "SELECT anonymous_id FROM analytics.identities WHERE user_id = 'user7'": "identities_user_id_idx",
+    "SELECT user_id FROM analytics.people WHERE counted_as = 'browser8'": "people_counted_as_key",
+    "SELECT session_id FROM analytics.visits WHERE person = 'user7' AND started_at <= '2026-02-02'"
+    " ORDER BY started_at DESC LIMIT 1": "visits_pkey",
     "SELECT * FROM analytics.metrics WHERE name = 'metric7' ORDER BY timestamp DESC LIMIT 1": (
         "metrics_name_timestamp_idx"
     ),

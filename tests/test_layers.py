@@ -54,6 +54,8 @@ PURE = {
     "segment",
     "sketches",
     "tallies",
+    "visits",
+    "who",
     "dedupe",
     "accounts",
     "fields",

@@ -19,6 +19,9 @@ KEPT = {
     "analytics.metrics": 0,
     "analytics.rejected_events": 0,
     "analytics.flushes": 0,
+    "analytics.visits": 0,
+    "analytics.identities": 0,
+    "analytics.people": 0,
     "public.audit_logs": 0,
 }
 """What a cleanup answers that deleted nothing."""
@@ -175,6 +178,23 @@ AGED = {
         "INSERT INTO analytics.flushes (journal, first_record, last_record, flushed_at, rolled_up_at)"
         " VALUES (1, 1, (SELECT count(*) FROM analytics.flushes) + 1, $1, now())",
     ),
+    "analytics.visits": (
+        "events",
+        timedelta(days=91),
+        "INSERT INTO analytics.visits (person, started_at, ended_at, session_id) VALUES ('ada', $1, $1, 's')",
+    ),
+    "analytics.identities": (
+        "identities",
+        timedelta(days=400),
+        "INSERT INTO analytics.identities (anonymous_id, user_id, linked_at, received_at, batch_id, batch_position,"
+        " last_seen_at) VALUES (gen_random_uuid(), 'ada', now(), now(), 1, 0, $1)",
+    ),
+    "analytics.people": (
+        "identities",
+        timedelta(days=400),
+        "INSERT INTO analytics.people (user_id, counted_as, last_seen_at)"
+        " VALUES (gen_random_uuid(), gen_random_uuid(), $1)",
+    ),
     "public.audit_logs": (
         "audit",
         timedelta(days=730),
@@ -203,6 +223,22 @@ async def test_period_of(connection: asyncpg.Connection, table: str):
     await keep(connection, setting, "soon")
     with pytest.raises(asyncpg.InvalidDatetimeFormatError):
         await cleanup(connection)
+
+
+async def test_a_browser_stays_as_long_as_somebody_is_counted_as_it(connection: asyncpg.Connection):
+    await connection.execute(
+        """
+        INSERT INTO analytics.identities
+            (anonymous_id, user_id, linked_at, received_at, batch_id, batch_position, last_seen_at)
+        SELECT name, 'ada', now(), now(), 1, 0, '2020-01-01' FROM unnest('{first,second}'::text[]) AS name;
+        INSERT INTO analytics.people (user_id, counted_as, links) VALUES ('ada', 'first', 2);
+        """
+    )
+    assert await cleanup(connection) == KEPT | {"analytics.identities": 1}
+    assert await connection.fetchval("SELECT anonymous_id FROM analytics.identities") == "first"
+    assert await connection.fetchval("SELECT links FROM analytics.people") == 1
+    await connection.execute("UPDATE analytics.people SET last_seen_at = '2020-01-01'")
+    assert await cleanup(connection) == KEPT | {"analytics.identities": 1, "analytics.people": 1}
 
 
 async def test_setting_of_the_database(connection: asyncpg.Connection, database_url: str):

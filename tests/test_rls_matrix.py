@@ -18,6 +18,10 @@ analytics.events              -A--  ----           A---     AAAA   AAAA
 analytics.event_keys          ----  ----           A---     AAAA   AAAA
 analytics.event_aggregations  ----  ----           A---     AAAA   AAAA
 analytics.stale_buckets       ----  ----           A---     AAAA   AAAA
+analytics.identities          ----  ----           A---     AAAA   AAAA
+analytics.people              ----  ----           A---     AAAA   AAAA
+analytics.visits              ----  ----           A---     AAAA   AAAA
+analytics.stale_identities    ----  ----           A---     AAAA   AAAA
 analytics.metrics             ----  ----           A---     AAAA   AAAA
 analytics.journals            ----  ----           A---     AAAA   AAAA
 analytics.flushes             ----  ----           A---     AAAA   AAAA
@@ -44,6 +48,10 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "analytics.event_keys": ("id", OURS, OTHERS, "created_at"),
     "analytics.event_aggregations": ("event_name", "ours", "others", "event_count"),
     "analytics.stale_buckets": ("granularity", "day", "week", "noted_at"),
+    "analytics.identities": ("anonymous_id", "ours", "others", "verified"),
+    "analytics.people": ("user_id", "ours", "others", "links"),
+    "analytics.visits": ("person", "ours", "others", "session_id"),
+    "analytics.stale_identities": ("anonymous_id", "ours", "others", "noted_at"),
     "analytics.metrics": ("name", "ours", "others", "source"),
     "analytics.journals": ("number", "1", "2", "stored_through"),
     "analytics.flushes": ("journal", "1", "2", "events_stored"),
@@ -78,6 +86,18 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
         ("'ours'", "'others'"),
     ),
     "analytics.stale_buckets": ("granularity, time_bucket", "%s, now()", ("'hour'", "'month'")),
+    "analytics.identities": (
+        "anonymous_id, user_id, linked_at, received_at, batch_id, batch_position",
+        "%s, 'u', now(), now(), 1, 0",
+        ("'ours new'", "'others new'"),
+    ),
+    "analytics.people": ("user_id, counted_as", "%s, 'new'", ("'ours new'", "'others new'")),
+    "analytics.visits": (
+        "person, started_at, ended_at, session_id",
+        "%s, now(), now(), 's'",
+        ("'ours new'", "'others new'"),
+    ),
+    "analytics.stale_identities": ("anonymous_id", "%s", ("'ours new'", "'others new'")),
     "analytics.metrics": ("name, type", "%s, 'gauge'", ("'ours new'", "'others new'")),
     "analytics.journals": ("identity", "%s", ("gen_random_uuid()", "gen_random_uuid()")),
     "analytics.flushes": ("journal, first_record, last_record", "%s, 7, 8", ("1", "2")),

@@ -35,6 +35,17 @@ LEAST: dict[str, dict[str, str]] = {
         "granularity": "'day'",
     },
     "analytics.stale_buckets": {"granularity": "'day'", "time_bucket": "'2026-01-02 00:00+00'"},
+    "analytics.identities": {
+        "anonymous_id": "'browser'",
+        "user_id": "'ada'",
+        "linked_at": "now()",
+        "received_at": "now()",
+        "batch_id": "1",
+        "batch_position": "0",
+    },
+    "analytics.people": {"user_id": "'ada'", "counted_as": "'browser'"},
+    "analytics.visits": {"person": "'ada'", "started_at": "now()", "ended_at": "now()", "session_id": "'visit'"},
+    "analytics.stale_identities": {"anonymous_id": "'browser'"},
     "analytics.metrics": {"name": "'mrr'", "type": "'gauge'"},
     "experiments.experiments": {"name": "'button'"},
     "experiments.assignments": {"experiment_id": ID, "session_id": "'s1'", "variant_id": "'control'"},
@@ -57,6 +68,7 @@ PARENTS = f"""
 SELECT analytics.ensure_events_partition('2026-01-02');
 INSERT INTO analytics.journals (identity) VALUES ({ID});
 INSERT INTO analytics.leases (name, token, holder, expires_at) VALUES ('taken', {ID}, '', now());
+INSERT INTO analytics.people (user_id, counted_as) VALUES ('parent', 'taken');
 INSERT INTO marketing.leads (id, email) VALUES ({ID}, 'parent@example.com');
 INSERT INTO onboarding.sessions (id) VALUES ({ID});
 INSERT INTO experiments.experiments (id, name) VALUES ({ID}, 'parent');
@@ -182,6 +194,14 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
         for column in ("event_count", "unique_users", "unique_sessions")
     ],
     ("analytics.stale_buckets.granularity", "stale_buckets_granularity_known", ["'minute'"]),
+    ("analytics.identities.anonymous_id", "identities_anonymous_id_length", longer_than(255)),
+    ("analytics.identities.user_id", "identities_user_id_length", longer_than(255)),
+    ("analytics.people.user_id", "people_user_id_length", longer_than(255)),
+    ("analytics.people.counted_as", "people_counted_as_length", longer_than(255)),
+    ("analytics.people.counted_as", "people_counted_as_key", quoted("taken")),
+    ("analytics.people.links", "people_links_not_negative", ["-1"]),
+    ("analytics.visits.person", "visits_person_length", longer_than(255)),
+    ("analytics.visits.ended_at", "visits_time_order", ["'2020-01-01'"]),
     ("analytics.metrics.name", "metrics_name_length", ["''", *longer_than(100)]),
     ("analytics.metrics.dimensions", "metrics_dimensions_object", NOT_OBJECTS),
     ("analytics.metrics.sample_count", "metrics_sample_count_not_negative", ["-1"]),

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 
 from ingest.stats import reading, times
 from ingest.stats.query import Query, check_events_range
 from ingest.stats.reading import QUERIES
+
+ORDER: Final = "created_at, received_at, batch_id, batch_position, id"
+"""The order in which events were sent; that of ids is only for rows of which nothing is known."""
+_CONDITIONS: Final = {
+    "event": "name = {value}",
+    "type": "type = {value}::analytics.event_type",
+    "page": f"(type = 'page_view' AND {reading.value_of('page_path')} = {{value}})",
+}
+"""Whether an event is a step of this kind."""
 
 
 async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
@@ -20,7 +29,7 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
         funnel_query(query),
         *reading.picked(query, query.start, query.end),
         query.within,
-        list(query.steps),
+        [step.value for step in query.steps],
         *query.filters.values(),
     )
     people = [row[f"people_{step}"] for step in range(1, len(query.steps) + 1)]
@@ -29,13 +38,13 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
         "within_seconds": int(query.within.total_seconds()),
         "steps": [
             {
-                "step": name,
+                "step": step.text,
                 "people": people[place],
                 "of_first": _share(people[place], people[0]),
                 "of_previous": _share(people[place], people[place - 1]) if place else None,
                 "median_seconds": row[f"seconds_{place + 1}"] if place else None,
             }
-            for place, name in enumerate(query.steps)
+            for place, step in enumerate(query.steps)
         ],
     }
 
@@ -43,18 +52,27 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
 def funnel_query(query: Query) -> str:
     """The query for as many steps as are asked for: each is a SELECT around those before it, over one sort."""
     count = len(query.steps)
-    inner = reading.filtered("funnel_begin", query.filters, 6)
+    conditions = [
+        _CONDITIONS[step.kind].replace("{value}", f"($6::text[])[{place}]")
+        for place, step in enumerate(query.steps, 1)
+    ]
+    inner = (
+        reading.filtered("funnel_begin", query.filters, 6)
+        .replace("{is}", ", ".join(f"{condition} AS is_{place}" for place, condition in enumerate(conditions, 1)))
+        .replace("{any}", " OR ".join(dict.fromkeys(conditions)))
+    )
     for step in range(2, count + 1):
         inner = (
             QUERIES["funnel_step"]
             .replace("{step}", str(step))
             .replace("{before}", str(step - 1))
+            .replace("{order}", ORDER)
             .replace("{inner}", inner)
         )
     steps = range(1, count + 1)
     firsts = ", ".join(
         f"bool_or(began_{step} IS NOT NULL) AS did_{step},"
-        f" (array_agg(took_{step} ORDER BY created_at, id) FILTER (WHERE began_{step} IS NOT NULL))[1] AS took_{step}"
+        f" (array_agg(took_{step} ORDER BY {ORDER}) FILTER (WHERE began_{step} IS NOT NULL))[1] AS took_{step}"
         for step in steps
     )
     counts = ", ".join(

@@ -27,6 +27,15 @@ _EARLIEST: Final = datetime(1970, 1, 2, tzinfo=UTC)
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _METRIC_DIMENSION: Final = "dimension."
+STEP_KINDS: Final = ("event", "type", "page")
+"""What may stand before the colon of a funnel's step."""
+_UP_TO_COMMA: Final = re.compile(r'(?:("(?:[^"]|"")*")|((?!")[^,]*))(,|\Z)')
+_STEPS: Final = (
+    "2 to 10 steps such as page_view,type:page_view,page:/pricing: the name of an event, of 1 to"
+    f" {_MAX_NAME_CHARACTERS} characters; type: and one of {', '.join(EVENT_TYPES)}; or page: and the path of a page"
+    f" view, of at most {MAX_VALUE_CHARACTERS}. event: stands before a name that begins like another, and"
+    ' "double quotes" around a step with a comma, unless each step has a parameter of its own: step=a&step=b,c'
+)
 
 
 class Refused(Exception):
@@ -37,6 +46,15 @@ class Refused(Exception):
         self.status = status
         self.code = code
         self.message = message
+
+
+class Step(NamedTuple):
+    """A step of a funnel, as it was given, and which events are it: `kind` is what of them (event, type, page) is
+    `value`."""
+
+    text: str
+    kind: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class Query:
     limit: int = 100
     after: Sequence[Any] | None = None
     dimension: str = ""
-    steps: Sequence[str] = ()
+    steps: Sequence[Step] = ()
     within: timedelta = timedelta(days=7)
     return_event: str | None = None
     periods: int = MAX_PERIODS
@@ -136,6 +154,30 @@ def _cursor(text: str) -> list[Any]:
     return read
 
 
+def _step(text: str) -> Step:
+    kind, _, value = text.partition(":")
+    if kind not in STEP_KINDS:
+        kind, value = "event", text
+    if not 1 <= len(value) <= (MAX_VALUE_CHARACTERS if kind == "page" else _MAX_NAME_CHARACTERS):
+        raise ValueError
+    if kind == "type" and value not in EVENT_TYPES:
+        raise ValueError
+    return Step(text, kind, value)
+
+
+def _split(text: str) -> list[str]:
+    """The texts between commas. One in double quotes may have commas in it, and "" for a quote."""
+    texts = []
+    place = 0
+    while found := _UP_TO_COMMA.match(text, place):
+        quoted, plain, comma = found.groups()
+        texts.append(quoted[1:-1].replace('""', '"') if quoted else plain)
+        if not comma:
+            return texts
+        place = found.end()
+    raise ValueError
+
+
 _EVENT = Parameter(_name, f"an event's name of 1 to {_MAX_NAME_CHARACTERS} characters")
 _DIMENSION_VALUE = Parameter(_value, f"a value of 1 to {MAX_VALUE_CHARACTERS} characters")
 _MOMENT = Parameter(_moment, "an ISO 8601 date or time such as 2026-01-31 or 2026-01-31T12:00:00Z")
@@ -169,7 +211,7 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
     "timeseries": Endpoint((*_PICK, *_RANGE, "granularity", "limit", "after"), True, MAX_ROWS),
     "totals": Endpoint((*_PICK, *_RANGE), True),
     "top": Endpoint(("dimension", *_PICK, *_RANGE, "limit", "after"), True),
-    "funnel": Endpoint(("steps", "within", "type", *_RANGE), True),
+    "funnel": Endpoint(("steps", "step", "within", "type", *_RANGE), True),
     "retention": Endpoint((*_PICK, "return_event", *_RANGE, "granularity", "periods"), True),
     "metrics": Endpoint(("name", *_RANGE, "granularity", "limit", "after"), False),
 }
@@ -213,17 +255,17 @@ def parse(endpoint: str, given: Iterable[tuple[str, str]], dimensions: Sequence[
 
 def _sorted_out(
     endpoint: str, given: Iterable[tuple[str, str]], dimensions: Sequence[str]
-) -> tuple[dict[str, str], list[str], dict[str, str]]:
+) -> tuple[dict[str, str], list[Step], dict[str, str]]:
     """Parameters by name, a funnel's steps, and the dimensions of metrics; each known, and once."""
     takes = ENDPOINTS[endpoint]
     allowed = (*takes.parameters, *(dimensions if takes.filters else ()))
     texts: dict[str, str] = {}
-    steps: list[str] = []
+    several: dict[str, list[str]] = {"steps": [], "step": []}
     of_metrics: dict[str, str] = {}
     for name, text in given:
         _check_text(name, text)
-        if name == "steps" and "steps" in allowed:
-            steps.append(text)
+        if name in several and name in allowed:
+            several[name].append(text)
         elif endpoint == "metrics" and name.startswith(_METRIC_DIMENSION):
             of_metrics[name.removeprefix(_METRIC_DIMENSION)] = _read(name, text, _DIMENSION_VALUE)
         elif name not in allowed:
@@ -232,10 +274,21 @@ def _sorted_out(
             raise Refused("bad_parameter", f"{name} is given twice")
         else:
             texts[name] = text
-    if len(steps) == 1:
-        # Names with commas in them are given one by one: steps=a&steps=b,c
-        steps = steps[0].split(",")
-    return texts, steps, of_metrics
+    return texts, _read_steps(several) if endpoint == "funnel" else [], of_metrics
+
+
+def _read_steps(several: Mapping[str, list[str]]) -> list[Step]:
+    together, single = several["steps"], several["step"]
+    try:
+        if together and single:
+            raise ValueError
+        # Both are steps as they are if there are several: steps=a&steps=b,c
+        texts = _split(together[0]) if len(together) == 1 else together or single
+        if not 2 <= len(texts) <= 10:
+            raise ValueError
+        return [_step(text) for text in texts]
+    except ValueError:
+        raise Refused("bad_parameter", f"steps must be {_STEPS}") from None
 
 
 def _check_text(name: str, text: str) -> None:
@@ -334,9 +387,6 @@ def _check(endpoint: str, query: Query, dimensions: Sequence[str]) -> None:
             raise Refused("range_too_large", message)
     elif endpoint == "top" and not query.dimension:
         raise Refused("bad_parameter", f"dimension is needed: one of {', '.join((*dimensions, 'event'))}")
-    elif endpoint == "funnel":
-        if not 2 <= len(query.steps) <= 10 or not all(1 <= len(step) <= _MAX_NAME_CHARACTERS for step in query.steps):
-            raise Refused("bad_parameter", f"steps must be 2 to 10 names of events such as a,b,c: {_EVENT.what} each")
     elif endpoint == "retention" and query.granularity not in _COHORTS:
         raise Refused("bad_parameter", f"granularity must be one of {', '.join(_COHORTS)} here")
 

@@ -439,13 +439,15 @@ CREATE TABLE analytics.stale_buckets (
     granularity analytics.granularity NOT NULL,
     time_bucket timestamptz NOT NULL,
     noted_at timestamptz NOT NULL DEFAULT now(),
+    due_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT stale_buckets_pkey PRIMARY KEY (granularity, time_bucket),
     CONSTRAINT stale_buckets_granularity_known CHECK (granularity <> 'minute')
 );
 
-COMMENT ON TABLE analytics.stale_buckets IS 'Time buckets that are to be made anew: hours, with their minutes, from events, after some were erased; days from hours; weeks and months from days';
+COMMENT ON TABLE analytics.stale_buckets IS 'Time buckets that are to be made anew: hours, with their minutes, from events, after some were erased or turned out to be another person''s; days from hours; weeks and months from days';
 COMMENT ON COLUMN analytics.stale_buckets.time_bucket IS 'Where the bucket begins, in UTC';
 COMMENT ON COLUMN analytics.stale_buckets.noted_at IS 'When something in it changed first since it was made';
+COMMENT ON COLUMN analytics.stale_buckets.due_at IS 'Not to be made before; later than noted_at where more of the kind may come, so that it is made once for all of it';
 
 CREATE TABLE analytics.metrics (
     id bigint GENERATED ALWAYS AS IDENTITY,
@@ -484,6 +486,99 @@ COMMENT ON COLUMN analytics.metrics.time_window_end IS 'End of that time, exclus
 COMMENT ON COLUMN analytics.metrics.source IS 'What computed it';
 COMMENT ON COLUMN analytics.metrics.aggregation IS 'How the samples became one value';
 COMMENT ON COLUMN analytics.metrics.sample_count IS 'How many events or values it was computed from';
+
+
+-- People and visits
+
+-- The rule, once for all. The person of an event is its user_id; without one, the user that its anonymous_id was linked
+-- to first; else the anonymous_id. First is the earliest event with both ids, in the order (created_at, received_at,
+-- batch_id, batch_position), whenever it comes in. A link is never passed on: two users of one browser are two people,
+-- and what the browser did before anybody was known is the first one's.
+--
+-- The visit of an event is its session_id; without one, what its person did without a silence of more than 30 minutes,
+-- looking only at events that have no session_id either. Events of type system neither begin nor prolong a visit,
+-- and have none but that which they tell.
+--
+-- The rollup worker keeps these tables as it counts events, in the same transaction; they hold what the events say. For
+-- statistics only: anybody can send any ids.
+CREATE TABLE analytics.identities (
+    anonymous_id text NOT NULL CONSTRAINT identities_anonymous_id_length CHECK (char_length(anonymous_id) <= 255),
+    user_id text NOT NULL CONSTRAINT identities_user_id_length CHECK (char_length(user_id) <= 255),
+    linked_at timestamptz NOT NULL,
+    received_at timestamptz NOT NULL,
+    batch_id bigint NOT NULL,
+    batch_position int NOT NULL,
+    verified boolean NOT NULL DEFAULT false,
+    last_seen_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT identities_pkey PRIMARY KEY (anonymous_id)
+);
+
+COMMENT ON TABLE analytics.identities IS 'Which user a browser or device belongs to: the first that it was seen with';
+COMMENT ON COLUMN analytics.identities.linked_at IS 'created_at of the earliest event that has both ids; received_at, batch_id and batch_position are that event''s, too';
+COMMENT ON COLUMN analytics.identities.verified IS 'Whether that event, or a later one with the same two ids, was authenticated';
+COMMENT ON COLUMN analytics.identities.last_seen_at IS 'When an event with this anonymous_id was last counted; up to a week behind';
+
+CREATE TABLE analytics.people (
+    user_id text NOT NULL CONSTRAINT people_user_id_length CHECK (char_length(user_id) <= 255),
+    counted_as text NOT NULL CONSTRAINT people_counted_as_length CHECK (char_length(counted_as) <= 255),
+    links int NOT NULL DEFAULT 0 CONSTRAINT people_links_not_negative CHECK (links >= 0),
+    last_seen_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT people_pkey PRIMARY KEY (user_id),
+    CONSTRAINT people_counted_as_key UNIQUE (counted_as)
+);
+
+-- A sketch cannot forget. Who is counted as their first anonymous_id from the start was never counted as two.
+COMMENT ON TABLE analytics.people IS 'Users that events name, and what each is called in the sketches of event_aggregations';
+COMMENT ON COLUMN analytics.people.counted_as IS 'The anonymous_id that the user was linked to when first seen, if there was one, else the user_id; it never changes';
+COMMENT ON COLUMN analytics.people.links IS 'How many rows of analytics.identities are theirs';
+COMMENT ON COLUMN analytics.people.last_seen_at IS 'When an event of theirs was last counted; up to a week behind';
+
+CREATE TABLE analytics.visits (
+    person text NOT NULL CONSTRAINT visits_person_length CHECK (char_length(person) <= 255),
+    started_at timestamptz NOT NULL,
+    ended_at timestamptz NOT NULL,
+    session_id text NOT NULL,
+    CONSTRAINT visits_pkey PRIMARY KEY (person, started_at),
+    CONSTRAINT visits_time_order CHECK (started_at <= ended_at)
+)
+-- A visit that goes on is written again and again: room on its page lets it stay there.
+WITH (fillfactor = 80);
+
+COMMENT ON TABLE analytics.visits IS 'Visits of people whose client tells no session_id: without a silence of more than 30 minutes';
+COMMENT ON COLUMN analytics.visits.person IS 'As in analytics.activity: a user_id, or the anonymous_id of who is not known';
+COMMENT ON COLUMN analytics.visits.started_at IS 'created_at of its first event';
+COMMENT ON COLUMN analytics.visits.ended_at IS 'created_at of its last event';
+COMMENT ON COLUMN analytics.visits.session_id IS 'What it is counted as in place of a session_id';
+
+CREATE TABLE analytics.stale_identities (
+    anonymous_id text NOT NULL,
+    people text[] NOT NULL DEFAULT '{}',
+    noted_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT stale_identities_pkey PRIMARY KEY (anonymous_id)
+);
+
+COMMENT ON TABLE analytics.stale_identities IS 'Browsers some of whose events may have been counted as somebody else''s than they are by now: their hours are looked for, and noted in stale_buckets';
+COMMENT ON COLUMN analytics.stale_identities.people IS 'Whose visits are to be told apart again, as events of the browser went from one person to another';
+
+CREATE VIEW analytics.activity WITH (security_invoker = true) AS
+SELECT
+    event.*,
+    coalesce(event.user_id, identity.user_id, event.anonymous_id) AS person,
+    coalesce(event.session_id, CASE WHEN event.type <> 'system' THEN (
+        SELECT CASE WHEN visit.ended_at >= event.created_at THEN visit.session_id END
+        FROM analytics.visits AS visit
+        WHERE visit.person = coalesce(event.user_id, identity.user_id, event.anonymous_id)
+            AND visit.started_at <= event.created_at
+        ORDER BY visit.started_at DESC LIMIT 1
+    ) END) AS visit
+FROM analytics.events AS event
+LEFT JOIN analytics.identities AS identity
+    ON identity.anonymous_id = event.anonymous_id AND event.user_id IS NULL;
+
+COMMENT ON VIEW analytics.activity IS
+    'Every event with its person and its visit: what statistics count people and sessions by. Of events that are not rolled up yet, a second or so, a new link or visit is not known';
+COMMENT ON COLUMN analytics.activity.person IS 'Who it was: the user_id, else the user that the anonymous_id was linked to first, else the anonymous_id';
+COMMENT ON COLUMN analytics.activity.visit IS 'The session_id, else the person''s visit: their events without a silence of more than 30 minutes';
 
 
 -- Partitions

@@ -457,6 +457,10 @@ BEGIN
             ('analytics.event_keys', analyst),
             ('analytics.event_aggregations', analyst),
             ('analytics.stale_buckets', analyst),
+            ('analytics.identities', analyst),
+            ('analytics.people', analyst),
+            ('analytics.visits', analyst),
+            ('analytics.stale_identities', analyst),
             ('analytics.metrics', analyst),
             ('analytics.journals', analyst),
             ('analytics.flushes', analyst),
@@ -485,6 +489,10 @@ BEGIN
         EXECUTE format('CREATE POLICY %I ON %s FOR DELETE TO authenticated USING (%s)',
             name || '_authenticated_delete', relation, admin);
     END LOOP;
+
+    -- Its tables' policies hold for who reads it.
+    REVOKE ALL ON analytics.activity FROM PUBLIC, anon, authenticated, service_role;
+    GRANT SELECT ON analytics.activity TO authenticated, service_role;
 
     -- Through analytics.events, whose policies hold then; nobody has a right on a partition, nor a policy.
     FOR relation IN SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'analytics.events'::regclass LOOP

@@ -157,6 +157,15 @@ CREATE INDEX event_aggregations_day_event_name_idx
 -- What came from one country, or page: dimensions @> '{"country": "DE"}'
 CREATE INDEX event_aggregations_dimensions_idx ON analytics.event_aggregations USING gin (dimensions jsonb_path_ops);
 
+-- Which browsers a user has
+CREATE INDEX identities_user_id_idx ON analytics.identities (user_id);
+-- Who was not seen for so long that they are forgotten
+CREATE INDEX identities_last_seen_at_brin ON analytics.identities USING brin (last_seen_at);
+-- Likewise of users
+CREATE INDEX people_last_seen_at_brin ON analytics.people USING brin (last_seen_at);
+-- What is old enough to be deleted; not by ended_at, which every event of a visit moves
+CREATE INDEX visits_started_at_brin ON analytics.visits USING brin (started_at);
+
 -- A KPI over time, from the index alone
 CREATE INDEX metrics_total_name_granularity_window_idx
     ON analytics.metrics (name, granularity, time_window_start DESC) INCLUDE (value_numeric) WHERE dimensions = '{}';

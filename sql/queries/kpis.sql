@@ -26,7 +26,7 @@ WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND event_typ
 HAVING count(*) > 0
 
 -- sessions --
--- Different sessions that sent any event; estimated.
+-- Different sessions that sent any event, and visits of people whose client tells none; estimated.
 -- counter, unique_count; hour day week month
 SELECT '{}'::jsonb AS dimensions, sessions_sketch AS sketch
 FROM analytics.event_aggregations
@@ -34,7 +34,7 @@ WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimension
     AND sessions_sketch IS NOT NULL
 
 -- active_users --
--- Different users, known by user_id or else anonymous_id, that sent any event; estimated.
+-- Different people, each once, whether known or not yet, that sent any event; estimated.
 -- gauge, unique_count; day week month
 SELECT '{}'::jsonb AS dimensions, users_sketch AS sketch
 FROM analytics.event_aggregations
@@ -42,14 +42,14 @@ WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimension
     AND users_sketch IS NOT NULL
 
 -- bounce_rate --
--- Share of sessions with a single page view or action. A session belongs to the hour of its first event, if nothing was heard of it in the half hour before; what comes more than half an hour after that hour is not looked at. Without bots. A day is the average of its hours, weighted by sessions.
+-- Share of sessions, and visits of people whose client tells none, with a single page view or action. A session belongs to the hour of its first event, if nothing was heard of it in the half hour before; what comes more than half an hour after that hour is not looked at. Without bots. A day is the average of its hours, weighted by sessions.
 -- rate, average; hour day; from events
 WITH visits AS (
-    SELECT session_id, count(*) FILTER (WHERE type <> 'system') AS acts, min(created_at) AS began
-    FROM analytics.events
+    SELECT visit, count(*) FILTER (WHERE type <> 'system') AS acts, min(created_at) AS began
+    FROM analytics.activity
     WHERE $3 = 'hour' AND created_at >= $1 - interval '30 minutes' AND created_at < $2 + interval '30 minutes'
-        AND session_id IS NOT NULL AND device_type IS DISTINCT FROM 'bot'
-    GROUP BY session_id
+        AND visit IS NOT NULL AND device_type IS DISTINCT FROM 'bot'
+    GROUP BY visit
 )
 SELECT '{}'::jsonb AS dimensions, avg((acts <= 1)::int) AS value_numeric, count(*) AS sample_count
 FROM visits WHERE began >= $1 AND began < $2
@@ -64,11 +64,11 @@ HAVING sum(sample_count) > 0
 -- Mean seconds from the first to the last event of a session; p50, p95 and a histogram (sessions up to so many seconds) beside it. Sessions are assigned to hours as for bounce_rate. A day is the average of its hours, weighted by sessions, and the sum of their histograms.
 -- histogram, average; hour day; from events
 WITH visits AS (
-    SELECT session_id, min(created_at) AS began, extract(epoch FROM max(created_at) - min(created_at)) AS seconds
-    FROM analytics.events
+    SELECT visit, min(created_at) AS began, extract(epoch FROM max(created_at) - min(created_at)) AS seconds
+    FROM analytics.activity
     WHERE $3 = 'hour' AND created_at >= $1 - interval '30 minutes' AND created_at < $2 + interval '30 minutes'
-        AND session_id IS NOT NULL AND device_type IS DISTINCT FROM 'bot'
-    GROUP BY session_id
+        AND visit IS NOT NULL AND device_type IS DISTINCT FROM 'bot'
+    GROUP BY visit
 ), bounds (bound) AS (VALUES (10), (30), (60), (180), (600), (1800), (3600))
 SELECT '{}'::jsonb AS dimensions, avg(seconds) AS value_numeric, count(*) AS sample_count,
     jsonb_build_object(

@@ -12,21 +12,23 @@ WITH hours AS (
     WHERE hour + interval '1 hour' > $1 AND hour < $2 AND hour <= now() + interval '1 day'
 ), noted AS (
     INSERT INTO analytics.stale_buckets (granularity, time_bucket) SELECT 'hour', hour FROM hours
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (granularity, time_bucket) DO UPDATE SET noted_at = excluded.noted_at, due_at = excluded.due_at
 )
 SELECT count(*) FROM hours
 
 -- count_stale --
 SELECT count(*) FROM analytics.stale_buckets
-WHERE granularity IN ('hour', 'day') AND time_bucket >= date_trunc('day', $1::timestamptz, 'UTC') AND time_bucket < $2
+WHERE granularity IN ('hour', 'day') AND due_at <= clock_timestamp() AND time_bucket >= date_trunc('day', $1::timestamptz, 'UTC') AND time_bucket < $2
 
 -- take_stale --
--- The next to be made: finer ones first, as the others are made of them
+-- The next to be made: finer ones first, as the others are made of them. Those that could wait come last, or not at
+-- all ($2).
 DELETE FROM analytics.stale_buckets
 WHERE (granularity, time_bucket) = (
     SELECT granularity, time_bucket FROM analytics.stale_buckets
     WHERE granularity = ANY ($1::text[]::analytics.granularity[])
-    ORDER BY granularity, time_bucket LIMIT 1
+        AND due_at <= clock_timestamp() AND ($2 OR due_at <= noted_at)
+    ORDER BY due_at > noted_at, granularity, time_bucket LIMIT 1
 )
 RETURNING granularity::text, time_bucket
 
@@ -36,6 +38,14 @@ SELECT EXISTS (
     WHERE (granularity, time_bucket) = ($1::text::analytics.granularity, $2)
         -- A day whose hour was made anew, and it not yet, differs for a moment; so does one whose hour will be.
         OR (granularity = 'hour' AND $1 = 'day' AND time_bucket >= $2 AND time_bucket < $2 + interval '1 day')
+)
+
+-- is_noted_in --
+-- Whether any event of this hour is of a browser whose hours are still to be looked for
+SELECT EXISTS (
+    SELECT FROM analytics.events
+    WHERE created_at >= $1 AND created_at < $1 + interval '1 hour' AND user_id IS NULL
+        AND anonymous_id IN (SELECT anonymous_id FROM analytics.stale_identities)
 )
 
 -- not_rolled_up --

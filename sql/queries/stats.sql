@@ -130,8 +130,8 @@ LIMIT $8
 -- count_events --
 -- Events counted from themselves, by where their buckets begin
 SELECT width_bucket(created_at, $5::timestamptz[]) - 1 AS place, count(*) AS events,
-    count(DISTINCT coalesce(user_id, anonymous_id)) AS users, count(DISTINCT session_id) AS sessions
-FROM analytics.events
+    count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
+FROM analytics.activity
 WHERE created_at >= $1 AND created_at < $2
     AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) {filters}
 GROUP BY place
@@ -139,8 +139,8 @@ GROUP BY place
 -- rank_events --
 -- Values by their events, from the events themselves
 SELECT coalesce({value}, '(none)') AS value, count(*) AS events,
-    count(DISTINCT coalesce(user_id, anonymous_id)) AS users, count(DISTINCT session_id) AS sessions
-FROM analytics.events
+    count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
+FROM analytics.activity
 WHERE created_at >= $1 AND created_at < $2
     AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) {filters}
 GROUP BY 1
@@ -151,23 +151,25 @@ LIMIT $7
 
 -- funnel_step --
 -- One step of a funnel, around those before it: where it was done, with when its funnel began and how long the step
--- before it is ago. The latest of the steps before counts: what began later ends later. {step} is its number,
--- {before} that of the one before.
+-- before it is ago. The latest of the steps before counts: what began later ends later. Events of one time are in the
+-- order in which they were sent. {step} is its number, {before} that of the one before.
 SELECT *,
-    CASE WHEN name = ($6::text[])[{step}] AND created_at - max(began_{before}) OVER sofar <= $5::interval
+    CASE WHEN is_{step} AND created_at - max(began_{before}) OVER sofar <= $5::interval
         THEN max(began_{before}) OVER sofar END AS began_{step},
     created_at - max(CASE WHEN began_{before} IS NOT NULL THEN created_at END) OVER sofar AS took_{step}
 FROM ({inner}) AS step_{before}
-WINDOW sofar AS (PARTITION BY person ORDER BY created_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+WINDOW sofar AS (PARTITION BY person ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 
 -- funnel_begin --
--- What may be a step, and where the first was done
-SELECT id, created_at, name, coalesce(user_id, anonymous_id) AS person,
-    CASE WHEN name = ($6::text[])[1] THEN created_at END AS began_1, NULL::interval AS took_1
-FROM analytics.events
-WHERE created_at >= $1 AND created_at < $2 AND coalesce(user_id, anonymous_id) IS NOT NULL
-    AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4)
-    AND name = ANY ($6::text[]) {filters}
+-- What is a step, and where the first was done. {is} is a column a step: whether the event is that.
+SELECT *, CASE WHEN is_1 THEN created_at END AS began_1, NULL::interval AS took_1
+FROM (
+    SELECT id, created_at, received_at, batch_id, batch_position, person, {is}
+    FROM analytics.activity
+    WHERE created_at >= $1 AND created_at < $2 AND person IS NOT NULL
+        AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4)
+        AND ({any}) {filters}
+) AS candidates
 
 -- funnel --
 -- How many people did each step, and the median time since the step before; of a person, the first time counts.
@@ -178,12 +180,12 @@ SELECT {counts} FROM (SELECT person, {firsts} FROM ({inner}) AS steps GROUP BY p
 -- People by the bucket of their first event, and how many of them came back in which bucket; how many there were has
 -- no period.
 WITH did AS MATERIALIZED (
-    SELECT coalesce(user_id, anonymous_id) AS person, created_at,
+    SELECT person, created_at,
         width_bucket(created_at, $4::timestamptz[]) - 1 AS bucket,
         ($5::text IS NULL OR name = $5) AND type = ANY ($3::text[]::analytics.event_type[]) AS begins,
         $6::text IS NULL OR name = $6 AS returns
-    FROM analytics.events
-    WHERE created_at >= $1 AND created_at < $2 AND coalesce(user_id, anonymous_id) IS NOT NULL {filters}
+    FROM analytics.activity
+    WHERE created_at >= $1 AND created_at < $2 AND person IS NOT NULL {filters}
         AND ((($5::text IS NULL OR name = $5) AND type = ANY ($3::text[]::analytics.event_type[]))
             OR $6::text IS NULL OR name = $6)
 ), first AS (

@@ -1,0 +1,334 @@
+"""Who did it, and in which visit: analytics.identities, people and visits, kept as events are counted.
+
+`learn` reads the events of a cycle and keeps the tables, in the transaction that counts them: what an event says is
+in them exactly when it is in the buckets. Where it says that earlier events were another's, their hours are noted to
+be made anew. Who the person of an event is stands in 001_initial_schema.sql.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
+from uuid import uuid4
+
+import asyncpg
+import orjson
+
+from ingest import visits
+from ingest.database import load_queries
+from ingest.visits import SILENCE, Visit
+from ingest.who import Row, Who
+
+MOST_LINKS: Final = 100
+MAX_ID_CHARACTERS: Final = 255
+"""Longer ids, which only plain SQL can store, are in no table: their events are people without links and visits."""
+_QUERIES: Final = load_queries("identities")
+
+
+class Link(NamedTuple):
+    """A row of analytics.identities, but for when it was seen."""
+
+    anonymous_id: str
+    user_id: str
+    linked_at: datetime
+    received_at: datetime
+    batch_id: int
+    batch_position: int
+    verified: bool
+
+    @property
+    def order(self) -> tuple[datetime, datetime, int, int, str]:
+        """Less is first. The user decides between rows of which nothing else tells which was."""
+        return self.linked_at, self.received_at, self.batch_id, self.batch_position, self.user_id
+
+
+# Reading.
+
+
+async def known(connection: asyncpg.Connection, rows: Sequence[Row]) -> Who:
+    """Who did these events, as far as it is known."""
+    browsers = _ids(row[4] for row in rows)
+    users = {link.anonymous_id: link.user_id for link, _ in await _links(connection, browsers)}
+    # A browser may have the id of a user: they are one person, unless it is linked to another.
+    people = await _people(connection, _ids(row[3] for row in rows) | set(users.values()) | browsers - users.keys())
+    return _who(users, {user: person.counted_as for user, person in people.items()}, {})._replace(
+        visits=await _visits(connection, _moments(rows, users))
+    )
+
+
+class _Person(NamedTuple):
+    counted_as: str
+    links: int
+    aged: bool
+
+
+def _ids(values: Iterable[str | None]) -> set[str]:
+    return {value for value in set(values) if value is not None and len(value) <= MAX_ID_CHARACTERS}
+
+
+async def _links(connection: asyncpg.Connection, browsers: Collection[str]) -> list[tuple[Link, bool]]:
+    """Links, each with whether it was not seen for a week."""
+    if not browsers:
+        return []
+    rows = await connection.fetch(_QUERIES["links"], list(browsers))
+    return [(Link(*row[:7]), row[7]) for row in rows]
+
+
+async def _people(connection: asyncpg.Connection, users: Collection[str]) -> dict[str, _Person]:
+    if not users:
+        return {}
+    rows = await connection.fetch(_QUERIES["people"], list(users))
+    return {user: _Person(*person) for user, *person in rows}
+
+
+def _who(users: Mapping[str, str], counted_as: Mapping[str, str], of_visits: Mapping[str, Sequence[Visit]]) -> Who:
+    of_user = {user: name for user, name in counted_as.items() if name != user}
+    of_browser = {browser: counted_as.get(user, user) for browser, user in users.items()}
+    # An id that both a browser and a user have is one person.
+    of_browser |= {user: name for user, name in of_user.items() if user not in users}
+    return Who(of_user, of_browser, users, of_visits)
+
+
+def _moments(rows: Iterable[Row], users: Mapping[str, str]) -> dict[str, list[datetime]]:
+    """Person -> when they did what belongs to a visit of theirs, of those that tell no session."""
+    found: dict[str, list[datetime]] = {}
+    for row in rows:
+        if row[5] is None and row[1] != "system":
+            browser = row[4]
+            person = row[3] if row[3] is not None else users.get(browser, browser)
+            if person is not None and len(person) <= MAX_ID_CHARACTERS:
+                found.setdefault(person, []).append(row[6])
+    return found
+
+
+async def _visits(
+    connection: asyncpg.Connection, moments: Mapping[str, Sequence[datetime]]
+) -> dict[str, list[Visit]]:
+    """The visits, of each person in order, that events at these times may be in, or reach."""
+    if not moments:
+        return {}
+    rows = await connection.fetch(
+        _QUERIES["visits"],
+        list(moments),
+        [min(times) - SILENCE for times in moments.values()],
+        [max(times) + SILENCE for times in moments.values()],
+    )
+    found: dict[str, list[Visit]] = {}
+    for row in rows:
+        found.setdefault(row["person"], []).append(Visit(*row))
+    for some in found.values():
+        some.sort()
+    return found
+
+
+# Learning.
+
+
+async def learn(connection: asyncpg.Connection, rows: Sequence[Row], most_links: int = MOST_LINKS) -> Who:
+    """Who did these events, after what they tell is stored.
+
+    Must be called in the transaction that counts them, and by one at a time. `most_links`: anonymous ids of one user.
+    """
+    browsers, users = _ids(row[4] for row in rows), _ids(row[3] for row in rows)
+    seen = await _links(connection, browsers)
+    before = {link.anonymous_id: link for link, _ in seen}
+    told = await _told(connection, rows, before)
+    whose = {link.user_id for link in before.values()}
+    people = await _people(connection, users | whose | browsers - before.keys())
+    decided = _decided(before, told, {user: person.links for user, person in people.items()}, most_links)
+    links = before | decided
+    linked = {browser: link.user_id for browser, link in links.items()}
+
+    new = sorted((users | {link.user_id for link in decided.values()}) - people.keys())
+    fresh = [link for browser, link in decided.items() if browser not in before]
+    counted_as = {user: person.counted_as for user, person in people.items()}
+    counted_as |= await _named(connection, new, fresh, counted_as.keys() | users)
+    await _put(connection, before, decided, people, counted_as, [link.anonymous_id for link, aged in seen if aged])
+
+    who = _who(linked, counted_as, {})
+    moved = await _note_others(connection, before, decided, who, people.keys() | users, new)
+    return who._replace(visits=await _keep_visits(connection, _moments(rows, linked), moved))
+
+
+async def _told(connection: asyncpg.Connection, rows: Iterable[Row], before: Mapping[str, Link]) -> list[Link]:
+    """What is to be stored of what the events say of links: what is new, earlier, or verified now."""
+    # (browser, user) -> when first.
+    pairs: dict[tuple[str, str], datetime] = {}
+    verified: set[tuple[str, str]] = set()
+    for row in rows:
+        if row[3] is not None and row[4] is not None:
+            pair, moment = (row[4], row[3]), row[6]
+            first = pairs.get(pair)
+            if first is None or moment < first:
+                pairs[pair] = moment
+            if row[7]:
+                verified.add(pair)
+    wanted = []
+    for (browser, user), moment in pairs.items():
+        link = before.get(browser)
+        if (link is None or moment <= link.linked_at) and max(len(browser), len(user)) <= MAX_ID_CHARACTERS:
+            wanted.append((browser, user, moment))
+    found: list[Link] = []
+    if wanted:
+        rows_found = await connection.fetch(_QUERIES["first_events"], *map(list, zip(*wanted, strict=True)))
+        found = [Link(*row, (row[0], row[1]) in verified) for row in rows_found]  # type: ignore[call-arg]
+    found += [
+        link._replace(verified=True)
+        for browser, link in before.items()
+        if not link.verified and (browser, link.user_id) in verified
+    ]
+    return found
+
+
+def _decided(
+    before: Mapping[str, Link], told: Iterable[Link], counts: Mapping[str, int], most_links: int
+) -> dict[str, Link]:
+    """The links that are to be stored: the first of each browser, as long as its user has room for it."""
+    decided: dict[str, Link] = {}
+    have = dict(counts)
+    for link in sorted(told, key=lambda link: link.order):
+        held = decided.get(link.anonymous_id) or before.get(link.anonymous_id)
+        if held is not None and held.user_id == link.user_id:
+            earlier = min(held, link, key=lambda one: one.order)
+            if (kept := earlier._replace(verified=held.verified or link.verified)) != held:
+                decided[link.anonymous_id] = kept
+        elif (held is None or link.order < held.order) and have.get(link.user_id, 0) < most_links:
+            have[link.user_id] = have.get(link.user_id, 0) + 1
+            if held is not None:
+                have[held.user_id] = have.get(held.user_id, 0) - 1
+            decided[link.anonymous_id] = link
+    return decided
+
+
+async def _named(
+    connection: asyncpg.Connection, new: Sequence[str], fresh: Iterable[Link], users: Collection[str]
+) -> dict[str, str]:
+    """What new users are counted as: as the browser that they were first seen with, which has been counted so far as
+    itself; else as themselves. A name is never two people's."""
+    if not new:
+        return {}
+    first: dict[str, str] = {}
+    for link in sorted(fresh, key=lambda link: link.order):
+        first.setdefault(link.user_id, link.anonymous_id)
+    wanted = {*new, *(first[user] for user in new if user in first)}
+    taken = {row[0] for row in await connection.fetch(_QUERIES["taken"], list(wanted))}
+    named: dict[str, str] = {}
+    given: set[str] = set()
+    for user in new:
+        browser = first.get(user)
+        if browser is not None and (browser == user or browser not in users) and browser not in taken | given:
+            named[user] = browser
+        elif user not in taken and user not in given:
+            named[user] = user
+        else:
+            named[user] = str(uuid4())
+        given.add(named[user])
+    return named
+
+
+async def _put(
+    connection: asyncpg.Connection,
+    before: Mapping[str, Link],
+    decided: Mapping[str, Link],
+    people: Mapping[str, _Person],
+    counted_as: Mapping[str, str],
+    aged: Iterable[str],
+) -> None:
+    if decided:
+        await connection.execute(_QUERIES["put_links"], *map(list, zip(*decided.values(), strict=True)))
+    if unseen := [browser for browser in aged if browser not in decided]:
+        await connection.execute(_QUERIES["see_links"], unseen)
+    more = dict.fromkeys(counted_as.keys() - people.keys(), 0)
+    more |= {user: 0 for user, person in people.items() if person.aged}
+    for browser, link in decided.items():
+        held = before.get(browser)
+        if held is None or held.user_id != link.user_id:
+            more[link.user_id] = more.get(link.user_id, 0) + 1
+            if held is not None:
+                more[held.user_id] = more.get(held.user_id, 0) - 1
+    if more:
+        # Of somebody who was forgotten, or erased, a link may be left that is no longer counted.
+        links = {user: max(0, (people[user].links if user in people else 0) + count) for user, count in more.items()}
+        names = [counted_as.get(user, user) for user in links]
+        await connection.execute(_QUERIES["put_people"], list(links), names, list(links.values()))
+
+
+async def _note_others(
+    connection: asyncpg.Connection,
+    before: Mapping[str, Link],
+    decided: Mapping[str, Link],
+    who: Who,
+    users: Collection[str],
+    new: Iterable[str],
+) -> dict[str, str]:
+    """Note browsers some events of which may have been counted as another's; those whose visits are only to be moved,
+    and to which user."""
+    # A new user's id may have been that of a browser, whose events were counted under it.
+    noted: dict[str, list[str]] = {user: [] for user in new if user in who.of_user}
+    moved: dict[str, str] = {}
+    for browser, link in decided.items():
+        held = before.get(browser)
+        if held is not None and held.user_id != link.user_id:
+            noted[browser] = [held.user_id, link.user_id]
+        elif held is None and browser != link.user_id:
+            if browser in users:
+                # What was a user's and what a browser's, by the same id, only the events tell.
+                noted[browser] = [browser, link.user_id]
+            else:
+                moved[browser] = link.user_id
+                if who.of_user.get(link.user_id, link.user_id) != browser:
+                    noted[browser] = []
+    if noted:
+        people = [orjson.dumps(people).decode() for people in noted.values()]
+        await connection.execute(_QUERIES["note_identities"], list(noted), people)
+    return moved
+
+
+# Visits.
+
+
+async def _keep_visits(
+    connection: asyncpg.Connection, moments: dict[str, list[datetime]], moved: Mapping[str, str]
+) -> dict[str, list[Visit]]:
+    """The visits with what these people did in them; those of a browser that has a user now are its user's."""
+    came: dict[str, list[Visit]] = {}
+    if moved:
+        for row in await connection.fetch(_QUERIES["all_visits"], list(moved)):
+            came.setdefault(moved[row["person"]], []).append(Visit(*row))
+    around = dict(moments)
+    for person, some in came.items():
+        around[person] = [
+            *moments.get(person, ()), *(visit.started_at for visit in some), *(visit.ended_at for visit in some)
+        ]  # fmt: skip
+    stored = await _visits(connection, around)
+    found: dict[str, list[Visit]] = {}
+    changes: list[visits.Change] = []
+    for person in around:
+        of_person = stored.get(person, [])
+        change = visits.joined(person, [*of_person, *came.get(person, ())], moments.get(person, ()))
+        found[person] = change.visits
+        changes.append(change._replace(visits=[visit for visit in change.visits if visit not in of_person]))
+    await put_visits(connection, changes)
+    return found
+
+
+async def put_visits(connection: asyncpg.Connection, changes: Iterable[visits.Change]) -> None:
+    """Store what has changed; the hours of what is counted by another id now are to be made anew."""
+    changes = list(changes)
+    gone = [visit for change in changes for visit in change.gone]
+    put = [visit for change in changes for visit in change.visits]
+    absorbed = [visit for change in changes for visit in change.absorbed]
+    if gone:
+        await connection.execute(
+            _QUERIES["drop_visits"], [visit.person for visit in gone], [visit.started_at for visit in gone]
+        )
+    if put:
+        await connection.execute(_QUERIES["put_visits"], *map(list, zip(*put, strict=True)))
+    if absorbed:
+        await note_hours(connection, visits.hours(absorbed))
+
+
+async def note_hours(connection: asyncpg.Connection, hours: Collection[datetime]) -> None:
+    """Have these hours made anew, once they are over."""
+    await connection.execute(_QUERIES["note_hours_later"], list(hours))

@@ -1,0 +1,88 @@
+"""Visits of people whose client tells no session_id. Pure.
+
+A visit is what a person did without a silence of more than 30 minutes. It keeps the id that it is counted as while
+events that come late make it longer, at either end; where they join two, the earlier one's id stays.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from operator import attrgetter
+from typing import Final, NamedTuple
+from uuid import uuid4
+
+SILENCE: Final = timedelta(minutes=30)
+"""A longer one ends a visit."""
+_HOUR: Final = timedelta(hours=1)
+_started_at = attrgetter("started_at")
+
+
+class Visit(NamedTuple):
+    """A row of analytics.visits."""
+
+    person: str
+    started_at: datetime
+    ended_at: datetime
+    session_id: str
+
+
+class Change(NamedTuple):
+    """A person's visits after some events more, and what of the rows before has to go."""
+
+    visits: list[Visit]
+    """In order, those that are as they were included."""
+    gone: list[Visit]
+    absorbed: list[Visit]
+    """Of those that are gone, those whose id is counted no more."""
+
+
+def joined(person: str, known: Iterable[Visit], times: Iterable[datetime]) -> Change:
+    """The person's known visits, or such of another that turned out to be theirs, with events at these times."""
+    parts: list[tuple[datetime, datetime, Visit | None]] = [(at, at, None) for at in times]
+    parts += [(visit.started_at, visit.ended_at, visit) for visit in known]
+    parts.sort(key=lambda part: part[0])
+    change = Change([], [], [])
+    island: list[Visit] = []
+    start = end = None
+    for low, high, visit in parts:
+        if start is None or end is None or low - end > SILENCE:
+            if start is not None and end is not None:
+                _close(change, person, start, end, island)
+            start, end, island = low, high, []
+        end = max(end, high)
+        if visit is not None:
+            island.append(visit)
+    if start is not None and end is not None:
+        _close(change, person, start, end, island)
+    return change
+
+
+def _close(change: Change, person: str, start: datetime, end: datetime, island: Sequence[Visit]) -> None:
+    session_id = island[0].session_id if island else new_id()
+    change.visits.append(Visit(person, start, end, session_id))
+    change.gone.extend(one for one in island if (one.person, one.started_at) != (person, start))
+    change.absorbed.extend(one for one in island if one.session_id != session_id)
+
+
+def new_id() -> str:
+    """What a new visit is counted as: nothing else is."""
+    return str(uuid4())
+
+
+def at(visits: Sequence[Visit], moment: datetime) -> str | None:
+    """The session_id of the visit, of those of a person in order, that the moment is in."""
+    place = bisect_right(visits, moment, key=_started_at) - 1
+    return visits[place].session_id if place >= 0 and moment <= visits[place].ended_at else None
+
+
+def hours(visits: Iterable[Visit]) -> set[datetime]:
+    """The hours that these visits reach into."""
+    found: set[datetime] = set()
+    for visit in visits:
+        hour = visit.started_at.replace(minute=0, second=0, microsecond=0)
+        while hour <= visit.ended_at:
+            found.add(hour)
+            hour += _HOUR
+    return found
