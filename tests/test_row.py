@@ -26,6 +26,7 @@ from ingest.event import (
 )
 from ingest.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.payload import Payload, decode_native, decode_segment
+from ingest.placeholders import Placeholders
 from ingest.rejects import PayloadRefused, Refusal
 from ingest.row import (
     EVENT_COLUMNS,
@@ -261,12 +262,17 @@ def cleaned(value: Any) -> Any:
     return value
 
 
+PLACEHOLDERS = Placeholders()
+
+
 def stored(sent: dict[str, Any]) -> dict[str, Any]:
     """The columns that an event is to have, as far as they follow from the event alone."""
     wanted = {column: cleaned(sent.get(column, {})) for column in ("properties", "context")}
     for column in ("user_id", "anonymous_id", "session_id", "url", "referrer"):
         value = sent.get(column)
         wanted[column] = None if value is None or value == "" else clean(str(value))
+        if column.endswith("_id") and value is not None and PLACEHOLDERS.has(clean(str(value))):
+            wanted[column] = None
     wanted["name"] = clean(sent["name"]).strip()
     if "timestamp" in sent:
         wanted["created_at"] = datetime.fromisoformat(sent["timestamp"]).replace(tzinfo=UTC)
