@@ -32,7 +32,8 @@ class Scope(StrEnum):
 class Caller(NamedTuple):
     """On whose behalf a request works.
 
-    role: a role of the database.  claims: JSON for request.jwt.claims, "" for none.  key: the id of their API key.
+    role: a role of the database.  claims: JSON for request.jwt.claims, "" for none.  key: the id of their API key,
+    or CONFIGURED: what they share a limit by.
     """
 
     role: str
@@ -40,12 +41,23 @@ class Caller(NamedTuple):
     claims: str = ""
     key: str | None = None
 
+    @property
+    def for_visitors(self) -> Caller:
+        """On whose behalf they do what every visitor may: as a server, for which there are no limits by address, if
+        they may write; else as anybody."""
+        if Scope.WRITE not in self.scopes:
+            return ANYBODY
+        return self if self.role == "service_role" else self._replace(role="service_role", claims=_SERVICE_CLAIMS)
+
 
 class Unauthorized(Exception):
     """The credentials are not good; the text tells why, and nothing about any other key."""
 
 
 ANYBODY: Final = Caller("anon", frozenset())
+CONFIGURED: Final = "admin_keys"
+"""In place of an id, for the keys of the configuration."""
+_SERVICE_CLAIMS: Final = '{"role":"service_role"}'
 _OF_SCOPE: Final = {
     # A server that writes for its visitors: the limits by address are not for it, so it is not anon.
     Scope.WRITE: ("service_role", {"role": "service_role"}, frozenset({Scope.WRITE})),
@@ -82,7 +94,7 @@ class Authenticator:
             return await self._by_key(given)
         # An admin key of the configuration may have dots, too.
         if self._is_admin_key(given):
-            return _caller_of([Scope.ADMIN.value], None)
+            return _caller_of([Scope.ADMIN.value], CONFIGURED)
         if given.count(".") == 2:
             return self._by_token(given)
         raise Unauthorized("the key is not one of ours")
@@ -149,7 +161,7 @@ def _as_text(claims: Mapping[str, Any]) -> str:
     return text
 
 
-def _caller_of(scopes: Sequence[str], key: str | None) -> Caller:
+def _caller_of(scopes: Sequence[str], key: str) -> Caller:
     """With the rights of the highest scope, and what the others allow beside."""
     highest = next(scope for scope in reversed(Scope) if scope.value in scopes)
     role, claims, allowed = _OF_SCOPE[highest]

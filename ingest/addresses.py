@@ -76,6 +76,12 @@ def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Netwo
     return _cached_client(peer[:_MAX_ADDRESS_CHARACTERS], forwarded_for, tuple(trusted))
 
 
+def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
+    """Whether a peer is of one of these networks."""
+    address = _parse(peer) if trusted else None
+    return address is not None and _is_trusted(address, tuple(trusted))
+
+
 def anonymise(address: str) -> str:
     """The address without its last octet (IPv4) or but for its first 48 bits (IPv6); "" if it is no address."""
     return _anonymised(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""

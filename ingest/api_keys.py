@@ -120,7 +120,7 @@ class KeyRing:
             await asyncio.sleep(max(0.0, self._read_at + _PAUSE_SECONDS - loop.time()))
             # Also when it fails: those who wait are answered then, too.
             self._read_at = loop.time()
-            async with self._pool.lent() as connection:
+            async with self._pool.lent("service") as connection:
                 used, self._used = self._used, set()
                 rows = await connection.fetch(_QUERIES["refresh"], list(used))
             self._known = {row["hash"]: _key(row) for row in rows}

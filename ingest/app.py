@@ -45,7 +45,9 @@ SWEEP_SECONDS: Final = 10.0
 ADOPT_SECONDS: Final = 15.0
 PROBE_SECONDS: Final = 1.0
 READING_CONNECTIONS: Final = 4
-CALLING_CONNECTIONS: Final = 8
+CALLING_CONNECTIONS: Final = 10
+FEATURES: Final = ("leads", "people", "onboarding", "experiments", "flags", "service")
+"""Who share these: the tags of operations, and what the service asks for itself."""
 _WAITING_SECONDS: Final = 60.0
 
 
@@ -76,7 +78,9 @@ class Worker:
         self._control: Server | None = None
         assert config.database_url is not None
         self._reading = Pool(config.database_url, "statistics", READING_CONNECTIONS, config.stats_timeout_seconds)
-        self._calling = Pool(config.database_url, "handlers", CALLING_CONNECTIONS, config.statement_timeout_seconds)
+        self._calling = Pool(
+            config.database_url, "handlers", CALLING_CONNECTIONS, config.statement_timeout_seconds, FEATURES
+        )
         self.keys = KeyRing(self._calling)
         self.experiments = Definitions(self._calling)
         self._write_failing = False

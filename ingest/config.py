@@ -60,6 +60,12 @@ def _dimension(text: str) -> str:
     return text
 
 
+def _public_url(text: str) -> str:
+    if not re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?", text):
+        raise ValueError
+    return text.rstrip("/")
+
+
 def _database_url(text: str) -> str:
     # Only the scheme: asyncpg knows more forms (several hosts, a socket's folder) than a check here would.
     if not re.match(r"postgres(ql)?://", text):
@@ -78,6 +84,7 @@ URL = {
     "metavar": "URL",
 }
 SECRET = {"secret": True}
+PUBLIC_URL = {"each": _public_url, "what": "a URL such as https://events.example.com or https://example.com/events"}
 SECRET_TEXT = {"what": "a text that is not empty", "secret": True}
 FERNET = {"each": _fernet_key, "what": "a list of keys, each 32 random bytes in base64url", "secret": True}
 DIMENSION_NAMES = (
@@ -143,8 +150,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     write_keys: Annotated[tuple[str, ...], about("Keys that may write; when empty, anybody may", SECRET)] = ()
     cors_origins: Annotated[tuple[str, ...], about("Origins whose pages may send events", ORIGINS)] = ("*",)
+    api_origins: Annotated[
+        tuple[str, ...],
+        about("Origins whose pages may use all else: leads, onboarding, experiments, flags, statistics", ORIGINS),
+    ] = ()
     trusted_proxies: Annotated[
-        tuple[str, ...], about("Whose X-Forwarded-For and country headers are believed", NETWORKS)
+        tuple[str, ...], about("Whose X-Forwarded and country headers are believed", NETWORKS)
+    ] = ()
+    public_url: Annotated[
+        str | None, about("Where clients reach us; without it, as trusted_proxies say, or the socket", PUBLIC_URL)
+    ] = None
+    metrics_networks: Annotated[
+        tuple[str, ...], about("Who may read /metrics without a key, unless by a proxy", NETWORKS)
+    ] = ("127.0.0.0/8", "::1")
+    metrics_keys: Annotated[
+        tuple[str, ...], about("Keys that may read /metrics and nothing else, beside those that may read", SECRET)
     ] = ()
     rate_limit_per_second: Annotated[float, within(0, 10**6, "Requests of one address; 0 is no limit")] = 0.0
     rate_limit_burst: Annotated[int, within(1, 10**6, "Requests at once before that limit counts")] = 100

@@ -19,6 +19,8 @@ REASON_HEADER: Final = "X-Reject-Reason"
 OVERLOADED_RETRY_SECONDS: Final = 5
 FIRST_REQUEST_SECONDS: Final = 30.0
 """How long a connection may take to send its first request; a client that never does is hung up on."""
+BEARER: Final = {"WWW-Authenticate": 'Bearer realm="ingest"'}
+"""Not Basic: a browser would ask its user for a password, and send it along from then on, whoever's page asks."""
 _JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
 METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -125,14 +127,19 @@ def _too_large(max_bytes: int) -> PayloadRefused:
 
 
 class Cors:
-    """CORS headers for any answer, errors included: without them a browser sees a network error and retries."""
+    """CORS headers for any answer, errors included: without them a browser sees a network error and retries.
 
-    def __init__(self, origins: tuple[str, ...]) -> None:
+    `credentials`: whether a page may have the browser send along what it keeps, cookies and Basic passwords. A beacon
+    does so unasked. What such a request may read, any page of these origins may read in its visitor's name.
+    """
+
+    def __init__(self, origins: tuple[str, ...], *, credentials: bool) -> None:
         self._any = "*" in origins
         self._origins = frozenset(origins)
+        self._credentials = credentials
 
     def add(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Put the headers on an answer. Never `*`: a beacon sends cookies, and `*` forbids those."""
+        """Put the headers on an answer. Never `*` with credentials, which forbids it."""
         origin = request.headers.get("Origin")
         if origin is not None:
             self._allow(origin, response)
@@ -155,8 +162,9 @@ class Cors:
         headers["Vary"] = "Origin"
         if not self._any and origin not in self._origins:
             return
-        headers["Access-Control-Allow-Origin"] = origin
-        headers["Access-Control-Allow-Credentials"] = "true"
+        headers["Access-Control-Allow-Origin"] = origin if self._credentials or not self._any else "*"
+        if self._credentials:
+            headers["Access-Control-Allow-Credentials"] = "true"
         headers["Access-Control-Expose-Headers"] = f"ETag, Retry-After, {REASON_HEADER}"
 
     def preflight(self, request: web.BaseRequest) -> web.Response:

@@ -23,7 +23,7 @@ from ingest.addresses import rate_limit_key
 from ingest.anonymity import conceal_own, own_address
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
-from ingest.http import OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
+from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
 from ingest.logs import Quiet
 from ingest.pool import TooSlow, Unavailable
 from ingest.rejects import STATUS_OF_REASON, PayloadRefused
@@ -100,14 +100,31 @@ class Operation(NamedTuple):
     body_optional: bool = False
     on_invalid: Callable[[Call, Sequence[FieldError]], Awaitable[None]] | None = None
 
+    @property
+    def feature(self) -> str:
+        """Whose share of the connections it takes: its tag, whoever may call it."""
+        return self.tag.partition(" (")[0]
+
 
 class Call:
     """One request to an operation, checked: what a handler is given."""
 
-    __slots__ = ("_api", "address", "body", "caller", "is_form", "parameters", "query", "request", "session_token")
+    __slots__ = (
+        "_api",
+        "_feature",
+        "address",
+        "body",
+        "caller",
+        "is_form",
+        "parameters",
+        "query",
+        "request",
+        "session_token",
+    )
 
-    def __init__(self, api: Api, request: web.Request, address: str, caller: Caller) -> None:
+    def __init__(self, api: Api, feature: str, request: web.Request, address: str, caller: Caller) -> None:
         self._api = api
+        self._feature = feature
         self.request = request
         self.address = address
         self.caller = caller
@@ -134,7 +151,9 @@ class Call:
         The session's token is set if the request has one."""
         if self.session_token:
             settings = {"session_token": self.session_token, **settings}
-        return self._api.transactions.on_behalf(caller or self.caller, self.address, self.user_agent, settings)
+        return self._api.transactions.on_behalf(
+            caller or self.caller, self.address, self.user_agent, settings, self._feature
+        )
 
     def require_room(self) -> None:
         """Raise an honest 503 unless events could be made durable now: asked before anything is changed."""
@@ -177,6 +196,7 @@ class Api:
         self._by_key = by_key
         self._body_timeout_seconds = body_timeout_seconds
         self._quiet = Quiet(_QUIET_SECONDS)
+        self._quiet_refusals = Quiet(_QUIET_SECONDS)
 
     def concealed(self, text: str, address: str) -> str:
         """The text, in which the client's whole address does not stand unless it may be stored."""
@@ -195,6 +215,11 @@ class Api:
                 found = Problem(422, "invalid_fields", str(error)[:1000], errors=error.errors)
             except asyncpg.PostgresError as error:
                 found = _of_database(error)
+                if found.code == "refused_by_database" and self._quiet_refusals.due():
+                    # Not its words, which may repeat what somebody entered.
+                    logger.warning(
+                        "the database refuses requests: %s %s", error.sqlstate, error.constraint_name or ""
+                    )
             except TooSlow:
                 found = Problem(503, "too_slow", "the database took too long; try again", headers=_retry())
             except Unavailable as error:
@@ -223,7 +248,7 @@ class Api:
         address, caller = await self.admit(request)
         if operation.scope is not None and operation.scope not in caller.scopes:
             _refuse_scope(caller, operation.scope)
-        call = Call(self, request, address, caller)
+        call = Call(self, operation.feature, request, address, caller)
         call.session_token = _session_token(request, needed=operation.session)
         return call
 
@@ -237,9 +262,7 @@ class Api:
         except Unauthorized as error:
             # Who guesses keys is slowed down like everybody who has none.
             self._limit(self._by_address, rate_limit_key(address))
-            raise Problem(
-                401, "unauthorized", str(error), headers={"WWW-Authenticate": 'Bearer realm="ingest"'}
-            ) from None
+            raise Problem(401, "unauthorized", str(error), headers=BEARER) from None
         if caller.key is None:
             self._limit(self._by_address, rate_limit_key(address))
         else:
@@ -365,10 +388,18 @@ def _session_token(request: web.Request, *, needed: bool) -> str:
 def _refuse_scope(caller: Caller, scope: Scope) -> None:
     if caller.role == "anon":
         detail = f"this needs Authorization: Bearer, with an API key or token that may {_MAY[scope]}"
-        raise Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="ingest"'})
+        raise Problem(401, "unauthorized", detail, headers=BEARER)
     raise Problem(403, "wrong_scope", f"these credentials may not {_MAY[scope]}: scope {scope.value} is needed")
 
 
+CONTENTION: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+"""Others work on the same rows: the same again may well succeed."""
+_REFUSALS: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.RaiseError,  # A trigger of the user's own.
+)
 _MAY: Final = {Scope.WRITE: "write", Scope.READ: "read", Scope.ADMIN: "administrate"}
 
 
@@ -377,19 +408,25 @@ def _retry(seconds: int = OVERLOADED_RETRY_SECONDS) -> dict[str, str]:
 
 
 def _of_database(error: asyncpg.PostgresError) -> Problem:
-    """What the database's own rules refused. Anything else is a bug of ours, and raised again."""
+    """What the database's own rules refused. Anything else is a bug of ours, and raised again.
+
+    No text of the database's own becomes part of an answer, but for the words of our limits and for the name of a
+    constraint: details and hints name columns, and hold what other rows have.
+    """
     if error.sqlstate == "PT429":
         told = _SECONDS.fullmatch(error.detail or "")
-        return Problem(429, "rate_limited", str(error), headers=_retry(int(told[1]) if told else _HOUR))
+        return Problem(429, "rate_limited", error.message, headers=_retry(int(told[1]) if told else _HOUR))
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return Problem(403, "forbidden", "row security does not allow this")
     if isinstance(error, asyncpg.CheckViolationError):
         constraint = error.constraint_name or ""
         table = (error.table_name or "") + "_"
         return Problem(422, "refused_by_database", f"refused by the database: {constraint.removeprefix(table)}")
-    if isinstance(error, asyncpg.DataError):
-        return Problem(422, "refused_by_database", f"refused by the database: {error}")
-    if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.LockNotAvailableError):
+    if isinstance(error, asyncpg.UniqueViolationError | asyncpg.ExclusionViolationError):
+        return Problem(409, "conflict", "the database has another row that this would contradict")
+    if isinstance(error, _REFUSALS):
+        return Problem(422, "refused_by_database", "refused by the database")
+    if isinstance(error, CONTENTION):
         return Problem(503, "busy", "somebody else is changing the same; try again", headers=_retry(1))
     if isinstance(error, asyncpg.InvalidCachedStatementError):
         # A migration changed a table since the statement was prepared. It is prepared anew.

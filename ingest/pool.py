@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
 
 from ingest.database import FAILURES, close, is_direct
+from ingest.shares import Shares
 from ingest.statements import Connection
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,15 @@ class TooSlow(Exception):
 
 
 class Pool:
-    """Connections of one purpose, each statement bounded by `timeout_seconds` on the server."""
+    """Connections of one purpose, each statement bounded by `timeout_seconds` on the server.
 
-    def __init__(self, dsn: str, purpose: str, connections: int, timeout_seconds: float) -> None:
+    `features` are the names of those who share them: none of these can take every connection.
+    """
+
+    def __init__(
+        self, dsn: str, purpose: str, connections: int, timeout_seconds: float, features: Sequence[str] = ("any",)
+    ) -> None:
+        self.shares = Shares(connections, features)
         self._dsn = dsn
         self._purpose = purpose
         self._connections = connections
@@ -53,8 +60,24 @@ class Pool:
         self._opening = asyncio.Lock()
 
     @asynccontextmanager
-    async def lent(self) -> AsyncIterator[asyncpg.Connection]:
+    async def lent(self, feature: str = "any") -> AsyncIterator[asyncpg.Connection]:
         """A connection for as long as the block runs. Raises Unavailable, and TooSlow."""
+        await self._take_share(feature)
+        try:
+            async with self._lent() as connection:
+                yield connection
+        finally:
+            self.shares.give_back(feature)
+
+    async def _take_share(self, feature: str) -> None:
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await self.shares.take(feature)
+        except TimeoutError:
+            raise Unavailable(f"every connection that {feature} may have is busy") from None
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[asyncpg.Connection]:
         pool, connection = await self._lend()
         try:
             yield connection

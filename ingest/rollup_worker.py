@@ -16,6 +16,7 @@ import asyncpg
 from aiohttp import web
 
 from ingest import control, database, migrations
+from ingest.addresses import parse_networks
 from ingest.buckets import Room
 from ingest.config import Config
 from ingest.database import FAILURES
@@ -62,6 +63,7 @@ class RollupWorker:
             config.identity_links_per_user,
         )
         self._quiet = Quiet(_COMPLAINT_SECONDS)
+        self._readers = health.MetricsReaders(parse_networks(config.metrics_networks), config.metrics_keys)
         self._stalled_quiet = Quiet(_COMPLAINT_SECONDS)
         # Set when a pooler was spoken of.
         self._told_of_pooler = False
@@ -219,7 +221,7 @@ class RollupWorker:
             [
                 web.get("/healthz", health.healthz),
                 web.get("/readyz", health.readyz(self._readiness)),
-                web.get("/metrics", health.metrics(self._page)),
+                web.get("/metrics", health.metrics(self._page, self._readers)),
             ]
         )
         runner = web.AppRunner(app, access_log=None)

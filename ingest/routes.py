@@ -21,17 +21,27 @@ from ingest.emitter import Emitter
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.experiments.definitions import Definitions
 from ingest.handlers import docs, health, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
-from ingest.handlers.collect import Collector, CollectSettings, key_checker, segment_settings, unknown_route
+from ingest.handlers.collect import (
+    SETTINGS_PATH,
+    Collector,
+    CollectSettings,
+    key_checker,
+    root,
+    segment_settings,
+    takes_events,
+    unknown_route,
+)
 from ingest.handlers.experiments import Experiments
 from ingest.handlers.ofrep import Ofrep
-from ingest.handlers.stats import Stats
+from ingest.handlers.stats import Stats, admit_reader
 from ingest.http import Cors, RateLimit
 from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal
 from ingest.metrics import Metrics
-from ingest.operations import Api, Operation
+from ingest.operations import Api, Operation, Problem
 from ingest.placeholders import Placeholders
 from ingest.pool import Pool
+from ingest.public_address import PublicAddress
 from ingest.replays import Replays
 from ingest.server import Server
 from ingest.stats.reading import Reader
@@ -75,7 +85,8 @@ def public_server(parts: Parts) -> Server:
     return Server(
         {**collector.routes(), **ofrep.routes()},
         _application(parts, api, ofrep),
-        Cors(config.cors_origins),
+        (Cors(config.cors_origins, credentials=True), Cors(config.api_origins, credentials=False)),
+        takes_events,
         parts.metrics,
         config.shutdown_timeout_seconds,
         ofrep.below(),
@@ -89,7 +100,9 @@ def control_server(parts: Parts) -> Server:
     settings = _collect_settings(parts.config)._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED)
     collector = Collector(settings, _intake(parts, (), nothing, parts.replays), parts.metrics)
     app = control.application(parts.metrics.page, parts.tail)
-    return Server(collector.routes(), app, Cors(()), parts.metrics, parts.config.shutdown_timeout_seconds)
+    nobody = Cors((), credentials=False)
+    seconds = parts.config.shutdown_timeout_seconds
+    return Server(collector.routes(), app, (nobody, nobody), takes_events, parts.metrics, seconds)
 
 
 # Events.
@@ -163,15 +176,19 @@ def _locators(
 
 def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
     config = parts.config
-    stats = Stats(Reader(parts.reading), api.authenticator, DIMENSION_NAMES, config.rollup_dimensions)
+    stats = Stats(Reader(parts.reading), api, DIMENSION_NAMES, config.rollup_dimensions)
     operations = _operations(parts, ofrep)
+    assert {each.feature for each in operations} <= parts.calling.shares.features
+    trusted = parse_networks(config.trusted_proxies)
+    readers = health.MetricsReaders(parse_networks(config.metrics_networks), config.metrics_keys)
     app = web.Application(client_max_size=config.max_body_bytes)
     app.add_routes(
         [
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz(parts.state)),
-            web.get("/metrics", health.metrics(parts.metrics_page)),
-            web.get("/v1/projects/{key}/settings", segment_settings),
+            web.get("/metrics", health.metrics(parts.metrics_page, readers, _unless_reader(api))),
+            web.get("/", root),
+            web.get(SETTINGS_PATH, segment_settings(PublicAddress(config.public_url, trusted))),
             *stats.routes(),
             *api.routes(operations),
             web.put(f"{onboarding.SESSION}/steps/{{step}}", onboarding.unknown_step),
@@ -180,6 +197,19 @@ def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
         ]
     )
     return app
+
+
+def _unless_reader(api: Api) -> Callable[[web.Request], Awaitable[web.Response | None]]:
+    """The answer to who may not read metrics by an API key or token either."""
+
+    async def check(request: web.Request) -> web.Response | None:
+        try:
+            await admit_reader(api, request, "metrics")
+        except Problem as error:
+            return error.response()
+        return None
+
+    return check
 
 
 def _operations(parts: Parts, ofrep: Ofrep) -> list[Operation]:

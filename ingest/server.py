@@ -147,16 +147,18 @@ class Server:
         self,
         posts: Mapping[str, Handler],
         app: web.Application,
-        cors: Cors,
+        cors: tuple[Cors, Cors],
+        of_events: Callable[[str], bool],
         metrics: Metrics,
         shutdown_timeout_seconds: float,
         below: tuple[str, str, Handler] | None = None,
     ) -> None:
         """posts: path -> handler of its POST requests.  below: the same for all paths that begin with a text: that
-        text, their name in the metrics, the handler."""
+        text, their name in the metrics, the handler.  cors: for paths that are `of_events`, and for the others."""
         self._posts = posts
         self._below = below
-        self._cors = cors
+        self._cors, self._other_cors = cors
+        self._of_events = of_events
         self._metrics = metrics
         # What an answer that is a stream has in its head must be there before its handler is done.
         app.on_response_prepare.append(self._add_cors)
@@ -180,7 +182,10 @@ class Server:
         )
 
     async def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        self._cors.add(request, response)
+        self._cors_of(request.path).add(request, response)
+
+    def _cors_of(self, path: str) -> Cors:
+        return self._cors if self._of_events(path) else self._other_cors
 
     def _finish_broken(self, sent: bytes, response: web.StreamResponse) -> None:
         self._cors.add_unread(sent, response)
@@ -193,7 +198,7 @@ class Server:
         await self._runner.cleanup()
 
     def _dispatcher(self, application: Handler) -> Handler:
-        posts, cors, known = self._posts, self._cors, self._known
+        posts, known, cors_of = self._posts, self._known, self._cors_of
         prefix, named, answer_below = self._below or (None, "", None)
         served = self.connections.served
         requests = self._metrics.requests
@@ -213,6 +218,7 @@ class Server:
                 handler = posts.get(path)
             if handler is None and prefix is not None and request.method == "POST" and path.startswith(prefix):
                 handler, path = answer_below, named
+            cors = cors_of(path)
             try:
                 if handler is not None and request.method == "POST":
                     response: web.StreamResponse = await handler(request)

@@ -18,9 +18,13 @@ SELECT set_config('role', {}, true), set_config('request.jwt.claims', {}, true),
     set_config('app.client_ip', {}, true), set_config('app.user_agent', {}, true),
     set_config('app.session_token', {}, true), set_config('app.user_email', {}, true),
     set_config('app.session_id', {}, true), set_config('app.anonymise_ip', {}, true),
-    set_config('app.assignments_per_hour', {}, true), set_config('statement_timeout', {}, true)
+    set_config('app.assignments_per_hour', {}, true), set_config('statement_timeout', {}, true),
+    set_config('lock_timeout', {}, true)
 """
 SETTINGS: Final = ("session_token", "user_email", "session_id")
+LOCK_SECONDS: Final = 3.0
+"""How long a caller waits for who has locked what it needs; requests that need it, too, change a row within
+milliseconds. Who locks a whole table for longer shall not hold our connections all that time."""
 
 
 class Transactions:
@@ -35,26 +39,28 @@ class Transactions:
 
     @asynccontextmanager
     async def on_behalf(
-        self, caller: Caller, address: str, user_agent: str, settings: Mapping[str, str]
+        self, caller: Caller, address: str, user_agent: str, settings: Mapping[str, str], feature: str = "any"
     ) -> AsyncIterator[asyncpg.Connection]:
-        """A connection in a transaction, committed at the end of the block. `settings`: some of SETTINGS.
+        """A connection in a transaction, committed at the end of the block. `feature`: whose share of the connections
+        it is. `settings`: some of SETTINGS.
 
         Raises Unavailable and TooSlow; what the database says of the rows themselves is raised as it is.
         """
         unknown = settings.keys() - set(SETTINGS)
         assert not unknown, unknown
-        milliseconds = str(round(self._pool.timeout_seconds * 1000))
+        statement_ms = str(round(self._pool.timeout_seconds * 1000))
+        lock_ms = str(round(min(LOCK_SECONDS, self._pool.timeout_seconds) * 1000))
         on_behalf = _BEHALF.format(
             *map(
                 quoted,
                 (
                     caller.role, caller.claims, address, user_agent,
                     *[settings.get(name, "") for name in SETTINGS], self._anonymise_ip, self._assignments_per_hour,
-                    milliseconds,
+                    statement_ms, lock_ms,
                 ),
             )
         )  # fmt: skip
-        async with self._pool.lent() as connection, connection.transaction():
+        async with self._pool.lent(feature) as connection, connection.transaction():
             await connection.execute(on_behalf)
             yield connection
 

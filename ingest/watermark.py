@@ -73,7 +73,7 @@ async def wait_passed(mark: Watermark, pool: Pool, seconds: float) -> bool:
     while True:
         own = [(journal, number) for journal, number in own if not journal.is_stored(number)]
         if others:
-            async with pool.lent() as connection:
+            async with pool.lent("service") as connection:
                 stored = dict(await connection.fetch(_POSITIONS, list(others)))
             others = {journal: number for journal, number in others.items() if stored.get(journal, 0) < number}
         if not own and not others:

@@ -481,11 +481,12 @@ async def test_the_settings_document_points_the_browser_back_at_us(start: Start)
         "http",
     )
     assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
-    forwarded = await client.get("/v1/projects/KEY/settings", Host="events.example.com", X_Forwarded_Proto="https")
-    named = forwarded.json()["integrations"]["Segment.io"]
+    public = await start(public_url="https://events.example.com")
+    answer = await public.get("/v1/projects/KEY/settings")
+    named = answer.json()["integrations"]["Segment.io"]
     assert (named["apiHost"], named["protocol"]) == ("events.example.com/v1", "https")
     # A cache must not give the answer without CORS headers, which a server asked for, to a browser.
-    assert "max-age" in forwarded.headers["Cache-Control"] and forwarded.headers["Vary"] == "Origin"
+    assert "max-age" in answer.headers["Cache-Control"] and answer.headers["Vary"] == "Origin"
 
 
 # Write keys.
@@ -586,8 +587,12 @@ async def test_every_status_carries_cors_headers(start: Start, monkeypatch, capl
     answers += [await client.post({"name": "a"}, **named), await client.get("/readyz", **named)]
     statuses = [200, 204, 400, 401, 404, 404, 405, 413, 200, 200, 200, 429, 503, 503]
     assert [answer.status for answer in answers] == statuses
-    for answer in answers:
-        assert_readable(answer)
+    for place, answer in enumerate(answers):
+        if place in (4, 5, 8, 9, 13):
+            # What takes no events is for pages that api_origins lists.
+            assert "Access-Control-Allow-Origin" not in answer.headers
+        else:
+            assert_readable(answer)
         if answer.status >= 400 and answer.body and "code" not in answer.json():
             assert answer.json()["status"] == "not ready"
     monkeypatch.undo()
@@ -619,7 +624,7 @@ async def test_only_listed_origins_may_read(start: Start):
 
 async def test_a_preflight_grants_what_is_asked(client: Client):
     wanted = "authorization,content-type,x-write-key,anonymousid,sentat"
-    for path in ("/v1/events", "/v1/t", "/anything"):
+    for path in ("/v1/events", "/v1/t"):
         answer = await client.request(
             "OPTIONS",
             path,

@@ -40,7 +40,11 @@ SAMPLES: dict[str, tuple[str, object]] = {
         "https://a.example.com,http://localhost:3000",
         ("https://a.example.com", "http://localhost:3000"),
     ),
+    "api_origins": ("https://a.example.com", ("https://a.example.com",)),
     "trusted_proxies": ("10.0.0.0/8,::1", ("10.0.0.0/8", "::1")),
+    "public_url": ("https://example.com/events/", "https://example.com/events"),
+    "metrics_networks": ("10.0.0.0/8", ("10.0.0.0/8",)),
+    "metrics_keys": ("a,b", ("a", "b")),
     "rate_limit_per_second": ("2.5", 2.5),
     "rate_limit_burst": ("1", 1),
     "anonymise_ip": ("no", False),
@@ -214,6 +218,10 @@ def test_accepted(name, given, expected, tmp_path):
         *[("cors_origins", bad) for bad in ("example.com", "https://a/", "https://a/b", "https://*.a.com")],
         *[("cors_origins", bad) for bad in ("https://u@a", "https://a:70000", "https://", 1, [1], [""])],
         *[("trusted_proxies", bad) for bad in ("localhost", "10.0.0.1/8", "10.0.0.0/33", "1.2.3")],
+        *[
+            ("public_url", bad)
+            for bad in ("example.com", "ftp://a", "https://", "https://u@a", "https://a?b", "https://a/<")
+        ],
         *[("conversion_events", bad) for bad in (1, [1], {"a": 1})],
         *[("log_level", bad) for bad in ("", "trace", 1)],
         *[("log_format", bad) for bad in ("xml", ["text"])],

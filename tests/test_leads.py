@@ -534,9 +534,13 @@ async def test_no_cell_is_a_formula(client: Client):
     assert disarmed("a=1") == "a=1"
 
 
-async def test_pages_of_other_origins_may_read_the_export(client: Client):
-    told = await client.get("/v1/leads/export", Authorization=BEARER, Origin="https://desk.example")
-    assert told.headers["Access-Control-Allow-Origin"] == "https://desk.example"
+async def test_pages_of_listed_origins_may_read_the_export(start: Start):
+    client = await start(admin_keys=(ADMIN,), api_origins=("https://desk.example",))
+    for origin, allowed in (("https://desk.example", "https://desk.example"), ("https://evil.example", None)):
+        told = await client.get("/v1/leads/export", Authorization=BEARER, Origin=origin)
+        assert told.status == 200
+        assert told.headers.get("Access-Control-Allow-Origin") == allowed
+        assert "Access-Control-Allow-Credentials" not in told.headers
 
 
 async def raw_export(client: Client, version: str) -> socket.socket:

@@ -314,8 +314,7 @@ async def test_what_is_around_a_request(client: Client):
         for path in (ALL, f"{ALL}/flag"):
             assert (await client.request(method, path)).status == 405
     shown = await evaluate(client, "flag", Origin="https://shop.example")
-    assert shown.headers["Access-Control-Allow-Origin"] == "https://shop.example"
-    assert "ETag" in shown.headers["Access-Control-Expose-Headers"]
+    assert "Access-Control-Allow-Origin" not in shown.headers
     for target, status in (
         (f"http://shop.example{ALL}/flag", 200),
         (f"{ALL}/fl%61g?x=y", 200),

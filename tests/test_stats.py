@@ -810,16 +810,13 @@ async def test_who_has_no_admin_key_learns_nothing(start: Start, endpoint: str):
     for header in ("", "Bearer", "Bearer a write key", f"Bearer {KEY}x", basic("nobody"), KEY, "Bearer é"):
         answer = await client.get(path, **({"Authorization": header} if header else {}))
         assert (answer.status, answer.json()["code"]) == (401, "unauthorized"), header
-        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
     # Not in the URL, which proxies write to their logs.
     assert (await client.get(f"{path}&write_key=another")).status == 401
     for header in (f"Bearer {KEY}", f"bearer {KEY}", basic(KEY), basic("another")):
-        answer = await client.get(path, Authorization=header, Origin="https://app.example.com")
+        answer = await client.get(path, Authorization=header)
         assert answer.status == 200, answer.body
-        assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example.com"
         assert answer.headers["Cache-Control"] == "no-store"
-    # Nor may who reads statistics write.
-    assert (await client.post({"name": "x"}, Authorization=f"Bearer {KEY}")).status == 401
 
 
 async def test_without_admin_keys_nobody_may_ask_but_who_has_an_api_key(start: Start, connection: asyncpg.Connection):

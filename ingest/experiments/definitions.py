@@ -59,7 +59,7 @@ class Definitions:
 
     async def _read(self) -> None:
         # One after the other: who waits for their own change must not be content with what was read before it.
-        async with self._reading, self._pool.lent() as connection:
+        async with self._reading, self._pool.lent("service") as connection:
             version = await connection.fetchval(_QUERIES["version"])
             if version == self.version:
                 return

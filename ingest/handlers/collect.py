@@ -20,6 +20,7 @@ from ingest.http import RateLimit, answer, problem, read_packed, refuse
 from ingest.intake import NOT_WRITTEN, Intake
 from ingest.metrics import Metrics
 from ingest.payload import Payload, read_native, read_segment
+from ingest.public_address import PublicAddress
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
 from ingest.replays import Watch
 from ingest.submission import Submission
@@ -43,6 +44,9 @@ SEGMENT_CALLS: Final = {
     "/v1/a": "alias",
 }
 """Path of Segment's API -> the call it stands for; None where each message names its own."""
+
+SETTINGS_PATH: Final = "/v1/projects/{key}/settings"
+_PROJECTS: Final = "/v1/projects/"
 
 Decode = Callable[[bytes], Payload | Bites[Payload]]
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
@@ -226,27 +230,46 @@ async def _answer_replay(submission: Submission, watch: Watch) -> web.Response:
     return _answer(accepted, submission.duplicates, [*submission.refusals, *refused])
 
 
-async def segment_settings(request: web.Request) -> web.Response:
+def takes_events(path: str) -> bool:
+    """Whether pages of other sites send events to this path, or ask there where to send them."""
+    return path == NATIVE_PATH or path in SEGMENT_CALLS or path.startswith(_PROJECTS)
+
+
+def segment_settings(public: PublicAddress) -> Callable[[web.Request], Awaitable[web.Response]]:
     """The settings document that Segment's browser library reads first: it points the library back at us."""
-    key = request.match_info["key"]
-    host = request.host.encode("utf-8", "replace").decode()
-    scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
-    protocol = "https" if scheme == "https" else "http"
-    destination = {"apiKey": key, "apiHost": f"{host}/v1", "protocol": protocol}
+
+    async def handle(request: web.Request) -> web.Response:
+        found = public.of(request)
+        destination = {
+            "apiKey": request.match_info["key"],
+            "apiHost": f"{found.host}{found.prefix}/v1",
+            "protocol": found.protocol,
+        }
+        return answer(
+            200,
+            {
+                "integrations": {"Segment.io": {**destination, "deliveryStrategy": {"strategy": "standard"}}},
+                "plan": {"track": {"__default": {"enabled": True}}, "identify": {"__default": {"enabled": True}}},
+                "edgeFunction": {},
+                "analyticsNextEnabled": True,
+                "middlewareSettings": {},
+                "enabledMiddleware": {},
+                "metrics": {"sampleRate": 0},
+                "legacyVideoPluginsEnabled": False,
+                "remotePlugins": [],
+            },
+            # Only what no request has a say in may be kept for others.
+            {"Cache-Control": "public, max-age=300" if public.is_configured else "no-store", "Vary": "Origin"},
+        )
+
+    return handle
+
+
+async def root(request: web.Request) -> web.Response:
+    """What there is, for who opens the address in a browser."""
     return answer(
         200,
-        {
-            "integrations": {"Segment.io": {**destination, "deliveryStrategy": {"strategy": "standard"}}},
-            "plan": {"track": {"__default": {"enabled": True}}, "identify": {"__default": {"enabled": True}}},
-            "edgeFunction": {},
-            "analyticsNextEnabled": True,
-            "middlewareSettings": {},
-            "enabledMiddleware": {},
-            "metrics": {"sampleRate": 0},
-            "legacyVideoPluginsEnabled": False,
-            "remotePlugins": [],
-        },
-        {"Cache-Control": "public, max-age=300", "Vary": "Origin"},
+        {"service": "ingest", "events": f"POST {NATIVE_PATH}", "documentation": "/docs", "openapi": "/openapi.json"},
     )
 
 
@@ -259,4 +282,7 @@ async def unknown_route(request: web.Request) -> web.Response:
     if methods:
         allow = {"Allow": ", ".join(sorted(methods | {"OPTIONS"}))}
         return problem(405, "method_not_allowed", f"{request.path} takes {' or '.join(sorted(methods))}", allow)
-    return problem(404, "unknown_route", f"there is nothing at {request.path}; events go to POST {NATIVE_PATH}")
+    detail = (
+        f"there is nothing at {request.path}; events go to POST {NATIVE_PATH}, and /docs tells what else there is"
+    )
+    return problem(404, "unknown_route", detail)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import hmac
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
 
 from aiohttp import web
 
-from ingest.http import answer
+from ingest.access import authorization_key
+from ingest.addresses import Network, is_trusted
+from ingest.http import BEARER, answer, problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -26,11 +30,51 @@ def readyz(state: Callable[[], tuple[bool, Mapping[str, object]]]) -> Handler:
     return handle
 
 
-def metrics(page: Callable[[], Awaitable[str]]) -> Handler:
-    """Prometheus text format."""
+FORWARDED: Final = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto")
+"""By any of these a request is known as one that a proxy has passed on."""
+
+
+class MetricsReaders:
+    """Who may read metrics: who connects from these networks, not by a proxy, and who has one of the keys."""
+
+    def __init__(self, networks: Sequence[Network], keys: Sequence[str]) -> None:
+        self._networks = tuple(networks)
+        self._keys = tuple(key.encode() for key in keys)
+
+    def include(self, request: web.BaseRequest) -> bool:
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        if (
+            isinstance(peer, tuple)
+            and is_trusted(peer[0], self._networks)
+            and not any(name in request.headers for name in FORWARDED)
+        ):
+            return True
+        given = (authorization_key(request.headers.get("Authorization")) or "").encode("utf-8", "replace")
+        # All are compared, so that the time taken tells nothing about any of them.
+        return bool(sum(hmac.compare_digest(given, known) for known in self._keys))
+
+
+def metrics(
+    page: Callable[[], Awaitable[str]],
+    readers: MetricsReaders,
+    identify: Callable[[web.Request], Awaitable[web.Response | None]] | None = None,
+) -> Handler:
+    """Prometheus text format. `identify`: the answer to who is none of the readers and has no other credentials that
+    are good; None is welcome."""
 
     async def handle(request: web.Request) -> web.Response:
+        if not readers.include(request):
+            refused = _unknown_reader() if identify is None else await identify(request)
+            if refused is not None:
+                return refused
         text = await page()
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     return handle
+
+
+def _unknown_reader() -> web.Response:
+    detail = (
+        "metrics are for who connects from metrics_networks, and for Authorization: Bearer with one of metrics_keys"
+    )
+    return problem(401, "unauthorized", detail, BEARER)

@@ -116,6 +116,8 @@ _UNIT: Final = msgspec.json.Decoder(_OfUnit)
 _HEADERS: Final = CIMultiDict({"Content-Type": JSON})
 # With all digits of a number, as the database compares them.
 _CONTEXT: Final = msgspec.json.Decoder(_OfContext, float_hook=Decimal)
+_UNREADABLE: Final = (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError)
+"""What a decoder raises on some body or other: also what it skips may be no UTF-8, or nested without end."""
 
 
 class _Refused(Exception):
@@ -268,7 +270,7 @@ def _refusal(refused: _Refused, key: str | None) -> web.Response:
 def _read_unit(body: bytes) -> bytes:
     try:
         asked = _UNIT.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise _not_understood(error) from None
     return _unit(asked.context.targeting_key if asked.context is not None else None)
 
@@ -276,7 +278,7 @@ def _read_unit(body: bytes) -> bytes:
 def _read_context(body: bytes, with_attributes: bool) -> tuple[bytes, Context]:
     try:
         context = _CONTEXT.decode(body).context or {}
-    except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _not_understood(error) from None
     unit = _unit(context.get("targetingKey"))
     attributes = None

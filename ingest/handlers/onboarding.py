@@ -25,7 +25,7 @@ from ingest.fields import FieldError, Invalid
 from ingest.http import answer, problem
 from ingest.journey import NamedSession, Session, event, events_of, kept, session
 from ingest.onboarding import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
-from ingest.operations import Answer, Call, Operation, Problem
+from ingest.operations import CONTENTION, Answer, Call, Operation, Problem
 from ingest.placeholders import Placeholders
 from ingest.pool import TooSlow, Unavailable
 
@@ -161,11 +161,11 @@ async def begin(placeholders: Placeholders, call: Call) -> web.StreamResponse:
     call.require_room()
     token = "sess_" + secrets.token_urlsafe(32)
     visitor = [placeholders.known(each and each.strip()) for each in (wanted.anonymous_id, wanted.session_id)]
-    # A server begins them for its own visitors: its address is not theirs.
-    caller = call.caller if call.caller.role == "service_role" else ANYBODY
+    caller = call.caller.for_visitors
     async with call.transaction(caller=caller, session_token=token) as connection:
         row = await connection.fetchrow(_QUERIES["create"], token, call.user_agent, *visitor)
-    await call.emit(event(row, "onboarding_started"))
+    # A server begins them for its own visitors: its address is not theirs.
+    await call.emit(event(row, "onboarding_started"), of_client=caller is ANYBODY)
     named = NamedSession(session_token=token, **msgspec.structs.asdict(session(row)))
     return answer(201, msgspec.to_builtins(named), _PRIVATE)
 
@@ -356,6 +356,6 @@ async def note_errors(step: Step, call: Call, errors: Sequence[FieldError]) -> N
     except (Unavailable, TooSlow) as error:
         logger.debug("errors of a step were not recorded: %s", error)
     except asyncpg.PostgresError as error:
-        # So many activities that no more are recorded; anything else is a bug of ours.
-        if error.sqlstate != "PT429":
+        # So many activities that no more are recorded, or others write the same; anything else is a bug of ours.
+        if error.sqlstate != "PT429" and not isinstance(error, CONTENTION):
             logger.exception("errors of a step were not recorded")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
 from aiohttp import web
 
-from ingest.access import Authenticator, Scope, Unauthorized
-from ingest.http import OVERLOADED_RETRY_SECONDS, answer, problem
+from ingest.access import Scope
+from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, answer, problem
 from ingest.logs import Quiet
+from ingest.operations import Api, Problem
 from ingest.pool import Unavailable
 from ingest.stats import counts, kept_metrics, people
 from ingest.stats.query import Query, Refused, parse
@@ -21,7 +22,6 @@ from ingest.stats.reading import Reader
 logger = logging.getLogger(__name__)
 
 _QUIET_SECONDS: Final = 60.0
-_CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="statistics"'}
 Answer = Callable[[asyncpg.Connection, Query, datetime], Awaitable[Any]]
 
 
@@ -31,12 +31,12 @@ class Stats:
     def __init__(
         self,
         reader: Reader,
-        authenticator: Authenticator,
+        api: Api,
         dimensions: Sequence[str],
         rolled_up: Sequence[str],
     ) -> None:
         self._reader = reader
-        self._authenticator = authenticator
+        self._api = api
         self._dimensions = tuple(dimensions)
         self._rolled_up = tuple(rolled_up)
         self._quiet = Quiet(_QUIET_SECONDS)
@@ -55,16 +55,19 @@ class Stats:
 
     def _handler(self, endpoint: str, run: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
-            refused = await self._refuse_stranger(request.headers)
-            if refused is not None:
-                return refused
             now = datetime.now(UTC)
             try:
+                await self._refuse_stranger(request)
                 query = parse(endpoint, request.query.items(), self._dimensions, now)
                 async with self._reader.reading() as connection:
                     told = await run(connection, query, now)
+            except Problem as error:
+                return error.response()
             except Refused as error:
                 return problem(error.status, error.code, error.message)
+            except asyncpg.LockNotAvailableError:
+                headers = {"Retry-After": str(OVERLOADED_RETRY_SECONDS)}
+                return problem(503, "busy", "somebody is changing the tables; try again", headers)
             except Unavailable as error:
                 if self._quiet.due():
                     logger.warning("statistics cannot be read: %s", error)
@@ -74,18 +77,20 @@ class Stats:
 
         return handle
 
-    async def _refuse_stranger(self, headers: Mapping[str, str]) -> web.Response | None:
-        """The answer to who may not read statistics, else None."""
-        try:
-            caller = await self._authenticator.identify(headers.get("Authorization"), headers.get("X-API-Key"))
-        except Unauthorized as error:
-            return problem(401, "unauthorized", str(error), _CHALLENGE)
-        if Scope.READ in caller.scopes:
-            return None
-        if caller.role != "anon":
-            return problem(403, "wrong_scope", "these credentials may not read statistics: scope read is needed")
-        message = (
-            "a key or token that may read is needed: Authorization: Bearer KEY, or Basic with the key as user name;"
-            " `ingest keys create` makes one"
-        )
-        return problem(401, "unauthorized", message, _CHALLENGE)
+    async def _refuse_stranger(self, request: web.Request) -> None:
+        """Raise Problem for who may not read statistics, or asks more than the limits of the API allow."""
+        await admit_reader(self._api, request, "statistics")
+
+
+async def admit_reader(api: Api, request: web.Request, what: str) -> None:
+    """Raise Problem for who may not read, or asks more than the limits of the API allow."""
+    _, caller = await api.admit(request)
+    if Scope.READ in caller.scopes:
+        return
+    if caller.role != "anon":
+        raise Problem(403, "wrong_scope", f"these credentials may not read {what}: scope read is needed")
+    message = (
+        "a key or token that may read is needed: Authorization: Bearer KEY, or Basic with the key as user name;"
+        " `ingest keys create` makes one"
+    )
+    raise Problem(401, "unauthorized", message, headers=BEARER)

@@ -13,6 +13,7 @@ from ingest.database import load_queries
 from ingest.pool import Pool, TooSlow
 from ingest.stats.query import MAX_VALUE_CHARACTERS, Query, Refused
 from ingest.stats.times import Part
+from ingest.transactions import LOCK_SECONDS
 
 MAX_STORED_ROWS: Final = 25_000
 """Buckets read for one answer: their sketches are some 200 MB at the most."""
@@ -43,7 +44,9 @@ class Reader:
                 connection.transaction(isolation="repeatable_read", readonly=True),
             ):
                 await connection.execute(
-                    "SELECT set_config('statement_timeout', $1, true)", str(round(seconds * 1000))
+                    "SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)",
+                    str(round(seconds * 1000)),
+                    str(round(min(LOCK_SECONDS, seconds) * 1000)),
                 )
                 yield connection
         except TooSlow:
