@@ -117,6 +117,10 @@ def _journal(config: Config, given: argparse.Namespace) -> int:
         from ingest.commands import drain
 
         return drain.drain(config)
+    if given.action == "resolve":
+        from ingest.commands import resolve
+
+        return resolve.resolve(config, given.how, given.journal)
     return journal.verify(config) if given.action == "verify" else journal.pending(config)
 
 

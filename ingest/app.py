@@ -23,10 +23,11 @@ from ingest.accounts import Accounts
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.config import Config
 from ingest.dedupe import DedupeWindow
-from ingest.errors import DatabaseError
+from ingest.errors import DatabaseError, IngestError
 from ingest.experiments import definitions
 from ingest.experiments.definitions import Definitions
 from ingest.journal import Journal, JournalFailed, JournalFull
+from ingest.ledger import JournalTaken, Ledger
 from ingest.logs import Quiet, fields
 from ingest.metrics import Gauges, Metrics, merge
 from ingest.open_record import OpenRecord
@@ -93,14 +94,14 @@ class Worker:
         """Whether an event that came now could be made durable. A database outage does not matter here."""
         if self.closing or self._write_failing:
             return False
-        return self.journal.has_room and not self.journal.is_stalled
+        return self.journal.has_room and not self.journal.is_stalled and not self.journal.is_taken
 
     # Opening.
 
     async def open_journal(self) -> None:
         """Take a journal that is on disk, or make one with a number from the database."""
         config = self.config
-        position = None
+        position = ledger = taken = None
         claimed, connection = await self._claim_and_connect()
         try:
             if connection is not None:
@@ -112,7 +113,11 @@ class Worker:
                     )
                     if claimed is None:
                         claimed = await journals.create(config.data_dir, connection)
-                    position = await journals.position(connection, claimed.layout)
+                    ledger = Ledger(claimed)
+                    try:
+                        position = await ledger.open(connection)
+                    except JournalTaken as error:
+                        position, taken = error.stored_through, error
                 finally:
                     await database.close(connection)
         except BaseException:
@@ -120,8 +125,13 @@ class Worker:
                 claimed.release()
             raise
         assert claimed is not None
-        self.journal, self.writer = await self._open(claimed, position, self.replays)
+        self.journal, self.writer = await self._open(claimed, ledger or Ledger(claimed), position, self.replays)
         self.writer.postgres_up = position is not None
+        if taken is not None:
+            # Not an end: what waits in it is counted, and whoever asks is told.
+            self.writer.give_up(taken)
+        elif position is None or claimed.ownership.is_copy:
+            self.journal.skip_to(await asyncio.to_thread(claimed.ownership.leave_gap, self.journal.last_record))
 
     async def _claim_and_connect(self) -> tuple[journals.Claimed | None, asyncpg.Connection | None]:
         """A journal that is on disk and free, and a connection, or one of both.
@@ -164,7 +174,7 @@ class Worker:
         )
 
     async def _open(
-        self, claimed: journals.Claimed, position: int | None, replays: Replays
+        self, claimed: journals.Claimed, ledger: Ledger, position: int | None, replays: Replays
     ) -> tuple[Journal, Writer]:
         config = self.config
         journal = Journal(
@@ -186,6 +196,7 @@ class Worker:
             )
         writer = Writer(
             journal,
+            ledger,
             lambda: self.connect("writer"),
             self.accounts,
             flush_max_bytes=config.flush_max_bytes,
@@ -249,18 +260,40 @@ class Worker:
             and self._drained.get(folder) != journals.changed_at(folder)
             and journals.is_free(folder)
         ]
-        if free:
-            # Without the database we could not drain it, and a worker that is just starting could not make another.
-            await database.close(await self.connect("adopt"))
-        for folder in free:
-            claimed = journals.claim_folder(folder)
-            if claimed is None:
-                continue
-            journal, writer = await self._open(claimed, None, Replays())
-            self.adopted[folder] = journal, writer
-            if journal.backlog.events:
-                logger.info("adopted journal %d with %d events", journal.number, journal.backlog.events)
-            self._start(self._drain_adopted(folder, journal, writer))
+        if not free:
+            return
+        # Without the database we could not drain it, and a worker that is just starting could not make another.
+        connection = await self.connect("adopt")
+        failed: IngestError | None = None
+        try:
+            for folder in free:
+                try:
+                    claimed = journals.claim_folder(folder)
+                    if claimed is not None:
+                        await self._adopt(folder, claimed, connection)
+                except IngestError as error:
+                    failed = error
+        finally:
+            await database.close(connection)
+        if failed is not None:
+            raise failed
+
+    async def _adopt(self, folder: Path, claimed: journals.Claimed, connection: asyncpg.Connection) -> None:
+        ledger, taken = Ledger(claimed), None
+        try:
+            position = await ledger.open(connection)
+        except JournalTaken as error:
+            position, taken = error.stored_through, error
+        except BaseException:
+            claimed.release()
+            raise
+        journal, writer = await self._open(claimed, ledger, position, Replays())
+        self.adopted[folder] = journal, writer
+        if taken is not None:
+            writer.give_up(taken)
+        elif journal.backlog.events:
+            logger.info("adopted journal %d with %d events", journal.number, journal.backlog.events)
+        self._start(self._drain_adopted(folder, journal, writer))
 
     async def abandon(self) -> None:
         """Undo a start that failed half-way."""
@@ -343,6 +376,8 @@ class Worker:
         if any(writer.table_refuses for _, writer in self._stores()):
             # What Postgres says of it may hold an event's values: that is for the log.
             told["not_storing"] = "the table of events refuses every row; the log says why"
+        if taken := [journal.number for journal, _ in self._stores() if journal.is_taken]:
+            told["taken_over"] = taken
         return self.can_accept(), told
 
     async def metrics_page(self) -> str:
@@ -382,7 +417,7 @@ class Worker:
             await self.writer.drain(timeout_seconds)
         await self.writer.close()
         await self.journal.close()
-        if self.journal.backlog.events:
+        if self.journal.backlog.events and not self.journal.is_taken:
             logger.warning(
                 "stopped with events that are not stored yet; they are stored at the next start",
                 extra=fields(events=self.journal.backlog.events, journal=self.journal.number),

@@ -134,13 +134,16 @@ def _parser() -> _Parser:
         help="print a fresh key; encrypt all credentials anew with the first of encryption_keys [key]",
     )  # fmt: skip
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
-    journal = command("journal", "what waits to be stored: pending, verify, show, drain", _WHERE)
-    journal.add_argument("action", nargs="?", metavar="{pending,verify,show,drain}", default="pending",
-        help="what is not stored yet; whether the files are sound; what a record holds; store it all without serving"
-        " [pending]",
+    journal = command("journal", "what waits to be stored: pending, verify, show, drain, resolve", _WHERE)
+    journal.add_argument("action", nargs="?", metavar="{pending,verify,show,drain,resolve}", default="pending",
+        help="what is not stored yet; whether the files are sound; what a record holds; store it all without serving;"
+        " what becomes of a journal that exists twice, as after copying the data folder [pending]",
     )  # fmt: skip
     journal.add_argument("record", nargs="?", type=_natural, help="number of the record to show")
-    journal.add_argument("--journal", metavar="N", type=_natural, help="show: which journal, when there are several")
+    journal.add_argument("--journal", metavar="N", type=_natural, help="show, resolve: which journal")
+    journal.add_argument("--how", choices=("store", "set-aside"),
+        help="resolve: store what waits, each event once whoever has it too; or only put it away",
+    )  # fmt: skip
     rejected = command("rejected", "what was refused and why: list, replay", _WHERE)
     rejected.add_argument("action", nargs="?", metavar="{list,replay}", default="list",
         help="show them; send them to the running service again, once the reason is gone [list]",
@@ -184,6 +187,7 @@ _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
     "status", "dry_run", "output", "seed", "anchor", "start", "end", "list", "run",
     "which", "name", "scope", "expires_days", "file", "variants", "traffic", "winner", "event", "effect", "all",
+    "how",
 ))  # fmt: skip
 
 
@@ -226,7 +230,7 @@ def _unexpected(command: str, unknown: list[str]) -> IngestError:
 
 
 _ACTIONS = {
-    "journal": ("pending", "verify", "show", "drain"),
+    "journal": ("pending", "verify", "show", "drain", "resolve"),
     "keys": ("create", "list", "revoke"),
     "rejected": ("list", "replay"),
     "rollup": ("run", "rebuild", "verify"),
@@ -236,7 +240,7 @@ _ACTIONS = {
 _FLAGS = {
     "migrate": ("--status", "--dry-run"),
     "types": ("--output",),
-    "journal": ("--journal",),
+    "journal": ("--journal", "--how"),
     "keys": ("--name", "--scope", "--expires-days"),
     "rejected": ("--reason", "--id", "--limit", "--replayed"),
     "tail": ("--json",),

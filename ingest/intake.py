@@ -260,7 +260,7 @@ class Intake:
             try:
                 self._journal.check_room(_LINES_PER_BODY * payload.size)
             except JournalFull as error:
-                raise PayloadRefused(RejectReason.OVERLOADED, str(error)) from None
+                raise PayloadRefused(error.reason, str(error)) from None
         self._accounts.cleaned += payload.cleaned
         sent_at, first_came = _time(payload.sent_at), None
         if settings.replays is not None:
@@ -311,8 +311,8 @@ class Intake:
                 )
                 self._window.begin(turn.keys, record)
             except JournalFull as error:
-                full = Refusal(RejectReason.OVERLOADED, str(error))
-                self._accounts.reject(RejectReason.OVERLOADED, len(turn.lines))
+                full = Refusal(error.reason, str(error))
+                self._accounts.reject(error.reason, len(turn.lines))
                 # Large ones of which this turn took a part: the rest of them is not looked at any more.
                 for submission in turn.begun:
                     self._queue.remove(submission)

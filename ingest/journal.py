@@ -26,6 +26,7 @@ from ingest.backlog import Backlog, Written
 from ingest.journals import Claimed
 from ingest.open_record import OpenRecord
 from ingest.recovery import recover
+from ingest.rejects import RejectReason
 from ingest.segment import Record, Totals
 from ingest.survey import Gap
 from ingest.thread import WorkThread
@@ -45,6 +46,14 @@ RECORD_BITS: Final = 40
 
 class JournalFull(Exception):
     """There is no room: the byte limit is reached, or the disk does not keep up. Nothing was taken; try later."""
+
+    reason = RejectReason.OVERLOADED
+
+
+class JournalClosed(JournalFull):
+    """Its position in the ledger is another process's. Nothing was taken."""
+
+    reason = RejectReason.JOURNAL_UNAVAILABLE
 
 
 class JournalFailed(Exception):
@@ -102,6 +111,8 @@ class Journal:
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
+        # Set once the journal's number is used by another process, too: nothing more is taken.
+        self.is_taken = False
         # How far the ledger is by the newest record.
         self._noted = 0
 
@@ -227,6 +238,8 @@ class Journal:
 
     def check_room(self, size: int) -> None:
         """Raise JournalFull unless there is room for so many bytes of lines."""
+        if self.is_taken:
+            raise JournalClosed("the journal was taken over by another process")
         waiting = self._writing.size if self._writing else 0
         if self.backlog.disk_bytes + waiting + self._open.size + size + 2 * segment.OVERHEAD > self._max_bytes:
             raise JournalFull("the journal has reached its byte limit")
@@ -421,6 +434,10 @@ class Journal:
         self._newest, self._totals = found.newest, found.totals
         self._open = OpenRecord(found.highest + 1)
         self.backlog.open(found)
+
+    def skip_to(self, number: int) -> None:
+        """Before the first append: give the next record this number. Those in between are never used."""
+        self._open = OpenRecord(number)
 
     async def close(self) -> None:
         """Wait for what is being written, note how far the ledger is, then let the folder go. Repeatable."""

@@ -21,6 +21,7 @@ import msgspec
 from ingest import row, segment
 from ingest.database import load_queries
 from ingest.errors import IngestError
+from ingest.ownership import Ownership
 from ingest.segment import Layout
 from ingest.segment_reader import SegmentError, SegmentReader
 
@@ -44,6 +45,7 @@ class Claimed:
     def __init__(self, folder: Path, lock: int, layout: Layout) -> None:
         self.folder = folder
         self.layout = layout
+        self.ownership = Ownership(folder)
         self._lock = lock
 
     def release(self) -> None:
@@ -136,14 +138,15 @@ async def create(data_dir: Path, connection: asyncpg.Connection) -> Claimed:
 
     It is held before anybody can find it by its identity file.
     """
-    identity = str(uuid.uuid4())
-    number = await connection.fetchval(load_queries("writer")["register_journal"], identity)
+    identity, owner = str(uuid.uuid4()), uuid.uuid4()
+    number = await connection.fetchval(load_queries("ledger")["register"], identity, owner)
     folder = data_dir / "journals" / f"{number:06d}"
     folder.mkdir(parents=True, mode=0o700)
     lock = _lock(folder)
     assert lock is not None
     partial = folder / f"{_IDENTITY_FILE}.new"
     try:
+        Ownership.begin(folder, owner)
         with partial.open("wb") as file:
             file.write(msgspec.json.encode(_Identity(number, identity)) + b"\n")
             file.flush()
@@ -155,18 +158,6 @@ async def create(data_dir: Path, connection: asyncpg.Connection) -> Claimed:
     except BaseException:
         os.close(lock)
         raise
-
-
-async def position(connection: asyncpg.Connection, layout: Layout) -> int:
-    """How far the ledger says this journal is stored."""
-    query = load_queries("writer")["ledger_position"]
-    found: int | None = await connection.fetchval(query, layout.journal, layout.identity)
-    if found is None:
-        raise JournalFolderError(
-            f"the database does not know journal {layout.journal} ({layout.identity}) of this data folder: it is"
-            " another database than the one the folder was used with. Use that one, or another data folder"
-        )
-    return found
 
 
 def changed_at(folder: Path) -> float:

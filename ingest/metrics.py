@@ -227,6 +227,8 @@ class _Books:
         )
         up = all(writer.postgres_up for _, writer in journals)
         yield _gauge("ingest_postgres_up", "1 when the last attempt to store reached Postgres", int(up))
+        taken = sum(journal.is_taken for journal, _ in journals)
+        yield _gauge("ingest_journals_taken", "Journals that another process has taken over: see the log", taken)
         refuses = any(writer.table_refuses for _, writer in journals)
         yield _gauge("ingest_table_refuses", "1 while the table of events refuses every row", int(refuses))
         yield _gauge("ingest_ready", "1 when events can be accepted", int(self._gauges.can_accept()))

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from ingest import journals, segment
 from ingest.journal import Journal
+from ingest.ownership import Ownership
 from ingest.pool import Pool
 from ingest.segment import Layout, Record
 from ingest.segment_reader import SegmentError, SegmentReader
@@ -21,15 +22,15 @@ from ingest.survey import known_layouts
 
 _ASK_SECONDS: Final = 0.05
 _POSITIONS: Final = """
-SELECT identity::text, stored_through FROM analytics.journals WHERE identity = ANY ($1::text[]::uuid[])
+SELECT identity::text, stored_through, owner FROM analytics.journals WHERE identity = ANY ($1::text[]::uuid[])
 """
 
 
 class Watermark(NamedTuple):
-    """The last record of each journal: `own` ones, and `others` by their identity."""
+    """The last record of each journal: `own` ones, and `others`, with their folders, by their identity."""
 
     own: Sequence[tuple[Journal, int]]
-    others: Mapping[str, int]
+    others: Mapping[str, tuple[int, Path]]
 
 
 async def read(data_dir: Path, held: Sequence[Journal]) -> Watermark:
@@ -40,15 +41,15 @@ async def read(data_dir: Path, held: Sequence[Journal]) -> Watermark:
     return Watermark(own, await asyncio.to_thread(_read_in_thread, others) if others else {})
 
 
-def _read_in_thread(folders: Sequence[Path]) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _read_in_thread(folders: Sequence[Path]) -> dict[str, tuple[int, Path]]:
+    found: dict[str, tuple[int, Path]] = {}
     for folder in folders:
         layout, paths = journals.read_layout(folder), segment.list_segments(folder)
         known = known_layouts(paths, layout)
         # The newest that holds anything is enough: records are stored in order.
         last = next(filter(None, (_last_record(path, known) for path in reversed(paths))), 0)
         if last:
-            found[layout.identity] = last
+            found[layout.identity] = last, folder
     return found
 
 
@@ -74,8 +75,11 @@ async def wait_passed(mark: Watermark, pool: Pool, seconds: float) -> bool:
         own = [(journal, number) for journal, number in own if not journal.is_stored(number)]
         if others:
             async with pool.lent("service") as connection:
-                stored = dict(await connection.fetch(_POSITIONS, list(others)))
-            others = {journal: number for journal, number in others.items() if stored.get(journal, 0) < number}
+                for identity, position, owner in await connection.fetch(_POSITIONS, list(others)):
+                    number, folder = others[identity]
+                    # A position that another copy of the folder has moved says nothing of this one.
+                    if position >= number and (owner is None or owner in Ownership(folder).owners):
+                        del others[identity]
         if not own and not others:
             return True
         if time.monotonic() >= deadline:

@@ -1,7 +1,8 @@
 """From the journal to the table: one transaction = ledger row + COPY, and never twice.
 
 The first statement of a flush moves the journal's position in `analytics.journals`, the rest stores the rows, so
-that position and rows are one. Whatever happens to the connection, the next attempt begins by asking the ledger.
+that position and rows are one. Whatever happens to the connection, the next attempt begins by asking the ledger. If
+the position is another process's by then, nothing more is stored.
 
 A flush that meets a duplicate, or a row that the table refuses, is done again by Merge: duplicates are left out, and
 what is refused is kept in `analytics.rejected_events`. If the table refuses every row, because somebody has changed
@@ -27,6 +28,7 @@ from ingest.accounts import Accounts
 from ingest.database import FAILURES, close, load_queries
 from ingest.errors import DatabaseError, IngestError
 from ingest.journal import RECORD_BITS, Journal
+from ingest.ledger import JournalTaken, Ledger
 from ingest.logs import Quiet
 from ingest.merge import Bad, Merge, copy_lines, is_servers
 from ingest.rejects import RejectReason
@@ -45,10 +47,6 @@ _NEWEST_PROBED: Final = 20
 FLUSH_INTERVAL_SECONDS: Final = 0.1
 """Flushes begin this far apart unless there is a full one to store. A flush costs a millisecond of this process
 and a commit of the server's disk, which the journal's fsyncs wait for, however little is in it."""
-
-
-class JournalMismatch(IngestError):
-    """The ledger contradicts the journal: another database, or another process with a copy of the folder."""
 
 
 class TableRefuses(IngestError):
@@ -71,6 +69,7 @@ class Writer:
     def __init__(
         self,
         journal: Journal,
+        ledger: Ledger,
         connect: Callable[[], Awaitable[asyncpg.Connection]],
         accounts: Accounts,
         *,
@@ -83,6 +82,7 @@ class Writer:
         """`on_stored` is told through which record everything is stored, and the `bad` of the Outcome. `is_kept` is
         asked whether a refused event is in `analytics.rejected_events` already."""
         self.journal = journal
+        self._ledger = ledger
         self.postgres_up = False
         # Why the table takes no row at all, while that is so.
         self.table_refuses: str | None = None
@@ -116,12 +116,18 @@ class Writer:
         """Store what the journal has, until `stop` is set; errors are logged and retried with back-off."""
         delay = FIRST_RETRY_SECONDS
         while not stop.is_set():
+            if self.journal.is_taken:
+                await stop.wait()
+                return
             try:
                 stored = await self.run_once()
             except (DatabaseError, *FAILURES) as error:
                 self._complain(error)
             except TableRefuses as error:
                 self._complain_of_table(error)
+            except JournalTaken as error:
+                self.give_up(error)
+                continue
             except IngestError as error:
                 logger.error("%s", error)
             except Exception:
@@ -176,6 +182,8 @@ class Writer:
 
     async def drain(self, seconds: float) -> bool:
         """Store what is left, for at most so many seconds; True when nothing is left."""
+        if self.journal.is_taken:
+            return False
         try:
             async with asyncio.timeout(seconds):
                 while await self.run_once():
@@ -185,6 +193,13 @@ class Writer:
             self._complain(error)
             self.drop_connection()
             return False
+
+    def give_up(self, error: JournalTaken) -> None:
+        """Accept and store nothing more, and say so once. What waits stays where it is, and pending."""
+        self.drop_connection()
+        self.postgres_up = True  # It is, and has said so.
+        self.journal.is_taken = True
+        logger.error("%s (%d events wait)", error, self.journal.backlog.events)
 
     def drop_connection(self) -> None:
         """Cut the connection without a word, so that nothing can hang on a server that does not answer."""
@@ -218,60 +233,36 @@ class Writer:
     async def _ask_ledger(self, connection: asyncpg.Connection) -> None:
         """Learn how far the journal is stored, and leave out of the taken records what is: our last COMMIT may
         have succeeded although we did not see its answer."""
-        layout = self.journal.layout
-        position = await connection.fetchval(self._queries["ledger_position"], layout.journal, layout.identity)
-        if position is None:
-            raise JournalMismatch(
-                f"the database does not know journal {layout.journal} ({layout.identity}): it is another database"
-                " than the one this data folder was used with; nothing is stored until that is put right"
-            )
-        if position > max(self.journal.last_record, self._taken[-1].number if self._taken else 0):
-            raise JournalMismatch(
-                f"the ledger has records of journal {layout.journal} up to {position}, the folder only up to"
-                f" {self.journal.last_record}: another process stores a copy of it; nothing is stored until that is"
-                " put right"
-            )
+        try:
+            position = await self._ledger.ask(connection)
+        except JournalTaken as error:
+            await self._settle_stored(connection, error.stored_through)
+            raise
         if position < self.journal.stored_through:
             logger.error(
                 "the ledger of journal %d went back from record %d to %d, as after restoring a backup: what was"
                 " stored in between is no longer in the journal",
-                layout.journal,
+                self.journal.number,
                 self.journal.stored_through,
                 position,
             )
         self._position = position
-        if self._taken and position >= self._taken[0].number:
-            await self._settle_stored(connection, position)
+        await self._settle_stored(connection, position)
         self.journal.advance(position)
 
     async def _settle_stored(self, connection: asyncpg.Connection, position: int) -> None:
         covered = [record for record in self._taken if record.number <= position]
-        counts = await connection.fetchrow(self._queries["flush_counts"], self.journal.number, covered[-1].number)
+        if not covered:
+            return
+        counts = await self._ledger.counts(connection, covered[-1].number)
         events = sum(record.events for record in covered)
-        duplicate, refused = (counts["events_duplicate"], counts["events_rejected"]) if counts else (0, 0)
+        duplicate, refused = (counts.duplicate, counts.rejected) if counts else (0, 0)
         refused = max(0, refused - sum(record.rejected for record in covered))
         bad: dict[bytes, str] | None = {} if counts and not refused else None
         self._settle(Outcome(events - duplicate - refused, duplicate, refused, bad), len(covered))
 
     def _count_already_stored(self, stored: Record | Gap) -> None:
         self._accounts.stored += stored.events
-
-    async def _advance(self, connection: asyncpg.Connection) -> None:
-        layout = self.journal.layout
-        first, last = self._records[0], self._records[-1]
-        moved = await connection.fetchval(
-            self._queries["advance_ledger"],
-            layout.journal,
-            layout.identity,
-            self._position,
-            last.number,
-            sum(record.events for record in self._records),
-            sum(record.rejected for record in self._records),
-            first.number,
-            self._contents.days,
-        )
-        if not moved:
-            raise DatabaseError(f"the ledger of journal {layout.journal} has moved; asking it again")
 
     # Storing.
 
@@ -312,7 +303,7 @@ class Writer:
         # The journal forgets what is committed, so the commit must be on disk whatever the server's default is.
         await connection.execute("BEGIN; SET LOCAL synchronous_commit = on")
         try:
-            await self._advance(connection)
+            await self._ledger.advance(connection, self._position, self._records, self._contents.days)
             outcome = await store(connection)
             # A constraint that waits for the end of the transaction is asked first: it may refuse a row, too.
             await connection.execute("SET CONSTRAINTS ALL IMMEDIATE; COMMIT")
@@ -335,7 +326,7 @@ class Writer:
             await copy_lines(connection, ("analytics", "rejected_events"), columns, refused, self._timeout_seconds)
         duplicate = len(keyed) - len(new) + await self._drop_known(connection)
         if duplicate:
-            await self._correct_flush(connection, duplicate, 0)
+            await self._ledger.correct(connection, self._records[-1].number, duplicate, 0)
         return Outcome(sum(record.events for record in self._records) - duplicate, duplicate)
 
     async def _merge(self, connection: asyncpg.Connection) -> Outcome:
@@ -358,7 +349,7 @@ class Writer:
             await self._keep_bad(connection, bad)
         duplicate = len(plain) + len(self._contents.keyed) - stored - len(bad)
         if duplicate or bad:
-            await self._correct_flush(connection, duplicate, len(bad))
+            await self._ledger.correct(connection, self._records[-1].number, duplicate, len(bad))
         if duplicate:
             self._merges_left = MERGES_AFTER_DUPLICATE
         return Outcome(
@@ -369,10 +360,6 @@ class Writer:
         journal = self.journal.number << RECORD_BITS
         first, last = journal | self._records[0].number, journal | self._records[-1].number
         return await event_keys.drop_known(connection, self._contents.minutes, first, last)
-
-    async def _correct_flush(self, connection: asyncpg.Connection, duplicate: int, refused: int) -> None:
-        last = self._records[-1].number
-        await connection.execute(self._queries["correct_flush"], self.journal.number, last, duplicate, refused)
 
     def _good(self, columns: tuple[str, ...], line: bytes) -> dict[tuple[str, ...], list[bytes]]:
         """Lines, by their columns, that a table would take if nobody had changed it: the least that an event can be,

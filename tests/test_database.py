@@ -35,7 +35,7 @@ def test_every_query_file_can_be_loaded():
 
 def test_queries_are_found_by_their_headers():
     queries = database.load_queries("writer")
-    assert queries["ledger_position"].startswith("SELECT stored_through FROM analytics.journals")
+    assert queries["end_given_up"].startswith("SELECT pg_terminate_backend")
 
 
 # Connections.

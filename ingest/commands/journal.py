@@ -19,6 +19,8 @@ from ingest.commands.target import embedded_folder
 from ingest.config import Config
 from ingest.embedded import EmbeddedPostgres
 from ingest.errors import DatabaseError, IngestError
+from ingest.ledger import Standing, look
+from ingest.ownership import Ownership
 from ingest.segment import Damage, Layout, Record
 from ingest.segment_reader import SegmentError, SegmentReader
 from ingest.survey import known_layouts, survey
@@ -27,18 +29,23 @@ from ingest.survey import known_layouts, survey
 def pending(config: Config) -> int:
     """A line for each journal: what it holds that the ledger does not cover."""
     folders = _folders(config)
-    positions: dict[int, int] = {}
+    standings: dict[Path, Standing] = {}
     try:
-        positions = asyncio.run(_positions(config, folders))
+        standings = asyncio.run(_standings(config, folders))
     except IngestError as error:
         print(f"{error}; what follows is the most that may be pending")
+    for folder, standing in standings.items():
+        if standing.objection is not None:
+            print(f"{folder} exists twice: {standing.objection}; see `ingest journal resolve`")
     print(f"{'journal':>7}  {'pending events':>14}  {'rejected':>8}  {'bytes':>12}  {'records':>8}  oldest")
     for folder in folders:
         layout = journals.read_layout(folder)
-        records = {record.number: record for record in map(_summary, _records(folder))}
-        noted = max((record.stored_through for record in records.values()), default=0)
-        position = max(noted, positions.get(layout.journal, 0))
-        waiting = [one for number, one in sorted(records.items()) if number > position and one.events + one.rejected]
+        summaries = {record.number: record for record in map(_summary, records_of(folder))}
+        noted = max((record.stored_through for record in summaries.values()), default=0)
+        position = max(noted, standings[folder].stored_through if folder in standings else 0)
+        waiting = [
+            one for number, one in sorted(summaries.items()) if number > position and one.events + one.rejected
+        ]
         oldest = _moment(waiting[0].opened_at_us) if waiting else "-"
         print(
             f"{layout.journal:>7}  {sum(r.events for r in waiting):>14}  {sum(r.rejected for r in waiting):>8}  "
@@ -56,7 +63,7 @@ def verify(config: Config) -> int:
         for path in paths:
             records = events = 0
             problems = []
-            for piece in _pieces(path, known):
+            for piece in pieces(path, known):
                 if isinstance(piece, Record):
                     records, events = records + 1, events + piece.events
                 else:
@@ -66,7 +73,7 @@ def verify(config: Config) -> int:
                 print(f"  {problem}")
             faults += len(problems)
         # What is stored is deleted, so it can only be asked what is missing after that.
-        first = min((record.number for record in _records(folder)), default=1)
+        first = min((record.number for record in records_of(folder)), default=1)
         for gap in survey(paths, first - 1, layout, segment.read_mark(folder)).gaps:
             print(f"{folder}: {gap}")
             faults += 1
@@ -123,7 +130,8 @@ def _summary(record: Record) -> _Summary:
     )
 
 
-def _records(folder: Path) -> Iterator[Record]:
+def records_of(folder: Path) -> Iterator[Record]:
+    """What can be read of a journal, segment by segment."""
     yield from (record for _, record in _found(folder))
 
 
@@ -131,10 +139,11 @@ def _found(folder: Path) -> Iterator[tuple[Path, Record]]:
     paths = segment.list_segments(folder)
     known = known_layouts(paths, journals.read_layout(folder))
     for path in paths:
-        yield from ((path, piece) for piece in _pieces(path, known) if isinstance(piece, Record))
+        yield from ((path, piece) for piece in pieces(path, known) if isinstance(piece, Record))
 
 
-def _pieces(path: Path, known: Mapping[int, Layout]) -> Iterator[Record | str]:
+def pieces(path: Path, known: Mapping[int, Layout]) -> Iterator[Record | str]:
+    """What is in a segment: records, and sentences about what is none. `known`: see known_layouts."""
     try:
         with SegmentReader(path, known=known) as reader:
             if not reader.is_sound:
@@ -152,8 +161,8 @@ def _pieces(path: Path, known: Mapping[int, Layout]) -> Iterator[Record | str]:
         yield f"it cannot be read: {error}"
 
 
-async def _positions(config: Config, folders: list[Path]) -> dict[int, int]:
-    """How far each journal is stored. Raises IngestError when the database does not tell."""
+async def _standings(config: Config, folders: list[Path]) -> dict[Path, Standing]:
+    """How each journal stands in the ledger. Raises IngestError when the database does not tell."""
     url = config.database_url
     if url is None:
         postgres = EmbeddedPostgres(embedded_folder(config.data_dir))
@@ -162,8 +171,7 @@ async def _positions(config: Config, folders: list[Path]) -> dict[int, int]:
         url = postgres.dsn
     connection = await database.connect(url, purpose="journal", timeout_seconds=3)
     try:
-        layouts = [journals.read_layout(folder) for folder in folders]
-        return {layout.journal: await journals.position(connection, layout) for layout in layouts}
+        return {folder: await look(connection, journals.read_layout(folder), Ownership(folder)) for folder in folders}
     except asyncpg.PostgresError as error:
         raise DatabaseError(f"the database refused: {' '.join(str(error).split())}") from error
     finally:

@@ -309,6 +309,7 @@ CREATE TABLE analytics.journals (
     -- A journal number above 2^23 - 1 would not fit into a batch_id.
     number int GENERATED ALWAYS AS IDENTITY (MAXVALUE 8388607),
     identity uuid NOT NULL,
+    owner uuid,
     stored_through bigint NOT NULL DEFAULT 0,
     events_stored bigint NOT NULL DEFAULT 0,
     events_duplicate bigint NOT NULL DEFAULT 0,
@@ -323,7 +324,8 @@ CREATE TABLE analytics.journals (
 
 COMMENT ON TABLE analytics.journals IS 'The collectors'' journals, and how far each is stored: what makes a replay after a crash exact';
 COMMENT ON COLUMN analytics.journals.identity IS 'Names the folder on the collector''s disk, so that another database''s journal is not taken for this one';
-COMMENT ON COLUMN analytics.journals.stored_through IS 'The ledger position: every record up to this number is stored';
+COMMENT ON COLUMN analytics.journals.owner IS 'Token of the process that holds the position, random each time the folder is opened: of two copies of a folder only one is the owner';
+COMMENT ON COLUMN analytics.journals.stored_through IS 'The ledger position: every record up to this number is stored. Moved by its owner, with a row in analytics.flushes';
 COMMENT ON COLUMN analytics.journals.events_stored IS 'Events of this journal in analytics.events, since it was made';
 COMMENT ON COLUMN analytics.journals.events_duplicate IS 'Events that were already there, since it was made';
 COMMENT ON COLUMN analytics.journals.events_rejected IS 'Refused events in analytics.rejected_events, since it was made';
@@ -336,6 +338,7 @@ CREATE TABLE analytics.flushes (
     events_duplicate int NOT NULL DEFAULT 0,
     events_rejected int NOT NULL DEFAULT 0,
     days date[],
+    owner uuid,
     flushed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     rolled_up_at timestamptz,
     CONSTRAINT flushes_pkey PRIMARY KEY (journal, last_record),
@@ -347,6 +350,7 @@ COMMENT ON TABLE analytics.flushes IS 'The ledger: one row a COPY transaction, w
 COMMENT ON COLUMN analytics.flushes.first_record IS 'Number of the first record of the journal that this transaction stored';
 COMMENT ON COLUMN analytics.flushes.last_record IS 'Number of the last one';
 COMMENT ON COLUMN analytics.flushes.days IS 'The days, in UTC, whose partitions it wrote to; NULL: not told, it may be any';
+COMMENT ON COLUMN analytics.flushes.owner IS 'Token of the process that wrote it, as in analytics.journals; NULL: not a collector''s';
 COMMENT ON COLUMN analytics.flushes.flushed_at IS 'When the transaction wrote this row: before its COPY, a moment before its COMMIT';
 COMMENT ON COLUMN analytics.flushes.rolled_up_at IS 'When its events went into analytics.event_aggregations; NULL: not yet';
 

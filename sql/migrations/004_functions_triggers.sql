@@ -1417,10 +1417,13 @@ BEGIN
     GET DIAGNOSTICS deleted_count = ROW_COUNT;
     RETURN NEXT;
 
-    -- What makes a replay exact is in analytics.journals; a flush that is rolled up is only history.
+    -- What makes a replay exact is in analytics.journals, and the flush that proves it; the others are only history.
     table_name := 'analytics.flushes';
     DELETE FROM analytics.flushes
-    WHERE rolled_up_at IS NOT NULL AND flushed_at < now() - ingest.retention('flushes', '30 days');
+    WHERE rolled_up_at IS NOT NULL AND flushed_at < now() - ingest.retention('flushes', '30 days')
+        AND NOT EXISTS (
+            SELECT FROM analytics.journals WHERE (number, stored_through) = (flushes.journal, flushes.last_record)
+        );
     GET DIAGNOSTICS deleted_count = ROW_COUNT;
     RETURN NEXT;
 

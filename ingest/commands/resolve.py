@@ -1,0 +1,165 @@
+"""`ingest journal resolve`: what becomes of a journal that exists twice, and from which nothing is stored any more.
+
+What waits in it may be in the table already, by way of another copy, or nowhere else. Stored under a number of its
+own, each event gets into the table once: those that are there already are duplicates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import msgspec
+
+from ingest import database, journals, ledger, migrations, segment
+from ingest.commands.journal import pieces, records_of
+from ingest.commands.target import database_url
+from ingest.config import Config
+from ingest.errors import IngestError
+from ingest.journal import Journal
+from ingest.journals import Claimed
+from ingest.ownership import Ownership
+from ingest.segment import Record
+from ingest.survey import known_layouts
+
+SET_ASIDE = "set-aside"
+
+
+def resolve(config: Config, how: str | None, number: int | None) -> int:
+    """Tell which journals of the data folder there is something to decide about, and with `how` ("store" or
+    "set-aside") do it; exit code 1 when something is left to decide."""
+    with database_url(config) as url:
+        return asyncio.run(_resolve(config.data_dir, url, how, number))
+
+
+async def _resolve(data_dir: Path, url: str, how: str | None, number: int | None) -> int:
+    connection = await database.connect(url, purpose="resolve")
+    try:
+        await migrations.check(connection)
+        left = 0
+        folders = [
+            path for path in journals.folders(data_dir) if number in (None, journals.read_layout(path).journal)
+        ]
+        if number is not None and not folders:
+            raise IngestError(f"there is no journal {number} in the data folder {data_dir}")
+        for folder in folders:
+            layout = journals.read_layout(folder)
+            standing = await ledger.look(connection, layout, Ownership(folder))
+            if standing.objection is None:
+                print(
+                    f"journal {layout.journal}: nothing to decide, what waits in it is stored when the service runs"
+                )
+                continue
+            waiting = sum(record.events for record in _waiting(folder, standing.stored_through))
+            print(f"journal {layout.journal} exists twice, {waiting} events wait here: {standing.objection}")
+            if how is None:
+                left += 1
+            else:
+                await _decide(data_dir, folder, how, standing.stored_through, connection)
+        if left:
+            print("`--how store` stores what waits once, whoever has it too; `--how set-aside` only puts it away")
+        return 1 if left else 0
+    finally:
+        await database.close(connection)
+
+
+async def _decide(data_dir: Path, folder: Path, how: str, position: int, connection: asyncpg.Connection) -> None:
+    claimed = journals.claim_folder(folder)
+    if claimed is None:
+        raise IngestError(f"{folder} is held by a running service: stop that first")
+    try:
+        if how == "store":
+            made = await _move(data_dir, claimed, position, connection)
+            names = " and ".join(str(journal) for journal in made) or "none"
+            print(f"  it waits in journal {names} now, to be stored when the service runs")
+            if _is_sound(folder):
+                # Every record that was not stored is in another folder, on stable storage.
+                shutil.rmtree(folder)
+                return
+        print(f"  its files are kept in {_set_aside(folder)}")
+    finally:
+        claimed.release()
+
+
+async def _move(data_dir: Path, claimed: Claimed, position: int, connection: asyncpg.Connection) -> list[int]:
+    """Write what waits into new journals, one for each layout of rows; their numbers.
+
+    If this is interrupted and done again, both have the events, whose ids are the same: they are stored once.
+    """
+    numbers: list[int] = []
+    journal: Journal | None = None
+    try:
+        for record in _waiting(claimed.folder, position):
+            if journal is None or journal.layout.event_columns != record.layout.event_columns:
+                if journal is not None:
+                    await journal.close()
+                journal = await _new_journal(data_dir, record, connection)
+                numbers.append(journal.number)
+            columns, rejected_columns = record.layout.event_columns, record.layout.rejected_columns
+            await journal.wait(
+                journal.append(
+                    _renumbered(record.event_lines, columns, journal.batch_id),
+                    record.events,
+                    [],
+                    _renumbered(record.rejected_lines, rejected_columns, journal.batch_id),
+                    record.rejected,
+                )
+            )
+    finally:
+        if journal is not None:
+            await journal.close()
+    return numbers
+
+
+async def _new_journal(data_dir: Path, record: Record, connection: asyncpg.Connection) -> Journal:
+    made = await journals.create(data_dir, connection)
+    made.layout = msgspec.structs.replace(
+        made.layout,
+        event_columns=record.layout.event_columns,
+        rejected_columns=record.layout.rejected_columns,
+    )
+    journal = Journal(made, segment_bytes=1 << 26, max_bytes=1 << 62, memory_max_bytes=0)
+    journal.recover(0)
+    return journal
+
+
+def _renumbered(lines: bytes, columns: tuple[str, ...], batch_id: int) -> list[str]:
+    """The lines with the batch_id of the record that they are in now."""
+    place = columns.index("batch_id")
+    renumbered = []
+    for line in lines.decode("utf-8", "replace").split("\n")[:-1]:
+        values = line.split("\t")
+        values[place] = str(batch_id)
+        renumbered.append("\t".join(values) + "\n")
+    return renumbered
+
+
+def _waiting(folder: Path, position: int) -> Iterator[Record]:
+    """What the folder holds that is not known to be stored: beyond `position`, and beyond what its own records tell
+    of the position at their time."""
+    known = max(position, max((record.stored_through for record in records_of(folder)), default=0))
+    seen: set[int] = set()
+    for record in records_of(folder):
+        if record.number > known and record.number not in seen and (record.events or record.rejected):
+            seen.add(record.number)
+            yield record
+
+
+def _is_sound(folder: Path) -> bool:
+    paths = segment.list_segments(folder)
+    known = known_layouts(paths, journals.read_layout(folder))
+    return all(isinstance(piece, Record) for path in paths for piece in pieces(path, known))
+
+
+def _set_aside(folder: Path) -> Path:
+    """Put the folder where no service looks for journals."""
+    place = folder.parent / SET_ASIDE
+    place.mkdir(mode=0o700, exist_ok=True)
+    kept = folder.rename(place / f"{folder.name}-{secrets.token_hex(4)}")
+    for parent in (place, folder.parent):
+        segment.flush_folder(parent)
+    return kept

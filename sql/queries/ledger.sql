@@ -1,0 +1,69 @@
+-- The position of a journal: ingest/ledger.py and journals.py
+
+-- register --
+-- A journal gets its number once, when its folder is made. Numbers are never used again.
+INSERT INTO analytics.journals (identity, owner) VALUES ($1::text::uuid, $2) RETURNING number
+
+-- claim --
+-- Take over a position whose last holder this folder knows: it was held here, or where the folder was copied from before
+-- that went on. Not if it has come as far as records that the folder got while nobody was asked: then others wrote
+-- records of the same numbers. And if the folder is a copy, only from where it was when we started ($6), so that the
+-- original, if it lives, goes on. A flush that is just being stored is waited for.
+UPDATE analytics.journals SET owner = $3, updated_at = now()
+WHERE number = $1 AND identity = $2::text::uuid
+    AND (owner IS NULL OR owner = ANY ($4::uuid[])) AND ($5::bigint IS NULL OR stored_through < $5)
+    AND ($6::bigint IS NULL OR stored_through = $6)
+RETURNING stored_through
+
+-- proved --
+-- How far the flushes tell that it has come. They are kept for a while, the last one of each journal always.
+-- Not asked in `claim`, which may have waited for a flush that its own snapshot does not show.
+SELECT coalesce(max(last_record), 0) FROM analytics.flushes WHERE journal = $1 AND last_record <= $2
+
+-- put_back --
+-- No flush has moved it there.
+UPDATE analytics.journals SET stored_through = $4 WHERE number = $1 AND owner = $2 AND stored_through = $3
+
+-- advance --
+-- The first statement of every flush, and its guard: it moves the journal's position from where we believe it to
+-- be, if it is still ours. A transaction that we gave up on but that is still alive in the server holds the row; we
+-- wait for its end here, and then either go on or find that the position has moved and nothing is to be done.
+WITH advanced AS (
+    UPDATE analytics.journals
+    SET stored_through = $5, events_stored = events_stored + $6, events_rejected = events_rejected + $7,
+        updated_at = now()
+    WHERE number = $1 AND identity = $2::text::uuid AND owner = $3 AND stored_through = $4
+    RETURNING number
+)
+INSERT INTO analytics.flushes (journal, first_record, last_record, events_stored, events_rejected, days, owner)
+SELECT number, $8, $5, $6, $7, $9, $3 FROM advanced
+RETURNING true
+
+-- correct --
+-- What the merge found: some events were duplicates, some were refused by the table.
+WITH corrected AS (
+    UPDATE analytics.flushes
+    SET events_stored = events_stored - $3 - $4, events_duplicate = $3, events_rejected = events_rejected + $4
+    WHERE journal = $1 AND last_record = $2
+)
+UPDATE analytics.journals
+SET events_stored = events_stored - $3 - $4, events_duplicate = events_duplicate + $3,
+    events_rejected = events_rejected + $4
+WHERE number = $1
+
+-- counts --
+-- What a flush of ours whose COMMIT we did not see has done.
+SELECT events_stored, events_duplicate, events_rejected
+FROM analytics.flushes WHERE journal = $1 AND last_record = $2 AND owner = $3
+
+-- look --
+-- Whether the position is a folder's that knows these tokens, and how far the flushes tell that it is stored. Of a
+-- position that is another's, only those count that were made here, or where the folder was copied from before.
+SELECT is_known, stored_through, updated_at AT TIME ZONE 'UTC' AS updated_at, coalesce((
+    SELECT max(last_record) FROM analytics.flushes
+    WHERE journal = $1 AND last_record <= stored_through AND (is_known OR flushes.owner = ANY ($3::uuid[]))
+), 0) AS proved
+FROM (
+    SELECT stored_through, updated_at, owner IS NULL OR owner = ANY ($3::uuid[]) AS is_known
+    FROM analytics.journals WHERE number = $1 AND identity = $2::text::uuid
+) AS journal
