@@ -2,6 +2,8 @@
 
 -- begin --
 -- No constraint waits for the COMMIT, where nobody could tell which row it is about.
+-- And whoever wants to change the table waits for us, or we for them, now: half-way it would be a deadlock.
+LOCK TABLE :table IN ACCESS SHARE MODE;
 SET CONSTRAINTS ALL IMMEDIATE;
 CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT :columns FROM :table WITH NO DATA;
 CREATE TEMPORARY TABLE outcome (
