@@ -269,7 +269,7 @@ def decode_respelled(
 
 def _refusal_of_field(error: msgspec.ValidationError, decoders: Decoders) -> Refusal:
     # msgspec ends its message with the place, as in: Expected `str`, got `int` - at `$.name`.
-    place = str(error).rsplit("`", 2)[-2]
+    *_, place, _ = ["", *str(error).rsplit("`", 2)]
     return Refusal(decoders.reason_of.get(place, RejectReason.INVALID_FIELD), str(error))
 
 

@@ -97,9 +97,19 @@ def differing(properties: Raw, extra: Mapping[str, Raw]) -> str | None:
     """A name that both have, with different values."""
     own = _decoded_members(properties)
     for name in extra.keys() & own.keys():
-        if msgspec.json.decode(own[name]) != msgspec.json.decode(extra[name]):
+        if not _are_equal(bytes(own[name]), bytes(extra[name])):
             return name
     return None
+
+
+def _are_equal(first: bytes, second: bytes) -> bool:
+    if first == second:
+        return True
+    try:
+        return bool(msgspec.json.decode(first) == msgspec.json.decode(second))
+    except msgspec.DecodeError:
+        # A number that only jsonb can hold: then by how it is written.
+        return False
 
 
 def with_fields(properties: Raw, extra: Mapping[str, object]) -> Raw:
