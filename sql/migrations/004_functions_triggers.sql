@@ -1227,10 +1227,10 @@ BEGIN
         counts := counts || jsonb_build_object(relation::text, (counts ->> relation::text)::bigint + affected);
     END LOOP;
 
-    -- From here to the end nobody counts events (LOCK_KEY of ingest/rollup.py): the worker still sees those deleted above,
+    -- From here to the end nobody counts events, by the lock that who does so takes: the worker still sees those deleted above,
     -- and would make these rows again. Not sooner, or it would wait for all of it; and nothing that it changes is
     -- touched sooner, or each might wait for the other.
-    PERFORM pg_advisory_xact_lock(7094686100906865454);
+    LOCK TABLE analytics.leases IN SHARE UPDATE EXCLUSIVE MODE;
     -- What they were counted in is made anew.
     INSERT INTO analytics.stale_buckets (granularity, time_bucket) SELECT 'hour', unnest(hours)
     ON CONFLICT (granularity, time_bucket) DO UPDATE SET noted_at = excluded.noted_at, due_at = excluded.due_at;
