@@ -171,7 +171,8 @@ async def _told(connection: asyncpg.Connection, rows: Iterable[Row], before: Map
             wanted.append((browser, user, moment))
     found: list[Link] = []
     if wanted:
-        rows_found = await connection.fetch(_QUERIES["first_events"], *map(list, zip(*wanted, strict=True)))
+        columns = [list(column) for column in zip(*wanted, strict=True)]
+        rows_found = await connection.fetch(_QUERIES["first_events"], *columns, list(set(columns[2])))
         found = [Link(*row, (row[0], row[1]) in verified) for row in rows_found]  # type: ignore[call-arg]
     found += [
         link._replace(verified=True)

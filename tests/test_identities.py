@@ -4,6 +4,7 @@ visits likewise."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -383,6 +384,28 @@ async def test_ids_that_are_too_long_for_the_tables_stop_nothing(connection: asy
     )
     assert await links(connection) == {"💥" * 255: "ü" * 255}
     assert (await uniques(connection))[0] == 3
+
+
+async def test_a_batch_without_timestamps_is_looked_for_once_and_not_by_pair(connection: asyncpg.Connection):
+    """Thousands of people at one time: the rows read are as many as there are events, not their square."""
+    people = [Event(NOW, user_id=f"u{number}", anonymous_id=f"b{number}") for number in range(3000)]
+    await make_partitions(connection, DAYS)
+    await Ledger(connection).flush(people)
+    query = identities._QUERIES["first_events"]
+    users, browsers = [event.user_id for event in people], [event.anonymous_id for event in people]
+    explained = await connection.fetchval(
+        f"EXPLAIN (ANALYZE, FORMAT json) {query}", browsers, users, [NOW] * len(people), [NOW]
+    )
+    assert most_rows(json.loads(explained)[0]["Plan"]) <= 2 * len(people)
+    assert await Rollup(DIMENSION_NAMES, ROOM).run_once(connection) is not None
+    assert len(await links(connection)) == len(people)
+
+
+def most_rows(plan: dict[str, Any]) -> float:
+    """The most rows that a step of a plan gave, or looked at in vain."""
+    vain = sum(value for name, value in plan.items() if name.startswith("Rows Removed by"))
+    own = (plan["Actual Rows"] + vain) * plan["Actual Loops"]
+    return float(max([own, *map(most_rows, plan.get("Plans", ()))]))
 
 
 async def test_who_comes_back_within_a_week_is_not_written_again(connection: asyncpg.Connection):

@@ -17,16 +17,19 @@ UNION
 SELECT user_id FROM analytics.people WHERE user_id = ANY ($1::text[])
 
 -- first_events --
--- Of each pair of ids at a time, the first event in the order in which they were sent
-SELECT anonymous_id, user_id, created_at, received_at, batch_id, batch_position
+-- Of each pair of ids at a time, the first event in the order in which they were sent; $4 are these times. Events are
+-- looked for by time once, and not by pair: a batch without timestamps has thousands of pairs at one time.
+SELECT DISTINCT ON (anonymous_id, user_id, created_at) anonymous_id, user_id, created_at, received_at, batch_id,
+    coalesce(batch_position, 0) AS batch_position
 FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS pair (anonymous_id, user_id, created_at)
-CROSS JOIN LATERAL (
-    SELECT received_at, batch_id, coalesce(batch_position, 0) AS batch_position
-    FROM analytics.events AS event
-    WHERE event.created_at = pair.created_at AND event.anonymous_id = pair.anonymous_id
-        AND event.user_id = pair.user_id AND batch_id IS NOT NULL
-    ORDER BY received_at, batch_id, batch_position LIMIT 1
-) AS first
+JOIN (
+    SELECT anonymous_id, user_id, created_at, received_at, batch_id, batch_position FROM analytics.events
+    WHERE created_at = ANY ($4::timestamptz[]) AND batch_id IS NOT NULL
+        AND anonymous_id IS NOT NULL AND user_id IS NOT NULL
+    -- Keeps the pairs from being looked for one by one.
+    OFFSET 0
+) AS event USING (anonymous_id, user_id, created_at)
+ORDER BY anonymous_id, user_id, created_at, received_at, batch_id, batch_position
 
 -- put_links --
 INSERT INTO analytics.identities AS link (
