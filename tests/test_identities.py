@@ -444,7 +444,7 @@ async def test_an_erasure_is_not_undone_by_a_rollup_at_the_same_time(
         rolling_up = asyncio.ensure_future(Rollup(DIMENSION_NAMES, ROOM).run_once(other))
         await reached.wait()
         erasing = asyncio.ensure_future(connection.fetchval("SELECT gdpr_delete_user_data('ada@example.com')"))
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype IN ('advisory', 'relation') AND NOT granted"
         await until(database_url, waiting, 1)
         go_on.set()
         assert await rolling_up is not None

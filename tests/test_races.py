@@ -99,33 +99,6 @@ async def test_one_unit_is_given_one_variant(crowd: list[asyncpg.Connection], un
     }
 
 
-async def test_weights_changed_meanwhile_do_not_split_a_unit(crowd: list[asyncpg.Connection]):
-    """Half change the weights all the time, half assign new units: whatever holds, each unit has one answer."""
-    # Nobody may, but by force.
-    await crowd[0].execute("ALTER TABLE experiments.experiments DISABLE TRIGGER keep_variants")
-    await crowd[0].execute(
-        "INSERT INTO experiments.experiments (name, status, test_variants)"
-        " VALUES ('moving', 'running', '[{\"id\": \"b\"}]')"
-    )
-
-    async def work(place: int, one: asyncpg.Connection) -> list[str]:
-        answers = []
-        for turn in range(30):
-            if place % 2:
-                await one.execute(
-                    "UPDATE experiments.experiments SET test_variants = $1",
-                    json.dumps([{"id": "b", "weight": 0 if turn % 2 else 1000}]),
-                )
-            else:
-                answer = await one.fetchval("SELECT auto_assign_experiments(session_id := $1)", f"visit {turn:02}")
-                answers.append(json.loads(answer)["moving"]["variant_id"])
-        return answers
-
-    answers = await all_at_once(crowd, work)
-    stored = await crowd[0].fetch("SELECT variant_id FROM experiments.assignments ORDER BY session_id")
-    assert answers[::2] == [[row["variant_id"] for row in stored]] * (CONNECTIONS // 2)
-
-
 async def test_steps_done_at_once_leave_a_consistent_session(crowd: list[asyncpg.Connection]):
     steps = ["business_info", "whatsapp_integration", "bot_setup", "testing"]
     await crowd[0].execute("INSERT INTO onboarding.sessions (id, session_token) VALUES ($1, $2)", UUID(OURS), TOKEN)

@@ -237,7 +237,7 @@ async def test_fifty_random_kills_of_rollup_workers_count_each_event_once(connec
     chance = random.Random(20260304)
     workers = [RollupProcess(tmp_path / f"rollup-{number}", database_url) for number in range(2)]
     inserted = interrupted = 0
-    await partitions.ensure(connection, [(datetime.now(UTC) - timedelta(days=days)).date() for days in range(-1, 3)])
+    await partitions.ensure(connection, [(datetime.now(UTC) - timedelta(days=days)).date() for days in range(-1, 5)])
     with ExitStack() as stack:
         service = stack.enter_context(
             running(Service(tmp_path / "collector", database_url, "--trusted-proxies", "127.0.0.1"))
