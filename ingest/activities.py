@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
@@ -14,8 +15,20 @@ _PERSONAL_NAME: Final = re.compile(
     r"token|secret|passw|credential|api_?key|auth|phone|mobile|mail|contact|first_?name|last_?name|full_?name|whatsapp",
     re.IGNORECASE,
 )
-_WORD: Final = re.compile(r"\S+")
-_A_PHONE: Final = re.compile(r"[+(]{0,2}\d(?:[\s().\-/\u00a0\u202f]{0,3}\d){6,}")
+# However an @ is written: as itself, escaped, or in words.
+_AT: Final = re.compile(
+    r"@|%40|&#(?:64|x40);|&commat;|\\u0040|[\[({<]\s{0,3}at\s{0,3}[\])}>]"
+    r"|\sat\s{1,3}(?=[^\s.]{1,64}(?:\.|\s{1,3}dot\s{1,3})[^\W\d_]{2})",
+    re.IGNORECASE,
+)
+_BLANKS: Final = 3
+"""Between an @ and what stands on either side of it."""
+# Seven digits of any script, whatever stands between two of them, as long as it is no letter.
+_A_PHONE: Final = re.compile(r"[+(]{0,2}\d(?:[\W_]{0,4}\d){6,}")
+_GAP: Final = re.compile(rf"\s{{0,{_BLANKS}}}(?=\S)")
+_NOT_BLANK: Final = re.compile(r"\S*")
+_INVISIBLE: Final = frozenset(("Cf", "Mn", "Me", "Cc", "Co"))
+"""Categories of characters that have no width of their own: format characters, marks, controls."""
 _PREFIXED: Final = re.compile(
     r"\b(?:(?:sess|ing|sk|pk|rk|whsec|xox[a-z]|gh[a-z])[_-]|EAA)[_A-Za-z0-9-]{6,}|\b(?:Bearer|Basic)\s+\S+"
 )
@@ -28,12 +41,47 @@ def _is_token(run: str) -> bool:
 
 
 def conceal(text: str) -> str:
-    """The text without what looks like an address, a phone number or a token."""
-    text = _WORD.sub(lambda word: CONCEALED if "@" in word[0] else word[0], text)
+    """The text without what looks like an address, a phone number or a token; the same text if nothing does.
+
+    Looked for is what a person would read: letters, digits and signs of another width or script are the same, and
+    what has no width is not there.
+    """
+    read = _as_read(text)
+    shown = _conceal(read)
+    return text if shown == read else shown
+
+
+def _as_read(text: str) -> str:
+    if text.isascii():
+        return text
+    plain = unicodedata.normalize("NFKC", text)
+    return "".join([each for each in plain if unicodedata.category(each) not in _INVISIBLE])
+
+
+def _conceal(text: str) -> str:
+    text = _without_addresses(text)
     text = _PREFIXED.sub(CONCEALED, text)
     # Before phone numbers, which would leave the letters of a token.
     text = _RUN.sub(lambda run: CONCEALED if _is_token(run[0]) else run[0], text)
     return _A_PHONE.sub(CONCEALED, text)
+
+
+def _without_addresses(text: str) -> str:
+    """Every @ goes with the words on its two sides."""
+    kept: list[str] = []
+    end = 0
+    for at in _AT.finditer(text):
+        if at.start() < end:
+            continue
+        before = text[end : at.start()].rstrip()
+        if at.start() - end - len(before) > _BLANKS:
+            before = text[end : at.start()]
+        words = before.rsplit(maxsplit=1)
+        kept += [before[: len(before) - len(words[-1])] if words and not before[-1:].isspace() else before, CONCEALED]
+        end = at.end()
+        blank = _GAP.match(text, end)
+        end = _NOT_BLANK.match(text, blank.end() if blank else end).end()  # type: ignore[union-attr]
+    return "".join(kept) + text[end:]
 
 
 def is_personal(step: Step, name: str) -> bool:

@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Mapping
 from datetime import datetime
+from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Final, NamedTuple, TypeVar
@@ -213,6 +214,8 @@ def _told(name: str, type_: Any, message: str) -> FieldError:
     if place is not None:
         message = message[: place.start()]
     within = place[1].removeprefix(".value") if place is not None else ""
+    if message.startswith("Invalid enum value") and (values := _choices(type_)):
+        return FieldError(f"{name}{within}", f"must be one of {', '.join(values)}")
     what = _what(type_) if not within else None
     if what is None:
         what = message.removeprefix("Expected ").removeprefix("Invalid ").replace("`", "")
@@ -223,6 +226,16 @@ def _told(name: str, type_: Any, message: str) -> FieldError:
             message = message[:1].lower() + message[1:].replace("`", "")
         return FieldError(f"{name}{within}", message[:300])
     return FieldError(name, f"must be {what}")
+
+
+def _choices(type_: Any) -> list[str]:
+    """The values that a text in this type may have, if it may have only these; of lists, those of their elements."""
+    if typing.get_origin(type_) is typing.Literal:
+        return [str(value) for value in typing.get_args(type_)]
+    if isinstance(type_, type) and issubclass(type_, Enum):
+        return [str(member.value) for member in type_]
+    parts = [part for part in typing.get_args(type_) if not isinstance(part, Meta)]
+    return [value for part in parts for value in _choices(part)]
 
 
 _WORDS: Final = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -39,7 +40,7 @@ _EMAIL: Final = rf"^[ \t]*{ADDRESS}[ \t]*$"
 _BETWEEN: Final = r"[ \t().\-/\u00a0\u202f]*"
 # Seven to fifteen digits, after + or 00 if with the country's: what the database takes once all between is out.
 _PHONE: Final = (
-    rf"^{_BETWEEN}((\+|00){_BETWEEN}([0-9]{_BETWEEN}){{7,15}}"
+    rf"^{_BETWEEN}((\+|00){_BETWEEN}[1-9]{_BETWEEN}([0-9]{_BETWEEN}){{6,14}}"
     rf"|([1-9]{_BETWEEN}|0{_BETWEEN}[1-9]{_BETWEEN})([0-9]{_BETWEEN}){{6,13}})$"
 )
 
@@ -71,6 +72,20 @@ Consent = Annotated[
 Campaign = Annotated[str, Meta(max_length=255, description="Of the campaign that brought them")]
 Link = Annotated[str, Meta(max_length=4096)]
 Moment = Annotated[datetime, Meta(tz=True)]
+
+_TRUNK_ZERO: Final = re.compile(rf"^({_BETWEEN}(?:\+|0{_BETWEEN}0)[^(]*)\([ \u00a0\u202f]*0[ \u00a0\u202f]*\)")
+"""What one dials inside a country instead of its code: the zero of +44 (0)20."""
+
+
+def plain_phone(text: str) -> str:
+    """`+49 (30) 123` -> `+4930123`, as ingest.normalised_phone() in the database does."""
+    digits = re.sub("[^0-9+]", "", _TRUNK_ZERO.sub(r"\1", text))
+    return "+" + digits[2:] if digits.startswith("00") else digits
+
+
+def is_phone(text: str) -> bool:
+    """Whether it is a number once it is plain."""
+    return re.fullmatch(r"\+?[0-9]{7,15}", plain_phone(text)) is not None
 
 
 class Lead(msgspec.Struct):

@@ -5,7 +5,6 @@ The structs are what requests are checked by and what /openapi.json shows; every
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -15,7 +14,7 @@ from msgspec import Meta
 
 from ingest import fields
 from ingest.fields import FieldError
-from ingest.lead import ADDRESS, LOCAL_PART, MAX_LOCAL_PART
+from ingest.lead import ADDRESS, LOCAL_PART, MAX_LOCAL_PART, plain_phone
 
 MAX_SECONDS: Final = 7 * 86_400
 _NOT_BLANK: Final = r"\S"
@@ -188,14 +187,6 @@ STEPS: Final = (
 """In their order."""
 OF_NAME: Final = {step.name: step for step in STEPS}
 StepName = Literal["business_info", "whatsapp_integration", "bot_setup", "testing"]
-
-
-def plain_phone(text: str) -> str:
-    """`+49 (30) 123` -> `+4930123`, as ingest.normalised_phone() in the database does."""
-    digits = re.sub("[^0-9]", "", text)
-    if text.startswith("00"):
-        return "+" + digits[2:]
-    return ("+" if text.startswith("+") else "") + digits
 
 
 _STORED_AS: Final[Mapping[str, Callable[[str], str]]] = {

@@ -112,6 +112,10 @@ PHONES: list[tuple[str, str | None]] = [
     ("0170-1234567", "01701234567"),
     ("001 555 123 4567", "+15551234567"),
     ("\t+55\u00a011 90000-0000\n", "+5511900000000"),
+    ("+44 (0)20 7946 0958", "+442079460958"),
+    ("(+49) ( 0 ) 30 1234567", "+49301234567"),
+    ("0049 (0)30 1234567", "+49301234567"),
+    ("(0) 30 1234567", "0301234567"),
     ("", None),
     (" - ", None),
 ]
@@ -119,12 +123,25 @@ PHONES: list[tuple[str, str | None]] = [
 
 async def test_phone_numbers(connection: asyncpg.Connection):
     for number, (given, _) in enumerate(PHONES):
-        await insert(connection, "marketing.leads", email=f"n{number}@example.com", phone_number=given)
+        await insert(connection, "marketing.leads", email=f"n{number:02}@example.com", phone_number=given)
     stored = await connection.fetch("SELECT phone_number FROM marketing.leads ORDER BY email")
     assert [row["phone_number"] for row in stored] == [wanted for _, wanted in PHONES]
 
 
-@pytest.mark.parametrize("phone", ["call me", "0170 CALL ME", "+49170123456x", "123456", "++491701234567", "1" * 16])
+@pytest.mark.parametrize(
+    "phone",
+    [
+        "call me",
+        "0170 CALL ME",
+        "+49170123456x",
+        "123456",
+        "++491701234567",
+        "1" * 16,
+        "0000000000",
+        "+0441701234567",
+        "0000441701234567",
+    ],
+)
 async def test_what_is_no_phone_number_is_refused(connection: asyncpg.Connection, phone: str):
     with pytest.raises(asyncpg.CheckViolationError) as refused:
         await insert(connection, "marketing.leads", email="a@example.com", phone_number=phone)
@@ -173,16 +190,49 @@ async def test_known_address_is_merged(connection: asyncpg.Connection):
     assert (again["notes"], again["interested_features"]) == (lead["notes"], lead["interested_features"])
 
 
-async def test_anon_merges_without_seeing_or_overwriting(connection: asyncpg.Connection):
-    await insert(connection, "marketing.leads", email="ada@example.com", company_name="Hers")
+async def test_anybody_changes_nothing_of_a_known_lead_and_cannot_tell_it(connection: asyncpg.Connection):
+    """What is inserted and what is refused is the same for a known address as for a new one."""
+    await insert(
+        connection, "marketing.leads", email="ada@example.com", company_name="Hers", consent={"terms": "2026"}
+    )
+    before = await only_row(connection, "marketing.leads")
+    for column, value, outcome in (
+        ("company_name", "Mine", "INSERT 0 1"),
+        ("phone_number", "+49301234567", "INSERT 0 1"),
+        ("notes", "mine", "INSERT 0 1"),
+        ("consent", '{"newsletter": "2027"}', "INSERT 0 1"),
+        ("phone_number", "none", asyncpg.CheckViolationError),
+        ("company_name", "x" * 201, asyncpg.CheckViolationError),
+        ("consent", "[]", asyncpg.CheckViolationError),
+    ):
+        for email in ("ADA@example.com ", "new@example.com"):
+            async with acting(connection, "anon"):
+                statement = f"INSERT INTO marketing.leads (email, {column}) VALUES ('{email}', '{value}')"
+                try:
+                    assert await connection.execute(statement) == outcome, (column, email)
+                except asyncpg.CheckViolationError as error:
+                    assert isinstance(error, outcome), (column, email)  # type: ignore[arg-type]
+                    continue
+                assert await connection.fetch("SELECT * FROM marketing.leads") == []
+                await connection.execute("RESET ROLE")
+                assert (
+                    await connection.fetchrow("SELECT * FROM marketing.leads WHERE company_name = 'Hers'") == before
+                )
+                known = await connection.fetchval(
+                    f"SELECT duplicate_of FROM marketing.leads WHERE {column}::text = $1"
+                    " AND company_name IS DISTINCT FROM 'Hers'", value,
+                )  # fmt: skip
+                assert known == (before["id"] if email.startswith("ADA") else None)
+
+
+async def test_nobody_says_themselves_what_is_a_duplicate(connection: asyncpg.Connection):
     async with acting(connection, "anon"):
-        await connection.execute(
-            "INSERT INTO marketing.leads (email, company_name, city) VALUES ('ADA@example.com', 'Mine', 'Berlin')"
-        )
-        assert await connection.fetch("SELECT * FROM marketing.leads") == []
-        await connection.execute("RESET ROLE")
-        lead = await only_row(connection, "marketing.leads")
-    assert (lead["company_name"], lead["city"]) == ("Hers", "Berlin")
+        for columns in ("duplicate_of", "deleted_at"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                async with connection.transaction():
+                    await connection.execute(
+                        f"INSERT INTO marketing.leads (email, {columns}) VALUES ('a@example.com', NULL)"
+                    )
 
 
 async def test_merging_stays_within_the_limits(connection: asyncpg.Connection):

@@ -15,7 +15,8 @@ import pytest
 
 from ingest import activities, api_keys
 from ingest.credentials import Cipher, new_key
-from ingest.onboarding import OF_NAME, plain_phone
+from ingest.lead import plain_phone
+from ingest.onboarding import OF_NAME
 from tests.worker import Answer, Client, Start, client, start
 
 __all__ = ["client", "start"]
@@ -272,6 +273,16 @@ async def test_two_at_once(onboarding: Client):
 TEXT = ("<script>alert(1)</script>", "'; DROP TABLE onboarding.sessions; --", "\u202eevil ✓ 🦆\r\nX: y")
 
 
+async def test_a_known_lead_stays_as_it_is_when_its_address_is_entered(
+    onboarding: Client, connection: asyncpg.Connection
+):
+    await connection.execute("INSERT INTO marketing.leads (email, first_name) VALUES ('ada@example.com', 'Ada')")
+    before = await connection.fetch("SELECT * FROM marketing.leads")
+    visitor = await begin(onboarding)
+    await visitor.until("bot_setup")
+    assert await connection.fetch("SELECT * FROM marketing.leads") == before
+
+
 async def test_whatever_text_is_text(onboarding: Client):
     visitor = await begin(onboarding)
     await visitor.until("bot_setup")
@@ -401,40 +412,60 @@ async def test_tokens_are_nowhere_in_plain(onboarding: Client, connection: async
     assert account["webhook_verify_token_encrypted"] is None
 
 
-async def test_a_number_is_connected_once(onboarding: Client, connection: asyncpg.Connection):
-    ada, eve, late = [await begin(onboarding) for _ in range(3)]
-    await ada.put("business_info")
-    await eve.put("business_info", email="eve@example.com")
-    answers = await asyncio.gather(ada.put("whatsapp_integration"), eve.put("whatsapp_integration"))
-    assert sorted(answer.status for answer in answers) == [200, 409]
-    loser = eve if answers[1].status == 409 else ada
-    winner = ada if loser is eve else eve
-    refused = await loser.put("whatsapp_integration")
-    assert await code(refused) == (409, "account_taken")
-    assert b"example.com" not in refused.body and b"Engines" not in refused.body
-    assert (await loser.session()).json()["progress_percentage"] == 25
-    # Nor by going there from a number of one's own.
-    assert (await loser.put("whatsapp_integration", phone_number_id="another")).status == 200
-    assert await code(await loser.put("whatsapp_integration")) == (409, "account_taken")
-    assert (await loser.session()).json()["steps"][1]["entered"]["phone_number_id"] == "another"
-    # From another session, the same lead may until it is verified.
-    email = (await winner.session()).json()["steps"][0]["entered"]["email"]
-    await late.put("business_info", email=email)
-    assert (await late.put("whatsapp_integration", access_token="another token".replace(" ", "-"))).status == 200
-    await connection.execute("UPDATE whatsapp.accounts SET is_verified = true, verification_status = 'verified'")
-    assert (await late.put("whatsapp_integration")).status == 200
-    other = await begin(onboarding)
-    await other.put("business_info", email=email)
-    assert await code(await other.put("whatsapp_integration")) == (409, "account_taken")
-    changed = await late.put("whatsapp_integration", phone_number="+49 30 1234567")
-    assert changed.status == 200
-    rows = await connection.fetch(
-        "SELECT phone_number, is_verified, verification_status FROM whatsapp.accounts ORDER BY 1"
+ACCOUNTS = (
+    "SELECT session_id, phone_number_id, display_name, access_token_encrypted FROM whatsapp.accounts"
+    " ORDER BY created_at"
+)
+
+
+async def test_only_its_own_session_changes_an_account(onboarding: Client, connection: asyncpg.Connection):
+    """Neither the same address nor the same ids are a way to another's token."""
+    ada, eve = await begin(onboarding), await begin(onboarding)
+    for visitor in (ada, eve):
+        await visitor.put("business_info")
+    assert (await ada.put("whatsapp_integration", display_name="Ada")).status == 200
+    [hers] = await connection.fetch(ACCOUNTS)
+    assert (await eve.put("whatsapp_integration", display_name="Eve", access_token="evil-token")).status == 200
+    # Nor by a pointer to it: a session's own JSON is the visitor's to write.
+    await connection.execute(
+        "UPDATE onboarding.sessions SET whatsapp_config = whatsapp_config || jsonb_build_object('account_id',"
+        " (SELECT id FROM whatsapp.accounts WHERE display_name = 'Ada'))"
     )
-    assert [tuple(row) for row in rows] == [
-        ("+442079460959", True, "verified"),
-        ("+49301234567", False, "not_verified"),
-    ]
+    assert (await eve.put("whatsapp_integration", display_name="Evil")).status == 200
+    assert (await eve.put("business_info", email="eve@example.com")).status == 200
+    rows = await connection.fetch(ACCOUNTS)
+    assert rows[0] == hers and [row["display_name"] for row in rows] == ["Ada", "Evil"]
+    assert (await ada.put("whatsapp_integration", display_name="Ada II")).status == 200
+    assert [row["display_name"] for row in await connection.fetch(ACCOUNTS)] == ["Ada II", "Evil"]
+
+
+async def test_a_number_is_verified_once(onboarding: Client, connection: asyncpg.Connection):
+    ada, eve, late = [await begin(onboarding) for _ in range(3)]
+    await eve.put("business_info", email="eve@example.com")
+    # Who comes first with ids that are not theirs keeps nobody from them.
+    assert (await eve.put("whatsapp_integration")).status == 200
+    await ada.put("business_info")
+    assert (await ada.put("whatsapp_integration", display_name="Ada")).status == 200
+    verified = "UPDATE whatsapp.accounts SET is_verified = true, verification_status = 'verified'"
+    await connection.execute(f"{verified} WHERE display_name = 'Ada'")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute(verified)
+    # From then on they are taken, for everybody else and for the same address too.
+    email = (await ada.session()).json()["steps"][0]["entered"]["email"]
+    await late.put("business_info", email=email)
+    for visitor in (eve, late):
+        refused = await visitor.put("whatsapp_integration")
+        assert await code(refused) == (409, "account_taken")
+        assert b"example.com" not in refused.body and b"Engines" not in refused.body
+        # Nor by going there from a number of one's own.
+        assert (await visitor.put("whatsapp_integration", phone_number_id="another")).status == 200
+        assert await code(await visitor.put("whatsapp_integration")) == (409, "account_taken")
+        assert (await visitor.session()).json()["steps"][1]["entered"]["phone_number_id"] == "another"
+    assert (await ada.put("whatsapp_integration", display_name="Ada II")).status == 200
+    states = "SELECT is_verified, verification_status FROM whatsapp.accounts WHERE display_name LIKE 'Ada%'"
+    assert await connection.fetch(states) == [(True, "verified")]
+    assert (await ada.put("whatsapp_integration", display_name="Ada", phone_number="+49 30 1234567")).status == 200
+    assert await connection.fetch(states) == [(False, "not_verified")]
 
 
 async def test_a_corrected_address_takes_the_account_along(onboarding: Client, connection: asyncpg.Connection):
@@ -542,20 +573,76 @@ async def test_activities_are_recorded_without_what_is_personal(onboarding: Clie
 
 @pytest.mark.parametrize(
     "text",
-    ["ada@example.com", "mailto:ada@localhost", "+44 20 7946 0958", "(020) 7946-0958", "00442079460958", "2079460958",
-     "٠١٢٣٤٥٦٧٨٩", "+49\u00a030\u00a01234567", "sess_" + "a" * 43, "sk_live_4eC39HqLyjWDarjtT1zdp7dc", TOKEN,
-     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "Bearer secret", "0123456789abcdef0123456789abcdef", "a" * 40],
-)  # fmt: skip
+    [
+        "ada@example.com",
+        "mailto:ada@localhost",
+        "+44 20 7946 0958",
+        "(020) 7946-0958",
+        "00442079460958",
+        "2079460958",
+        "٠١٢٣٤٥٦٧٨٩",
+        "+49\u00a030\u00a01234567",
+        "sess_" + "a" * 43,
+        "sk_live_4eC39HqLyjWDarjtT1zdp7dc",
+        TOKEN,
+        "020\u20137946\u20130958",
+        "020\u20117946\u20110958",
+        "020,7946,0958",
+        "020_7946_0958",
+        "020\u200b7946\u200b0958",
+        "0\u200d2\u200d0\u200d7\u200d9\u200d4\u200d6",
+        "０２０７９４６０９５８",
+        "020 · 7946 · 0958",
+        "+44·20·7946·0958",
+        "020\u00ad79460958",
+        "ann＠example.com",
+        "ann﹫example.com",
+        "ann @ example.com",
+        "ann(at)example.com",
+        "ann [at] example.com",
+        "ann at example.com",
+        "ann%40example.com",
+        "ann&#64;example.com",
+        "an\u200bn@example.com",
+        "sk_live_4eC39Hq\u200bLyjWDarjtT1zdp7dc",
+        "ｓｋ_live_4eC39HqLyjWDarjtT1zdp7dc",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+        "Bearer secret",
+        "0123456789abcdef0123456789abcdef",
+        "a" * 40,
+    ],
+)
 def test_what_looks_personal_is_concealed(text: str):
     assert activities.conceal(f"before {text} after") == "before [concealed] after"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Hello! How can we help?", "Wie heißt das?", "skateboarding in session", "we are 2-10, since 1999",
-             "internationalisation", "https://example.com/a/b", "a.b, c/d (e) #1 50 %", "ingredients"],
-)  # fmt: skip
+    "text",
+    [
+        "",
+        "Hello! How can we help?",
+        "Wie heißt das?",
+        "skateboarding in session",
+        "we are 2-10, since 1999",
+        "internationalisation",
+        "Zoë’s café — 50 % off…",
+        "👩‍👩‍👧 emoji",
+        "look at this",
+        "tab\tand\nline",
+        "https://example.com/a/b",
+        "a.b, c/d (e) #1 50 %",
+        "ingredients",
+    ],
+)
 def test_what_does_not_is_not(text: str):
     assert activities.conceal(text) == text
+
+
+def test_addresses_in_words_are_concealed():
+    assert activities.conceal("write to ann at example dot com, please").startswith("write to [concealed]")
+    assert activities.conceal("ann@example.com") == "[concealed]"
+    assert activities.conceal("a@b @ c@d").replace("[concealed]", "") == ""
+    assert "ann" not in activities.conceal("it is ann   @   example.com now")
 
 
 def test_long_texts_take_no_time():
@@ -567,6 +654,9 @@ def test_phones_are_stored_plain():
     assert plain_phone("+44 (20) 7946-0958") == "+442079460958"
     assert plain_phone("0044 20 7946.0958") == "+442079460958"
     assert plain_phone("44 20 7946/0958") == "442079460958"
+    assert plain_phone("+44 (0)20 7946 0958") == plain_phone("(+44) ( 0 ) 20 7946 0958") == "+442079460958"
+    assert plain_phone("0049 (0) 30 1234567") == "+49301234567"
+    assert plain_phone("(0) 30 1234567") == "0301234567"
 
 
 # The funnel.

@@ -72,8 +72,9 @@ INSERT INTO analytics.people (user_id, counted_as) VALUES ('parent', 'taken');
 INSERT INTO marketing.leads (id, email) VALUES ({ID}, 'parent@example.com');
 INSERT INTO onboarding.sessions (id) VALUES ({ID});
 INSERT INTO experiments.experiments (id, name) VALUES ({ID}, 'parent');
-INSERT INTO whatsapp.accounts (id, lead_id, business_account_id, phone_number_id, phone_number)
-    VALUES ({ID}, {ID}, '1', '2', '+5511900000000');
+INSERT INTO whatsapp.accounts
+    (id, lead_id, session_id, business_account_id, phone_number_id, phone_number, is_verified)
+    VALUES ({ID}, {ID}, {ID}, '1', '2', '+5511900000000', true);
 INSERT INTO whatsapp.templates (account_id, template_name, category, body_text)
     VALUES ({ID}, 'taken', 'utility', 'a');
 INSERT INTO experiments.assignments (experiment_id, user_id, session_id, variant_id) VALUES
@@ -349,8 +350,12 @@ BAD_ROWS: list[tuple[str, str, dict[str, str]]] = [
     (
         "whatsapp.accounts",
         "accounts_business_account_id_phone_number_id_key",
-        {"business_account_id": "'1'", "phone_number_id": "'2'"},
+        {"business_account_id": "'1'", "phone_number_id": "'2'", "is_verified": "true"},
     ),
+    ("whatsapp.accounts", "accounts_session_id_key", {"session_id": ID}),
+    ("whatsapp.accounts", "accounts_session_id_fkey", {"session_id": "gen_random_uuid()"}),
+    ("marketing.leads", "leads_duplicate_of_fkey", {"duplicate_of": "gen_random_uuid()", "deleted_at": "now()"}),
+    ("marketing.leads", "leads_duplicate_of_out_of_use", {"duplicate_of": ID}),
 ]
 
 # What a stricter hand would have refused, and the last value on the right side of each limit.

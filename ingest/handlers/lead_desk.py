@@ -91,10 +91,39 @@ class Interaction(msgspec.Struct):
     created_at: datetime
 
 
+class Submission(msgspec.Struct):
+    """What somebody without a key left again under a lead's address. Nobody has proved that it is theirs: it changed
+    nothing of the lead."""
+
+    id: UUID
+    phone_number: str | None
+    company_name: str | None
+    first_name: str | None
+    last_name: str | None
+    source: Source
+    notes: str | None
+    interested_features: list[str]
+    utm_source: str | None
+    utm_medium: str | None
+    utm_campaign: str | None
+    utm_content: str | None
+    utm_term: str | None
+    referrer: str | None
+    landing_page: str | None
+    user_agent: str | None
+    ip_address: str | None
+    country_code: str | None
+    region: str | None
+    city: str | None
+    consent: dict[str, Any]
+    created_at: datetime
+
+
 class LeadWithInteractions(Lead):
-    """A lead, and what was done about it: the latest 1,000."""
+    """A lead, what was done about it and what was submitted again under its address: the latest 1,000 of each."""
 
     interactions: list[Interaction]
+    submissions: list[Submission]
 
 
 class LeadChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -180,7 +209,13 @@ async def read_one(call: Call) -> web.StreamResponse:
     async with call.transaction() as connection:
         lead = await _lead(connection, lead_id)
         rows = await connection.fetch(_QUERIES["interactions"], lead_id, _MOST_INTERACTIONS)
-    return answer(200, {**lead, "interactions": [_interaction_of(row) for row in rows]}, _PRIVATE)
+        submissions = await connection.fetch(_QUERIES["submissions"], lead_id, _MOST_INTERACTIONS)
+    shown = {
+        **lead,
+        "interactions": [_interaction_of(row) for row in rows],
+        "submissions": [lead_of(row) for row in submissions],
+    }
+    return answer(200, shown, _PRIVATE)
 
 
 async def change(call: Call) -> web.StreamResponse:

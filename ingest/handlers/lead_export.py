@@ -36,7 +36,9 @@ _STUCK_SECONDS: Final = 60.0
 _BUSY_SECONDS: Final = 10
 _QUERIES: Final = load_queries("leads")
 _CONTENT_TYPES: Final = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
-_FORMULA: Final = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+# At the beginning of the cell, and behind whatever a spreadsheet may be set to take for the end of one.
+_FORMULA: Final = re.compile(r"((?:^|[;,|\t\r\n])[\s\"']*)([=+\-@\uff1d\uff0b\uff0d\uff20])")
+_BEGINNING: Final = re.compile(r"[\t\r\n]")
 _RESET: Final = struct.pack("ii", 1, 0)
 _PLAIN: Final = frozenset(("phone_number", "created_at", "updated_at"))
 """Columns that cannot hold a formula: the database has digits in them, or times. A + before a number shall stay."""
@@ -80,8 +82,8 @@ def operations() -> list[Operation]:
         Operation(
             "GET", "/v1/leads/export", handle, "Export leads", "leads", scope=Scope.ADMIN, query=ExportQuery,
             description=(
-                "In a stream, the latest first. In CSV a cell that a spreadsheet would take for a formula has a `'`"
-                " before it. When something fails half-way the connection is reset: a file is whole if your client"
+                "In a stream, the latest first. In CSV what a spreadsheet would take for a formula has a `'` before"
+                " it. When something fails half-way the connection is reset: a file is whole if your client"
                 " reports no error."
             ),
             answers={200: Answer("The leads, by `format`", None, "text/csv, application/x-ndjson")},
@@ -171,5 +173,6 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
 
 
 def disarmed(text: str) -> str:
-    """The text, with a ' before what a spreadsheet would take for a formula and compute."""
-    return f"'{text}" if _FORMULA.match(text) else text
+    """The text, with a ' before what a spreadsheet would compute as a formula, whatever its separator is."""
+    guarded = _FORMULA.sub(r"\1'\2", text)
+    return f"'{guarded}" if _BEGINNING.match(guarded) else guarded

@@ -20,7 +20,19 @@ from ingest.access import Caller, Scope
 from ingest.database import load_queries
 from ingest.fields import FieldError, Invalid
 from ingest.http import answer
-from ingest.lead import MAX_LOCAL_PART, Campaign, Consent, Country, Email, Features, Link, Phone, Source, recorded
+from ingest.lead import (
+    MAX_LOCAL_PART,
+    Campaign,
+    Consent,
+    Country,
+    Email,
+    Features,
+    Link,
+    Phone,
+    Source,
+    is_phone,
+    recorded,
+)
 from ingest.logs import Quiet
 from ingest.operations import Answer, Call, Operation
 from ingest.transactions import quoted
@@ -37,7 +49,8 @@ Visit = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
 class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A lead as the site sends it. What is known of an address stays: only what is missing is filled in."""
+    """A lead as the site sends it. Of an address that is known, what is known stays: with a key that may write, what
+    is missing is filled in; without one, all of it is kept beside the lead, for its admins to see."""
 
     email: Email
     phone_number: Phone | None = None
@@ -86,13 +99,15 @@ def operations(redirect_origins: Sequence[str]) -> list[Operation]:
         Operation(
             "POST", "/v1/leads", _capture(frozenset(redirect_origins)), "Leave an address", "leads",
             description=(
-                "From anybody, at most 10 an hour from one address; with an API key that may write, no limit. An HTML"
-                " form is taken as well: `consent.newsletter` is a checkbox, `redirect` where its browser goes next."
+                "From anybody, at most 10 an hour from one address; with an API key that may write, no limit. Without"
+                " a key nothing of a known lead changes, its consent least of all, and the answer is always 201: it"
+                " does not tell whether the address was known. An HTML form is taken as well: `consent.newsletter` is"
+                " a checkbox, `redirect` where its browser goes next."
             ),
             body=NewLead, forms=True,
             answers={
-                201: Answer("A new lead", Captured),
-                200: Answer("A known address: what was missing is filled in", Captured),
+                201: Answer("A new lead; without a key also a known one", Captured),
+                200: Answer("With a key: a known address, and what was missing is filled in", Captured),
                 303: Answer("The same for a form with `redirect`"),
             },
         )
@@ -111,8 +126,9 @@ def _capture(origins: frozenset[str]) -> Callable[[Call], Awaitable[web.StreamRe
             return _answer(call, 201, uuid4())
         call.require_room()
         created, lead_id = await _store(call, lead)
-        await call.emit(_event(lead, created, lead_id), of_client=_on_behalf(call).role == "anon")
-        return _answer(call, 201 if created else 200, lead_id)
+        by_anybody = _on_behalf(call).role == "anon"
+        await call.emit(_event(lead, created, lead_id), of_client=by_anybody)
+        return _answer(call, 201 if created or by_anybody else 200, lead_id)
 
     return capture
 
@@ -122,6 +138,8 @@ def _check(lead: NewLead, origins: frozenset[str] | None) -> None:
     errors = []
     if lead.email.strip().index("@") > MAX_LOCAL_PART:
         errors.append(FieldError("email", f"must have at most {MAX_LOCAL_PART} characters before the @"))
+    if lead.phone_number is not None and not is_phone(lead.phone_number):
+        errors.append(FieldError("phone_number", "must be a phone number of 7 to 15 digits"))
     if lead.redirect is not None and origins is not None and not may_redirect(lead.redirect, origins):
         errors.append(FieldError("redirect", "must be a path, or of an origin that redirect_origins allows"))
     if errors:
@@ -157,7 +175,7 @@ def _on_behalf(call: Call) -> Caller:
 
 
 async def _store(call: Call, lead: NewLead) -> tuple[bool, UUID]:
-    """Whether it is new, and its id."""
+    """Whether it is new, and the id of the lead with that address."""
     caller = _on_behalf(call)
     email = lead.email.strip().lower()
     async with call.transaction(caller=caller) as connection:
@@ -165,8 +183,9 @@ async def _store(call: Call, lead: NewLead) -> tuple[bool, UUID]:
         if caller.role == "anon":
             # Not before: who leaves an address has not proved that it is theirs, and the audit log would say so.
             await connection.execute(f"SELECT set_config('app.user_email', {quoted(email)}, true)")
-        lead_id: UUID = await connection.fetchval(_QUERIES["captured"], email)
-    return status == "INSERT 0 1", lead_id
+        row = await connection.fetchrow(_QUERIES["captured"], email)
+    # What anybody says of a known address is a row, too.
+    return status == "INSERT 0 1" and row["is_new"], row["id"]
 
 
 def _row(call: Call, lead: NewLead, *, is_visitor: bool) -> list[Any]:

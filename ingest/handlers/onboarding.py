@@ -292,10 +292,9 @@ async def _relink(
     lead = lead_of(entered)
     if lead is None or before["lead_id"] is None or kept(STEPS[0], before).get("email") == lead.email:
         return
-    account = kept(OF_NAME["whatsapp_integration"], before).get("account_id")
     async with _as_service(connection):
         await connection.execute(_QUERIES["make_lead"], *lead, call.user_agent)
-        await connection.execute(_QUERIES["relink"], before["id"], lead.email, account, before["lead_id"])
+        await connection.execute(_QUERIES["relink"], before["id"], lead.email)
 
 
 async def _keep_account(
@@ -312,15 +311,10 @@ async def _keep_account(
     shown = {name: value for name, value in entered.items() if name not in step.secrets}
     ids = ("business_account_id", "phone_number_id", "phone_number", "display_name")
     values = [row["lead_id"], *[shown.get(name) for name in ids], *encrypted]
-    made_before = kept(step, row).get("account_id")
-    account = None
     async with _as_service(connection):
-        if made_before is not None:
-            account = await connection.fetchval(_QUERIES["change_account"], made_before, *values)
-        if account is None:
-            account = await connection.fetchval(_QUERIES["make_account"], *values)
-    if account is None:
-        raise _taken()
+        if await connection.fetchval(_QUERIES["is_taken"], row["id"], *values[1:3]):
+            raise _taken()
+        account = await connection.fetchval(_QUERIES["keep_account"], row["id"], *values)
     return {**shown, "account_id": str(account), "kept_secret": given}
 
 

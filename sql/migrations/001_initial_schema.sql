@@ -43,7 +43,7 @@ CREATE TABLE marketing.leads (
             email ~ '^[a-z0-9!#$%&''*+/=?^_`{|}~-]+(\.[a-z0-9!#$%&''*+/=?^_`{|}~-]+)*@([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])$'
         )
         CONSTRAINT leads_email_local_part_length CHECK (strpos(email, '@') <= 65),
-    phone_number text CONSTRAINT leads_phone_number_format CHECK (phone_number ~ '^\+?[0-9]{7,15}$'),
+    phone_number text CONSTRAINT leads_phone_number_format CHECK (phone_number ~ '^(?=\+?[0-9]{7,15}$)(\+|0)?[1-9]'),
     company_name text CONSTRAINT leads_company_name_length CHECK (char_length(company_name) BETWEEN 1 AND 200),
     first_name text CONSTRAINT leads_first_name_length CHECK (char_length(first_name) BETWEEN 1 AND 100),
     last_name text CONSTRAINT leads_last_name_length CHECK (char_length(last_name) BETWEEN 1 AND 100),
@@ -81,7 +81,10 @@ CREATE TABLE marketing.leads (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
-    CONSTRAINT leads_pkey PRIMARY KEY (id)
+    duplicate_of uuid,
+    CONSTRAINT leads_pkey PRIMARY KEY (id),
+    CONSTRAINT leads_duplicate_of_fkey FOREIGN KEY (duplicate_of) REFERENCES marketing.leads (id) ON DELETE CASCADE,
+    CONSTRAINT leads_duplicate_of_out_of_use CHECK (duplicate_of IS NULL OR deleted_at IS NOT NULL)
 );
 
 -- A constraint but for its form: UNIQUE takes no WHERE. An address is free again once its lead is deleted.
@@ -100,6 +103,7 @@ COMMENT ON COLUMN marketing.leads.country_code IS 'ISO 3166-1 alpha-2, upper cas
 COMMENT ON COLUMN marketing.leads.region IS 'ISO 3166-2 subdivision without the country, or its name';
 COMMENT ON COLUMN marketing.leads.consent IS 'What they agreed to, and when, such as {"newsletter": "2026-01-02T12:00:00Z"}';
 COMMENT ON COLUMN marketing.leads.deleted_at IS 'When it was taken out of use but kept; NULL: in use. Erasure takes the row itself';
+COMMENT ON COLUMN marketing.leads.duplicate_of IS 'The lead that had this address already when somebody without credentials left it again: what they said is kept here, out of use, and changes nothing of that lead';
 
 CREATE TABLE marketing.lead_interactions (
     id uuid NOT NULL DEFAULT gen_random_uuid(),
@@ -850,11 +854,12 @@ CREATE TYPE whatsapp.header_type AS ENUM ('text', 'image', 'video', 'document', 
 CREATE TABLE whatsapp.accounts (
     id uuid NOT NULL DEFAULT gen_random_uuid(),
     lead_id uuid NOT NULL,
+    session_id uuid,
     business_account_id text NOT NULL
         CONSTRAINT accounts_business_account_id_length CHECK (char_length(business_account_id) BETWEEN 1 AND 64),
     phone_number_id text NOT NULL
         CONSTRAINT accounts_phone_number_id_length CHECK (char_length(phone_number_id) BETWEEN 1 AND 64),
-    phone_number text NOT NULL CONSTRAINT accounts_phone_number_format CHECK (phone_number ~ '^\+?[0-9]{7,15}$'),
+    phone_number text NOT NULL CONSTRAINT accounts_phone_number_format CHECK (phone_number ~ '^(?=\+?[0-9]{7,15}$)(\+|0)?[1-9]'),
     display_name text CONSTRAINT accounts_display_name_length CHECK (char_length(display_name) <= 200),
     access_token_encrypted bytea
         CONSTRAINT accounts_access_token_length CHECK (octet_length(access_token_encrypted) <= 8192),
@@ -871,12 +876,20 @@ CREATE TABLE whatsapp.accounts (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT accounts_pkey PRIMARY KEY (id),
-    CONSTRAINT accounts_business_account_id_phone_number_id_key UNIQUE (business_account_id, phone_number_id),
+    CONSTRAINT accounts_session_id_key UNIQUE (session_id),
+    CONSTRAINT accounts_session_id_fkey
+        FOREIGN KEY (session_id) REFERENCES onboarding.sessions (id) ON DELETE SET NULL,
     -- Nobody could reach it without its lead, and it holds their number and their tokens.
     CONSTRAINT accounts_lead_id_fkey FOREIGN KEY (lead_id) REFERENCES marketing.leads (id) ON DELETE CASCADE
 );
 
-COMMENT ON TABLE whatsapp.accounts IS 'Customers'' WhatsApp Business numbers';
+-- A number has one account once Meta has verified whose it is. Before that anybody may claim it: who enters another's
+-- ids neither gets at their account nor keeps them from making it.
+CREATE UNIQUE INDEX accounts_business_account_id_phone_number_id_key
+    ON whatsapp.accounts (business_account_id, phone_number_id) WHERE is_verified;
+
+COMMENT ON TABLE whatsapp.accounts IS 'Customers'' WhatsApp Business numbers; one account a number once it is verified';
+COMMENT ON COLUMN whatsapp.accounts.session_id IS 'The onboarding session that made it, which alone may change its credentials; NULL: it was not made by one, or that is gone';
 COMMENT ON COLUMN whatsapp.accounts.business_account_id IS 'As Meta knows the account';
 COMMENT ON COLUMN whatsapp.accounts.phone_number_id IS 'As Meta knows the number';
 COMMENT ON COLUMN whatsapp.accounts.phone_number IS '7 to 15 digits, with + before a country code';

@@ -541,7 +541,8 @@ GRANT SELECT, INSERT (
 ) ON marketing.leads TO anon;
 
 CREATE POLICY leads_anon_insert ON marketing.leads FOR INSERT TO anon
-WITH CHECK (status = 'new' AND deleted_at IS NULL);
+-- Out of use is only what the trigger take_in has found to be known: nobody may write duplicate_of themselves.
+WITH CHECK (status = 'new' AND (deleted_at IS NULL OR duplicate_of IS NOT NULL));
 
 -- Who can set app.user_email reads that lead: over plain SQL anybody who may connect, which visitors may not; under
 -- PostgREST nobody; and the service only after proof that the address is the visitor's.

@@ -36,6 +36,9 @@ CREATE INDEX leads_country_code_created_at_idx ON marketing.leads (country_code,
 CREATE INDEX leads_interested_features_idx ON marketing.leads USING gin (interested_features);
 -- Who agreed to the newsletter: consent ? 'newsletter', which jsonb_path_ops cannot answer
 CREATE INDEX leads_consent_idx ON marketing.leads USING gin (consent);
+-- What was said again of a lead, by anybody; its foreign key
+CREATE INDEX leads_duplicate_of_created_at_idx ON marketing.leads (duplicate_of, created_at DESC)
+    WHERE duplicate_of IS NOT NULL;
 -- What was deleted, and how long ago
 CREATE INDEX leads_deleted_at_idx ON marketing.leads (deleted_at) WHERE deleted_at IS NOT NULL;
 

@@ -60,10 +60,19 @@ LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     -- Letters stay, for the constraint to refuse: a number is not guessed. Whether \s has the spaces that do not break
-    -- is up to the locale.
-    SELECT nullif(regexp_replace(regexp_replace(phone, '[\s\u00A0\u202F().\-/]', '', 'g'), '^00', '+'), '')
+    -- is up to the locale. A zero in brackets behind a country code is what one dials inside the country instead of it.
+    SELECT nullif(regexp_replace(
+        regexp_replace(
+            regexp_replace(
+                phone, '^([\s\u00A0\u202F().\-/]*(?:\+|0[\s\u00A0\u202F().\-/]*0)[^(]*)\([\s\u00A0\u202F]*0[\s\u00A0\u202F]*\)', '\1'
+            ),
+            '[\s\u00A0\u202F().\-/]', '', 'g'
+        ),
+        '^00', '+'
+    ), '')
 $$;
-COMMENT ON FUNCTION ingest.normalised_phone(text) IS 'A phone number without white space and punctuation; 00 before the country code becomes +';
+COMMENT ON FUNCTION ingest.normalised_phone(text) IS
+    'A phone number without white space and punctuation; 00 before the country code becomes +, and +44 (0)20 becomes +4420';
 
 CREATE FUNCTION ingest.united_features(known text[], told text[]) RETURNS text[]
 LANGUAGE sql IMMUTABLE
@@ -98,11 +107,14 @@ $$;
 COMMENT ON FUNCTION ingest.normalise_lead(marketing.leads) IS 'The lead as it is stored: texts trimmed, blanks NULL, its score';
 
 -- SECURITY DEFINER because a visitor who leaves an address again may not read or change the row that has it. What is
--- known stays; only what is missing is filled, so that nobody can overwrite another's lead by knowing its address.
+-- known stays, and only what is missing is filled, by who has credentials. What anybody says of a known address is a
+-- row of its own, out of use: the lead stays as it is, and they cannot tell that it was known.
 CREATE FUNCTION ingest.take_in_lead() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    known_id uuid;
 BEGIN
     NEW := ingest.normalise_lead(NEW);
     IF NEW.deleted_at IS NOT NULL OR NEW.email IS NULL THEN
@@ -111,6 +123,14 @@ BEGIN
     -- One after the other for one address: the second then finds the row of the first. To this transaction's end; of
     -- 1,024 locks, because a server has a few thousand, and an import of leads may be one statement.
     PERFORM pg_advisory_xact_lock(hashtext('ingest leads'), hashtext(NEW.email) & 1023);
+    IF TG_ARGV[0] = 'of anybody' THEN
+        SELECT id INTO known_id FROM marketing.leads WHERE email = NEW.email AND deleted_at IS NULL;
+        IF FOUND THEN
+            NEW.duplicate_of := known_id;
+            NEW.deleted_at := now();
+        END IF;
+        RETURN NEW;
+    END IF;
     UPDATE marketing.leads AS known SET
         phone_number = coalesce(known.phone_number, NEW.phone_number),
         company_name = coalesce(known.company_name, NEW.company_name),
@@ -144,9 +164,13 @@ BEGIN
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION ingest.take_in_lead() IS 'Trigger: normalise a new lead; one whose address is known fills what its row lacks instead';
+COMMENT ON FUNCTION ingest.take_in_lead() IS
+    'Trigger: normalise a new lead; one whose address is known fills what its row lacks instead or, if it is "of anybody", is kept beside it';
 
-CREATE TRIGGER take_in BEFORE INSERT ON marketing.leads FOR EACH ROW EXECUTE FUNCTION ingest.take_in_lead();
+CREATE TRIGGER take_in BEFORE INSERT ON marketing.leads FOR EACH ROW
+WHEN (NOT ingest.is_public('marketing.leads')) EXECUTE FUNCTION ingest.take_in_lead();
+CREATE TRIGGER take_in_of_anybody BEFORE INSERT ON marketing.leads FOR EACH ROW
+WHEN (ingest.is_public('marketing.leads')) EXECUTE FUNCTION ingest.take_in_lead('of anybody');
 
 -- SECURITY DEFINER as what it calls is nobody else's to call.
 CREATE FUNCTION ingest.keep_lead_normalised() RETURNS trigger

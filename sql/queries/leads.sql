@@ -10,8 +10,8 @@ INSERT INTO marketing.leads (
 )
 
 -- captured --
--- With app.user_email set to the address, which shows its row to anon.
-SELECT id FROM marketing.leads WHERE email = $1 AND deleted_at IS NULL
+-- With app.user_email set to the address, which shows its row to anon. A row of this transaction is new.
+SELECT id, created_at = now() AS is_new FROM marketing.leads WHERE email = $1 AND deleted_at IS NULL
 
 -- page --
 -- Leads by status, source, score, time and the beginning of address or company ($6, lower case, as LIKE has it), after
@@ -36,6 +36,13 @@ SELECT id, email, phone_number, company_name, first_name, last_name, source::tex
     interested_features, utm_source, utm_medium, utm_campaign, utm_content, utm_term, referrer, landing_page,
     user_agent, host(ip_address) AS ip_address, country_code, region, city, consent, created_at, updated_at
 FROM marketing.leads WHERE id = $1 AND deleted_at IS NULL
+
+-- submissions --
+-- What was left again with the lead's address by anybody, the latest first: it changed nothing
+SELECT id, phone_number, company_name, first_name, last_name, source::text, notes, interested_features, utm_source,
+    utm_medium, utm_campaign, utm_content, utm_term, referrer, landing_page, user_agent, host(ip_address) AS ip_address,
+    country_code, region, city, consent, created_at
+FROM marketing.leads WHERE duplicate_of = $1 ORDER BY created_at DESC, id DESC LIMIT $2
 
 -- interactions --
 -- What was done about a lead, the latest first.

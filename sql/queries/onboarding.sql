@@ -69,43 +69,45 @@ WHERE session_token = $1 AND lead_id IS NULL AND business_info_completed_at IS N
 WITH lead AS (
     SELECT id FROM marketing.leads WHERE email = $2 AND deleted_at IS NULL
 ), moved AS (
-    UPDATE whatsapp.accounts SET lead_id = lead.id FROM lead WHERE accounts.id = $3 AND accounts.lead_id = $4
+    UPDATE whatsapp.accounts SET lead_id = lead.id FROM lead WHERE accounts.session_id = $1
 )
 UPDATE onboarding.sessions SET lead_id = lead.id FROM lead WHERE sessions.id = $1
 
 -- make_lead --
--- As service_role. One whose address is known merges into its row, by a trigger.
+-- As service_role. A lead that is there stays as it is: who enters an address has not proved that it is theirs.
 INSERT INTO marketing.leads (email, phone_number, company_name, first_name, last_name, country_code, user_agent, source)
-VALUES ($1, $2, $3, $4, $5, $6, $7, 'website-form')
+SELECT $1, $2, $3, $4, $5, $6, $7, 'website-form'
+WHERE NOT EXISTS (SELECT FROM marketing.leads WHERE email = $1 AND deleted_at IS NULL)
 
 -- link --
 -- As service_role. Written to business_data, so that the trigger links it to the lead with its address.
 UPDATE onboarding.sessions SET business_data = business_data WHERE id = $1 AND lead_id IS NULL
 
--- change_account --
--- As service_role: the account that this session has made. With another number it is to be verified anew.
-UPDATE whatsapp.accounts SET
-    business_account_id = $3, phone_number_id = $4, phone_number = $5, display_name = $6,
-    access_token_encrypted = $7, webhook_verify_token_encrypted = $8,
-    is_verified = is_verified AND (business_account_id, phone_number_id, phone_number) = ($3, $4, $5),
-    verification_status = CASE
-        WHEN (business_account_id, phone_number_id, phone_number) = ($3, $4, $5) THEN verification_status
-        ELSE 'not_verified'
-    END
-WHERE id = $1 AND lead_id = $2 RETURNING id
+-- is_taken --
+-- As service_role: whether the number is verified as somebody else's
+SELECT EXISTS (
+    SELECT FROM whatsapp.accounts
+    WHERE (business_account_id, phone_number_id) = ($2, $3) AND is_verified AND session_id IS DISTINCT FROM $1
+)
 
--- make_account --
--- As service_role. The same number of the same lead is theirs to enter again, as from a session that they left; but not
--- once it is verified: whoever enters an address is taken for its lead, and must not get at what works already.
-INSERT INTO whatsapp.accounts AS known (
-    lead_id, business_account_id, phone_number_id, phone_number, display_name, access_token_encrypted,
+-- keep_account --
+-- As service_role: the account that this session has made, or makes now. With another number it is to be verified anew.
+INSERT INTO whatsapp.accounts AS own (
+    session_id, lead_id, business_account_id, phone_number_id, phone_number, display_name, access_token_encrypted,
     webhook_verify_token_encrypted
-) VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (business_account_id, phone_number_id) DO UPDATE SET
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (session_id) DO UPDATE SET
+    business_account_id = excluded.business_account_id, phone_number_id = excluded.phone_number_id,
     phone_number = excluded.phone_number, display_name = excluded.display_name,
     access_token_encrypted = excluded.access_token_encrypted,
-    webhook_verify_token_encrypted = excluded.webhook_verify_token_encrypted
-WHERE known.lead_id = excluded.lead_id AND NOT known.is_verified
+    webhook_verify_token_encrypted = excluded.webhook_verify_token_encrypted,
+    is_verified = own.is_verified AND (own.business_account_id, own.phone_number_id, own.phone_number)
+        = (excluded.business_account_id, excluded.phone_number_id, excluded.phone_number),
+    verification_status = CASE
+        WHEN (own.business_account_id, own.phone_number_id, own.phone_number)
+            = (excluded.business_account_id, excluded.phone_number_id, excluded.phone_number)
+        THEN own.verification_status ELSE 'not_verified'
+    END
 RETURNING id
 
 -- funnel --
