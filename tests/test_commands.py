@@ -18,14 +18,14 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from ingest.segment import Record
-from ingest.segment_reader import SegmentReader
 from ingest.buckets import Room
 from ingest.config import DIMENSION_NAMES
 from ingest.data_folder import is_in_use
 from ingest.embedded import EmbeddedPostgres
 from ingest.maintenance import TASKS
 from ingest.rollup import Rollup
+from ingest.segment import Record
+from ingest.segment_reader import SegmentReader
 from tests.aggregates import Event, Ledger, insert, make_partitions
 from tests.service import Service, environment, lent_database, running, wait_until
 
