@@ -99,6 +99,34 @@ async def test_one_unit_is_given_one_variant(crowd: list[asyncpg.Connection], un
     }
 
 
+async def test_traffic_raised_meanwhile_does_not_split_a_unit(crowd: list[asyncpg.Connection]):
+    """Half raise the traffic, half assign the same units: once in, a unit has one variant and one row."""
+    await crowd[0].execute(
+        "INSERT INTO experiments.experiments (name, status, traffic_percentage, test_variants)"
+        " VALUES ('moving', 'running', 10, '[{\"id\": \"b\"}]')"
+    )
+
+    async def work(place: int, one: asyncpg.Connection) -> list[tuple[str, str]]:
+        given = []
+        for turn in range(30):
+            if place % 2:
+                await one.execute(
+                    "UPDATE experiments.experiments SET traffic_percentage = greatest(traffic_percentage, $1)",
+                    10 + 3 * turn,
+                )
+            else:
+                answer = json.loads(
+                    await one.fetchval("SELECT auto_assign_experiments(session_id := $1)", f"visit {turn % 10}")
+                )
+                given += [(f"visit {turn % 10}", told["variant_id"]) for told in answer.values()]
+        return given
+
+    answers = {pair for given in await all_at_once(crowd, work) for pair in given}
+    rows = await crowd[0].fetch("SELECT session_id, variant_id FROM experiments.assignments")
+    assert sorted(answers) == sorted((row["session_id"], row["variant_id"]) for row in rows)
+    assert len({unit for unit, _ in answers}) == len(answers) > 0
+
+
 async def test_steps_done_at_once_leave_a_consistent_session(crowd: list[asyncpg.Connection]):
     steps = ["business_info", "whatsapp_integration", "bot_setup", "testing"]
     await crowd[0].execute("INSERT INTO onboarding.sessions (id, session_token) VALUES ($1, $2)", UUID(OURS), TOKEN)
