@@ -89,7 +89,7 @@ async def metrics_page(path: Path) -> str | None:
     timeout = aiohttp.ClientTimeout(total=SIBLING_TIMEOUT_SECONDS)
     try:
         async with client(path, timeout) as session, session.get("http://worker/metrics") as response:
-            return await response.text()
+            return await response.text() if response.status == 200 else None
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
 

@@ -105,21 +105,21 @@ OPERATIONS: Final[dict[str, tuple[str, str, Any]]] = {
 }
 MATRIX: Final = """
                 capture list  read  change interact export tell  erase
-nobody          200     401   401   401    401      401    401   401
-session_token   200     401   401   401    401      401    401   401
-anon            200     401   401   401    401      401    401   401
-authenticated   200     403   403   403    403      403    403   403
-user_metadata   200     403   403   403    403      403    403   403
-analyst         200     403   403   403    403      403    403   403
+nobody          201     401   401   401    401      401    401   401
+session_token   201     401   401   401    401      401    401   401
+anon            201     401   401   401    401      401    401   401
+authenticated   201     403   403   403    403      403    403   403
+user_metadata   201     403   403   403    403      403    403   403
+analyst         201     403   403   403    403      403    403   403
 admin           200     200   200   200    201      200    200   200
 service_role    200     200   200   200    201      200    200   200
 write_key       200     403   403   403    403      403    403   403
-read_key        200     403   403   403    403      403    403   403
+read_key        201     403   403   403    403      403    403   403
 admin_key       200     200   200   200    201      200    200   200
 configured_key  200     200   200   200    201      200    200   200
 stranger        401     401   401   401    401      401    401   401
 """
-"""Status by caller and operation. The address is known: 200 for leaving it, which anybody may."""
+"""Status by caller and operation. The address is known: 200 tells so to who may write, and nobody else."""
 
 
 async def callers(connection: asyncpg.Connection) -> dict[str, dict[str, str]]:

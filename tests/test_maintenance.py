@@ -28,6 +28,10 @@ INSERT INTO analytics.rejected_events (reason, received_at) VALUES ('malformed',
 INSERT INTO analytics.journals (identity) VALUES (gen_random_uuid());
 INSERT INTO analytics.flushes (journal, first_record, last_record, flushed_at, rolled_up_at)
     SELECT number, 1, 1, now() - interval '20 days', now() - interval '20 days' FROM analytics.journals;
+INSERT INTO analytics.identities
+    (anonymous_id, user_id, linked_at, received_at, batch_id, batch_position, last_seen_at)
+    SELECT 'a', 'u', seen, seen, 1, 0, seen FROM (SELECT now() - interval '100 days') AS long_ago (seen);
+INSERT INTO analytics.people (user_id, counted_as, last_seen_at) VALUES ('u', 'a', now() - interval '100 days');
 INSERT INTO public.audit_logs (table_name, operation, created_at)
     VALUES ('marketing.leads', 'EXPORT', now() - interval '60 days');
 """
@@ -124,7 +128,7 @@ async def test_a_setting_that_another_left_in_the_session_deletes_nothing(
         " WHERE proname = 'cleanup_old_data'",
         r"ingest\.retention\('(\w+)'",
     )
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     if of_database is not None:
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {name} SET app.retention_events = '{of_database}'")

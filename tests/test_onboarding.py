@@ -498,7 +498,7 @@ async def test_a_person_erased_in_between(onboarding: Client, connection: asyncp
     await visitor.until("bot_setup")
     await onboarding.post({"name": "seen", "anonymous_id": "a1"})
     await onboarding.settled()
-    await connection.execute("SELECT gdpr_delete_user_data('ada@example.com')")
+    await connection.execute("SELECT gdpr_delete_user_data('ada@example.com', include_unverified := true)")
     [row] = await onboarding.fetch("SELECT * FROM onboarding.sessions")
     assert (row["anonymous_id"], row["visit_session_id"], row["business_data"]) == (None, None, "{}")
     assert await onboarding.names() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -35,14 +36,20 @@ FORWARDED: Final = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwa
 
 
 class MetricsReaders:
-    """Who may read metrics: who connects from these networks, not by a proxy, and who has one of the keys."""
+    """Who may read metrics: who connects from these networks, not by a proxy; by a socket in the data folder, which
+    only its user can open; and who has one of the keys."""
 
     def __init__(self, networks: Sequence[Network], keys: Sequence[str]) -> None:
         self._networks = tuple(networks)
         self._keys = tuple(key.encode() for key in keys)
 
     def include(self, request: web.BaseRequest) -> bool:
-        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        if request.transport is None:
+            return False
+        connected = request.transport.get_extra_info("socket")
+        if connected is not None and connected.family == socket.AF_UNIX:
+            return True
+        peer = request.transport.get_extra_info("peername")
         if (
             isinstance(peer, tuple)
             and is_trusted(peer[0], self._networks)
