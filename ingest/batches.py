@@ -18,7 +18,7 @@ from ingest.bites import Bites
 from ingest.elements import CannotTell, Scan
 from ingest.hazards import NO_HAZARDS, Hazards, clean_in_bites, find_hazards
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
-from ingest.spellings import Spellings, respell
+from ingest.spellings import UNREADABLE, Spellings, respell
 
 PART_BYTES: Final = 32 * 1024
 """What is decoded in one go: 2 ms, if it is as many empty objects as there can be; 7 ms, if all of it is escapes."""
@@ -34,9 +34,6 @@ _BETWEEN = re.compile(rb"\}[ \t\r\n]{0,64}+,[ \t\r\n]{0,64}+(?=\{)")
 _WHITESPACE: Final = b" \t\r\n"
 _BATCH: Final = b'"batch"'
 _COMMA, _CLOSED_ARRAY, _CLOSED_OBJECT = b",]}"
-
-# What a decoder raises on reading a body or an event; UnicodeDecodeError is a text that is not UTF-8.
-UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Part(NamedTuple):

@@ -18,7 +18,6 @@ from ingest.batches import (
     LONGEST_MEMBER,
     MOST_BESIDE,
     PART_BYTES,
-    UNREADABLE,
     Bounds,
     Decoders,
     Part,
@@ -30,7 +29,7 @@ from ingest.batches import (
 from ingest.bites import Bites, finish
 from ingest.hazards import ALL_HAZARDS, NO_HAZARDS, clean_escapes, clean_in_bites, find_hazards
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
-from ingest.spellings import CREDENTIALS, Spellings, differing, spellings, with_fields
+from ingest.spellings import CREDENTIALS, UNREADABLE, Spellings, differing, spellings, with_fields
 
 NOTHING = Raw(b"")
 
@@ -362,7 +361,10 @@ def _beside_the_name(message: SegmentMessage, kind: str) -> dict[str, object]:
 def _members_of(properties: Raw, traits: Raw) -> dict[str, object]:
     if not properties or bytes(properties) == b"null":
         return {}
-    members = _beside_members.decode(properties) if bytes(properties).startswith(b"{") else None
+    try:
+        members = _beside_members.decode(properties) if bytes(properties).startswith(b"{") else None
+    except UNREADABLE:
+        members = None
     if members is None or differing(traits, members):
         return {"properties": properties}
     return dict(members)

@@ -15,6 +15,8 @@ from msgspec import Raw
 
 from ingest.rejects import Refusal, RejectReason
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a decoder raises on reading a body or an event; UnicodeDecodeError is a text that is not UTF-8."""
 _members = msgspec.json.Decoder(dict[str, Raw])
 _NULL: Final = b"null"
 CREDENTIALS: Final = ("writeKey", "write_key", "api_key", "token")
@@ -88,8 +90,8 @@ def _has(fields: Mapping[str, Raw], name: str) -> bool:
 def _decoded_members(properties: Raw | None) -> dict[str, Raw]:
     try:
         return _members.decode(properties) if properties else {}
-    except msgspec.ValidationError:
-        # It is no object, which is another step's to refuse.
+    except UNREADABLE:
+        # It is no object, or none that can be read, which is another step's to refuse.
         return {}
 
 
@@ -107,8 +109,8 @@ def _are_equal(first: bytes, second: bytes) -> bool:
         return True
     try:
         return bool(msgspec.json.decode(first) == msgspec.json.decode(second))
-    except msgspec.DecodeError:
-        # A number that only jsonb can hold: then by how it is written.
+    except UNREADABLE:
+        # A number that only jsonb can hold, or what another step refuses: then by how it is written.
         return False
 
 

@@ -215,3 +215,39 @@ def test_the_type_of_a_message_that_the_path_overrides_is_kept():
 def test_a_context_beside_segments_batch_is_that_of_its_messages():
     body = {"batch": [{"type": "track", "event": "e"}], "context": {"ip": "1.2.3.4"}, "integrations": {"All": False}}
     assert told(decode_segment(json.dumps(body).encode(), None, 10).events[0])["context"] == {"ip": "1.2.3.4"}
+
+
+UNREADABLE = {
+    "a key that is not UTF-8": b'{"\xc0": 1}',
+    "a value that is not UTF-8": b'{"a": "\xc0"}',
+    "a number that no decoder holds": b'{"a": 1e999, "b": %b}' % (b"7" * 400),
+    "no object": b"[1]",
+    "deeper than a decoder goes": b'{"a": ' + b"[" * 1100 + b"]" * 1100 + b"}",
+    "a lone surrogate": b'{"a": "\\ud800"}',
+}
+
+
+@pytest.mark.parametrize("unreadable", UNREADABLE)
+@pytest.mark.parametrize("other", [b'{"a": 2}', b'{"b": 3}', *UNREADABLE.values()])
+def test_properties_that_cannot_be_read_raise_nothing_beside_other_fields(unreadable: str, other: bytes):
+    """Neither beside traits, nor beside fields of other names, nor in a batch with what stands beside it."""
+    raw = UNREADABLE[unreadable]
+    for body in (
+        b'{"type": "identify", "userId": "u", "traits": %b, "properties": %b}' % (raw, other),
+        b'{"type": "identify", "userId": "u", "traits": %b, "properties": %b}' % (other, raw),
+        b'{"batch": [{"type": "track", "event": "e", "userId": "u", "properties": %b, "x": %b}]}' % (raw, other),
+    ):
+        try:
+            payload = decode_segment(body, None, 10)
+        except PayloadRefused:
+            continue
+        assert len(payload.events) == 1
+    for body in (
+        b'{"name": "e", "a": %b, "properties": %b}' % (other, raw),
+        b'{"batch": [{"name": "e", "properties": %b}], "a": %b}' % (raw, other),
+    ):
+        try:
+            payload = decode_native(body, 10)
+        except PayloadRefused:
+            continue
+        assert len(payload.events) == 1
