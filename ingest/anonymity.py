@@ -23,9 +23,9 @@ _NAMES = re.compile(
     r"|(?:client|user|real|source|src|remote|last|visitor|peer|host|connecting|public|login|signup)ips?(?:$|[^a-z])"
 )
 _CAMEL = re.compile(r"[a-z0-9]I[pP]s?(?:$|[A-Z_])")
-_FOLD: Final = bytes(ord("0") if chr(each) in "0123456789abcdefABCDEF" else each for each in range(256))
-_DROPPED: Final = bytes(each for each in range(256) if chr(each) not in "0123456789abcdefABCDEF.:")
-_SHAPES: Final = (b".0.", b".00.", b".000.", b":0000:", b"::")
+_PART_OF_V4 = re.compile(rb"\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")
+_PART_OF_V6 = re.compile(rb":(?:[0-9A-Fa-f]?:|[0-9A-Fa-f]{3,4}:|[0-9A-Fa-f]{2}:[0-9A-Fa-f]{0,4}:)")
+"""They begin with a literal, so that a search goes on at memory speed. No time of day is taken for an address."""
 _TOKEN = re.compile(r"(?:(?<![0-9A-Za-z.:])|(?<=[A-Za-z]:))[0-9A-Fa-f:.]{3,52}(?![0-9A-Za-z:])")
 _CACHED_NAME_BYTES: Final = 64
 
@@ -34,8 +34,10 @@ def may_hold_addresses(text: bytes) -> bool:
     """Whether something in a text may be an address. At memory speed, and sometimes wrong about it."""
     if b"\\u00" in text:
         return True
-    folded = text.translate(_FOLD, _DROPPED)
-    return any(shape in folded for shape in _SHAPES)
+    if _PART_OF_V4.search(text):
+        return True
+    # Most colons stand between a member's name and its value, and are counted faster than looked at.
+    return text.count(b":") != text.count(b'":') and _PART_OF_V6.search(text) is not None
 
 
 def conceal_members(text: bytes) -> bytes:

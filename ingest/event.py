@@ -303,7 +303,9 @@ def set_properties(drafts: Drafts, arrival: Arrival) -> None:
     hazards, max_depth, properties = arrival.hazards, arrival.limits.max_depth, drafts.properties
     if arrival.limits.conceals and may_hold_addresses(b"".join([raw.properties for raw in drafts.raws])):
         for raw in drafts.raws:
-            raw.properties = Raw(conceal_members(bytes(raw.properties)))
+            text = bytes(raw.properties)
+            if may_hold_addresses(text):
+                raw.properties = Raw(conceal_members(text))
     for raw in drafts.raws:
         checked = check_object(raw.properties, hazards, max_depth)
         if isinstance(checked, RejectReason):
@@ -330,7 +332,8 @@ def set_context(drafts: Drafts, arrival: Arrival) -> None:
 def set_person(drafts: Drafts, arrival: Arrival) -> None:
     """Who it was. An id that is nobody's is not stored: it would make one person of all who have none."""
     special, placeholders = arrival.hazards.special, arrival.limits.placeholders
-    real_ends, real_starts, is_placeholder = placeholders.real_ends, placeholders.real_starts, placeholders.has
+    real_ends, real_starts, real = placeholders.real_ends, placeholders.real_starts, placeholders.real
+    is_placeholder = placeholders.has
     for column, name, values in (
         (drafts.user_ids, "user_id", [raw.user_id for raw in drafts.raws]),
         (drafts.anonymous_ids, "anonymous_id", [raw.anonymous_id for raw in drafts.raws]),
@@ -341,7 +344,13 @@ def set_person(drafts: Drafts, arrival: Arrival) -> None:
                 column.append("\\N")
                 continue
             text = value if isinstance(value, str) else str(value)
-            if text[-1] not in real_ends and text[0] not in real_starts and is_placeholder(text):
+            if (
+                text[-1] not in real_ends
+                and text[0] not in real_starts
+                # Whatever is in a template that was not filled in, it is none.
+                and (real.isdisjoint(text) or not text[0].isalnum())
+                and is_placeholder(text)
+            ):
                 column.append("\\N")
             elif len(text) <= MAX_ID_CHARACTERS:
                 column.append(field(text) if special else text)

@@ -46,22 +46,20 @@ _KEYS: Final = frozenset(map(_key, NAMES))
 class Placeholders:
     """The list, and what a configuration adds to it.
 
-    `real_ends` and `real_starts` are letters and digits that no placeholder ends or begins with: most ids are seen
-    to be real by one of them, without a call.
+    `real_ends` and `real_starts` are letters and digits that no placeholder ends or begins with, `real` those that
+    are in none, as most digits are: nearly all ids are seen to be real by one of them, without a call.
     """
 
     def __init__(self, more: Iterable[str] = ()) -> None:
         self._keys = _KEYS | {_key(text) for text in more}
         keys = [key.decode() for key in self._keys]
         self.real_ends = frozenset(ascii_letters + digits) - _both_cases(key[-1:] for key in keys) - set("01")
+        self.real = frozenset(ascii_letters + digits) - _both_cases("".join(keys)) - set("01")
         self.real_starts = frozenset(ascii_letters + digits) - _both_cases(key[:1] for key in keys) - set("0")
 
     def has(self, text: str) -> bool:
         """Whether this is no id: empty, white space or punctuation alone, nothing but zeros, -1, a JavaScript object
         or a template that was not filled in, or on the list."""
-        if len(text) == 36 and text[8:24:5] == "----" and text[1] not in "0fF":
-            # A UUID, as most ids are: the list has but the least and the greatest.
-            return False
         key = _key(text)
         return (
             key in self._keys
