@@ -18,7 +18,7 @@ from typing import Final
 
 import asyncpg
 
-from ingest import control, database, enrich, journals, migrations, partitions, routes, watermark
+from ingest import control, database, enrich, journals, leftovers, migrations, partitions, routes, watermark
 from ingest.accounts import Accounts
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.config import Config
@@ -50,6 +50,8 @@ CALLING_CONNECTIONS: Final = 10
 FEATURES: Final = ("leads", "people", "onboarding", "experiments", "flags", "service")
 """Who share these: the tags of operations, and what the service asks for itself."""
 _WAITING_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 0.05
+_LOOKS_BETWEEN_ADOPTIONS: Final = 20
 
 
 class Worker:
@@ -312,10 +314,25 @@ class Worker:
 
         await asyncio.gather(writer.run(empty), run_every(0.2, check, empty, what="draining a journal"))
         await writer.close()
+        is_clean = await self._leave_no_lines(journal)
         await journal.close()
-        self._drained[folder] = journals.changed_at(folder)
+        if is_clean:
+            self._drained[folder] = journals.changed_at(folder)
         if not journal.has_backlog:
             del self.adopted[folder]
+
+    async def _leave_no_lines(self, journal: Journal) -> bool:
+        """Delete what a journal still has on disk once all of it is stored: perhaps nobody ever writes to it again.
+        False if that cannot be done now."""
+        if journal.has_backlog or journal.is_taken or not journal.holds_lines:
+            return True
+        try:
+            await journal.rotate()
+        except (JournalFull, JournalFailed) as error:
+            logger.warning("journal %d is stored, and its files cannot be deleted yet: %s", journal.number, error)
+            return False
+        journal.delete_stored()
+        return True
 
     async def drain_only(self, patience_seconds: float) -> int:
         """Store what the journals of the data folder hold, without serving; how many of them are not done.
@@ -354,8 +371,8 @@ class Worker:
         self.port = sock.getsockname()[1]
         parts = Parts(
             self.config, self.journal, self.window, self.replays, self.accounts, self.tail, self.metrics, self.keys,
-            self.experiments, self._reading, self._calling, self.can_accept, self.wait_stored, self.state,
-            self.metrics_page,
+            self.experiments, self._reading, self._calling, self.can_accept, self.wait_stored, self.clear_journals,
+            self.clear_own, self.state, self.metrics_page,
         )  # fmt: skip
         self._server = routes.public_server(parts)
         self._control = routes.control_server(parts)
@@ -366,6 +383,31 @@ class Worker:
         """Whether all that the journals of this data folder hold now is in the database within so many seconds."""
         mark = await watermark.read(self.config.data_dir, [journal for journal, _ in self._stores()])
         return await watermark.wait_passed(mark, self._calling, seconds)
+
+    async def clear_journals(self, seconds: float) -> list[Path]:
+        """Store what the journals of this data folder hold now, and delete the files it is in, whichever worker holds
+        them; those that are left after so many seconds."""
+        own = control.socket_path(self.config.data_dir, self.index)
+        siblings = [path for path in control.running(self.config.data_dir) if path != own]
+        clearing = [self.clear_own(seconds), *[control.clear_journals(path, seconds) for path in siblings]]
+        return await leftovers.wait_gone(self.config.data_dir, clearing, seconds)
+
+    async def clear_own(self, seconds: float) -> None:
+        """The same for the journals that this process holds, and those that nobody holds."""
+        deadline = time.monotonic() + seconds
+        through: int | None = None
+        with contextlib.suppress(JournalFull, JournalFailed):
+            through = await self.journal.rotate() - 1
+        while time.monotonic() < deadline:
+            with contextlib.suppress(IngestError):
+                await self.adopt()
+            for _ in range(_LOOKS_BETWEEN_ADOPTIONS):
+                if through is not None and self.journal.is_stored(through):
+                    self.journal.delete_stored()
+                    through = None
+                if through is None and not self.adopted:
+                    return
+                await asyncio.sleep(_LOOK_SECONDS)
 
     def state(self) -> tuple[bool, dict[str, object]]:
         """What /readyz tells."""

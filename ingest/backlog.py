@@ -113,6 +113,11 @@ class Backlog:
         return bool(self._segments)
 
     @property
+    def holds_lines(self) -> bool:
+        """Whether there are lines in any segment, stored ones too."""
+        return any(one.holds_lines for one in self._segments)
+
+    @property
     def awaits_ledger(self) -> bool:
         """Whether records are missing that may be stored, which the ledger must tell."""
         return bool(self._gaps) and not self._is_ledger_known
@@ -147,6 +152,7 @@ class Backlog:
         newest.last, newest.end = record.number, written.end
         if not record.events and not record.rejected:
             return
+        newest.holds_lines = True
         if not self._spilled and self.memory_bytes + record.size <= self._memory_max_bytes:
             self._memory.append(record)
             self.memory_bytes += record.size
@@ -176,7 +182,7 @@ class Backlog:
         self.disk_bytes = sum(known.end for known in found.segments)
         self._spilled.extend(found.stretches)
         self._spilled_at_us = found.oldest_us
-        self._delete_stored()
+        self.delete_stored()
         if self._spilled or self._gaps:
             self._readable.set()
 
@@ -307,7 +313,7 @@ class Backlog:
             self.stored_through = max(self.stored_through, record.number)
             self._note_stored(record)
         self._taken = self._taken[count:]
-        self._delete_stored()
+        self.delete_stored()
 
     def advance(self, stored_through: int) -> None:
         """The ledger says that everything up to this record is stored."""
@@ -320,9 +326,12 @@ class Backlog:
         if record.number == self.stored_through:
             self.stored_totals = record.after
 
-    def _delete_stored(self) -> None:
+    def delete_stored(self) -> None:
+        """Delete the segments before the newest all of which is stored; put aside those that are damaged."""
         held = {stretch.source for stretch in self._spilled}
-        while len(self._segments) > 1 and self._segments[0].last <= self.stored_through:
+        # Where nothing waits, records beyond the position are empty.
+        waits = self.events or self.rejected or self._taken or self._gaps
+        while len(self._segments) > 1 and not (waits and self._segments[0].last > self.stored_through):
             if self._segments[0] in held:
                 return
             oldest = self._segments.popleft()

@@ -6,7 +6,7 @@ A Unix socket in the data folder, for the user who runs the service only; so no 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,9 @@ from ingest.sockets import find_socket_folder, short_socket_folder
 from ingest.tail import Tail
 
 SIBLING_TIMEOUT_SECONDS: Final = 2.0
+MOST_CLEARING_SECONDS: Final = 60.0
 _MOST_ROLLUPS: Final = 64
+_CLEAR_PATH: Final = "/journals/clear"
 
 
 def socket_path(data_dir: Path, worker: int) -> Path:
@@ -57,7 +59,9 @@ def rollups(data_dir: Path) -> list[Path]:
     return sorted(find_socket_folder(data_dir / "run").glob("rollup-*.sock"))
 
 
-def application(page: Callable[[], str], tail: Tail) -> web.Application:
+def application(
+    page: Callable[[], str], tail: Tail, clear_own: Callable[[float], Awaitable[None]]
+) -> web.Application:
     """What the control socket serves beside the routes that take events."""
 
     async def own_metrics(request: web.Request) -> web.Response:
@@ -73,9 +77,13 @@ def application(page: Callable[[], str], tail: Tail) -> web.Application:
                     await response.write(line)
         return response
 
+    async def clear(request: web.Request) -> web.Response:
+        await clear_own(min(MOST_CLEARING_SECONDS, float(request.query["seconds"])))
+        return web.Response(status=204)
+
     # 0 is no limit of aiohttp's own: a replayed event may be as large as the settings let events be.
     app = web.Application(client_max_size=0)
-    app.add_routes([web.get("/metrics", own_metrics), web.get("/tail", follow)])
+    app.add_routes([web.get("/metrics", own_metrics), web.get("/tail", follow), web.post(_CLEAR_PATH, clear)])
     return app
 
 
@@ -92,6 +100,15 @@ async def metrics_page(path: Path) -> str | None:
             return await response.text() if response.status == 200 else None
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
+
+
+async def clear_journals(path: Path, seconds: float) -> None:
+    """Have a sibling store what its journals hold and delete the files; whether it has, the files tell."""
+    timeout = aiohttp.ClientTimeout(total=seconds + SIBLING_TIMEOUT_SECONDS)
+    url = f"http://worker{_CLEAR_PATH}?seconds={seconds}"
+    with suppress(aiohttp.ClientError, OSError, TimeoutError):
+        async with client(path, timeout) as session, session.post(url):
+            pass
 
 
 async def tail_lines(path: Path) -> AsyncIterator[bytes]:

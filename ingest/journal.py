@@ -263,6 +263,25 @@ class Journal:
         elif not waiter.done():
             waiter.set_result(None)
 
+    async def rotate(self) -> int:
+        """Begin a new segment, so that `delete_stored` deletes all lines that are durable now, once they are stored.
+
+        The number of the first record in it. Raises as `append` and `wait`.
+        """
+        record = self.append((), 0, [])
+        record.begins_segment = True
+        await self.wait(record)
+        return record.number
+
+    def delete_stored(self) -> None:
+        """Delete the segments before the newest all of which is stored."""
+        self.backlog.delete_stored()
+
+    @property
+    def holds_lines(self) -> bool:
+        """Whether there are lines in any segment, stored ones too."""
+        return self.backlog.holds_lines
+
     def _begin_write(self) -> None:
         self._scheduled = False
         record = self._open
@@ -285,15 +304,15 @@ class Journal:
             # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
             # each time it needs it, so it should need it once, between two system calls.
             encoded = segment.encode(durable)
-            work = partial(self._write_in_thread, durable, encoded)
+            work = partial(self._write_in_thread, durable, encoded, record.begins_segment)
             self._thread.submit(work, self._finish_write, partial(self._mark_in_thread, encoded))
         except Exception as error:
             # Whatever it is, a bug of ours or no memory for a thread: nobody must wait for this record for ever.
             self._finish_write(None, error)
 
-    def _write_in_thread(self, record: Record, encoded: bytes) -> Written:
+    def _write_in_thread(self, record: Record, encoded: bytes, begins_segment: bool) -> Written:
         started = time.perf_counter()
-        if self._descriptor is None or self._offset >= self._segment_bytes:
+        if begins_segment or self._descriptor is None or self._offset >= self._segment_bytes:
             self._begin_segment_in_thread(record.number)
         assert self._descriptor is not None
         offset = self._offset

@@ -12,6 +12,7 @@ class OpenRecord:
     """
 
     __slots__ = (
+        "begins_segment",
         "events",
         "keys",
         "lines",
@@ -38,4 +39,6 @@ class OpenRecord:
         self.size = 0
         self.keys: list[bytes] = []
         self.waiters: list[asyncio.Future[None]] = []
+        # Whether it is to be the first of a new segment, however small the last one is.
+        self.begins_segment = False
         self.outcome: bool | None = None

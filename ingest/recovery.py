@@ -30,16 +30,18 @@ _HEAD_BYTES: Final = 64 * 1024
 
 
 class KnownSegment:
-    """A segment on disk: `last` is its highest record number, `end` its bytes; both grow while it is the newest. A
-    damaged one is set aside instead of deleted when its good records are stored."""
+    """A segment on disk: `last` is its highest record number, `end` its bytes, `holds_lines` whether any record has
+    lines; they grow while it is the newest. A damaged one is set aside instead of deleted when its good records are
+    stored."""
 
-    __slots__ = ("damaged", "end", "last", "path")
+    __slots__ = ("damaged", "end", "holds_lines", "last", "path")
 
     def __init__(self, path: Path, last: int, end: int) -> None:
         self.path = path
         self.last = last
         self.end = end
         self.damaged = False
+        self.holds_lines = False
 
 
 class Stretch:
@@ -96,6 +98,7 @@ def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recover
             _set_aside(one)
             continue
         kept = known[one.path] = KnownSegment(one.path, one.last, one.size)
+        kept.holds_lines = one.holds_lines
         damages = one.damages
         if damages and _is_torn(one, damages[-1], found) and _cut_torn_tail(kept, damages[-1]):
             torn_bytes += damages[-1].size

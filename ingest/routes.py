@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aiohttp import web
@@ -71,6 +72,8 @@ class Parts(NamedTuple):
     calling: Pool
     can_accept: Callable[[], bool]
     wait_stored: Callable[[float], Awaitable[bool]]
+    clear_journals: Callable[[float], Awaitable[list[Path]]]
+    clear_own: Callable[[float], Awaitable[None]]
     state: Callable[[], tuple[bool, dict[str, object]]]
     metrics_page: Callable[[], Awaitable[str]]
 
@@ -99,7 +102,7 @@ def control_server(parts: Parts) -> Server:
     nothing = RateLimit(0.0, 1, time.monotonic)
     settings = _collect_settings(parts.config)._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED)
     collector = Collector(settings, _intake(parts, (), nothing, parts.replays), parts.metrics)
-    app = control.application(parts.metrics.page, parts.tail)
+    app = control.application(parts.metrics.page, parts.tail, parts.clear_own)
     nobody = Cors((), credentials=False)
     seconds = parts.config.shutdown_timeout_seconds
     return Server(collector.routes(), app, (nobody, nobody), takes_events, parts.metrics, seconds)
@@ -218,7 +221,7 @@ def _operations(parts: Parts, ofrep: Ofrep) -> list[Operation]:
         *leads.operations(parts.config.redirect_origins),
         *lead_export.operations(),
         *lead_desk.operations(),
-        *people.operations(parts.wait_stored),
+        *people.operations(parts.wait_stored, parts.clear_journals, parts.config.data_dir),
         *onboarding.operations(_cipher(parts.config.encryption_keys), Placeholders(parts.config.placeholder_ids)),
         *onboarding_funnel.operations(),
         *Experiments(parts.experiments, Placeholders(parts.config.placeholder_ids)).operations(),

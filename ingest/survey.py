@@ -71,7 +71,7 @@ _AT_LEAST = "at least "
 class SurveyedSegment:
     """A segment's file: its records' highest number (0 without any), and what is wrong with it."""
 
-    __slots__ = ("damages", "duplicates", "is_sound", "last", "layout", "path", "size", "trouble")
+    __slots__ = ("damages", "duplicates", "holds_lines", "is_sound", "last", "layout", "path", "size", "trouble")
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,6 +80,7 @@ class SurveyedSegment:
         self.damages: list[Damage] = []
         self.is_sound = True
         self.duplicates = 0
+        self.holds_lines = False
         # Why nothing of it can be read, or is ours.
         self.trouble: object = None
 
@@ -137,6 +138,7 @@ class Survey:
                         self.runs.append(run)
                     run.add(piece, reader.offset, self.position)
                     found.last = max(found.last, piece.number)
+                    found.holds_lines |= bool(piece.events or piece.rejected)
                 else:
                     found.damages.append(piece)
                     self.testify(piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import asyncpg
@@ -11,12 +12,13 @@ import idna
 import msgspec
 from aiohttp import web
 
-from ingest import fields
+from ingest import fields, journals, set_aside
 from ingest.access import Scope
 from ingest.database import load_queries
 from ingest.errors import IngestError
 from ingest.fields import FieldError, Invalid
 from ingest.operations import Answer, Call, Operation, Problem
+from ingest.traces import Traces
 
 JOURNAL_SECONDS: Final = 15.0
 """How long a request waits for what still sits in the journals: it is stored within a second, unless Postgres was
@@ -26,9 +28,11 @@ LONGEST_SECONDS: Final = 900.0
 _GRACE_SECONDS: Final = 5.0
 """For the server to tell that it took too long, before we hang up."""
 _RETRY_SECONDS: Final = 30
+_FILES_TOLD: Final = 5
 _QUERIES: Final = load_queries("people")
 
 WaitStored = Callable[[float], Awaitable[bool]]
+ClearJournals = Callable[[float], Awaitable[list[Path]]]
 
 
 _BLANK: Final = r"\x00-\x20\x7f-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff"
@@ -58,27 +62,47 @@ class ErasureQuery(PersonQuery, forbid_unknown_fields=True, kw_only=True):
     ] = False
 
 
-def operations(wait_stored: WaitStored) -> list[Operation]:
-    """`wait_stored`: whether all that the journals of this data folder hold is stored within so many seconds."""
+def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir: Path) -> list[Operation]:
+    """`wait_stored`: whether all that the journals of this data folder hold is stored within so many seconds.
+    `clear_journals`: the same, and their files are deleted; those that could not be."""
     one_at_a_time = asyncio.Lock()
 
-    def running(query: str) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+    def alone(run: Callable[[Call], Awaitable[str]]) -> Callable[[Call], Awaitable[web.StreamResponse]]:
         async def handle(call: Call) -> web.StreamResponse:
             if one_at_a_time.locked():
                 raise _later("busy", "another person's data is being read; try again")
             async with one_at_a_time:
                 await _wait_for_journals(wait_stored)
-                return web.Response(
-                    body=(await _run(call, _QUERIES[query])).encode(),
-                    content_type="application/json",
-                    headers={"Cache-Control": "no-store"},
-                )
+                body = (await run(call)).encode()
+            headers = {"Cache-Control": "no-store"}
+            return web.Response(body=body, content_type="application/json", headers=headers)
 
         return handle
 
+    async def export(call: Call) -> str:
+        return await _run(call, _QUERIES["export"])
+
+    async def erase(call: Call) -> str:
+        query: ErasureQuery = call.query
+        if not query.dry_run:
+            await _clear(clear_journals, data_dir)
+        planned: dict[str, Any] | None = None
+        if query.dry_run or await asyncio.to_thread(set_aside.exist, data_dir):
+            # What the tables tell of their ids must be asked before it is gone.
+            planned = msgspec.json.decode(await _run(call, _QUERIES["erase"], dry_run=True))
+        files = await _search_files(data_dir, planned, erase=not query.dry_run) if planned else []
+        told = (
+            planned if planned and query.dry_run else msgspec.json.decode(await _run(call, _QUERIES["erase"], False))
+        )
+        if files:
+            told["journal_files"] = files
+        if elsewhere := await _journals_elsewhere(call, data_dir):
+            told["journals_elsewhere"] = elsewhere
+        return msgspec.json.encode(told).decode()
+
     return [
         Operation(
-            "GET", "/v1/people/export", running("export"), "Tell all that is held on a person", "people",
+            "GET", "/v1/people/export", alone(export), "Tell all that is held on a person", "people",
             description=(
                 "By table; what still waited in a journal of this data folder is stored before. Ids that only"
                 " requests without a key claim are listed apart, as `unverified`, unless include_unverified is true."
@@ -87,11 +111,15 @@ def operations(wait_stored: WaitStored) -> list[Operation]:
             answers={200: Answer("Rows by table, and `email`", dict[str, Any])},
         ),
         Operation(
-            "DELETE", "/v1/people", running("erase"), "Erase a person", "people",
+            "DELETE", "/v1/people", alone(erase), "Erase a person", "people",
             description=(
-                "In every table, the audit log included, after what still waited in a journal is stored. Twice is the"
-                " same as once. Ids are joined by what the service made and what authenticated callers said; ask with"
-                " dry_run first to see what rests on anybody's word."
+                "In every table, the audit log included, and in the files of the journals in this data folder: what"
+                " waited is stored and its files are deleted, files that were set aside are written anew without the"
+                " person's lines. `journal_files` names these, and those with damaged bytes that nobody can read"
+                " (`unclear`), which are yours to delete; `journals_elsewhere` are the numbers of journals in other"
+                " data folders, whose collectors have to be asked, too. Twice is the same as once. Ids are joined by"
+                " what the service made and what authenticated callers said; ask with dry_run first to see what rests"
+                " on anybody's word."
             ),
             scope=Scope.ADMIN, query=ErasureQuery,
             answers={200: Answer("How many rows of each table; with dry_run what would go, and why", dict[str, Any])},
@@ -115,15 +143,40 @@ def _later(code: str, detail: str) -> Problem:
     return Problem(503, code, detail, headers={"Retry-After": str(_RETRY_SECONDS)})
 
 
-async def _run(call: Call, query: str) -> str:
+async def _clear(clear_journals: ClearJournals, data_dir: Path) -> None:
+    """Return when nothing that was in a journal is in its files any more."""
+    if left := await clear_journals(JOURNAL_SECONDS):
+        names = ", ".join(str(path.relative_to(data_dir)) for path in left[:_FILES_TOLD])
+        more = f" and {len(left) - _FILES_TOLD} more" if len(left) > _FILES_TOLD else ""
+        raise _later(
+            "journal_pending", f"events still wait to be stored in {names}{more}; nothing is erased, try again"
+        )
+
+
+async def _search_files(data_dir: Path, planned: dict[str, Any], *, erase: bool) -> list[set_aside.Found]:
+    try:
+        return await asyncio.to_thread(set_aside.search, data_dir, Traces(planned["because_of"]), erase=erase)
+    except IngestError as error:
+        raise _later("busy", str(error)) from None
+
+
+async def _journals_elsewhere(call: Call, data_dir: Path) -> list[int]:
+    """Numbers of journals that collectors with other data folders store from."""
+    numbers = [int(folder.name) for folder in journals.folders(data_dir) if folder.name.isdigit()]
+    async with call.transaction() as connection:
+        found: list[int] = await connection.fetchval(_QUERIES["elsewhere"], numbers)
+    return found
+
+
+async def _run(call: Call, query: str, dry_run: bool | None = None) -> str:
     """What the function tells, as JSON. Its own check of who asks is the one that counts."""
     try:
         async with call.transaction() as connection:
             await connection.execute(_QUERIES["allow"], str(round(LONGEST_SECONDS * 1000)))
             wanted = call.query
             arguments: list[object] = [_in_ascii(wanted.email), wanted.include_unverified]
-            if isinstance(wanted, ErasureQuery):
-                arguments.append(wanted.dry_run)
+            if dry_run is not None:
+                arguments.append(dry_run)
             told: str = await connection.fetchval(query, *arguments, timeout=LONGEST_SECONDS + _GRACE_SECONDS)
     except asyncpg.InvalidParameterValueError:
         # White space to the database's locale that is none to us.

@@ -1179,18 +1179,6 @@ DECLARE
 BEGIN
     PERFORM ingest.require_admin();
     person := ingest.find_person(gdpr_delete_user_data.email, include_unverified);
-    IF dry_run THEN
-        -- All of it is done and taken back: what would go is what goes.
-        BEGIN
-            planned := public.gdpr_delete_user_data(gdpr_delete_user_data.email, include_unverified);
-            RAISE EXCEPTION 'a dry run' USING ERRCODE = 'PTDRY';
-        EXCEPTION WHEN SQLSTATE 'PTDRY' THEN
-            RETURN jsonb_build_object(
-                'would_erase', planned, 'because_of', ingest.ids_of(person),
-                'unverified', ingest.unverified_ids(gdpr_delete_user_data.email)
-            );
-        END;
-    END IF;
     -- A name is somebody's word, and others may have it.
     names := ARRAY(
         SELECT first_name || ' ' || last_name FROM marketing.leads WHERE id = ANY (person.lead_ids)
@@ -1199,6 +1187,20 @@ BEGIN
         FROM public.audit_logs WHERE row_id = ANY (person.lead_ids::text[])
     );
     names := CASE WHEN include_unverified THEN array_remove(names, NULL) ELSE '{}' END;
+    IF dry_run THEN
+        -- All of it is done and taken back: what would go is what goes.
+        BEGIN
+            planned := public.gdpr_delete_user_data(gdpr_delete_user_data.email, include_unverified);
+            RAISE EXCEPTION 'a dry run' USING ERRCODE = 'PTDRY';
+        EXCEPTION WHEN SQLSTATE 'PTDRY' THEN
+            RETURN jsonb_build_object(
+                'would_erase', planned,
+                'because_of', ingest.ids_of(person)
+                    || CASE WHEN cardinality(names) > 0 THEN jsonb_build_object('names', names) ELSE '{}' END,
+                'unverified', ingest.unverified_ids(gdpr_delete_user_data.email)
+            );
+        END;
+    END IF;
 
     WITH gone AS (
         DELETE FROM analytics.events AS event WHERE ingest.is_event_of(event, person) RETURNING created_at

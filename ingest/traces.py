@@ -1,0 +1,124 @@
+"""What in the files of a journal is a person's: by the ids that the database knows them by.
+
+The rules are those of `ingest.is_event_of` and `gdpr_delete_user_data()`, for lines that are in no table. They are
+wider for what was refused and for broken text, of which nobody can tell what was what: there an id counts wherever it
+stands as one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from ingest.lead import plain_phone
+
+_ROUNDS: Final = 5
+"""How often a text may have been percent-encoded."""
+_TELLING: Final = 6
+"""Characters of an id that is hardly ever a word of anybody's text."""
+_ESCAPE: Final = re.compile(r"(?:%|\\u00)([2-7][0-9A-Fa-f])")
+_ESCAPED: Final = re.compile(r"%25|%[2-7][0-9A-Fa-f]|\\u00")
+_AT: Final = r"(?:@|%(?:25)*40|\\u0040|&#(?:64|x40);|&commat;|\uff20)"
+_PAIR: Final = re.compile(r'"([^"\\]{1,200})"\s*:\s*(?:"([^"\\]{1,1000})"|(-?[0-9]{1,40}))')
+"""A member of a JSON object, whether the whole is JSON or only looks like it."""
+_PHONE_KEY: Final = re.compile("phone|mobile|whatsapp|telef|^tel$", re.IGNORECASE)
+_USER_KEY: Final = re.compile("^(?:user_?id|distinct_?id)$", re.IGNORECASE)
+_ANONYMOUS_KEY: Final = re.compile("^anonymous_?id$", re.IGNORECASE)
+_EVENT_TEXTS: Final = (
+    "name", "user_id", "anonymous_id", "session_id", "properties", "context", "url", "referrer", "page_path",
+    "utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content", "user_agent",
+)  # fmt: skip
+_REFUSED_TEXTS: Final = ("payload", "detail", "route", "user_agent")
+
+
+class Traces:
+    """What one person is known by: `known` is `because_of` of a dry run, {kind: [texts]}."""
+
+    def __init__(self, known: Mapping[str, Sequence[str]]) -> None:
+        self._user_ids = frozenset(known.get("user_ids", ()))
+        self._anonymous_ids = frozenset(known.get("anonymous_ids", ()))
+        self._phones = frozenset(known.get("phones", ()))
+        self._ids = self._user_ids | self._anonymous_ids
+        self._telling_ids = _Mention([one for one in self._ids if len(one) >= _TELLING and not one.isdigit()])
+        own = [*known.get("address", ()), *known.get("leads", ())]
+        self._own = _Mention(own)
+        self._named = _Mention([*own, *known.get("names", ())])
+
+    def has_event(self, values: Mapping[str, str | None]) -> bool:
+        """Whether a row of analytics.events, {column: text}, is theirs or names them."""
+        user_id = values.get("user_id")
+        if user_id in self._user_ids or (user_id is None and values.get("anonymous_id") in self._anonymous_ids):
+            return True
+        text = " ".join(filter(None, map(values.get, _EVENT_TEXTS)))
+        return self._own.is_in(text) or self._has_phone(text)
+
+    def has_refused(self, values: Mapping[str, str | None]) -> bool:
+        """The same of a row of analytics.rejected_events."""
+        return self._is_named_in(" ".join(filter(None, map(values.get, _REFUSED_TEXTS))))
+
+    def has_broken(self, text: str) -> bool:
+        """Whether what was part of a line once, now between bytes of any kind, may be theirs."""
+        text = text.replace("\\\\", "\\")
+        words = set(text.split("\t"))
+        is_known = not words.isdisjoint(self._ids) or self._telling_ids.is_in(text)
+        return is_known or self._is_named_in(text)
+
+    def _is_named_in(self, text: str) -> bool:
+        return self._named.is_in(text) or self._has_phone(text) or self._has_id(text)
+
+    def _has_phone(self, text: str) -> bool:
+        return bool(self._phones) and any(
+            _PHONE_KEY.search(key) and plain_phone(value).lstrip("+") in self._phones for key, value in _pairs(text)
+        )
+
+    def _has_id(self, text: str) -> bool:
+        pairs = list(_pairs(text))
+        users = {value for key, value in pairs if _USER_KEY.search(key)}
+        if users:
+            return not users.isdisjoint(self._user_ids)
+        return any(_ANONYMOUS_KEY.search(key) and value in self._anonymous_ids for key, value in pairs)
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    for match in _PAIR.finditer(_unescaped(text)):
+        yield match[1], match[2] if match[3] is None else match[3]
+
+
+class _Mention:
+    """Finds texts in others, whole and in any case: as `ingest.mentions` does with `ingest.mention_pattern`."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        wanted = [text.lower() for text in texts if text.strip()]
+        # What is never written in another way but by escapes, to look for first: a pattern takes longer.
+        self._cores = [max(re.findall(r"[^\W_]+", text) or [""], key=len) for text in wanted]
+        self._pattern = re.compile("|".join(map(_pattern_of, wanted)) or r"(?!)")
+
+    def is_in(self, text: str) -> bool:
+        return self._finds(text.lower()) or (
+            _ESCAPED.search(text) is not None and self._finds(_unescaped(text).lower())
+        )
+
+    def _finds(self, text: str) -> bool:
+        return any(core in text for core in self._cores) and self._pattern.search(text) is not None
+
+
+def _pattern_of(text: str) -> str:
+    escaped = (
+        re.escape(text).replace(r"\+", r"(?:\+|%2b|\\u002b)").replace("@", _AT).replace(r"\ ", r"(?:\s|\+|%20)+")
+    )
+    return rf"(?:^|[^\w.-]|%[0-9a-f]{{2}}|\\[bfnrt]){escaped}(?![\w-]|\.[^\W_])"
+
+
+def _unescaped(text: str) -> str:
+    """Percent-encoding and JSON's \\u of printable ASCII undone, however often it was done."""
+    for _ in range(_ROUNDS):
+        if "%25" not in text:
+            break
+        text = text.replace("%25", "%")
+    return _ESCAPE.sub(_character, text)
+
+
+def _character(escape: re.Match[str]) -> str:
+    code = int(escape[1], 16)
+    return escape[0] if code in (0x25, 0x7F) else chr(code)
