@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import Enum
 from functools import cache
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -57,10 +58,21 @@ def text(
     examples: list[Any] | None = None,
 ) -> Meta:
     """A text of `low` to `high` characters. `pattern` must mean the same in Python and in JavaScript, and names both
-    ends; `what` is how errors call it: "must be ..."."""
+    ends; `what` is how errors call it: "must be ...".
+
+    msgspec is not told of the pattern, which `read` checks: where a pattern and a list are alternatives, msgspec 0.22
+    takes the compiled pattern for a type of its own, and frees it while it is in use. That ends the process with a
+    segmentation fault, when it exits at the latest.
+    """
+    extra: dict[str, Any] = {}
+    if what is not None:
+        extra["what"] = what
+    if pattern is not None:
+        # Python's $ also matches before a newline at the end, which JavaScript's does not.
+        extra["pattern"] = re.compile(re.sub(r"\$$", r"\\Z", pattern))
     return Meta(
-        description=description, min_length=low, max_length=high, pattern=pattern, examples=examples,
-        extra={"what": what} if what else None,
+        description=description, min_length=low, max_length=high, examples=examples, extra=extra or None,
+        extra_json_schema={"pattern": pattern} if pattern is not None else None,
     )  # fmt: skip
 
 
@@ -109,9 +121,13 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
         try:
             alone = field.as_text if texts else field.as_json
             strict = not texts or field.is_time
-            values[field.of.name] = msgspec.convert({"value": _whole(value)}, alone, strict=strict).value
+            converted = msgspec.convert({"value": _whole(value)}, alone, strict=strict).value
         except msgspec.ValidationError as error:
             errors += _within(name, field.of.type, value) or [_told(name, field.of.type, str(error))]
+            continue
+        values[field.of.name] = converted
+        if field.has_pattern:
+            errors += islice(_unlike(field.of.type, converted, name), MAX_TOLD)
     if errors:
         raise Invalid(errors[:MAX_TOLD])
     return model(**values)
@@ -135,8 +151,7 @@ def _whole(value: object) -> object:
 class _Field(NamedTuple):
     """A field, and Structs of it alone, as `value`: of JSON, and of a text, which is never null.
 
-    A Struct's types are worked out once and kept. A bare type's are worked out for each conversion and freed
-    afterwards, which is slow, and for `pattern | list[pattern]` frees too much: msgspec 0.22 crashes by and by.
+    A Struct's types are worked out once and kept. A bare type's are worked out for each conversion, which is slow.
     """
 
     of: FieldInfo
@@ -144,6 +159,7 @@ class _Field(NamedTuple):
     as_text: type[Any]
     is_list: bool
     is_time: bool
+    has_pattern: bool
 
 
 @cache
@@ -157,6 +173,7 @@ def _declared(model: type[msgspec.Struct]) -> dict[str, _Field]:
             _is(list, field.type),
             # A number is a time to msgspec unless it is strict.
             _is(datetime, field.type),
+            _has_pattern(field.type),
         )
         for field in msgspec.structs.fields(model)
     }
@@ -166,6 +183,39 @@ def _without_none(type_: Any) -> Any:
     if typing.get_origin(type_) not in (typing.Union, UnionType):
         return type_
     return typing.Union[tuple(part for part in typing.get_args(type_) if part is not NoneType)]  # noqa: UP007
+
+
+def _has_pattern(type_: Any) -> bool:
+    """Whether any text in this type has a pattern, however deep."""
+    if _is_model(type_):
+        return any(field.has_pattern for field in _declared(type_).values())
+    return _pattern(type_) is not None or any(_has_pattern(part) for part in typing.get_args(type_))
+
+
+def _pattern(type_: Any) -> re.Pattern[str] | None:
+    found = (meta.extra.get("pattern") for meta in getattr(type_, "__metadata__", ()) if meta.extra)
+    return next((pattern for pattern in found if pattern is not None), None)
+
+
+def _unlike(type_: Any, value: object, place: str) -> Iterator[FieldError]:
+    """What is wrong with the texts of a converted value, by the patterns in its type; the first of a list."""
+    pattern, origin, parts = _pattern(type_), typing.get_origin(type_), typing.get_args(type_)
+    if pattern is not None:
+        if isinstance(value, str) and not pattern.search(value):
+            told = pattern.pattern.replace(r"\Z", "$")
+            yield FieldError(place, f"must be {_what(type_) or f'text matching {told}'}")
+    elif isinstance(value, msgspec.Struct):
+        for name, field in _declared(type(value)).items():
+            if field.has_pattern:
+                yield from _unlike(field.of.type, getattr(value, field.of.name), f"{place}.{name}")
+    elif origin in (list, dict):
+        if isinstance(value, origin):
+            columns = (value,) if origin is list else (value.keys(), value.values())
+            members = ((of, each) for of, column in zip(parts, columns, strict=True) for each in column)
+            yield from islice((wrong for of, each in members for wrong in _unlike(of, each, f"{place}[...]")), 1)
+    else:
+        for part in parts:
+            yield from _unlike(part, value, place)
 
 
 def _within(name: str, type_: Any, value: object) -> list[FieldError]:

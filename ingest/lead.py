@@ -63,7 +63,7 @@ Country = Annotated[
 ]
 Feature = Annotated[str, Meta(min_length=1, max_length=50)]
 Features = Annotated[list[Feature], Meta(max_length=50, description="What they are interested in")]
-Purpose = Annotated[str, Meta(min_length=1, max_length=50, pattern="^[a-z][a-z0-9_-]*$")]
+Purpose = Annotated[str, fields.text("What for", low=1, high=50, pattern="^[a-z][a-z0-9_-]*$")]
 Consent = Annotated[
     dict[Purpose, bool | Annotated[datetime, Meta(tz=True)]],
     Meta(max_length=20, description="What they agree to: true, which is recorded with our time, or when they did",

@@ -1,0 +1,118 @@
+"""What a request may hold, checked: texts by their patterns wherever they stand, and nothing ends the process."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import pkgutil
+import subprocess
+import sys
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+
+import ingest
+from ingest import fields
+
+Word = Annotated[str, fields.text("A word", pattern="^[a-z]+$")]
+Named = Annotated[str, fields.text("A word with a name of its own", what="a colour", pattern="^(red|blue)$")]
+
+
+class Inner(msgspec.Struct, forbid_unknown_fields=True):
+    word: Word | list[Word] | None = None
+
+
+class Model(msgspec.Struct, forbid_unknown_fields=True):
+    plain: Word = "a"
+    nullable: Word | None = None
+    either: Word | Annotated[list[Word], msgspec.Meta(max_length=100)] | None = None
+    by_word: dict[Word, Word | list[Named]] = {}
+    inner: Inner | None = None
+    inners: list[Inner] = []
+    named: Named = "red"
+
+
+@pytest.mark.parametrize(("given", "place", "message"), [
+    ({"plain": "A"}, "plain", "must be text matching ^[a-z]+$"),
+    ({"plain": ""}, "plain", "must be text matching ^[a-z]+$"),
+    ({"plain": "a\n"}, "plain", "must be text matching ^[a-z]+$"),
+    ({"nullable": "1"}, "nullable", "must be text matching ^[a-z]+$"),
+    ({"either": "1"}, "either", "must be text matching ^[a-z]+$"),
+    ({"either": ["a", "1", "2"]}, "either[...]", "must be text matching ^[a-z]+$"),
+    ({"by_word": {"A": "a"}}, "by_word[...]", "must be text matching ^[a-z]+$"),
+    ({"by_word": {"a": "A"}}, "by_word[...]", "must be text matching ^[a-z]+$"),
+    ({"by_word": {"a": ["green"]}}, "by_word[...][...]", "must be a colour"),
+    ({"inner": {"word": "1"}}, "inner.word", "must be text matching ^[a-z]+$"),
+    ({"inner": {"word": ["1"]}}, "inner.word[...]", "must be text matching ^[a-z]+$"),
+    ({"inners": [{}, {"word": "1"}]}, "inners[...].word", "must be text matching ^[a-z]+$"),
+    ({"named": "green"}, "named", "must be a colour"),
+])  # fmt: skip
+def test_a_pattern_holds_wherever_its_text_stands(given: dict[str, Any], place: str, message: str):
+    with pytest.raises(fields.Invalid) as refused:
+        fields.read(Model, given)
+    assert refused.value.errors == [(place, message)]
+
+
+def test_what_matches_is_taken():
+    given = {
+        "plain": "ab", "nullable": None, "either": ["a"], "by_word": {"a": "b", "b": ["red", "blue"]},
+        "inner": {"word": "a"}, "inners": [{"word": ["a", "b"]}, {"word": None}], "named": "blue",
+    }  # fmt: skip
+    assert msgspec.to_builtins(fields.read(Model, given)) == given
+
+
+def models() -> list[type[msgspec.Struct]]:
+    """Every Struct of ours."""
+    for module in pkgutil.walk_packages(ingest.__path__, "ingest."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, known = [], [msgspec.Struct]
+    while known:
+        subclasses = known.pop().__subclasses__()
+        found += [each for each in subclasses if each.__module__.startswith("ingest.")]
+        known += subclasses
+    assert len(found) > 30
+    return found
+
+
+def read_hostile_values() -> None:
+    """Converts each field of each Struct from each shape of value, and collects what is left. For a process of its
+    own, which must survive it, and end well."""
+    shapes: list[Any] = [
+        None, True, -7, 0.5, 10**30, "", "x", "DE", "a@b.example", "\\" * 10_000, "\x00", [], {}, [[]],
+        [None, 1, "a"], ["DE"] * 3, [0] * 1000, {"a": {}}, {"": ["x"]}, [{"id": "a"}],
+        {"country": ["DE"], "url": "x", "device": ["tablet"]}, {"word": "A"},
+    ]  # fmt: skip
+    converted = 0
+    for _ in range(2):
+        for model in models():
+            names = [field.encode_name for field in msgspec.structs.fields(model)]
+            for shape in shapes:
+                for texts in (False, True):
+                    for given in (dict.fromkeys(names, shape), {name: [shape] for name in names}):
+                        try:
+                            fields.read(model, given, texts=texts)
+                        except fields.Invalid:
+                            pass
+                        converted += len(names)
+        gc.collect()
+    assert converted > 10_000
+
+
+def test_no_value_ends_the_process_and_neither_does_its_end():
+    code = "from tests import test_fields; test_fields.read_hostile_values()"
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_msgspec_is_told_of_no_pattern():
+    """Which it frees too early where a list is the alternative (`fields.text`)."""
+    told = [
+        (model, field.name) for model in models() for field in msgspec.structs.fields(model)
+        if "pattern='" in repr(field.type)
+    ]  # fmt: skip
+    assert not told
