@@ -238,7 +238,14 @@ async def running_worker(folder: Path) -> AsyncIterator[Worker]:
         await asyncio.to_thread(postgres.stop)
 
 
-UNLIMITED: Final = {"rate_limit_per_second": 0, "api_rate_limit_per_second": 0, "rejected_kept_per_second": 100_000}
+UNLIMITED: Final = {
+    "rate_limit_per_second": 0,
+    "api_rate_limit_per_second": 0,
+    "address_events_per_second": 0,
+    "address_bytes_per_second": 0,
+    "rejected_kept_per_second": 100_000,
+    "rejected_kept_bytes_per_second": 0,
+}
 
 
 async def measure(requests: list[Hostile]) -> list[Held]:

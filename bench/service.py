@@ -37,7 +37,9 @@ class Service:
         self.postgres = EmbeddedPostgres(embedded_folder(folder / "data"))
         self.database = Database(self.postgres)
         self._log = folder / "service.log"
-        command = [sys.executable, "-m", "ingest", "dev", "--port", str(self.port), "--data-dir", "data", *flags]
+        command = [sys.executable, "-m", "ingest", "dev", "--port", str(self.port), "--data-dir", "data"]
+        # All load comes from one address.
+        command += ["--address-events-per-second", "0", "--address-bytes-per-second", "0", *flags]
         # Nothing but the flags may configure it, and no ingest.toml is found in its working folder.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
         environment.pop("DATABASE_URL", None)

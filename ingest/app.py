@@ -21,6 +21,7 @@ import asyncpg
 from ingest import control, database, enrich, journals, leftovers, migrations, partitions, routes, watermark
 from ingest.accounts import Accounts
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
+from ingest.budget import Budget
 from ingest.config import Config
 from ingest.dedupe import DedupeWindow
 from ingest.errors import DatabaseError, IngestError
@@ -65,7 +66,8 @@ class Worker:
         self.tail = Tail(config.anonymise_ip)
         self.window = DedupeWindow(config.dedupe_window_events)
         self.replays = Replays()
-        self.metrics = Metrics(self.accounts, Gauges(self._stores, self.can_accept), index)
+        self.budget = Budget(config.bodies_max_bytes, time.monotonic)
+        self.metrics = Metrics(self.accounts, Gauges(self._stores, self.can_accept, self.budget), index)
         self.journal: Journal
         self.writer: Writer
         # Set to end the background loops; before that, `closing` says that no more events are wanted.
@@ -370,9 +372,9 @@ class Worker:
         """Serve HTTP on a bound socket, and the control socket for siblings and commands."""
         self.port = sock.getsockname()[1]
         parts = Parts(
-            self.config, self.journal, self.window, self.replays, self.accounts, self.tail, self.metrics, self.keys,
-            self.experiments, self._reading, self._calling, self.can_accept, self.wait_stored, self.clear_journals,
-            self.clear_own, self.state, self.metrics_page,
+            self.config, self.journal, self.window, self.replays, self.accounts, self.tail, self.metrics, self.budget,
+            self.keys, self.experiments, self._reading, self._calling, self.can_accept, self.wait_stored,
+            self.clear_journals, self.clear_own, self.state, self.metrics_page,
         )  # fmt: skip
         self._server = routes.public_server(parts)
         self._control = routes.control_server(parts)

@@ -26,6 +26,8 @@ _LOOK_BACK: Final = 8 * 1024
 """Before the end of a part, where an event may end. Most events are much shorter."""
 _PIECES_AT_ONCE: Final = 64
 """Elements that are decoded one by one in a bite; an error costs some 5 µs."""
+EVENT_BYTES: Final = 600
+"""What a decoded event costs at the most, beside its text: the object, its fields, perhaps its refusal."""
 LONGEST_MEMBER: Final = 4096
 """Of the members beside a batch, which are a time and a key, and perhaps what all its events share."""
 MOST_BESIDE: Final = 50
@@ -46,6 +48,12 @@ class Part(NamedTuple):
     events: list[Any]
     hazards: Hazards
     split: list[bytes] | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it costs at the most: its text, again in pieces or with fields of other names, and as texts of events,
+        where a character takes four bytes if one of them is off Latin-1."""
+        return len(self.text) * (3 if self.text.isascii() else 7) + EVENT_BYTES * len(self.events)
 
 
 class Decoders(NamedTuple):
@@ -101,6 +109,8 @@ class _Reading:
     def __init__(self, body: bytes, decoders: Decoders, bounds: Bounds) -> None:
         self.parts: list[Part] = []
         self.cleaned = 0
+        # Bytes of parts that were not told of by a `yield` yet.
+        self._grown = 0
         self._count = 0
         self._body = body
         self._decoders = decoders
@@ -153,12 +163,12 @@ class _Reading:
             at, closed = yield from self._one_by_one(at)
             if closed:
                 return at
-            yield
+            yield self._take_grown()
 
     def _take(self, text: bytes) -> Bites[bool]:
         """Whether the text is an array of events, which are then a part."""
         text, cleaned = yield from clean_in_bites(text)
-        yield
+        yield self._take_grown()
         try:
             events = self._decoders.array.decode(text)
         except UNREADABLE:
@@ -173,6 +183,11 @@ class _Reading:
         check_count(self._count, self._bounds.events)
         self.cleaned += cleaned
         self.parts.append(part)
+        self._grown += part.memory_bytes
+
+    def _take_grown(self) -> int:
+        grown, self._grown = self._grown, 0
+        return grown
 
     def _one_by_one(self, start: int) -> Bites[tuple[int, bool]]:
         """Take the elements from `start` on until they are a part or the array ends: where that is, and whether it
@@ -221,7 +236,7 @@ class _Reading:
             return
         events: list[Any] = []
         for index in range(0, len(pieces), _PIECES_AT_ONCE):
-            yield
+            yield self._take_grown()
             events += [self._decode(piece) for piece in pieces[index : index + _PIECES_AT_ONCE]]
         self._add(Part(text, events, find_hazards(text), pieces), cleaned)
 

@@ -134,6 +134,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_depth: Annotated[int, within(1, 500, "Deepest nesting of properties and context")] = 32
     body_timeout_seconds: Annotated[float, within(0.1, 3600, "Longest time a body may take to arrive")] = 30.0
 
+    bodies_max_bytes: Annotated[
+        int,
+        within(32 * KB, 64 * GIB, "Memory for the bodies of requests, half as sent, half decoded; spent is 503"),
+    ] = 64 * MIB
+
     retention_days: Annotated[int, within(1, 3650, "Age of the oldest timestamp accepted")] = 90
     max_future_seconds: Annotated[int, within(0, YEAR, "How far ahead of us a timestamp may be")] = 3600
     skew_tolerance_seconds: Annotated[int, within(0, YEAR, "How far after its arrival a corrected time may be")] = 300
@@ -143,6 +148,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rejected_kept_per_second: Annotated[
         int, within(0, 100_000, "Refused events a worker keeps for replay; those above it are only counted")
     ] = 100
+    rejected_kept_bytes_per_second: Annotated[
+        int, within(0, GIB, "Bytes of refused events that a worker keeps; 0 is no limit")
+    ] = 256 * KIB
     conversion_events: Annotated[tuple[str, ...], about("Event names that count as conversions")] = ()
     placeholder_ids: Annotated[
         tuple[str, ...], about("Ids of users, visitors and sessions that are nobody's, beside null, undefined, 0 …")
@@ -168,6 +176,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     rate_limit_per_second: Annotated[float, within(0, 10**6, "Requests of one address; 0 is no limit")] = 0.0
     rate_limit_burst: Annotated[int, within(1, 10**6, "Requests at once before that limit counts")] = 100
+    address_events_per_second: Annotated[
+        float,
+        within(0, 10**7, "Events of one address, ten times that at once, without a secret key; 0 is no limit"),
+    ] = 5000.0
+    address_bytes_per_second: Annotated[
+        int, within(0, 64 * GIB, "The same in bytes of the journal; 0 is no limit")
+    ] = 5 * MIB
     anonymise_ip: Annotated[bool, about("Store client addresses without their last part")] = True
     geoip_database: Annotated[Path | None, about("MaxMind file (.mmdb) to look addresses up in")] = None
 
@@ -339,7 +354,7 @@ class Setting(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        return SIZE if self.name.endswith("_bytes") else KINDS[self.type]
+        return SIZE if "_bytes" in self.name else KINDS[self.type]
 
     @property
     def metavar(self) -> str:
@@ -375,6 +390,8 @@ AT_LEAST = (
     ("journal_max_bytes", 2, "segment_bytes"),
     ("max_body_bytes", 1, "max_event_bytes"),
     ("memory_max_bytes", 1, "flush_max_bytes"),
+    # An address may hold 7/32 of it with bodies that are not small.
+    ("bodies_max_bytes", 5, "max_body_bytes"),
 )
 
 

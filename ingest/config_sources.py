@@ -43,7 +43,8 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], folder: Path) 
     for larger, times, smaller in AT_LEAST:
         if getattr(config, larger) < times * getattr(config, smaller):
             large, small = (_sourced(config, name, given) for name in (larger, smaller))
-            raise ConfigError(f"{large} must be at least {'twice ' if times == 2 else ''}{small}")
+            factor = {1: "", 2: "twice "}.get(times, f"{times} times ")
+            raise ConfigError(f"{large} must be at least {factor}{small}")
     return config
 
 

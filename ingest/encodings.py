@@ -81,5 +81,5 @@ def _inflate(body: bytes, at: int, form: int, plain: list[bytes], max_bytes: int
         if size > max_bytes:
             raise PayloadRefused(RejectReason.BODY_TOO_LARGE, f"the body is over {max_bytes} bytes when decompressed")
         fed = stream.unconsumed_tail
-        yield
+        yield len(made)
     return at - len(stream.unused_data)

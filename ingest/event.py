@@ -44,7 +44,7 @@ from ingest.timestamps import is_javascript_time, one_text_of, parse_time
 MAX_NAME_CHARACTERS: Final = 100
 MAX_ID_CHARACTERS: Final = 255
 MAX_URL_CHARACTERS: Final = 4096
-MAX_USER_AGENT_CHARACTERS: Final = 1024
+MAX_USER_AGENT_CHARACTERS: Final = 512
 EVENT_TYPES: Final = frozenset({"page_view", "user_action", "conversion", "system"})
 
 

@@ -76,7 +76,7 @@ def _from_unicode(body: bytes, max_bytes: int) -> Bites[bytes]:
         if size > max_bytes:
             raise PayloadRefused(RejectReason.BODY_TOO_LARGE, f"the body is over {max_bytes} bytes in UTF-8")
         pieces.append(piece)
-        yield
+        yield len(piece)
     return b"".join(pieces)
 
 
@@ -124,8 +124,8 @@ def _from_multipart(body: bytes, content_type: str) -> Bites[bytes]:
             if _IS_JSON.search(head) and field not in KEY_FIELDS:
                 field = FIELDS[0]
             found.setdefault(field, []).append(body[head_end + 4 : end].removesuffix(b"\r"))
+        yield end - at
         at = end + 1
-        yield
     if len(found) == 1 and found.keys().isdisjoint(FIELDS):
         found = {FIELDS[0]: next(iter(found.values()))}
     text = _only_one(found, body)
@@ -159,7 +159,7 @@ def _unquote(text: bytes) -> Bites[bytes]:
             piece = piece[:cut]
         pieces.append(unquote_to_bytes(piece.replace(b"+", b" ")))
         at += len(piece)
-        yield
+        yield len(pieces[-1])
     return b"".join(pieces)
 
 
@@ -176,7 +176,7 @@ def _unwrap(text: bytes) -> Bites[bytes]:
             pieces.append(binascii.a2b_base64(digits[at : at + _AT_ONCE], strict_mode=True))
         except binascii.Error:
             return b""
-        yield
+        yield len(pieces[-1])
     return b"".join(pieces)
 
 

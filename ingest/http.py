@@ -12,6 +12,7 @@ import aiohttp
 import orjson
 from aiohttp import HttpVersion11, web
 
+from ingest.budget import Hold, too_slow
 from ingest.encodings import is_packed, unpack
 from ingest.rejects import STATUS_OF_REASON, PayloadRefused, Refusal, RejectReason
 
@@ -69,38 +70,36 @@ def problem(
     return web.Response(status=status, body=orjson.dumps(body), content_type=PROBLEM, headers=headers)
 
 
-async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
+async def read_body(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:
     """The body, decompressed whether it says that it is gzip or not. Raises PayloadRefused."""
-    body = await read_packed(request, max_bytes, timeout_seconds)
+    body = await read_packed(request, hold, max_bytes, timeout_seconds)
     encoding = request.headers.get("Content-Encoding")
     if not is_packed(body, encoding):
         return body
     work = unpack(body, encoding, max_bytes)
     while True:
         try:
-            next(work)
+            hold.take(next(work) or 0)
         except StopIteration as end:
             return bytes(end.value)
         await asyncio.sleep(0)
 
 
-async def read_packed(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
-    """The body as it was sent. Raises PayloadRefused.
+async def read_packed(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:
+    """The body as it was sent; `hold` has its bytes. Raises PayloadRefused.
 
     The connection must not decompress by itself: aiohttp takes a gzip body that is cut short for a whole one, and
     hangs up over one that is damaged.
     """
     content = request.content
     try:
-        if content.is_eof():
-            # All of it is here already, as with nearly every request.
-            body = content.read_nowait()
-        else:
-            async with asyncio.timeout(timeout_seconds):
-                body = await _read_rest(request, max_bytes)
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(max_bytes) from None
+        if not content.is_eof():
+            return await _read_rest(request, hold, max_bytes, timeout_seconds)
+        # All of it is here already, as with nearly every request.
+        body = content.read_nowait()
     except TimeoutError:
+        if hold.is_dropped:
+            raise too_slow() from None
         detail = f"the body did not come within {timeout_seconds:g} seconds"
         raise PayloadRefused(RejectReason.BODY_TIMEOUT, detail) from None
     except (web.RequestPayloadError, aiohttp.http.HttpProcessingError) as error:
@@ -110,16 +109,29 @@ async def read_packed(request: web.BaseRequest, max_bytes: int, timeout_seconds:
         raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the client hung up: {error}") from None
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
+    hold.take(len(body))
     return body
 
 
-async def _read_rest(request: web.BaseRequest, max_bytes: int) -> bytes:
-    if (request.content_length or 0) > max_bytes:
+async def _read_rest(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:
+    promised = request.content_length or 0
+    if promised > max_bytes:
         raise _too_large(max_bytes)
+    hold.expect(promised)
     if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # The answer itself has not begun.
-    return await request.read()
+    # Not the pieces themselves, which may be as many as there are bytes.
+    body = bytearray()
+    async with asyncio.timeout(timeout_seconds) as deadline:
+        hold.arriving(deadline)
+        while piece := await request.content.readany():
+            if len(body) + len(piece) > max_bytes:
+                raise _too_large(max_bytes)
+            hold.take(len(piece))
+            body += piece
+        hold.arrived()
+    return bytes(body)
 
 
 def _too_large(max_bytes: int) -> PayloadRefused:
@@ -180,6 +192,9 @@ class Cors:
         )
 
 
+_ROUNDING: Final = 1e-9
+
+
 class RateLimit:
     """A token bucket for each key: `burst` at once, then `per_second`. Bounded in keys.
 
@@ -198,19 +213,87 @@ class RateLimit:
         self._recent: dict[str, tuple[float, float]] = {}
         self._older: dict[str, tuple[float, float]] = {}
 
-    def take(self, key: str) -> float:
-        """Take a token: 0.0 when there was one, else the seconds until there is."""
+    def take(self, key: str, tokens: float = 1.0) -> float:
+        """Take so many tokens: 0.0 when there were as many, else the seconds until there are.
+
+        What costs more than the burst goes through when all of that is there; what it costs is owed then.
+        """
         now = self._clock()
-        tokens, at = self._recent.get(key) or self._older.get(key) or (self._burst, now)
-        tokens = min(self._burst, tokens + (now - at) * self._per_second)
+        left = self._left(key, now)
         wait = 0.0
-        if tokens >= 1.0:
-            tokens -= 1.0
+        needed = min(tokens, self._burst)
+        if left >= needed - _ROUNDING:
+            left -= tokens
         else:
-            wait = (1.0 - tokens) / self._per_second
+            wait = (needed - left) / self._per_second
+        self._put(key, left, now)
+        return wait
+
+    def owe(self, key: str, tokens: float) -> None:
+        """Take so many tokens, whether they are there or not."""
+        now = self._clock()
+        self._put(key, self._left(key, now) - tokens, now)
+
+    def wait(self, key: str) -> float:
+        """The seconds until nothing is owed; 0.0 if nothing is."""
+        left = self._left(key, self._clock())
+        return -left / self._per_second if left < 0 else 0.0
+
+    def _left(self, key: str, now: float) -> float:
+        tokens, at = self._recent.get(key) or self._older.get(key) or (self._burst, now)
+        return min(self._burst, tokens + (now - at) * self._per_second)
+
+    def _put(self, key: str, tokens: float, now: float) -> None:
         self._recent[key] = (tokens, now)
         if len(self._recent) > self.MAX_KEYS // 2:
             self._older, self._recent = self._recent, {}
+
+
+class Volume:
+    """How many events an address may send, and how many bytes of the journal they may take; the one that it has more
+    of counts, so that one bucket holds both: tokens are seconds of what it may send."""
+
+    MAX_CLOSED: Final = 10_000
+
+    def __init__(
+        self, events_per_second: float, bytes_per_second: int, burst_seconds: int, clock: Callable[[], float]
+    ) -> None:
+        """0 is no limit. What it may send in `burst_seconds`, it may send at once."""
+        self.enabled = events_per_second > 0 or bytes_per_second > 0
+        self._event_seconds = 1 / events_per_second if events_per_second else 0.0
+        self._byte_seconds = 1 / bytes_per_second if bytes_per_second else 0.0
+        self._clock = clock
+        self._limit = RateLimit(1.0, burst_seconds, clock)
+        # Addresses whose last body was too much -> when it would not have been. Until then no other that is long is
+        # unpacked to find out the same.
+        self._closed: dict[str, float] = {}
+
+    def take(self, share: str, events: int, size: int) -> float:
+        """Charge for so many events and bytes: 0.0 if they may come, else the seconds until they may."""
+        wait = self._limit.take(share, max(events * self._event_seconds, size * self._byte_seconds))
+        if wait:
+            if len(self._closed) >= self.MAX_CLOSED:
+                self._closed.clear()
+            self._closed[share] = self._clock() + wait
+        return wait
+
+    def add(self, share: str, size: int) -> None:
+        """Charge for so many bytes more, of what has come."""
+        self._limit.owe(share, size * self._byte_seconds)
+
+    def wait(self, share: str) -> float:
+        """The seconds until anything may come; 0.0 if it may now."""
+        return self._limit.wait(share)
+
+    def wait_long(self, share: str) -> float:
+        """The seconds until a body may come that has to be unpacked or decoded in bites."""
+        until = self._closed.get(share)
+        if until is None:
+            return 0.0
+        wait = until - self._clock()
+        if wait <= 0:
+            del self._closed[share]
+            return 0.0
         return wait
 
 

@@ -6,7 +6,8 @@ caches held something else. So a handler only reads its body and submits it; one
 TURN_SECONDS, and then gives the loop to others.
 
 What is long is done in bites, and after each of them it is the others' turn: a body takes as long as it takes, but
-none waits for it.
+none waits for it. How many are unpacked and decoded at once is bounded, see `waiting.py` and `budget.py`; the rest
+waits as it was sent.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from ingest import row
 from ingest.accounts import Accounts
 from ingest.anonymity import conceal_members, conceal_own, conceal_text
 from ingest.bites import Bites
+from ingest.budget import Budget
 from ingest.dedupe import DedupeWindow
 from ingest.drafts import Drafts
 from ingest.event import (
@@ -44,6 +46,7 @@ from ingest.replays import Replays
 from ingest.submission import Submission
 from ingest.tail import Tail, Told
 from ingest.timestamps import parse_time
+from ingest.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ SLICE: Final = 500
 """Events that go through the steps together, if they are of one part of a body: 5 ms, if they are small."""
 _LINES_PER_BODY: Final = 2
 """Lines have the body's texts, doubled backslashes, and columns of our own."""
+_LINE_BYTES: Final = 240
+"""Of a line, beside the texts of its event and the user agent: ids, times, and what is empty."""
 RECEIVED_AT_HEADER: Final = "X-Ingest-Received-At"
 SENT_AT_HEADER: Final = "X-Ingest-Sent-At"
 """By these a replay tells when the event first came, and when it was sent by the client's clock: its time is put
@@ -62,20 +67,33 @@ _OUR_FAULT: Final = "a bug of the collector, which has logged it"
 NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written")
 
 
+class VolumeLimit(Protocol):
+    """What an address may send."""
+
+    def take(self, share: str, events: int, size: int) -> float:
+        """Charge for so many events and bytes: 0.0 if they may come, else the seconds until they may."""
+
+    def add(self, share: str, size: int) -> None:
+        """Charge for so many bytes more, of what has come."""
+
+
 class IntakeSettings(NamedTuple):
     """What the intake needs to know beside its parts.
 
     make_sender: (address, headers, country) -> Sender.
     check_key: the key or None -> whether it is a secret one; raises PayloadRefused if a key is needed and it is none.
-    keep_rejected: whether one more refused event may be kept for replay.  observe_skew: seconds.
+    keep_rejected: whether one more refused event, of so many bytes, may be kept for replay.  observe_skew: seconds.
+    budget: memory for what is unpacked and decoded.  volume: what an address may send, None for no limit.
     replays: where it is told what becomes of them, if what comes was refused once, and came long ago.
     """
 
     limits: Limits
     make_sender: Callable[[str, Mapping[str, str], str | None], Sender]
     check_key: Callable[[str | None], bool]
-    keep_rejected: Callable[[], bool]
+    keep_rejected: Callable[[int], bool]
     observe_skew: Callable[[float], None]
+    budget: Budget
+    volume: VolumeLimit | None = None
     replays: Replays | None = None
 
 
@@ -115,14 +133,23 @@ class Intake:
         self._tail = tail
         self._settings = settings
         self._clock = clock
-        # Submissions whose events are not all appended yet; the first has waited longest.
+        self._budget = settings.budget
+        # Submissions whose events are not all appended yet, the first has waited longest for its bite; but for those
+        # that still wait to be decoded.
         self._queue: deque[Submission] = deque()
+        self._waiting = Waiting()
+        # Those in the queue of which something is in memory beside what was sent, the oldest first.
+        self._working: dict[Submission, None] = {}
 
     def submit(self, submission: Submission) -> None:
-        """Process it at the end of this turn of the loop; await its `settled`."""
+        """Process it at the end of this turn of the loop, or when its turn comes; await its `settled`."""
         if not self._queue:
             asyncio.get_running_loop().call_soon(self._run_turn)
-        self._queue.append(submission)
+        if submission.is_long:
+            self._waiting.add(submission)
+            self._admit()
+        else:
+            self._queue.append(submission)
 
     def refuse(self, refusal: Refusal, path: str, sender: Sender | None = None) -> None:
         """Book a request that is refused whole as one event, and keep what it held if that is worth it."""
@@ -143,10 +170,12 @@ class Intake:
     def _run_turn(self) -> None:
         """Some of what waits, appended without giving up the loop: batch_id and books stay true."""
         turn = _Turn(self._journal.batch_id, moment_of(datetime.now(UTC), self._settings.limits))
-        queue = self._queue
+        queue, budget = self._queue, self._budget
         deadline = self._clock() + TURN_SECONDS
         while queue:
             submission = queue.popleft()
+            if budget.worked >= budget.work_room and self._must_wait(submission):
+                continue
             try:
                 done = self._advance(submission, turn)
             except PayloadRefused as refused:
@@ -160,8 +189,11 @@ class Intake:
             if done:
                 turn.begun.pop(submission, None)
                 turn.done.append(submission)
+                if submission.counted or submission.admitted:
+                    self._leave(submission)
             else:
                 queue.append(submission)
+                self._count(submission)
                 if submission.waits:
                     turn.begun[submission] = None
             if queue and self._clock() >= deadline:
@@ -169,6 +201,41 @@ class Intake:
         self._append(turn)
         if queue:
             asyncio.get_running_loop().call_soon(self._run_turn)
+
+    # Memory.
+
+    def _admit(self) -> None:
+        """Let those that wait begin, in order, while there is room."""
+        while self._waiting and (self._budget.worked < self._budget.work_room or not self._working):
+            submission = self._waiting.begin()
+            if submission is None:
+                return
+            self._queue.append(submission)
+
+    def _must_wait(self, submission: Submission) -> bool:
+        """Whether there is no room for more of it, in which case it is put back. The oldest always goes on."""
+        oldest = next(iter(self._working), None)
+        if oldest is None or oldest is submission:
+            return False
+        if submission.admitted or submission in self._working:
+            self._queue.append(submission)
+        else:
+            self._waiting.add(submission)
+        return True
+
+    def _count(self, submission: Submission) -> None:
+        self._working[submission] = None
+        self._budget.worked += submission.grown - submission.counted
+        submission.counted = submission.grown
+
+    def _leave(self, submission: Submission) -> None:
+        """It is done, and what there is of it goes; others may begin."""
+        self._working.pop(submission, None)
+        self._budget.worked -= submission.counted
+        submission.counted = 0
+        if submission.admitted:
+            self._waiting.done(submission)
+        self._admit()
 
     def _advance(self, submission: Submission, turn: _Turn) -> bool:
         """One bite of a submission, or all of it if it is small; whether it is done. Raises PayloadRefused."""
@@ -188,6 +255,8 @@ class Intake:
             submission.sender = self._settings.make_sender(submission.address, submission.headers, submission.country)
             found = submission.decode(submission.body)
             if isinstance(found, Payload):
+                if len(found.parts[0].events) > SLICE:
+                    submission.grown += sum([part.memory_bytes for part in found.parts])
                 return found
             submission.work = found
         payload: Payload | None = submission.bite()
@@ -201,6 +270,8 @@ class Intake:
         processed = _write_lines(drafts, arrival, turn.ending, first)
         lines = self._take_new(submission, processed, turn)
         turn.lines += lines
+        if submission.charged:
+            submission.written += sum(map(len, lines))
         if lines:
             submission.waits = True
         if self._settings.replays is not None:
@@ -215,7 +286,11 @@ class Intake:
             refusals = self._book_refusals(submission, refusals, turn)
         if self._tail.followed:
             turn.told.append(Told(submission.path, lines, refusals))
-        return _is_last(submission)
+        if not _is_last(submission):
+            return False
+        if submission.written > submission.charged and self._settings.volume is not None:
+            self._settings.volume.add(submission.share, submission.written - submission.charged)
+        return True
 
     def _take_new(self, submission: Submission, processed: Processed, turn: _Turn) -> list[str]:
         """The lines that are neither refused nor duplicates; their keys are the turn's from now on."""
@@ -261,6 +336,8 @@ class Intake:
                 self._journal.check_room(_LINES_PER_BODY * payload.size)
             except JournalFull as error:
                 raise PayloadRefused(error.reason, str(error)) from None
+        if settings.volume is not None and not authenticated:
+            self._charge(submission, payload, submission.sender)
         self._accounts.cleaned += payload.cleaned
         sent_at, first_came = _time(payload.sent_at), None
         if settings.replays is not None:
@@ -277,6 +354,18 @@ class Intake:
         submission.arrival = arrive(
             turn.moment, sent_at, submission.sender, hazards, settings.limits, authenticated, first_came
         )
+
+    def _charge(self, submission: Submission, payload: Payload, sender: Sender) -> None:
+        """What its address may send is less by it. Raises PayloadRefused, before anything of it is taken."""
+        assert self._settings.volume is not None
+        events = payload.total
+        size = payload.size + events * (_LINE_BYTES + len(sender.user_agent))
+        wait = self._settings.volume.take(submission.share, events, size)
+        if wait:
+            submission.retry_after_seconds = seconds = int(wait) + 1
+            detail = f"too many events, or bytes of them, from one address; try again in {seconds} s"
+            raise PayloadRefused(RejectReason.RATE_LIMITED, detail)
+        submission.charged = size
 
     def _book_refusals(
         self, submission: Submission, refusals: list[tuple[int, Refusal]], turn: _Turn
@@ -297,7 +386,8 @@ class Intake:
             )
             if line is not None:
                 turn.rejected_lines.append(line)
-        submission.refusals += refusals
+        # The answer tells why. What was sent is kept, or it is not.
+        submission.refusals += [(index, refusal._replace(raw=b"")) for index, refusal in refusals]
         return refusals
 
     def _append(self, turn: _Turn) -> None:
@@ -317,6 +407,7 @@ class Intake:
                 for submission in turn.begun:
                     self._queue.remove(submission)
                     turn.done.append(submission)
+                    self._leave(submission)
                 turn.begun.clear()
         if turn.told:
             self._tell(turn.told, record, full)
@@ -363,10 +454,11 @@ class Intake:
         self, refusal: Refusal, received: str, sent_at: str | None, sender: Sender, path: str, ending: str
     ) -> str | None:
         """The line for analytics.rejected_events; None when it is not kept: too many at once, or nothing in it."""
-        if refusal.reason in NOT_KEPT or not refusal.raw or not self._settings.keep_rejected():
-            return None
         limit = self._settings.limits.max_event_bytes
         payload, detail = refusal.raw[:limit], refusal.detail
+        size = len(payload) + len(detail) + len(sender.user_agent) + _LINE_BYTES
+        if refusal.reason in NOT_KEPT or not payload or not self._settings.keep_rejected(size):
+            return None
         if self._settings.limits.conceals:
             payload, detail = _concealed(payload, refusal.reason), conceal_text(detail)
         text = row.fields(

@@ -26,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.samples import Sample
 
 from ingest.accounts import Accounts
+from ingest.budget import Budget
 from ingest.journal import Journal
 from ingest.rejects import RejectReason
 from ingest.writer import Writer
@@ -93,6 +94,7 @@ class Gauges:
 
     journals: Callable[[], Iterable[tuple[Journal, Writer]]]
     can_accept: Callable[[], bool]
+    budget: Budget
 
 
 class Metrics:
@@ -189,7 +191,20 @@ class _Books:
         for (route, status), count in sorted(self._requests.items()):
             answered.add_metric([route, str(status)], count)
         yield answered
+        yield from self._bodies()
         yield from self._journals()
+
+    def _bodies(self) -> Iterator[Metric]:
+        budget = self._gauges.budget
+        held = GaugeMetricFamily(
+            "ingest_body_bytes", "Memory that the bodies of requests hold, of bodies_max_bytes", labels=["as"]
+        )
+        held.add_metric(["sent"], budget.held)
+        held.add_metric(["decoded"], budget.worked)
+        yield held
+        yield CounterMetricFamily(
+            "ingest_bodies_dropped", "Slow uploads that gave way to others: 503", value=budget.dropped
+        )
 
     def _journals(self) -> Iterator[Metric]:
         journals = list(self._gauges.journals())

@@ -21,6 +21,7 @@ from aiohttp import web
 from ingest.access import Authenticator, Caller, Scope, Unauthorized
 from ingest.addresses import rate_limit_key
 from ingest.anonymity import conceal_own, own_address
+from ingest.budget import Budget, Hold, decoded_bytes
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
 from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
@@ -184,16 +185,18 @@ class Api:
         conceals: bool,
         by_address: RateLimit,
         by_key: RateLimit,
+        budget: Budget,
         body_timeout_seconds: float,
     ) -> None:
         self.transactions = transactions
         self.emitter = emitter
         self.authenticator = authenticator
-        self._address_of = address_of
+        self.address_of = address_of
         self.country_of = country_of
         self._conceals = conceals
         self._by_address = by_address
         self._by_key = by_key
+        self.budget = budget
         self._body_timeout_seconds = body_timeout_seconds
         self._quiet = Quiet(_QUIET_SECONDS)
         self._quiet_refusals = Quiet(_QUIET_SECONDS)
@@ -235,13 +238,16 @@ class Api:
     async def _served(self, operation: Operation, request: web.Request) -> web.StreamResponse:
         """The answer to a request that nothing is wrong with. Raises Problem and Invalid."""
         call = await self._call(operation, request)
+        hold = self.budget.hold(rate_limit_key(call.address))
         try:
-            await self._read(operation, call)
+            await self._read(operation, call, hold)
             return await operation.handle(call)
         except Invalid as error:
             if operation.on_invalid is not None:
                 await operation.on_invalid(call, error.errors)
             raise
+        finally:
+            hold.release()
 
     async def _call(self, operation: Operation, request: web.Request) -> Call:
         """The request, of which only who calls is known. Raises Problem."""
@@ -254,7 +260,7 @@ class Api:
 
     async def admit(self, request: web.BaseRequest) -> tuple[str, Caller]:
         """A request's address and caller, within their limits. Raises Problem."""
-        address = self._address_of(request)
+        address = self.address_of(request)
         try:
             caller = await self.authenticator.identify(
                 request.headers.get("Authorization"), request.headers.get("X-API-Key")
@@ -274,13 +280,13 @@ class Api:
         headers = request.headers
         return not self._by_address.enabled and "Authorization" not in headers and "X-API-Key" not in headers
 
-    async def _read(self, operation: Operation, call: Call) -> None:
+    async def _read(self, operation: Operation, call: Call, hold: Hold) -> None:
         """What the request asks, checked. Raises Problem and Invalid."""
         if operation.parameters is not None:
             call.parameters = read(operation.parameters, dict(call.request.match_info), texts=True)
         call.query = _query(operation, call.request)
         if operation.body is not None:
-            await self._read_body(operation, call)
+            await self._read_body(operation, call, hold)
 
     @staticmethod
     def _limit(limit: RateLimit, subject: str) -> None:
@@ -289,14 +295,18 @@ class Api:
             detail = f"too many requests; try again in {seconds} s"
             raise Problem(429, "rate_limited", detail, headers={"Retry-After": str(seconds)})
 
-    async def _read_body(self, operation: Operation, call: Call) -> None:
+    async def _read_body(self, operation: Operation, call: Call, hold: Hold) -> None:
         request = call.request
         assert operation.body is not None
         try:
-            body = await read_body(request, MAX_BODY_BYTES, self._body_timeout_seconds)
+            body = await read_body(request, hold, MAX_BODY_BYTES, self._body_timeout_seconds)
+            # The handler keeps what is made of it for as long as it works.
+            hold.take(decoded_bytes(body))
         except PayloadRefused as error:
             refusal = error.refusal
-            raise Problem(STATUS_OF_REASON.get(refusal.reason, 400), refusal.reason.value, refusal.detail) from None
+            status = STATUS_OF_REASON.get(refusal.reason, 400)
+            headers = _retry() if status == 503 else None
+            raise Problem(status, refusal.reason.value, refusal.detail, headers=headers) from None
         body = self.concealed(body.decode("utf-8", "surrogateescape"), call.address).encode(
             "utf-8", "surrogateescape"
         )

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from ingest.batches import (
+    EVENT_BYTES,
     LONGEST_MEMBER,
     MOST_BESIDE,
     PART_BYTES,
@@ -238,7 +239,7 @@ def _translate_in_bites(work: Payload | Bites[Payload], call: str | None) -> Bit
             messages = part.events[start : start + _MESSAGES_AT_ONCE]
             payload = _translate(payload, messages, call)
             events += messages
-            yield
+            yield EVENT_BYTES * len(messages)
         part.events[:] = events
     return payload
 
@@ -434,11 +435,12 @@ def _beside(members: Sequence[tuple[bytes, bytes]], count: int) -> dict[str, Raw
 def _share(part: Part, beside: dict[str, Raw], decoders: Decoders, known: Spellings) -> Bites[Part]:
     """The part, each of its events with what stands beside the batch."""
     sent = pieces(part)
+    size = 2 * sum(map(len, beside.values())) + EVENT_BYTES
     events: list[Any] = []
     for start in range(0, len(sent), _SHARED_AT_ONCE):
         for piece, event in zip(sent[start : start + _SHARED_AT_ONCE], part.events[start:], strict=False):
             events.append(event if isinstance(event, Refusal) else decode_respelled(piece, decoders, known, beside))
-        yield
+        yield size * len(events[start:])
     # The hazards of what is shared are not known.
     return Part(part.text, events, ALL_HAZARDS, sent)
 

@@ -16,6 +16,7 @@ from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, Place, anonymise, parse_networks, public_address
 from ingest.anonymity import own_address
 from ingest.api_keys import KeyRing
+from ingest.budget import Budget
 from ingest.config import DIMENSION_NAMES, Config
 from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
@@ -35,7 +36,7 @@ from ingest.handlers.collect import (
 from ingest.handlers.experiments import Experiments
 from ingest.handlers.ofrep import Ofrep
 from ingest.handlers.stats import Stats, admit_reader
-from ingest.http import Cors, RateLimit
+from ingest.http import Cors, RateLimit, Volume
 from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal
 from ingest.metrics import Metrics
@@ -52,6 +53,8 @@ from ingest.transactions import Transactions
 if TYPE_CHECKING:
     from ingest.credentials import Cipher
 
+_BURST_SECONDS: Final = 10
+"""What an address may send in ten seconds, it may send at once."""
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
 
@@ -66,6 +69,7 @@ class Parts(NamedTuple):
     accounts: Accounts
     tail: Tail
     metrics: Metrics
+    budget: Budget
     keys: KeyRing
     experiments: Definitions
     reading: Pool
@@ -81,8 +85,11 @@ class Parts(NamedTuple):
 def public_server(parts: Parts) -> Server:
     """What the world reaches: events in front, everything else behind."""
     config = parts.config
-    kept = RateLimit(config.rejected_kept_per_second, max(1, config.rejected_kept_per_second), time.monotonic)
-    collector = Collector(_collect_settings(config), _intake(parts, config.write_keys, kept), parts.metrics)
+    kept = _kept(config)
+    settings = _collect_settings(parts)
+    collector = Collector(
+        settings, _intake(parts, config.write_keys, kept, settings.volume), parts.budget, parts.metrics
+    )
     api = _api(parts, collector, _intake(parts, (), kept))
     ofrep = Ofrep(api, parts.experiments, Placeholders(config.placeholder_ids), config.body_timeout_seconds)
     return Server(
@@ -99,9 +106,14 @@ def public_server(parts: Parts) -> Server:
 def control_server(parts: Parts) -> Server:
     """What siblings and commands reach. What comes here is a replay: no key, no limit, refused again it is not kept
     twice, and the answer waits until it is stored."""
-    nothing = RateLimit(0.0, 1, time.monotonic)
-    settings = _collect_settings(parts.config)._replace(write_keys=(), rate_limit=nothing, trusted_proxies=_REPLAYED)
-    collector = Collector(settings, _intake(parts, (), nothing, parts.replays), parts.metrics)
+    settings = _collect_settings(parts)._replace(
+        write_keys=(),
+        rate_limit=RateLimit(0.0, 1, time.monotonic),
+        volume=Volume(0.0, 0, 1, time.monotonic),
+        trusted_proxies=_REPLAYED,
+    )
+    intake = _intake(parts, (), lambda size: False, replays=parts.replays)
+    collector = Collector(settings, intake, parts.budget, parts.metrics)
     app = control.application(parts.metrics.page, parts.tail, parts.clear_own)
     nobody = Cors((), credentials=False)
     seconds = parts.config.shutdown_timeout_seconds
@@ -111,7 +123,8 @@ def control_server(parts: Parts) -> Server:
 # Events.
 
 
-def _collect_settings(config: Config) -> CollectSettings:
+def _collect_settings(parts: Parts) -> CollectSettings:
+    config = parts.config
     return CollectSettings(
         max_body_bytes=config.max_body_bytes,
         max_event_bytes=config.max_event_bytes,
@@ -119,11 +132,28 @@ def _collect_settings(config: Config) -> CollectSettings:
         body_timeout_seconds=config.body_timeout_seconds,
         write_keys=config.write_keys,
         rate_limit=RateLimit(config.rate_limit_per_second, config.rate_limit_burst, time.monotonic),
+        volume=Volume(
+            config.address_events_per_second, config.address_bytes_per_second, _BURST_SECONDS, time.monotonic
+        ),
+        is_secret_key=secret_key_checker(parts.keys, config.admin_keys),
         trusted_proxies=parse_networks(config.trusted_proxies),
     )
 
 
-def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, replays: Replays | None = None) -> Intake:
+def _kept(config: Config) -> Callable[[int], bool]:
+    """What tells whether one more refused event, of so many bytes, may be kept for replay."""
+    rows = config.rejected_kept_per_second
+    limit = Volume(rows, config.rejected_kept_bytes_per_second, 1, time.monotonic)
+    return lambda size: rows > 0 and not limit.take("", 1, size)
+
+
+def _intake(
+    parts: Parts,
+    write_keys: tuple[str, ...],
+    kept: Callable[[int], bool],
+    volume: Volume | None = None,
+    replays: Replays | None = None,
+) -> Intake:
     config = parts.config
     make_sender, locate = _locators(config)
     limits = Limits(
@@ -141,8 +171,10 @@ def _intake(parts: Parts, write_keys: tuple[str, ...], kept: RateLimit, replays:
         limits=limits,
         make_sender=make_sender,
         check_key=key_checker(write_keys, secret_key_checker(parts.keys, config.admin_keys)),
-        keep_rejected=lambda: kept.enabled and not kept.take(""),
+        keep_rejected=kept,
         observe_skew=parts.metrics.skew.observe,
+        budget=parts.budget,
+        volume=volume if volume is not None and volume.enabled else None,
         replays=replays,
     )
     return Intake(parts.journal, parts.window, parts.accounts, parts.tail, settings)
@@ -246,6 +278,7 @@ def _api(parts: Parts, collector: Collector, own_events: Intake) -> Api:
         config.anonymise_ip,
         RateLimit(config.api_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
         RateLimit(config.key_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
+        parts.budget,
         config.body_timeout_seconds,
     )
 

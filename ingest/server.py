@@ -33,6 +33,8 @@ OTHER: Final = "other"
 _BACKLOG: Final = 1024
 _PARSED_BYTES: Final = 32 * 1024
 """Of what comes, this much is parsed in a turn of the loop: 5 ms, if it is chunks of one byte."""
+_BUFFERED_BYTES: Final = 64 * 1024
+"""Twice as much of a body that nobody reads yet is taken from the socket, and no more."""
 _LINE_BYTES: Final = 16 * 1024
 """The longest line of a request's head. Pages send all cookies of their site, which are one line."""
 
@@ -53,7 +55,9 @@ class _Connection(web.RequestHandler):
             max_line_size=_LINE_BYTES,
             max_field_size=_LINE_BYTES,
             auto_decompress=False,
+            read_bufsize=_BUFFERED_BYTES,
         )
+        self._max_msg_queue_size, self._msg_queue_resume_size = 2, 0
         self._on_broken = on_broken
         # What came and could not be parsed.
         self._broken = b""
@@ -80,6 +84,11 @@ class _Connection(web.RequestHandler):
         self._later += [data[at : at + _PARSED_BYTES] for at in range(0, len(data), _PARSED_BYTES)]
         if self.transport is not None:
             self.transport.pause_reading()
+
+    def _resume_transport_reading(self) -> None:
+        # Whoever reads a body asks for more of it. What has come is parsed first, or there would be no end to it.
+        if not self._later:
+            super()._resume_transport_reading()
 
     def _parse_later(self) -> None:
         if self.transport is None or self.transport.is_closing():

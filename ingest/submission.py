@@ -25,13 +25,18 @@ class Submission:
 
     __slots__ = (
         "address",
+        "admitted",
         "arrival",
         "body",
+        "charged",
+        "counted",
         "country",
         "decode",
         "duplicates",
+        "grown",
         "header_key",
         "headers",
+        "is_long",
         "keys",
         "parts",
         "path",
@@ -40,14 +45,17 @@ class Submission:
         "records",
         "refusals",
         "refused",
+        "retry_after_seconds",
         "sender",
         "sent",
         "settled",
+        "share",
         "taken",
         "waits",
         "watch",
         "within",
         "work",
+        "written",
     )
 
     def __init__(
@@ -67,6 +75,16 @@ class Submission:
         self.headers = headers
         self.header_key = header_key
         self.settled = settled
+        # Whose turn it is when it is, see Waiting; whether it takes bites to decode; whether it had to wait for that.
+        self.share = address
+        self.is_long = False
+        self.admitted = False
+        # Bytes that there are of it in memory beside `body`, and how many of them the budget knows of.
+        self.grown = 0
+        self.counted = 0
+        # Bytes of lines that its address was charged for, and those that there are; 0 where there is no limit.
+        self.charged = 0
+        self.written = 0
         # Of the client, if a proxy that is believed named it.
         self.country: str | None = None
         self.sender: Sender | None = None
@@ -89,6 +107,7 @@ class Submission:
         self.waits = False
         self.refusals: list[tuple[int, Refusal]] = []
         self.refused: Refusal | None = None
+        self.retry_after_seconds: int | None = None
         # Of a replay: the ids in it, and what becomes of them.
         self.keys: set[bytes] = set()
         self.watch: Watch | None = None
@@ -97,7 +116,7 @@ class Submission:
         """Go on with `work`: its result, after which there is none, or None if there is more."""
         assert self.work is not None
         try:
-            next(self.work)
+            self.grown += next(self.work) or 0
         except StopIteration as end:
             self.work = None
             return end.value

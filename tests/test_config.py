@@ -32,7 +32,9 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "max_future_seconds": ("0", 0),
     "skew_tolerance_seconds": ("60", 60),
     "dedupe_window_events": ("0", 0),
+    "bodies_max_bytes": ("100MB", 100_000_000),
     "rejected_kept_per_second": ("0", 0),
+    "rejected_kept_bytes_per_second": ("1MB", 1_000_000),
     "conversion_events": ("Order Completed, signup", ("Order Completed", "signup")),
     "placeholder_ids": ("demo, x9", ("demo", "x9")),
     "write_keys": ("key-1,key-2", ("key-1", "key-2")),
@@ -47,6 +49,8 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "metrics_keys": ("a,b", ("a", "b")),
     "rate_limit_per_second": ("2.5", 2.5),
     "rate_limit_burst": ("1", 1),
+    "address_events_per_second": ("0.5", 0.5),
+    "address_bytes_per_second": ("0", 0),
     "anonymise_ip": ("no", False),
     "geoip_database": ("city.mmdb", Path("city.mmdb")),
     "rollup": ("off", False),
@@ -257,6 +261,11 @@ def test_an_error_says_where_the_value_came_from_and_what_is_allowed(tmp_path):
         (
             {"max_body_bytes": 1000},
             "max_body_bytes (1kB, from flag --max-body-bytes) must be at least max_event_bytes (64KiB, the default)",
+        ),
+        (
+            {"bodies_max_bytes": "9MiB", "max_body_bytes": "2MiB"},
+            "bodies_max_bytes (9MiB, from flag --bodies-max-bytes) must be at least 5 times max_body_bytes (2MiB, "
+            "from flag --max-body-bytes)",
         ),
         (
             {"memory_max_bytes": "1MiB", "flush_max_bytes": 1048577},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
@@ -13,17 +14,22 @@ from aiohttp import web
 from ingest import replays
 from ingest.access import authorization_key
 from ingest.addresses import Network, client_address, country_from_headers, is_proxy, rate_limit_key
+from ingest.batches import PART_BYTES
 from ingest.bites import Bites
+from ingest.budget import Budget
 from ingest.encodings import is_packed, unpack
 from ingest.formats import is_json, to_json
-from ingest.http import RateLimit, answer, problem, read_packed, refuse
+from ingest.http import RateLimit, Volume, answer, problem, read_packed, refuse
 from ingest.intake import NOT_WRITTEN, Intake
+from ingest.logs import Quiet
 from ingest.metrics import Metrics
 from ingest.payload import Payload, read_native, read_segment
 from ingest.public_address import PublicAddress
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
 from ingest.replays import Watch
 from ingest.submission import Submission
+
+logger = logging.getLogger(__name__)
 
 NATIVE_PATH: Final = "/v1/events"
 SEGMENT_CALLS: Final = {
@@ -45,6 +51,8 @@ SEGMENT_CALLS: Final = {
 }
 """Path of Segment's API -> the call it stands for; None where each message names its own."""
 
+_VOLUME: Final = "events, or bytes of them,"
+_QUIET_SECONDS: Final = 60.0
 SETTINGS_PATH: Final = "/v1/projects/{key}/settings"
 _PROJECTS: Final = "/v1/projects/"
 
@@ -61,16 +69,20 @@ class CollectSettings(NamedTuple):
     body_timeout_seconds: float
     write_keys: tuple[str, ...]
     rate_limit: RateLimit
+    volume: Volume
+    is_secret_key: Callable[[str], bool]
     trusted_proxies: tuple[Network, ...]
 
 
 class Collector:
     """Handles every route that takes events: who asks, the body, and the answer. The intake does the rest."""
 
-    def __init__(self, settings: CollectSettings, intake: Intake, metrics: Metrics) -> None:
+    def __init__(self, settings: CollectSettings, intake: Intake, budget: Budget, metrics: Metrics) -> None:
         self._settings = settings
         self._intake = intake
+        self._budget = budget
         self._metrics = metrics
+        self._quiet = Quiet(_QUIET_SECONDS)
 
     def routes(self) -> dict[str, Handler]:
         """Path -> handler of its POST requests."""
@@ -90,28 +102,38 @@ class Collector:
     def _handler(self, path: str, decode: Decode) -> Handler:
         settings = self._settings
         max_bytes, timeout_seconds = settings.max_body_bytes, settings.body_timeout_seconds
+        volume = settings.volume
         observe = self._metrics.acknowledgement.observe
 
         async def handle(request: web.BaseRequest) -> web.Response:
             address = self.address_of(request)
-            if settings.rate_limit.enabled and (seconds := self._seconds_to_wait(address)):
-                detail = f"too many requests from one address; try again in {seconds} s"
-                return self._refuse(Refusal(RejectReason.RATE_LIMITED, detail), path, seconds)
+            share = rate_limit_key(address)
+            if settings.rate_limit.enabled and (wait := settings.rate_limit.take(share)):
+                return self._refuse_for_now("requests", wait, path)
+            key = self._header_key(request)
+            if volume.enabled and (wait := volume.wait(share)) and not self._is_secret(key):
+                return self._refuse_for_now(_VOLUME, wait, path, request)
+            hold = self._budget.hold(share)
             try:
-                body = await read_packed(request, max_bytes, timeout_seconds)
+                body = await read_packed(request, hold, max_bytes, timeout_seconds)
+                started = time.perf_counter()
+                settled = asyncio.get_running_loop().create_future()
+                unwrap, is_long = _decoder(decode, request, body, max_bytes)
+                if is_long and volume.enabled and (wait := volume.wait_long(share)) and not self._is_secret(key):
+                    return self._refuse_for_now(_VOLUME, wait, path, request)
+                submission = Submission(path, unwrap, body, address, request.headers, key, settled)
+                submission.share, submission.is_long = share, is_long
+                submission.country = self.country_of(request)
+                self._intake.submit(submission)
+                await settled
             except PayloadRefused as refused:
                 return self._refuse(refused.refusal, path)
-            started = time.perf_counter()
-            key = self._header_key(request)
-            settled = asyncio.get_running_loop().create_future()
-            submission = Submission(
-                path, _decoder(decode, request, body, max_bytes), body, address, request.headers, key, settled
-            )
-            submission.country = self.country_of(request)
-            self._intake.submit(submission)
-            await settled
+            finally:
+                hold.release()
             if submission.refused is not None:
-                return refuse(submission.refused)
+                if submission.retry_after_seconds is not None:
+                    self._tell_of_proxy(request)
+                return refuse(submission.refused, submission.retry_after_seconds)
             if not submission.durable:
                 return refuse(NOT_WRITTEN)
             observe(time.perf_counter() - started)
@@ -120,6 +142,29 @@ class Collector:
             return _answer(submission.accepted, submission.duplicates, submission.refusals)
 
         return handle
+
+    def _refuse_for_now(
+        self, what: str, wait: float, path: str, request: web.BaseRequest | None = None
+    ) -> web.Response:
+        if request is not None:
+            self._tell_of_proxy(request)
+        seconds = int(wait) + 1
+        detail = f"too many {what} from one address; try again in {seconds} s"
+        return self._refuse(Refusal(RejectReason.RATE_LIMITED, detail), path, seconds)
+
+    def _tell_of_proxy(self, request: web.BaseRequest) -> None:
+        """Whoever forgot to say that there is one finds all clients limited as if they were one."""
+        if "X-Forwarded-For" in request.headers and self._quiet.due():
+            peer = _peer(request)
+            if not is_proxy(peer, self._settings.trusted_proxies):
+                logger.warning(
+                    "%s sends too much for one address, and names others in X-Forwarded-For;"
+                    " if it is a proxy of yours, list it in trusted_proxies",
+                    peer,
+                )
+
+    def _is_secret(self, key: str | None) -> bool:
+        return key is not None and self._settings.is_secret_key(key)
 
     def _refuse(self, refusal: Refusal, path: str, retry_after_seconds: int | None = None) -> web.Response:
         self._intake.refuse(refusal, path)
@@ -140,10 +185,6 @@ class Collector:
         trusted = self._settings.trusted_proxies
         return country_from_headers(request.headers) if trusted and is_proxy(_peer(request), trusted) else None
 
-    def _seconds_to_wait(self, address: str) -> int:
-        wait = self._settings.rate_limit.take(rate_limit_key(address))
-        return int(wait) + 1 if wait else 0
-
     def _header_key(self, request: web.BaseRequest) -> str | None:
         """The write key that headers or query name; these win over the body, where some clients mask it."""
         headers = request.headers
@@ -160,12 +201,13 @@ def _peer(request: web.BaseRequest) -> str:
     return peer[0] if isinstance(peer, tuple) else ""
 
 
-def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: int) -> Decode:
-    """What decodes this body: also what was done to its JSON on the way is undone, if it is not JSON as it stands."""
+def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: int) -> tuple[Decode, bool]:
+    """What decodes this body: also what was done to its JSON on the way is undone, if it is not JSON as it stands.
+    And whether that takes bites, or may make much of little."""
     headers = request.headers
     encoding = headers.get("Content-Encoding")
     if not is_packed(body, encoding) and is_json(body):
-        return decode
+        return decode, len(body) > PART_BYTES
     content_type = headers.get("Content-Type", "")
 
     def unwrap(packed: bytes) -> Bites[Payload]:
@@ -174,7 +216,7 @@ def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: i
         payload = decode(text)
         return payload if isinstance(payload, Payload) else (yield from payload)
 
-    return unwrap
+    return unwrap, True
 
 
 def key_checker(write_keys: tuple[str, ...], is_secret: Callable[[str], bool]) -> Callable[[str | None], bool]:

@@ -20,6 +20,7 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
+from ingest.addresses import rate_limit_key
 from ingest.experiments.assignment import NOTHING_KNOWN, Context, country_code
 from ingest.experiments.definitions import Definitions
 from ingest.experiments.flags import Flag
@@ -35,6 +36,7 @@ FLAG_PATH: Final = "/ofrep/v1/evaluate/flags/{key}"
 PREFIX: Final = "/ofrep/v1/evaluate/flags/"
 MAX_UNIT_CHARACTERS: Final = 255
 _KEY_AT: Final = len(PREFIX)
+_RETRY: Final = {"Retry-After": str(OVERLOADED_RETRY_SECONDS)}
 _NO_ATTRIBUTES: Final = frozenset({"targetingKey", "country", "device", "url"})
 
 ErrorCode = Literal["FLAG_NOT_FOUND", "TARGETING_KEY_MISSING", "INVALID_CONTEXT", "PARSE_ERROR", "GENERAL"]
@@ -191,11 +193,21 @@ class Ofrep:
         try:
             if not self._api.admits_anyone(request):
                 await self._api.admit(request)
-            return await read_body(request, MAX_BODY_BYTES, self._body_timeout_seconds)
+            if self._definitions.version is None:
+                # Nobody's body is kept waiting for them.
+                await self._flags()
+            # It is decoded and evaluated in one go, and nothing of it is kept.
+            hold = self._api.budget.hold(rate_limit_key(self._api.address_of(request)))
+            try:
+                return await read_body(request, hold, MAX_BODY_BYTES, self._body_timeout_seconds)
+            finally:
+                hold.release()
         except Problem as problem:
             raise _Refused(problem.status, "GENERAL", problem.detail, problem.headers) from None
         except PayloadRefused as error:
             status = STATUS_OF_REASON.get(error.refusal.reason, 400)
+            if status == 503:
+                raise _Refused(status, "GENERAL", error.refusal.detail, _RETRY) from None
             raise _Refused(status, "PARSE_ERROR", error.refusal.detail) from None
 
     def _require_somebody(self, unit: bytes) -> None:
@@ -208,8 +220,7 @@ class Ofrep:
         try:
             return await self._definitions.loaded()
         except (Unavailable, TooSlow):
-            retry = {"Retry-After": str(OVERLOADED_RETRY_SECONDS)}
-            raise _Refused(503, "GENERAL", "the database does not answer now; try again", retry) from None
+            raise _Refused(503, "GENERAL", "the database does not answer now; try again", _RETRY) from None
 
     def operations(self) -> list[Operation]:
         """For the docs. Their paths are served before these are looked at."""
@@ -220,7 +231,7 @@ class Ofrep:
                 (401, "The credentials are not good"),
                 (413, "The body is too large"),
                 (429, "Too many requests; Retry-After tells when"),
-                (503, "No definitions yet: the database does not answer"),
+                (503, "No definitions yet: the database does not answer; or no memory for the body now"),
             )
         }
         return [
