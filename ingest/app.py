@@ -18,11 +18,24 @@ from typing import Final
 
 import asyncpg
 
-from ingest import control, database, enrich, journals, leftovers, migrations, partitions, routes, watermark
+from ingest import (
+    control,
+    database,
+    descriptors,
+    enrich,
+    journals,
+    leftovers,
+    migrations,
+    partitions,
+    routes,
+    watermark,
+)
 from ingest.accounts import Accounts
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.budget import Budget
+from ingest.census import Census, Seat
 from ingest.config import Config
+from ingest.connections import CLOSING, SPARE
 from ingest.dedupe import DedupeWindow
 from ingest.errors import DatabaseError, IngestError
 from ingest.experiments import definitions
@@ -50,6 +63,9 @@ READING_CONNECTIONS: Final = 4
 CALLING_CONNECTIONS: Final = 10
 FEATURES: Final = ("leads", "people", "onboarding", "experiments", "flags", "service")
 """Who share these: the tags of operations, and what the service asks for itself."""
+RESERVED: Final = descriptors.LAST_RESERVE + READING_CONNECTIONS + CALLING_CONNECTIONS + SPARE + CLOSING + 4
+"""Descriptors for all that is opened later: the journal's files, connections to Postgres (also the writer's, one to
+adopt), clients beyond the limit, two of the control socket. One more is for each sibling's metrics."""
 _WAITING_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.05
 _LOOKS_BETWEEN_ADOPTIONS: Final = 20
@@ -58,21 +74,24 @@ _LOOKS_BETWEEN_ADOPTIONS: Final = 20
 class Worker:
     """A running collector: `port` it listens on, `stop` it. Everything else is for tests to look at."""
 
-    def __init__(self, config: Config, index: int) -> None:
+    def __init__(self, config: Config, index: int, census: Census | None = None) -> None:
         self.config = config
         self.index = index
+        self._seat = Seat(census or Census(), index if census else 0)
         self.port = 0
         self.accounts = Accounts()
         self.tail = Tail(config.anonymise_ip)
         self.window = DedupeWindow(config.dedupe_window_events)
         self.replays = Replays()
         self.budget = Budget(config.bodies_max_bytes, time.monotonic)
-        self.metrics = Metrics(self.accounts, Gauges(self._stores, self.can_accept, self.budget), index)
+        self.metrics = Metrics(self.accounts, Gauges(self._stores, self.is_ready, self.budget), index)
         self.journal: Journal
         self.writer: Writer
         # Set to end the background loops; before that, `closing` says that no more events are wanted.
         self.stopping = asyncio.Event()
         self.closing = False
+        # Still serving, but not for long: balancers are to send no more.
+        self.draining = False
         self._stopped = False
         # Journals of workers that are gone, being drained; the adopting loop changes it.
         self.adopted: dict[Path, tuple[Journal, Writer]] = {}
@@ -99,6 +118,10 @@ class Worker:
         if self.closing or self._write_failing:
             return False
         return self.journal.has_room and not self.journal.is_stalled and not self.journal.is_taken
+
+    def is_ready(self) -> bool:
+        """Whether clients should be sent here."""
+        return self.can_accept() and not self.draining
 
     # Opening.
 
@@ -374,12 +397,15 @@ class Worker:
         parts = Parts(
             self.config, self.journal, self.window, self.replays, self.accounts, self.tail, self.metrics, self.budget,
             self.keys, self.experiments, self._reading, self._calling, self.can_accept, self.wait_stored,
-            self.clear_journals, self.clear_own, self.state, self.metrics_page,
+            self.clear_journals, self.clear_own, self.state, self.metrics_page, self._seat,
+            descriptors.connections_allowed(RESERVED + self.config.workers),
         )  # fmt: skip
         self._server = routes.public_server(parts)
         self._control = routes.control_server(parts)
-        await self._server.start(sock)
+        self.metrics.watch(self._server.connections)
+        # First: siblings look for it as soon as we answer.
         await self._control.start(bind_unix(control.socket_path(self.config.data_dir, self.index)))
+        await self._server.start(sock)
 
     async def wait_stored(self, seconds: float) -> bool:
         """Whether all that the journals of this data folder hold now is in the database within so many seconds."""
@@ -422,7 +448,9 @@ class Worker:
             told["not_storing"] = "the table of events refuses every row; the log says why"
         if taken := [journal.number for journal, _ in self._stores() if journal.is_taken]:
             told["taken_over"] = taken
-        return self.can_accept(), told
+        if self.draining:
+            told["draining"] = True
+        return self.is_ready(), told
 
     async def metrics_page(self) -> str:
         """The metrics of all workers of this service, and of the rollup workers beside them."""
@@ -434,18 +462,25 @@ class Worker:
 
     # Stopping.
 
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Say not ready, but serve on for drain_seconds or until `hurry`; each answer ends its connection."""
+        self.draining = True
+        if self._server is not None:
+            await self._server.drain(self.config.drain_seconds, hurry)
+
     async def stop(self) -> None:
         """Stop accepting, answer what is in flight, store what can be stored, close. Repeatable."""
         if self._stopped:
             return
         self._stopped = True
-        # /readyz says no from here on, and a follower of the tail would keep its connection for ever.
-        self.closing = True
+        self.draining = True
+        # A follower would keep its connection for ever.
         self.tail.close()
         self.replays.give_up()
         for server in (self._server, self._control):
             if server is not None:
                 await server.stop()
+        self.closing = True
         await self._reading.close()
         await self._calling.close()
         self.stopping.set()
@@ -468,9 +503,12 @@ class Worker:
             )
 
 
-async def start_worker(config: Config, sock: socket.socket, index: int = 0) -> Worker:
-    """Start one collector on a bound socket: journal, writer, HTTP. It accepts events when this returns."""
-    worker = Worker(config, index)
+async def start_worker(config: Config, sock: socket.socket, index: int = 0, census: Census | None = None) -> Worker:
+    """Start one collector on a bound socket: journal, writer, HTTP. It accepts events when this returns.
+
+    `census`: the connections of all workers that share the socket; without it, this is the only one.
+    """
+    worker = Worker(config, index, census)
     try:
         await worker.open_journal()
         enrich.warm_up()

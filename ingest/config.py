@@ -183,6 +183,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     address_bytes_per_second: Annotated[
         int, within(0, 64 * GIB, "The same in bytes of the journal; 0 is no limit")
     ] = 5 * MIB
+    max_connections: Annotated[
+        int, within(1, 10**6, "Open connections of all clients and workers; fewer if `ulimit -n` allows no more")
+    ] = 10_000
+    max_connections_per_address: Annotated[
+        int, within(1, 10**6, "Those of one address (IPv6: a /64) that is none of trusted_proxies")
+    ] = 500
     anonymise_ip: Annotated[bool, about("Store client addresses without their last part")] = True
     geoip_database: Annotated[Path | None, about("MaxMind file (.mmdb) to look addresses up in")] = None
 
@@ -247,6 +253,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     statement_timeout_seconds: Annotated[
         float, within(0.1, 3600, "Longest COPY transaction; after it, reconnect and ask the ledger")
     ] = 30.0
+    drain_seconds: Annotated[
+        float, within(0, 3600, "On SIGTERM: how long to be not ready, but to serve on, before finishing")
+    ] = 5.0
     shutdown_timeout_seconds: Annotated[float, within(0, 3600, "Time to finish when told to stop")] = 10.0
     database_wait_seconds: Annotated[float, within(0, 86_400, "Wait for the database at first start")] = 60.0
     partitions_ahead_days: Annotated[int, within(1, 366, "Days that have their partition in advance")] = 7

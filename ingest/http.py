@@ -1,4 +1,4 @@
-"""What every answer has in common: errors as JSON, CORS, rate limits, and the loop over open connections."""
+"""What every answer has in common: errors as JSON, CORS and rate limits."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from ingest.rejects import STATUS_OF_REASON, PayloadRefused, Refusal, RejectReas
 
 REASON_HEADER: Final = "X-Reject-Reason"
 OVERLOADED_RETRY_SECONDS: Final = 5
-FIRST_REQUEST_SECONDS: Final = 30.0
-"""How long a connection may take to send its first request; a client that never does is hung up on."""
 BEARER: Final = {"WWW-Authenticate": 'Bearer realm="ingest"'}
 """Not Basic: a browser would ask its user for a password, and send it along from then on, whoever's page asks."""
 _JSON: Final = "application/json"
@@ -295,25 +293,3 @@ class Volume:
             del self._closed[share]
             return 0.0
         return wait
-
-
-class Connections:
-    """Hangs up on connections that send no request: without this, each would hold a descriptor for ever."""
-
-    def __init__(self, server: web.Server, clock: Callable[[], float]) -> None:
-        self._server = server
-        self._clock = clock
-        # Connections that have sent a request, and since when the others are known. Changed by `sweep` and,
-        # for the first, by every request.
-        self.served: set[object] = set()
-        self._silent: dict[object, float] = {}
-
-    async def sweep(self) -> None:
-        """Run this every few seconds."""
-        open_now = set(self._server.connections)
-        self.served &= open_now
-        now = self._clock()
-        self._silent = {each: self._silent.get(each, now) for each in open_now - self.served}
-        for connection, since in list(self._silent.items()):
-            if now - since > FIRST_REQUEST_SECONDS:
-                connection.force_close()  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ from prometheus_client.samples import Sample
 
 from ingest.accounts import Accounts
 from ingest.budget import Budget
+from ingest.connections import Connections
 from ingest.journal import Journal
 from ingest.rejects import RejectReason
 from ingest.writer import Writer
@@ -125,8 +126,13 @@ class Metrics:
         ProcessCollector(registry=inner)
         PlatformCollector(registry=inner)
         inner.register(_Books(accounts, gauges, self.requests))
+        self._inner = inner
         self._registry = CollectorRegistry()
         self._registry.register(Labelled(inner, str(worker)))
+
+    def watch(self, connections: Connections) -> None:
+        """Have them on the page from now on."""
+        self._inner.register(connections)
 
     def page(self) -> str:
         """The exposition, text format 0.0.4."""

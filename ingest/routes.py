@@ -17,7 +17,9 @@ from ingest.addresses import CountryDatabase, Place, anonymise, parse_networks, 
 from ingest.anonymity import own_address
 from ingest.api_keys import KeyRing
 from ingest.budget import Budget
+from ingest.census import Seat
 from ingest.config import DIMENSION_NAMES, Config
+from ingest.connections import Limits as ConnectionLimits
 from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
 from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
@@ -45,7 +47,7 @@ from ingest.placeholders import Placeholders
 from ingest.pool import Pool
 from ingest.public_address import PublicAddress
 from ingest.replays import Replays
-from ingest.server import Server
+from ingest.server import Admission, Server
 from ingest.stats.reading import Reader
 from ingest.tail import Tail
 from ingest.transactions import Transactions
@@ -57,6 +59,8 @@ _BURST_SECONDS: Final = 10
 """What an address may send in ten seconds, it may send at once."""
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
 """For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
+_OWN_CONNECTIONS: Final = 100
+"""Of the control socket: siblings that read metrics, followers of the tail."""
 
 
 class Parts(NamedTuple):
@@ -80,6 +84,8 @@ class Parts(NamedTuple):
     clear_own: Callable[[float], Awaitable[None]]
     state: Callable[[], tuple[bool, dict[str, object]]]
     metrics_page: Callable[[], Awaitable[str]]
+    seat: Seat
+    connections_allowed: int
 
 
 def public_server(parts: Parts) -> Server:
@@ -99,8 +105,18 @@ def public_server(parts: Parts) -> Server:
         takes_events,
         parts.metrics,
         config.shutdown_timeout_seconds,
+        _admission(config, parts.connections_allowed),
+        parts.seat,
         ofrep.below(),
     )
+
+
+def _admission(config: Config, allowed: int) -> Admission:
+    # Where there is room for few, one address still leaves some of it to others.
+    of_address = min(config.max_connections_per_address, max(1, allowed * 3 // 4))
+    conceal = anonymise if config.anonymise_ip else str
+    limits = ConnectionLimits(min(allowed, config.max_connections), config.max_connections, of_address)
+    return Admission(limits, parse_networks(config.trusted_proxies), conceal)
 
 
 def control_server(parts: Parts) -> Server:
@@ -117,7 +133,8 @@ def control_server(parts: Parts) -> Server:
     app = control.application(parts.metrics.page, parts.tail, parts.clear_own)
     nobody = Cors((), credentials=False)
     seconds = parts.config.shutdown_timeout_seconds
-    return Server(collector.routes(), app, (nobody, nobody), takes_events, parts.metrics, seconds)
+    admission = Admission(ConnectionLimits(_OWN_CONNECTIONS, _OWN_CONNECTIONS, _OWN_CONNECTIONS))
+    return Server(collector.routes(), app, (nobody, nobody), takes_events, parts.metrics, seconds, admission)
 
 
 # Events.

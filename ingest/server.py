@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import fcntl
 import logging
 import os
 import socket
+import struct
+import termios
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.web_protocol import _ErrInfo
 
+from ingest.addresses import Network, is_trusted, rate_limit_key
+from ingest.census import Census, Seat
+from ingest.connections import Connections, Limits, Refusal
+from ingest.descriptors import LAST_RESERVE, limit
 from ingest.errors import IngestError
-from ingest.http import Connections, Cors, problem
+from ingest.http import OVERLOADED_RETRY_SECONDS, Cors, problem
+from ingest.listener import Listener
 from ingest.metrics import Metrics
+from ingest.periodic import wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +41,13 @@ LINGER_SECONDS: Final = 10.0
 reset connection instead of the answer."""
 OTHER: Final = "other"
 """The route of every request to a path that is not ours: a client cannot make the metrics grow."""
-_BACKLOG: Final = 1024
+SPARED: Final = frozenset(("/healthz", "/readyz", "/metrics"))
+"""What is answered when there is no room for more connections."""
+_CLOSING_SECONDS: Final = 1.0
+"""How long a request may still take that was cancelled because it did not end in time."""
+_NEWCOMER_SECONDS: Final = 1.0
+"""A connection that came so shortly before the end gets the time to say what it came for."""
+_LOOK_SECONDS: Final = 0.02
 _PARSED_BYTES: Final = 32 * 1024
 """Of what comes, this much is parsed in a turn of the loop: 5 ms, if it is chunks of one byte."""
 _BUFFERED_BYTES: Final = 64 * 1024
@@ -43,9 +60,17 @@ class _Connection(web.RequestHandler):
     """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
     stays quiet, whoever scans the internet."""
 
-    __slots__ = ("_broken", "_later", "_on_broken", "_unfinished", "_whole", "unread")
+    __slots__ = (
+        "_broken", "_connections", "_later", "_on_broken", "_opened", "_unfinished", "_whole",
+        "address", "is_spared", "refusal", "since", "slot", "unread",
+    )  # fmt: skip
 
-    def __init__(self, manager: web.Server, on_broken: Callable[[bytes, web.StreamResponse], None]) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        on_broken: Callable[[bytes, web.StreamResponse], None],
+        connections: Connections,
+    ) -> None:
         super().__init__(
             manager,
             loop=asyncio.get_running_loop(),
@@ -59,6 +84,12 @@ class _Connection(web.RequestHandler):
         )
         self._max_msg_queue_size, self._msg_queue_resume_size = 2, 0
         self._on_broken = on_broken
+        self._connections = connections
+        # What `connections` knows of it.
+        self.slot: int | None = None
+        self.address, self.since, self.is_spared = "", 0.0, False
+        self.refusal: Refusal | None = None
+        self._opened: asyncio.Transport | None = None
         # What came and could not be parsed.
         self._broken = b""
         # What came in one piece with what is being parsed, until the next turns of the loop.
@@ -69,6 +100,46 @@ class _Connection(web.RequestHandler):
         self._unfinished: StreamReader | None = None
         # The body of a request that was answered without it.
         self.unread: StreamReader | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's have other classes.
+        self._opened = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
+        if self._force_close:
+            # Dropped before it was made.
+            self._opened.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._connections.remove(self)
+        super().connection_lost(exc)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether every request that came is answered, and nothing has come that was not looked at."""
+        if self._opened is None or self._request_in_progress or self.has_more:
+            return False
+        if self._opened.get_write_buffer_size() and time.monotonic() - self.since < LINGER_SECONDS:
+            # The client reads its answer still; or never will.
+            return False
+        return (self._force_close or self._waiter is not None) and not self._unseen()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are requests, or bytes of some, behind the one that is being served."""
+        return bool(self._messages or self._later)
+
+    def _unseen(self) -> int:
+        """Bytes that the system has for us."""
+        if self.transport is None or self.transport.is_closing():
+            return 0
+        found = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, b"\0" * 4)
+        return int(struct.unpack("i", found)[0])
+
+    def drop(self) -> None:
+        """Close it at once, whatever it has not read yet."""
+        self.force_close()
+        if self._opened is not None:
+            self._opened.abort()
 
     def data_received(self, data: bytes) -> None:
         if not self._later and len(data) <= _PARSED_BYTES:
@@ -149,6 +220,14 @@ def _first_line(message: str) -> str:
     return message.partition("\n")[0].strip(": ")[:200]
 
 
+class Admission(NamedTuple):
+    """How many connections a server may have; those of `exempt` peers are not counted by address."""
+
+    limits: Limits
+    exempt: tuple[Network, ...] = ()
+    conceal: Callable[[str], str] = str
+
+
 class Server:
     """Serves on sockets that the caller has bound. `stop` waits for the requests in flight; repeatable."""
 
@@ -160,9 +239,12 @@ class Server:
         of_events: Callable[[str], bool],
         metrics: Metrics,
         shutdown_timeout_seconds: float,
+        admission: Admission,
+        seat: Seat | None = None,
         below: tuple[str, str, Handler] | None = None,
     ) -> None:
-        """posts: path -> handler of its POST requests.  below: the same for all paths that begin with a text: that
+        """seat: of this worker, where several share the socket.
+        posts: path -> handler of its POST requests.  below: the same for all paths that begin with a text: that
         text, their name in the metrics, the handler.  cors: for paths that are `of_events`, and for the others."""
         self._posts = posts
         self._below = below
@@ -171,24 +253,60 @@ class Server:
         self._metrics = metrics
         # What an answer that is a stream has in its head must be there before its handler is done.
         app.on_response_prepare.append(self._add_cors)
-        self._runner = web.AppRunner(app, shutdown_timeout=shutdown_timeout_seconds)
-        self._listener: asyncio.Server | None = None
+        self._shutdown_timeout_seconds = shutdown_timeout_seconds
+        self._runner = web.AppRunner(app, shutdown_timeout=min(_CLOSING_SECONDS, shutdown_timeout_seconds))
+        self._listener: Listener | None = None
+        self._exempt = admission.exempt
+        self.connections = Connections(admission.limits, seat or Seat(Census(), 0), admission.conceal, time.monotonic)
+        # What makes connections of accepted sockets.
+        self._opening: set[asyncio.Task[None]] = set()
         self._known = frozenset(posts) | {
             path for route in app.router.routes() if (path := _canonical(route)) is not None
         }
-        self.connections: Connections
 
     async def start(self, sock: socket.socket) -> None:
-        """Serve on this bound socket."""
+        """Serve on this bound socket. Raises IngestError when another process listens there."""
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
-        self.connections = Connections(server, time.monotonic)
         server.request_handler = self._dispatcher(server.request_handler)
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(
-            lambda: _Connection(server, self._finish_broken), sock=sock, backlog=_BACKLOG
-        )
+        listener = Listener(sock, self.connections.seat, self._take, self.connections.cannot_accept)
+        try:
+            listener.start()
+        except OSError as error:
+            raise _cannot_listen(sock.getsockname(), error) from None
+        self._listener = listener
+
+    def _take(self, sock: socket.socket, peer: object) -> bool:
+        """Give an accepted connection its place, or none; whether to accept another in this turn of the loop."""
+        connections, server = self.connections, self._runner.server
+        address = peer[0] if isinstance(peer, tuple) else ""
+        address = "" if not address or is_trusted(address, self._exempt) else rate_limit_key(address)
+        refusal = connections.make_room(address)
+        # The system gives the lowest number that is free: all below it are taken.
+        if sock.fileno() >= limit() - LAST_RESERVE:
+            connections.cannot_accept("too many files are open")
+            sock.close()
+            return False
+        if refusal is not None and not connections.make_spare_room():
+            connections.refuse(refusal, address)
+            sock.close()
+            return False
+        assert server is not None
+        connection = _Connection(server, self._finish_broken, connections)
+        connections.admit(connection, address, refusal)
+        task = asyncio.get_running_loop().create_task(self._open(connection, sock))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return refusal is None and not connections.is_full
+
+    async def _open(self, connection: _Connection, sock: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+        except OSError as error:
+            logger.debug("a connection broke as it was opened: %s", error)
+            self.connections.remove(connection)
+            sock.close()
 
     async def _add_cors(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         self._cors_of(request.path).add(request, response)
@@ -201,22 +319,38 @@ class Server:
         response.headers["Server"] = "ingest"
         self._metrics.requests[OTHER, response.status] += 1
 
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Go on for so long, or until told to hurry, but with each answer as the last of its connection."""
+        self.connections.draining = True
+        await wait_for(hurry, seconds)
+
     async def stop(self) -> None:
+        """Accept nobody any more, answer what has come, close."""
+        drained, self.connections.draining = self.connections.draining, True
         if self._listener is not None:
-            self._listener.close()
+            self._listener.stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._shutdown_timeout_seconds):
+                    await self._finish(_NEWCOMER_SECONDS if drained else 0.0)
         await self._runner.cleanup()
+
+    async def _finish(self, newcomer_seconds: float) -> None:
+        while self._opening or self.connections.hang_up(newcomer_seconds):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def _dispatcher(self, application: Handler) -> Handler:
         posts, known, cors_of = self._posts, self._known, self._cors_of
         prefix, named, answer_below = self._below or (None, "", None)
-        served = self.connections.served
+        connections = self.connections
         requests = self._metrics.requests
 
         async def dispatch(request: web.BaseRequest) -> web.StreamResponse:
             # The routes that take events are found here, in front of the application: its router, match info
             # and middlewares cost a third of a small request.
-            served.add(request.protocol)
-            if request.protocol._messages:
+            connection = request.protocol
+            assert isinstance(connection, _Connection)
+            connections.begin(connection)
+            if connection._messages:
                 # More requests came with it. Others get their turn, too, before those are served.
                 await asyncio.sleep(0)
             path = request.raw_path.partition("?")[0]
@@ -229,8 +363,11 @@ class Server:
                 handler, path = answer_below, named
             cors = cors_of(path)
             try:
-                if handler is not None and request.method == "POST":
-                    response: web.StreamResponse = await handler(request)
+                connection.is_spared = path in SPARED
+                if connection.refusal is not None and not connection.is_spared and connections.is_refused(connection):
+                    response: web.StreamResponse = _no_room()
+                elif handler is not None and request.method == "POST":
+                    response = await handler(request)
                 elif request.method == "OPTIONS":
                     response = cors.preflight(request)
                 elif handler is not None:
@@ -245,12 +382,14 @@ class Server:
             content = request.content
             if not content.is_eof():
                 # What is left of the body is thrown away; if it never ends, the connection does.
-                assert isinstance(request.protocol, _Connection)
-                request.protocol.unread = content
+                connection.unread = content
                 if response.status != 200:
                     response.force_close()
             elif content.exception() is not None:
                 response.force_close()
+            if connection.refusal is not None or (connections.draining and not connection.has_more):
+                response.force_close()
+            connections.end(connection)
             return response
 
         return dispatch
@@ -277,12 +416,17 @@ def _failed(request: web.BaseRequest, error: Exception) -> web.StreamResponse:
     return problem(500, "internal_error", "this is a bug of the server; its log says more")
 
 
+def _no_room() -> web.Response:
+    headers = {"Retry-After": str(OVERLOADED_RETRY_SECONDS)}
+    return problem(503, "too_many_connections", "there are too many connections; try again later", headers)
+
+
 def _canonical(route: web.AbstractRoute) -> str | None:
     return route.resource.canonical if route.resource is not None else None
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A TCP socket bound to host and port, not listening yet. `shared` ones may be bound by several processes.
+def bind(host: str, port: int) -> socket.socket:
+    """A TCP socket bound to host and port, not listening yet.
 
     Raises IngestError with one clear line when the address is taken or is not ours.
     """
@@ -293,16 +437,19 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(address)
             return sock
         except OSError:
             sock.close()
             raise
     except OSError as error:
-        reason = "another process listens there" if error.errno == 98 else error.strerror or str(error)
-        raise IngestError(f"cannot listen on {host}:{port}: {reason}") from None
+        raise _cannot_listen((host, port), error) from None
+
+
+def _cannot_listen(address: object, error: OSError) -> IngestError:
+    where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+    reason = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+    return IngestError(f"cannot listen on {where}: {reason}")
 
 
 def bind_unix(path: Path) -> socket.socket:

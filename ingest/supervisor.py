@@ -1,4 +1,9 @@
-"""Several collectors on one port: starts a process for each, restarts one that dies, stops them all."""
+"""Several collectors on one port: starts a process for each, restarts one that dies, stops them all.
+
+All accept on one socket, which this process holds for as long as it runs. So a worker that is replaced, because of a
+signal or a crash, takes no connection with it that it has not accepted; nor does a service that restarts in place
+(SIGUSR2), since the socket goes through exec. systemd may bring it along as well (socket activation).
+"""
 
 from __future__ import annotations
 
@@ -8,21 +13,25 @@ import ctypes
 import gc
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
-from typing import Final
+from typing import Final, NoReturn
 
 import uvloop
 
 from ingest import logs
 from ingest.app import Worker, start_worker
+from ingest.census import Census
 from ingest.config import Config
+from ingest.descriptors import raise_limit
 from ingest.errors import IngestError
 from ingest.logs import fields
 from ingest.periodic import wait_for
@@ -33,7 +42,13 @@ logger = logging.getLogger(__name__)
 RESTART_SECONDS: Final = 1.0
 _SPAWNING: Final = multiprocessing.get_context("spawn")
 _STOPPING: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-"""The last comes when the terminal is closed."""
+"""SIGTERM leaves the clients time to go elsewhere. The others come from a terminal, where somebody waits: Ctrl-C, or
+that it is closed."""
+_RESTART: Final = signal.SIGUSR2
+_SAME_SIGNAL_SECONDS: Final = 1.0
+"""A SIGTERM to all processes of a service reaches a worker twice: from who sent it, and from the supervisor."""
+_FIRST_INHERITED: Final = 3
+"""The first descriptor that is passed on, see sd_listen_fds(3)."""
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BUFFER_BYTES: Final = 512 * 1024
 FAILED_TO_START: Final = 3
@@ -57,10 +72,29 @@ def tune_process() -> None:
         ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES)
 
 
-async def serve_until_stopped(worker: Worker, stop: asyncio.Event) -> None:
-    """Wait for `stop`, then stop the worker."""
+class Stop:
+    """What a process was told: `asked` to stop, and to `hurry`, without draining."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurry = asyncio.Event()
+        # When it was asked by SIGTERM, in seconds of the loop.
+        self._asked_at: float | None = None
+
+    def tell(self, number: int) -> None:
+        """This signal has come. A second SIGTERM is in a hurry, unless it is the first one again."""
+        now = asyncio.get_running_loop().time()
+        if number != signal.SIGTERM or (self._asked_at is not None and now - self._asked_at > _SAME_SIGNAL_SECONDS):
+            self.hurry.set()
+        self._asked_at = self._asked_at or now
+        self.asked.set()
+
+
+async def serve_until_stopped(worker: Worker, stop: Stop) -> None:
+    """Wait until it is to stop, let the clients go, then stop the worker."""
     tune_process()
-    await stop.wait()
+    await stop.asked.wait()
+    await worker.drain(stop.hurry)
     await worker.stop()
 
 
@@ -76,11 +110,11 @@ async def start_unless_stopped(starting: Coroutine[None, None, Worker], stop: as
     return None if start.cancelled() else start.result()
 
 
-def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGTERM, SIGINT and SIGHUP set `stop`; a second one does nothing more, so that the flush is not cut short."""
+def stop_on_signals(stop: Stop) -> None:
+    """SIGTERM, SIGINT and SIGHUP are told to `stop`; none cuts the flush short."""
     loop = asyncio.get_running_loop()
     for number in _heard():
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.tell, number)
 
 
 def _heard() -> list[signal.Signals]:
@@ -92,54 +126,130 @@ def _heard() -> list[signal.Signals]:
     ]
 
 
-def run_workers(config: Config, announce: str) -> int:
-    """Run `config.workers` collectors until SIGTERM, SIGINT or SIGHUP; 0. Raises IngestError when one cannot start.
+def run_workers(config: Config, announce: str) -> socket.socket | None:
+    """Run `config.workers` collectors until SIGTERM, SIGINT or SIGHUP. Raises IngestError when one cannot start.
 
-    `announce` is logged by each worker when it accepts events, with the `{port}` filled in.
+    `announce` is logged by each worker when it accepts events, with the `{port}` filled in. Returns None, or
+    after SIGUSR2 the socket with which to `restart`.
     """
-    # Bound alone first: SO_REUSEPORT would let two services share the port without a word.
-    bind(config.host, config.port).close()
-    reserved = bind(config.host, config.port, shared=True)
-    port = reserved.getsockname()[1]
-    # Where a worker says why it could not start.
-    reasons = _SPAWNING.SimpleQueue()
-    announce = announce.format(port=port)
+    raise_limit()
+    return _Supervisor(config, announce).run()
 
-    def start(index: int) -> BaseProcess:
-        return _spawn(_run_worker, (config, port, index, announce, reasons), f"worker-{index}")
 
-    stopping = False
+def restart(sock: socket.socket) -> NoReturn:
+    """Become the program as it is now on the disk, with the same arguments, listening on this socket."""
+    if sock.fileno() != _FIRST_INHERITED:
+        os.dup2(sock.fileno(), _FIRST_INHERITED)
+    os.set_inheritable(_FIRST_INHERITED, True)
+    environment = {**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
-    def stop(*_: object) -> None:
-        nonlocal stopping
-        stopping = True
 
-    for number in _heard():
-        signal.signal(number, stop)
-    first = [start(index) for index in range(config.workers)]
-    processes = list(first)
+def _listening_socket(config: Config) -> socket.socket:
+    """The socket that we were started with, or else one bound to the configured address."""
+    passed, for_whom = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if not passed or for_whom != str(os.getpid()):
+        return bind(config.host, config.port)
+    if passed != "1":
+        raise IngestError(f"{passed} sockets were passed by LISTEN_FDS; the service listens on one")
     try:
-        while not stopping:
-            for index, process in enumerate(processes):
-                process.join(timeout=0.1)
-                if process.exitcode is None or stopping:
+        inherited = socket.socket(fileno=_FIRST_INHERITED)
+    except OSError as error:
+        raise IngestError(f"no socket was passed, though LISTEN_FDS says so: {error.strerror}") from None
+    if inherited.type != socket.SOCK_STREAM or inherited.family not in (socket.AF_INET, socket.AF_INET6):
+        raise IngestError("the socket that was passed by LISTEN_FDS is not one of TCP")
+    inherited.set_inheritable(False)
+    return inherited
+
+
+class _Supervisor:
+    """The workers of one service, and the socket they share."""
+
+    def __init__(self, config: Config, announce: str) -> None:
+        self._config = config
+        self._sock = _listening_socket(config)
+        self._announce = announce.format(port=self._sock.getsockname()[1])
+        self._census = Census(config.workers)
+        # Where a worker says why it could not start.
+        self._reasons = _SPAWNING.SimpleQueue()
+        # Signals that came and were not passed on yet.
+        self._signals: deque[int] = deque()
+        self._restarting = False
+        self._processes: list[BaseProcess] = []
+
+    def run(self) -> socket.socket | None:
+        for number in (*_heard(), _RESTART):
+            signal.signal(number, self._hear)
+        # Those that came while this program took the place of its older self.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOPPING, _RESTART))
+        try:
+            self._processes = [self._start(index) for index in range(self._config.workers)]
+            first = frozenset(self._processes)
+            while not self._signals:
+                for index, process in enumerate(self._processes):
+                    process.join(timeout=0.1)
+                    if self._signals:
+                        break
+                    if process.exitcode is not None:
+                        self._replace(index, process, is_first=process in first)
+        except BaseException:
+            self._signals.append(signal.SIGINT)
+            raise
+        finally:
+            self._stop()
+        if not self._restarting:
+            return None
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPPING, _RESTART))
+        return self._sock
+
+    def _hear(self, number: int, _: object) -> None:
+        self._signals.append(number)
+
+    def _start(self, index: int) -> BaseProcess:
+        self._census.clear(index)
+        return _spawn(
+            _run_worker,
+            (self._config, self._sock, index, self._census, self._announce, self._reasons),
+            f"worker-{index}",
+        )
+
+    def _replace(self, index: int, process: BaseProcess, *, is_first: bool) -> None:
+        self._census.clear(index)
+        if process.exitcode == 0:
+            logger.info("worker was told to stop, starting another", extra=fields(worker=index))
+            self._processes[index] = self._start(index)
+            return
+        failed = process.exitcode == FAILED_TO_START
+        reason = self._reasons.get() if failed else f"exit code {process.exitcode}"
+        # One that ran and died is tried for ever: what keeps it from starting, such as a database that
+        # is away, must not take the others down.
+        if failed and is_first:
+            raise IngestError(reason)
+        logger.error("worker died, starting it again", extra=fields(worker=index, reason=reason))
+        time.sleep(RESTART_SECONDS)
+        self._processes[index] = self._start(index)
+
+    def _stop(self) -> None:
+        """Pass on what was signalled, until all workers have ended."""
+        told = False
+        while alive := [process for process in self._processes if process.exitcode is None]:
+            while self._signals:
+                number = self._signals.popleft()
+                if number == _RESTART and told:
                     continue
-                reason = reasons.get() if process.exitcode == FAILED_TO_START else f"exit code {process.exitcode}"
-                # One that ran and died is tried for ever: what keeps it from starting, such as a database that
-                # is away, must not take the others down.
-                if process.exitcode == FAILED_TO_START and process in first:
-                    raise IngestError(reason)
-                logger.error("worker died, starting it again", extra=fields(worker=index, reason=reason))
-                time.sleep(RESTART_SECONDS)
-                processes[index] = start(index)
-    finally:
-        for process in processes:
-            if process.exitcode is None:
-                process.terminate()
-        for process in processes:
-            process.join()
-        reserved.close()
-    return 0
+                self._restarting = number == _RESTART
+                if not self._restarting:
+                    # The workers have it, too. Who is the last of them answers all that came until then.
+                    self._sock.close()
+                # The second signal shortens what the first has begun.
+                passed_on = signal.SIGTERM if number in (signal.SIGTERM, _RESTART) and not told else signal.SIGINT
+                told = True
+                for process in alive:
+                    assert process.pid is not None
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, passed_on)
+            alive[0].join(timeout=0.1)
 
 
 def _spawn(target: Callable[..., None], args: tuple[object, ...], name: str) -> BaseProcess:
@@ -156,14 +266,14 @@ def _spawn(target: Callable[..., None], args: tuple[object, ...], name: str) -> 
     return process
 
 
-def _ready_to_stop(stop: asyncio.Event) -> None:
-    """Let what was signalled since the start of this process, and whatever comes, set `stop`."""
+def _ready_to_stop(stop: Stop) -> None:
+    """Let what was signalled since the start of this process, and whatever comes, be told to `stop`."""
     stop_on_signals(stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     # A supervisor that was killed cannot tell us to stop, but its end of this pipe closes with it.
     parent = multiprocessing.parent_process()
     if parent is not None:
-        asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
+        asyncio.get_running_loop().add_reader(parent.sentinel, stop.tell, signal.SIGHUP)
 
 
 async def keep_rollup_running(config: Config, stop: asyncio.Event) -> None:
@@ -195,27 +305,31 @@ async def run_rollup(config: Config) -> None:
     # Only here: with the sketches behind it, it is 20 MB that a collector need not have.
     from ingest.rollup_worker import RollupWorker
 
-    stop = asyncio.Event()
+    stop = Stop()
     _ready_to_stop(stop)
     worker = RollupWorker(config)
     tune_process()
-    await worker.run(stop)
+    await worker.run(stop.asked)
 
 
-def _run_worker(config: Config, port: int, index: int, announce: str, reasons: SimpleQueue[str]) -> None:
+def _run_worker(
+    config: Config, sock: socket.socket, index: int, census: Census, announce: str, reasons: SimpleQueue[str]
+) -> None:
+    # It is for the supervisor, but may have been sent to all processes of the service.
+    signal.signal(_RESTART, signal.SIG_IGN)
     logs.configure(config.log_level, config.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, bind(config.host, port, shared=True), index, announce))
+            runner.run(_serve(config, sock, index, census, announce))
     except IngestError as error:
         reasons.put(str(error))
         sys.exit(FAILED_TO_START)
 
 
-async def _serve(config: Config, sock: socket.socket, index: int, announce: str) -> None:
-    stop = asyncio.Event()
+async def _serve(config: Config, sock: socket.socket, index: int, census: Census, announce: str) -> None:
+    stop = Stop()
     _ready_to_stop(stop)
-    worker = await start_unless_stopped(start_worker(config, sock, index), stop)
+    worker = await start_unless_stopped(start_worker(config, sock, index, census), stop.asked)
     if worker is not None:
         logger.info(announce, extra=fields(worker=index))
         await serve_until_stopped(worker, stop)

@@ -38,9 +38,14 @@ class Service:
         self.data_dir = data_dir
         self.port = free_port()
         self.log = data_dir.parent / f"{data_dir.name}.log"
-        # All that tests send comes from one address.
-        unlimited = {"INGEST_ADDRESS_EVENTS_PER_SECOND": "0", "INGEST_ADDRESS_BYTES_PER_SECOND": "0"}
-        self._environ = environment(database_url, **{**unlimited, **(environ or {})})
+        # All that tests send comes from one address. Draining is for services that have clients elsewhere: nearly no
+        # test needs to wait for it.
+        usual = {
+            "INGEST_ADDRESS_EVENTS_PER_SECOND": "0",
+            "INGEST_ADDRESS_BYTES_PER_SECOND": "0",
+            "INGEST_DRAIN_SECONDS": "0",
+        }
+        self._environ = environment(database_url, **{**usual, **(environ or {})})
         self._command = [
             sys.executable, "-m", "ingest", command,
             "--port", str(self.port), "--data-dir", str(data_dir), *flags,

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest.connections import FIRST_REQUEST_SECONDS
 from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
-from ingest.http import FIRST_REQUEST_SECONDS, Connections
 from ingest.rejects import RejectReason
 from tests import worker
 from tests.worker import Answer, Client, Raw, Start, errors
@@ -515,10 +515,9 @@ async def test_a_refused_large_body_does_not_cut_off_the_answer(client: Client):
 async def test_connections_that_say_nothing_are_hung_up_on(client: Client):
     server = client.worker._server
     assert server is not None
+    connections = server.connections
     clock = [0.0]
-    connections = Connections(server.connections._server, lambda: clock[0])
-    # The dispatcher tells this set who has sent a request.
-    connections.served = server.connections.served
+    connections._clock = lambda: clock[0]
     async with await client.raw() as silent, await client.raw() as slow, await client.raw() as served:
         await slow.send(b"POST /v1/events HTTP/1.1\r\nHost:")
         await served.send(post(GOOD))

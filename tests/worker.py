@@ -120,7 +120,8 @@ class Client:
         """The server's end of a connection, once it has one."""
         assert self.worker._server is not None
         name = raw.writer.get_extra_info("sockname")
-        for one in self.worker._server.connections._server.connections:
+        for one in self.worker._server.connections:
+            assert isinstance(one, web.RequestHandler)
             if one.transport is not None and one.transport.get_extra_info("peername") == name:
                 return one
         return None

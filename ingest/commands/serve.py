@@ -22,12 +22,15 @@ from ingest.commands.encryption import made_dev_keys
 from ingest.commands.target import embedded_folder
 from ingest.config import Config
 from ingest.data_folder import DataFolder
+from ingest.descriptors import raise_limit
 from ingest.embedded import EmbeddedPostgres
 from ingest.errors import IngestError
 from ingest.periodic import run_every
 from ingest.server import bind
 from ingest.supervisor import (
+    Stop,
     keep_rollup_running,
+    restart,
     run_workers,
     serve_until_stopped,
     start_unless_stopped,
@@ -45,9 +48,12 @@ def serve(config: Config) -> int:
     logs.configure(config.log_level, config.log_format)
     folder = DataFolder(config.data_dir)
     try:
-        return run_workers(config, f"collecting on http://{_shown(config.host)}:{{port}}/v1/events")
+        sock = run_workers(config, f"collecting on http://{_shown(config.host)}:{{port}}/v1/events")
     finally:
         folder.release()
+    if sock is not None:
+        restart(sock)
+    return 0
 
 
 def dev(config: Config) -> int:
@@ -56,6 +62,7 @@ def dev(config: Config) -> int:
     if config.log_level == "info":
         config = msgspec.structs.replace(config, log_level="warning")
     logs.configure(config.log_level, config.log_format)
+    raise_limit()
     sock = bind(config.host, config.port)
     folder = DataFolder(config.data_dir)
     if not config.admin_keys:
@@ -81,7 +88,7 @@ def _admin_key(data_dir: Path) -> str:
 
 
 async def _dev(config: Config, sock: socket.socket) -> int:
-    stop = asyncio.Event()
+    stop = Stop()
     stop_on_signals(stop)
     postgres = None
     if config.database_url is None:
@@ -92,16 +99,16 @@ async def _dev(config: Config, sock: socket.socket) -> int:
     guards: list[asyncio.Task[None]] = []
     try:
         await _migrate(config)
-        worker = await start_unless_stopped(start_worker(config, sock), stop)
+        worker = await start_unless_stopped(start_worker(config, sock), stop.asked)
         if worker is not None:
             if postgres is not None:
-                guards.append(asyncio.create_task(_keep_running(postgres, stop)))
+                guards.append(asyncio.create_task(_keep_running(postgres, stop.asked)))
             if config.rollup:
-                guards.append(asyncio.create_task(keep_rollup_running(config, stop)))
+                guards.append(asyncio.create_task(keep_rollup_running(config, stop.asked)))
             _say(_welcome(config, worker.port, own_database=postgres is not None))
             await serve_until_stopped(worker, stop)
     finally:
-        stop.set()
+        stop.asked.set()
         for guard in guards:
             await guard
         if postgres is not None:
