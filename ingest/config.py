@@ -44,6 +44,12 @@ def _exact_origin(text: str) -> str:
     return _origin(text)
 
 
+def _own_host(text: str) -> str:
+    if not re.fullmatch(r"[^\s/?#@:]{1,253}", text):
+        raise ValueError
+    return text.lower()
+
+
 def _network(text: str) -> str:
     return str(ipaddress.ip_network(text) if "/" in text else ipaddress.ip_address(text))
 
@@ -76,6 +82,7 @@ def _database_url(text: str) -> str:
 # What an element must be, and the sentence that says so. "secret" keeps a value out of errors and reprs.
 ORIGINS = {"each": _origin, "what": "a list, each `*` or an origin such as https://app.example.com"}
 EXACT_ORIGINS = {"each": _exact_origin, "what": "a list of origins such as https://www.example.com"}
+HOSTS = {"each": _own_host, "what": "a list of hosts such as example.com"}
 NETWORKS = {"each": _network, "what": "a list of addresses or networks such as 10.0.0.0/8"}
 URL = {
     "each": _database_url,
@@ -154,6 +161,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     conversion_events: Annotated[tuple[str, ...], about("Event names that count as conversions")] = ()
     placeholder_ids: Annotated[
         tuple[str, ...], about("Ids of users, visitors and sessions that are nobody's, beside null, undefined, 0 …")
+    ] = ()
+
+    own_hosts: Annotated[
+        tuple[str, ...],
+        about("Hosts that are no source of visits, nor what is below them, beside the page's own site", HOSTS),
     ] = ()
 
     write_keys: Annotated[tuple[str, ...], about("Keys that may write; when empty, anybody may", SECRET)] = ()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, Final, NamedTuple, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Raw
@@ -14,21 +15,25 @@ from ingest.hazards import ALL_HAZARDS, NO_HAZARDS
 from ingest.jsonb import check_object
 from ingest.payload import NOTHING
 from ingest.rejects import RejectReason
+from ingest.urls import folded, strip_credentials, tidy
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class _ContextPage(msgspec.Struct, gc=False):
     url: str | None = None
+    path: str | None = None
+    search: str | None = None
     referrer: str | None = None
 
 
 class _ContextCampaign(msgspec.Struct, gc=False):
-    source: str | None = None
-    medium: str | None = None
-    name: str | None = None
-    term: str | None = None
-    content: str | None = None
+    source: str | int | float | None = None
+    medium: str | int | float | None = None
+    name: str | int | float | None = None
+    term: str | int | float | None = None
+    content: str | int | float | None = None
 
 
 class _ContextLibrary(msgspec.Struct, gc=False):
@@ -47,24 +52,13 @@ class _Context(msgspec.Struct, gc=False):
     library: _ContextLibrary | None = None
 
 
-class _LooseContext(msgspec.Struct, gc=False):
-    """The same when something in it has another type: each is tried by itself."""
-
-    page: Raw = NOTHING
-    campaign: Raw = NOTHING
-    userAgent: Raw = NOTHING
-    sessionId: Raw = NOTHING
-    session_id: Raw = NOTHING
-    ip: Raw = NOTHING
-    library: Raw = NOTHING
-
-
 class ContextFacts(NamedTuple):
-    """What a context tells about page, campaign (source, medium, name, term, content), device, session and
-    the address of the person it is about. of_server: a server's library sent it, so that the request's own address
-    and user agent are that server's."""
+    """What a context tells about page, campaign (source, medium, name, term, content, each in its one form), device,
+    session and the address of the person it is about. place: the page's path and search.  of_server: a server's
+    library sent it, so that the request's own address and user agent are that server's."""
 
     url: str | None = None
+    place: str | None = None
     referrer: str | None = None
     campaign: tuple[str | None, ...] | None = None
     user_agent: str | None = None
@@ -74,13 +68,6 @@ class ContextFacts(NamedTuple):
 
 
 NO_FACTS = ContextFacts()
-_context = msgspec.json.Decoder(_Context)
-_loose_context = msgspec.json.Decoder(_LooseContext)
-_page = msgspec.json.Decoder(_ContextPage)
-_campaign = msgspec.json.Decoder(_ContextCampaign)
-_library = msgspec.json.Decoder(_ContextLibrary)
-_text = msgspec.json.Decoder(str)
-_session = msgspec.json.Decoder(str | int)
 _CACHED_CONTEXT_BYTES = 2048
 
 
@@ -107,7 +94,9 @@ def _read_context(
     context: bytes, careful: bool, max_depth: int, conceals: bool
 ) -> tuple[str | RejectReason, ContextFacts]:
     # Not the hazards of its body, because the answer is kept for other bodies with the same context.
-    stored = conceal_members(context) if conceals and may_hold_addresses(context) else context
+    stored = strip_credentials(context)
+    if conceals and may_hold_addresses(stored):
+        stored = conceal_members(stored)
     checked = check_object(Raw(stored), ALL_HAZARDS if careful else _ESCAPES, max_depth)
     if checked == "{}" or isinstance(checked, RejectReason):
         return checked, NO_FACTS
@@ -115,14 +104,15 @@ def _read_context(
 
 
 def _read_facts(context: bytes) -> ContextFacts:
-    parsed = _decode(_context, context) or _read_loosely(context)
+    parsed = _read(_Context, context)
     if parsed is None:
         return NO_FACTS
-    page, campaign = parsed.page, parsed.campaign
-    named = campaign and (campaign.source, campaign.medium, campaign.name, campaign.term, campaign.content)
+    page = parsed.page
+    named = _campaign_of(parsed.campaign) if parsed.campaign else None
     session = parsed.sessionId or parsed.session_id
     return ContextFacts(
         url=page.url if page else None,
+        place=_place_of(page) if page else None,
         referrer=page.referrer if page else None,
         campaign=named if named and any(named) else None,
         user_agent=parsed.userAgent,
@@ -144,23 +134,58 @@ def _is_server(library: str | None) -> bool:
     return library is not None and _SERVER_LIBRARY.search(library[:100].strip().lower()) is not None
 
 
-def _read_loosely(context: bytes) -> _Context | None:
-    parsed = _decode(_loose_context, context)
-    if parsed is None:
-        return None
-    return _Context(
-        page=_decode(_page, parsed.page),
-        campaign=_decode(_campaign, parsed.campaign),
-        userAgent=_decode(_text, parsed.userAgent),
-        sessionId=_decode(_session, parsed.sessionId),
-        session_id=_decode(_session, parsed.session_id),
-        ip=_decode(_text, parsed.ip),
-        library=_decode(_library, parsed.library),
-    )
+def _campaign_of(campaign: _ContextCampaign) -> tuple[str | None, ...]:
+    source, medium, name, term, content = [
+        str(value) if isinstance(value, int | float) else value for value in msgspec.structs.astuple(campaign)
+    ]
+    return folded(source), folded(medium), folded(name), tidy(term), tidy(content)
+
+
+def _place_of(page: _ContextPage) -> str | None:
+    path, search = page.path or "", page.search or ""
+    if path and not path.startswith("/"):
+        path = f"/{path}"
+    if search and not search.startswith("?"):
+        search = f"?{search}"
+    return f"{path}{search}" or None
 
 
 # 2 kB a key at most: this cache stays under some 10 MB whatever a client sends.
 _cached_context = lru_cache(maxsize=2048)(_read_context)
+
+
+class _Reader(NamedTuple):
+    """How objects of one kind are read: all at once, or member by member where one has another type."""
+
+    whole: msgspec.json.Decoder[Any]
+    apart: msgspec.json.Decoder[Any]
+    members: tuple[tuple[str, Callable[[Raw], Any]], ...]
+
+
+def _reader_of(kind: type[msgspec.Struct]) -> _Reader:
+    names = kind.__struct_fields__
+    apart = msgspec.defstruct(f"{kind.__name__}Apart", [(name, Raw, NOTHING) for name in names], gc=False)
+    types = get_type_hints(kind)
+    members = tuple((name, _member_reader(types[name])) for name in names)
+    return _Reader(msgspec.json.Decoder(kind), msgspec.json.Decoder(apart), members)
+
+
+def _member_reader(hint: Any) -> Callable[[Raw], Any]:
+    for kind in get_args(hint):
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return partial(_read, kind)
+    return partial(_decode, msgspec.json.Decoder(hint))
+
+
+def _read(kind: type[S], raw: bytes | Raw) -> S | None:
+    """An object, without the members whose type is not what it should be; None if it is none."""
+    if not raw:
+        return None
+    reader = _READERS[kind]
+    found: S | None = _decode(reader.whole, raw)
+    if found is None and (apart := _decode(reader.apart, raw)) is not None:
+        found = kind(**{name: read(getattr(apart, name)) for name, read in reader.members})
+    return found
 
 
 def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw) -> T | None:
@@ -172,7 +197,13 @@ def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw) -> T | None:
         return None
 
 
-def page_of_properties(properties: bytes) -> tuple[str | None, str | None]:
-    """(url, referrer) of a page call, which carries them in its properties; mobile and server SDKs only there."""
-    page = _decode(_page, properties)
-    return (page.url, page.referrer) if page is not None else (None, None)
+_READERS: Final[dict[Any, _Reader]] = {
+    kind: _reader_of(kind) for kind in (_ContextPage, _ContextCampaign, _ContextLibrary, _Context)
+}
+
+
+def page_of_properties(properties: bytes) -> tuple[str | None, str | None, str | None]:
+    """(url, referrer, path and search) of a page call, which carries them in its properties; mobile and server SDKs
+    only there."""
+    page = _read(_ContextPage, properties)
+    return (page.url, page.referrer, _place_of(page)) if page is not None else (None, None, None)

@@ -1,4 +1,4 @@
-"""What a user agent and an address tell: device, browser and system; host, path and campaign.
+"""What a user agent tells: device, browser and system.
 
 Pure, and fed by anyone on the internet: no text raises, input is cut before it is parsed, and every cache is
 bounded in entries and in the length of its keys. What comes out is text that Postgres takes.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import Final, NamedTuple
-from urllib.parse import unquote_plus
 
 from ua_parser.core import Domain
 from ua_parser.loaders import load_lazy_builtins
@@ -17,17 +16,15 @@ from ua_parser.loaders import load_lazy_builtins
 # By name, not the parser's own choice: that falls back to pure Python in silence, 1.1 ms a miss for 16 µs.
 from ua_parser.regex import Resolver
 
+from ingest.urls import MAX_VALUE_CHARACTERS, clean
+
 MAX_USER_AGENT_CHARACTERS: Final = 1024
-MAX_URL_CHARACTERS: Final = 4096
-MAX_VALUE_CHARACTERS: Final = 255
-_MAX_READ_CHARACTERS: Final = 64 * 1024
-"""Of an address: a campaign may stand behind a click's id of some thousand characters."""
 
 _CACHED_CHARACTERS: Final = 512
-"""The longest key of a cache. Nearly all user agents and addresses are shorter. Of a user agent no more is read: what
-it tells comes first, and a text made for that purpose keeps the parser busy for 7 µs a character."""
+"""No more is read of a user agent: what it tells comes first, and a text made for that purpose keeps the parser busy
+for 7 µs a character. Nearly all are shorter."""
 _CACHED_ENTRIES: Final = 4096
-"""Some 5 MB a cache at the most if all its keys are as long as they may be, and four times that off ASCII."""
+"""Some 5 MB at the most if all keys are as long as they may be, and four times that off ASCII."""
 
 
 class Device(NamedTuple):
@@ -38,20 +35,7 @@ class Device(NamedTuple):
     os: str | None
 
 
-class Page(NamedTuple):
-    """Where an event happened. `path` is as the address has it: percent sequences are not decoded."""
-
-    host: str | None
-    path: str | None
-    utm_source: str | None
-    utm_medium: str | None
-    utm_campaign: str | None
-    utm_term: str | None
-    utm_content: str | None
-
-
 NO_DEVICE: Final = Device(None, None, None)
-NO_PAGE: Final = Page(None, None, None, None, None, None, None)
 
 
 def describe_user_agent(user_agent: str) -> Device:
@@ -62,28 +46,6 @@ def describe_user_agent(user_agent: str) -> Device:
 def warm_up() -> None:
     """Make what would keep the first request waiting: 0.2 s."""
     _resolver()
-
-
-def describe_page(url: str) -> Page:
-    """Host, path and campaign of an absolute URL, or of a relative one that begins with / or ?.
-
-    Anything else, and anything without a host that needs one (`mailto:`, `data:`), is a page of Nones.
-    """
-    hierarchy, _, query = _trim(url[:_MAX_READ_CHARACTERS]).partition("#")[0].partition("?")
-    parts = _split(hierarchy[:MAX_URL_CHARACTERS])
-    if parts is None or not (hierarchy or query):
-        return NO_PAGE
-    if "utm_" not in query:
-        return Page(*parts, None, None, None, None, None)
-    query = f"&{query}"
-    return Page(*parts, *[_parameter(query, name) for name in _CAMPAIGN])
-
-
-def referrer_host(referrer: str) -> str | None:
-    """The host of an absolute URL in lower case, without port and user; None for anything else."""
-    if len(referrer) <= _CACHED_CHARACTERS:
-        return _cached_host(referrer)
-    return _read_host(referrer[:MAX_URL_CHARACTERS])
 
 
 # User agents. Each tuple holds words in lower case, looked for with `in`: linear, and faster than one regular
@@ -225,7 +187,7 @@ def _resolver() -> Resolver:
 
 
 def _read_device(user_agent: str) -> Device:
-    text = _clean(user_agent).strip()
+    text = clean(user_agent).strip()
     if not text:
         return NO_DEVICE
     parsed = _resolver()(text, Domain.USER_AGENT | Domain.OS)
@@ -281,90 +243,4 @@ def _mentions(text: str, words: tuple[str, ...]) -> bool:
     return any(word in text for word in words)
 
 
-# Addresses of pages. urllib.parse raises on some texts, keeps a cache of its own and is slower.
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:")
-# What the URL standard allows in a host, which is nearly everything: https://url.spec.whatwg.org/#host-miscellaneous
-_HOST = re.compile(r"([^\x00-\x20#%/:<>?@\[\\\]^|\x7f\ufffd]{1,253})(?::[0-9]{0,5})?")
-_IPV6_HOST = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{0,5})?")
-_REMOVED = dict.fromkeys(map(ord, "\t\r\n"))
-_SPACES = "".join(map(chr, range(0x21)))
-_CAMPAIGN = ("&utm_source=", "&utm_medium=", "&utm_campaign=", "&utm_term=", "&utm_content=")
-
-
-def _read_host(referrer: str) -> str | None:
-    parts = _split(_trim(referrer).partition("#")[0].partition("?")[0])
-    return parts[0] if parts else None
-
-
-def _trim(url: str) -> str:
-    """As browsers do: white space and controls around an address do not count, nor line breaks inside it.
-
-    A NUL stays a character and becomes U+FFFD, like a lone surrogate.
-    """
-    if url.isprintable():
-        return url.strip(" ")
-    return _clean(url.strip(_SPACES)).translate(_REMOVED)
-
-
-def _split(hierarchy: str) -> tuple[str | None, str | None] | None:
-    """(host, path) of what stands before the query; None if it is neither a URL nor a path."""
-    if "\\" in hierarchy and hierarchy[:6].lower().startswith(("https:", "http:", "//")):
-        # Browsers take a backslash for a slash: what follows one is no host.
-        hierarchy = hierarchy.replace("\\", "/")
-    if hierarchy.startswith("https://"):
-        # Nearly all of them.
-        authority, slash, path = hierarchy[8:].partition("/")
-        host = _host(authority)
-        return (host, f"/{path}") if host else None
-    scheme = _SCHEME.match(hierarchy)
-    rest = hierarchy[scheme.end() :] if scheme else hierarchy
-    if not rest.startswith("//"):
-        if scheme or not rest.startswith("/"):
-            return None if hierarchy else (None, None)
-        return None, rest
-    authority, slash, path = rest[2:].partition("/")
-    if not authority:
-        return (None, f"/{path}") if scheme and scheme[0].lower() == "file:" and slash else None
-    host = _host(authority)
-    # A browser's address always has a path; with "/" the root of a site is one page, however it was written.
-    return (host, f"/{path}") if host else None
-
-
-def _host(authority: str) -> str | None:
-    return _cached_authority(authority) if len(authority) <= _CACHED_CHARACTERS else _read_authority(authority)
-
-
-def _read_authority(authority: str) -> str | None:
-    place = authority.rpartition("@")[2]
-    match = _IPV6_HOST.fullmatch(place) or _HOST.fullmatch(place)
-    if match is None:
-        return None
-    # The root's dot is the same host; lower() may lengthen a text.
-    return match[1].rstrip(".").lower()[:253] or None
-
-
-def _parameter(query: str, name: str) -> str | None:
-    """The first parameter of that name; `name` is "&name=". Invalid UTF-8 in it becomes U+FFFD."""
-    start = query.find(name)
-    if start < 0:
-        return None
-    start += len(name)
-    end = query.find("&", start)
-    text = query[start:] if end < 0 else query[start:end]
-    if "%" in text or "+" in text:
-        text = unquote_plus(text).replace("\x00", "\ufffd")
-    return text.strip()[:MAX_VALUE_CHARACTERS] or None
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _clean(text: str) -> str:
-    """Text that Postgres takes: without NUL and lone surrogates, which become U+FFFD."""
-    return text if text.isprintable() else _SURROGATE.sub("\ufffd", text.replace("\x00", "\ufffd"))
-
-
 _cached_device = lru_cache(maxsize=_CACHED_ENTRIES)(_read_device)
-_cached_authority = lru_cache(maxsize=_CACHED_ENTRIES)(_read_authority)
-_cached_host = lru_cache(maxsize=_CACHED_ENTRIES)(_read_host)

@@ -31,19 +31,27 @@ from ingest.anonymity import conceal_members, conceal_own, may_hold_addresses
 from ingest.bites import Bites, finish
 from ingest.context import ContextFacts, page_of_properties, read_context
 from ingest.drafts import Drafts
-from ingest.enrich import NO_PAGE, describe_page, describe_user_agent, referrer_host
+from ingest.enrich import describe_user_agent
 from ingest.hazards import Hazards
 from ingest.jsonb import check_object
 from ingest.message_ids import MESSAGE_ID_NAMESPACE, NIL, fresh_id, uuid_bytes
-from ingest.payload import RawEvent
+from ingest.payload import MAX_NAME_CHARACTERS, RawEvent
 from ingest.placeholders import Placeholders
 from ingest.rejects import Refusal, RejectReason
 from ingest.row import NO_TIME, field, fields
+from ingest.sources import NO_HOSTS, OwnHosts, source_name, source_of
 from ingest.timestamps import is_javascript_time, one_text_of, parse_time
+from ingest.urls import (
+    MAX_URL_CHARACTERS,
+    NO_PAGE,
+    describe_page,
+    may_hold_credentials,
+    referrer_host,
+    strip_credentials,
+    without_credentials,
+)
 
-MAX_NAME_CHARACTERS: Final = 100
 MAX_ID_CHARACTERS: Final = 255
-MAX_URL_CHARACTERS: Final = 4096
 MAX_USER_AGENT_CHARACTERS: Final = 512
 EVENT_TYPES: Final = frozenset({"page_view", "user_action", "conversion", "system"})
 
@@ -57,6 +65,7 @@ class Limits(NamedTuple):
 
     locate: what may be stored of an address that an event names itself, None if it is no public one.
     placeholders: the ids that are nobody's.  conceals: whether addresses lose their last part.
+    own_hosts: whose pages are no sources.
     """
 
     max_event_bytes: int
@@ -68,6 +77,7 @@ class Limits(NamedTuple):
     locate: Callable[[str], Place | None] = _nowhere
     placeholders: Placeholders = Placeholders()
     conceals: bool = False
+    own_hosts: OwnHosts = NO_HOSTS
 
 
 class Sender(NamedTuple):
@@ -301,11 +311,15 @@ def check_size(drafts: Drafts, arrival: Arrival) -> None:
 
 def set_properties(drafts: Drafts, arrival: Arrival) -> None:
     hazards, max_depth, properties = arrival.hazards, arrival.limits.max_depth, drafts.properties
-    if arrival.limits.conceals and may_hold_addresses(b"".join([raw.properties for raw in drafts.raws])):
+    together = b"".join([raw.properties for raw in drafts.raws])
+    if arrival.limits.conceals and may_hold_addresses(together):
         for raw in drafts.raws:
             text = bytes(raw.properties)
             if may_hold_addresses(text):
                 raw.properties = Raw(conceal_members(text))
+    if may_hold_credentials(together):
+        for raw in drafts.raws:
+            raw.properties = Raw(strip_credentials(bytes(raw.properties)))
     for raw in drafts.raws:
         checked = check_object(raw.properties, hazards, max_depth)
         if isinstance(checked, RejectReason):
@@ -363,20 +377,20 @@ def set_person(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_page(drafts: Drafts, arrival: Arrival) -> None:
-    """The page the event happened on: the event's own words, else the context's."""
-    pages = drafts.pages
+    """The page the event happened on, and the source of the visit: the event's own words, else the context's."""
+    pages, own = drafts.pages, arrival.limits.own_hosts
     for raw, told, kind in zip(drafts.raws, drafts.facts, drafts.types, strict=True):
         url, referrer, campaign = raw.url or told.url, raw.referrer, told.campaign
-        seen_from = told.referrer
+        seen_from, place = told.referrer, told.place
         if not url and kind == "page_view" and raw.properties:
             # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
-            url, named = page_of_properties(bytes(raw.properties))
-            seen_from = named or seen_from
-        referrer = referrer or seen_from
+            url, named, path = page_of_properties(bytes(raw.properties))
+            seen_from, place = named or seen_from, place or path
+        url, referrer = url or place, referrer or seen_from
         if url is None and referrer is None and campaign is None:
             pages.append(_NO_PAGE)
         else:
-            pages.append(_page_fields(url, referrer, campaign))
+            pages.append(_page_fields(url, referrer, campaign, own))
 
 
 def set_sender(drafts: Drafts, arrival: Arrival) -> None:
@@ -454,40 +468,42 @@ def _objection(name: str, reason: RejectReason, not_an_object: RejectReason) -> 
 
 # COPY text that many events share.
 
-_NO_PAGE = "\t".join(["\\N"] * 10)
+_NO_PAGE = "\t".join(["\\N"] * 11)
 _CACHED_URL_CHARACTERS = 512
 
 
-def _page_fields(url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None) -> str:
-    """url, referrer, page_host … referrer_host as COPY text."""
-    if campaign is None and len(url or "") + len(referrer or "") <= _CACHED_URL_CHARACTERS:
-        return _cached_page_fields(url, referrer)
-    return _make_page_fields(url, referrer, campaign)
+def _page_fields(
+    url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None, own: OwnHosts
+) -> str:
+    """url, referrer, page_host … source as COPY text."""
+    if len(url or "") + len(referrer or "") <= _CACHED_URL_CHARACTERS:
+        # A campaign's fields are cut.
+        return _cached_page_fields(url, referrer, campaign, own)
+    return _make_page_fields(url, referrer, campaign, own)
 
 
-def _make_page_fields(url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None = None) -> str:
-    """A campaign named in the context wins over the one in the address."""
+def _make_page_fields(
+    url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None, own: OwnHosts
+) -> str:
+    """A campaign named in the context wins over the one in the address, field by field."""
     page = describe_page(url) if url else NO_PAGE
-    url = url[:MAX_URL_CHARACTERS] if url else None
-    utm: tuple[str | None, ...] = page[2:]
+    utm: tuple[str | None, ...] = page[2:7]
     if campaign is not None:
-        utm = tuple(named[:MAX_ID_CHARACTERS] if named else found for named, found in zip(campaign, utm, strict=True))
-    campaign_fields = fields(*utm) if any(utm) else _NO_CAMPAIGN
-    seen_from, host = (
-        _referrer_fields(referrer)
-        if len(referrer or "") <= _CACHED_URL_CHARACTERS
-        else _make_referrer_fields(referrer)
+        utm = tuple([named or found for named, found in zip(campaign, utm, strict=True)])
+    campaign_fields = fields(source_name(utm[0]), *utm[1:]) if any(utm) else _NO_CAMPAIGN
+    came_from = referrer_host(referrer) if referrer else None
+    source = source_of(utm[0], page.hint, referrer, came_from, page.host, own)
+    return (
+        f"{_address_field(url)}\t{_address_field(referrer)}\t{field(page.host)}\t{field(page.path)}\t"
+        f"{campaign_fields}\t{field(came_from)}\t{field(source)}"
     )
-    return f"{field(url)}\t{seen_from}\t{field(page.host)}\t{field(page.path)}\t{campaign_fields}\t{host}"
 
 
-def _make_referrer_fields(referrer: str | None) -> tuple[str, str]:
-    referrer = referrer[:MAX_URL_CHARACTERS] if referrer else None
-    return field(referrer), field(referrer_host(referrer) if referrer else None)
+def _address_field(url: str | None) -> str:
+    return field(without_credentials(url[:MAX_URL_CHARACTERS])) if url else field(url)
 
 
 _NO_CAMPAIGN = "\t".join(["\\N"] * 5)
-_referrer_fields = lru_cache(maxsize=4096)(_make_referrer_fields)
 _cached_page_fields = lru_cache(maxsize=4096)(_make_page_fields)
 
 

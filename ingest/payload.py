@@ -33,6 +33,7 @@ from ingest.rejects import PayloadRefused, Refusal, RejectReason
 from ingest.spellings import CREDENTIALS, UNREADABLE, Spellings, differing, spellings, with_fields
 
 NOTHING = Raw(b"")
+MAX_NAME_CHARACTERS = 100
 
 
 class RawEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -316,7 +317,7 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
     if kind not in _CALLS:
         detail = f"type is {str(kind)[:60]!r}; one of {', '.join(sorted(_CALLS))} is wanted"
         return Refusal(RejectReason.INVALID_TYPE, detail)
-    name = message.event if kind == "track" else message.name if kind in ("page", "screen") else None
+    name = message.event if kind == "track" else _title(message.name) if kind in ("page", "screen") else None
     if kind == "track" and not name:
         return Refusal(RejectReason.MISSING_NAME, "a track call needs `event`")
     properties = message.properties
@@ -333,6 +334,10 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
         extra["type"] = message.type
     if message.originalTimestamp not in (None, message.timestamp) and message.timestamp is not None:
         extra["originalTimestamp"] = message.originalTimestamp
+    if kind in ("page", "screen") and message.name and len(message.name.strip()) > MAX_NAME_CHARACTERS:
+        # It is whole beside what was cut.
+        named = differing(properties, {"name": Raw(msgspec.json.encode(message.name))})
+        extra["page_name" if named else "name"] = message.name
     if extra:
         properties = with_fields(properties, extra)
     return RawEvent(
@@ -347,6 +352,11 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
         context=message.context,
         sentAt=message.sentAt,
     )
+
+
+def _title(name: str | None) -> str | None:
+    """The name of a page, which is its title and may be longer than a name can be; None if it is blank."""
+    return (name.strip()[:MAX_NAME_CHARACTERS].strip() or None) if name else None
 
 
 def _beside_the_name(message: SegmentMessage, kind: str) -> dict[str, object]:

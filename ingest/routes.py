@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -48,6 +49,7 @@ from ingest.pool import Pool
 from ingest.public_address import PublicAddress
 from ingest.replays import Replays
 from ingest.server import Admission, Server
+from ingest.sources import OwnHosts
 from ingest.stats.reading import Reader
 from ingest.tail import Tail
 from ingest.transactions import Transactions
@@ -183,6 +185,7 @@ def _intake(
         locate=locate,
         placeholders=Placeholders(config.placeholder_ids),
         conceals=config.anonymise_ip,
+        own_hosts=_own_hosts(config),
     )
     settings = IntakeSettings(
         limits=limits,
@@ -195,6 +198,12 @@ def _intake(
         replays=replays,
     )
     return Intake(parts.journal, parts.window, parts.accounts, parts.tail, settings)
+
+
+def _own_hosts(config: Config) -> OwnHosts:
+    """The hosts that are no sources: those that are named, and what the service is told of the site anyway."""
+    origins = [*config.cors_origins, *config.api_origins, *config.redirect_origins, config.public_url or "*"]
+    return OwnHosts.of([*config.own_hosts, *[urlsplit(origin).netloc for origin in origins if origin != "*"]])
 
 
 def _locators(

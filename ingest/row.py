@@ -31,6 +31,7 @@ EVENT_COLUMNS = (
     "utm_term",
     "utm_content",
     "referrer_host",
+    "source",
     "user_agent",
     "device_type",
     "browser",

@@ -37,6 +37,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "rejected_kept_bytes_per_second": ("1MB", 1_000_000),
     "conversion_events": ("Order Completed, signup", ("Order Completed", "signup")),
     "placeholder_ids": ("demo, x9", ("demo", "x9")),
+    "own_hosts": ("Example.com, example.org", ("example.com", "example.org")),
     "write_keys": ("key-1,key-2", ("key-1", "key-2")),
     "cors_origins": (
         "https://a.example.com,http://localhost:3000",

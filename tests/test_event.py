@@ -25,6 +25,7 @@ from ingest.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.payload import decode_native, decode_segment
 from ingest.rejects import Refusal, RejectReason
 from ingest.row import EVENT_COLUMNS, split_line
+from ingest.sources import OwnHosts
 from ingest.timestamps import parse_time
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, 123456, tzinfo=UTC)
@@ -821,7 +822,7 @@ def cells(row: Row, columns: tuple[str, ...]) -> tuple[str | None, ...]:
     return tuple(row[column] for column in columns)
 
 
-ON_PAGE = (PAGE, REFERRER, "shop.example", "/cart", "www.search.example")
+ON_PAGE = (PAGE, REFERRER, "shop.example", "/cart", "search.example")
 
 
 @pytest.mark.parametrize(
@@ -880,8 +881,103 @@ def test_a_campaign_needs_no_address():
 
 
 def test_a_campaign_is_escaped():
-    row = accepted({"context": {"campaign": {"source": "a\tb\\N\n"}}})
-    assert row["utm_source"] == "a\tb\\N\n"
+    row = accepted({"context": {"campaign": {"source": "a\tb\\N\n", "content": "\\N"}}})
+    assert cells(row, ("utm_source", "utm_content")) == ("a b\\n", "\\N")
+
+
+ODD: list[Any] = [True, None, [], {}, ["x"], {"x": 1}, [[]], ""]
+
+
+@pytest.mark.parametrize("field", ["source", "medium", "name", "term", "content"])
+@pytest.mark.parametrize("odd", ODD)
+def test_a_field_of_a_campaign_that_is_odd_costs_that_field_alone(field, odd):
+    campaign: dict[str, Any] = {
+        "source": "ads",
+        "medium": "cpc",
+        "name": "winter",
+        "term": "boots",
+        "content": "banner",
+    }
+    expected = tuple(None if name == field else value for name, value in campaign.items())
+    told = {"context": {"campaign": {**campaign, field: odd}}}
+    assert cells(accepted(told), UTM) == expected
+    # What the campaign does not tell, the address does.
+    row = accepted({**told, "url": "https://shop.example/?" + "&".join(f"{name}=x" for name in UTM)})
+    assert cells(row, UTM) == tuple(value or "x" for value in expected)
+
+
+def test_numbers_of_a_campaign_are_its_texts():
+    campaign = {"source": "ads", "name": 2026, "term": 1.5, "content": -1}
+    assert cells(accepted({"context": {"campaign": campaign}}), UTM) == ("ads", None, "2026", "1.5", "-1")
+
+
+@pytest.mark.parametrize("odd", [5, True, None, [], {}, ""])
+def test_a_field_of_a_page_that_is_odd_costs_that_field_alone(odd):
+    page = {"url": odd, "path": "/cart", "search": "?utm_source=mail", "referrer": REFERRER}
+    place = "/cart?utm_source=mail"
+    for event in ({"context": {"page": page}}, {"type": "page_view", "properties": page}):
+        row = accepted(event)
+        assert (*cells(row, WHERE), row["utm_source"]) == (place, REFERRER, None, "/cart", "search.example", "mail")
+    row = accepted({"context": {"page": {**page, "url": PAGE, "referrer": odd}}})
+    assert cells(row, WHERE) == (PAGE, None if odd != "" else "", "shop.example", "/cart", None)
+
+
+@pytest.mark.parametrize(
+    ("page", "url"),
+    [
+        ({"path": "/cart"}, "/cart"),
+        ({"path": "cart", "search": "a=b"}, "/cart?a=b"),
+        ({"search": "?a=b"}, "?a=b"),
+        ({"path": "/cart", "search": ""}, "/cart"),
+        ({"path": "/cart", "search": 5}, "/cart"),
+        ({"path": "", "search": ""}, None),
+        ({"path": "/cart", "url": "https://shop.example/x"}, "https://shop.example/x"),
+    ],
+)
+def test_a_path_and_a_search_are_an_address(page, url):
+    assert accepted({"context": {"page": page}})["url"] == url
+    assert accepted({"type": "page_view", "properties": page})["url"] == url
+
+
+def test_a_whole_address_wins_over_a_path():
+    row = accepted({"type": "page_view", "context": {"page": {"path": "/cart"}}, "properties": {"url": PAGE}})
+    assert row["url"] == PAGE
+
+
+def test_where_a_visit_came_from():
+    told: list[tuple[dict[str, Any], str | None]] = [
+        ({"url": "https://shop.example/", "referrer": "https://www.LinkedIn.com/feed"}, "linkedin"),
+        ({"url": "https://shop.example/?utm_source=LinkedIn"}, "linkedin"),
+        ({"url": "https://shop.example/", "context": {"campaign": {"source": "linkedin.com"}}}, "linkedin"),
+        ({"url": "https://shop.example/?utm_source=x", "context": {"campaign": {"source": "lnkd.in"}}}, "linkedin"),
+        ({"url": "https://shop.example/", "referrer": "https://www.shop.example/"}, None),
+        ({"url": "https://shop.example/"}, None),
+        ({}, None),
+    ]
+    for event, source in told:
+        assert accepted(event)["source"] == source
+    ours = LIMITS._replace(own_hosts=OwnHosts.of(["ours.example"]))
+    event = {"url": "https://shop.example/", "referrer": "https://blog.ours.example/"}
+    assert accepted(event)["source"] == "blog.ours.example"
+    assert accepted(event, limits=ours)["source"] is None
+
+
+SECRET_URL = "https://ann:se%63ret@shop.example/cart?utm_source=mail"
+
+
+@pytest.mark.parametrize("padding", [0, 5000], ids=["cached", "too long to be cached"])
+def test_no_credentials_of_an_address_are_stored(padding):
+    more = {"padding": "x" * padding, "other": [{"deep": SECRET_URL}, "ann@shop.example"]}
+    page = {"url": SECRET_URL, "referrer": SECRET_URL}
+    for event in (
+        {"url": SECRET_URL, "referrer": SECRET_URL, "properties": more, "context": more},
+        {"context": {"page": page, **more}},
+        {"type": "page_view", "properties": {**page, **more}},
+    ):
+        row = accepted(event)
+        assert (row["page_host"], row["page_path"], row["utm_source"]) == ("shop.example", "/cart", "mail")
+        assert "se%63ret" not in repr(row) and "ann:" not in repr(row)
+        assert "ann@shop.example" in repr(row)
 
 
 @pytest.mark.parametrize("length", [4095, 4096, 5000, 20_000])

@@ -47,6 +47,8 @@ PURE = {
     "context",
     "jsonb",
     "enrich",
+    "urls",
+    "sources",
     "addresses",
     "anonymity",
     "row",

@@ -866,3 +866,42 @@ def test_nothing_is_nothing():
     """The steps ask `if raw.properties`."""
     assert not NOTHING
     assert not RawEvent().properties
+
+
+# Titles of pages.
+
+TITLES = ["x" * 101, "Überraschung " * 9, "💥" * 150, "  " + "y" * 100 + " z  ", "a" * 99 + "  b" * 9, "t" * 20_000]
+
+
+@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.parametrize("call", ["page", "screen"])
+def test_a_long_title_is_cut_and_kept_whole_beside(call, title):
+    for properties in (None, {}, {"plan": "pro"}, {"name": title}, {"name": "another"}, {"title": "another"}):
+        message = {
+            "type": call,
+            "name": title,
+            "anonymousId": "a",
+            **({"properties": properties} if properties else {}),
+        }
+        body = json.dumps({"batch": [message]}).encode()
+        (event,) = decode_segment(body, None, 10).events
+        assert isinstance(event, RawEvent) and event.name is not None
+        assert event.name == title.strip()[:100].strip() and len(event.name) <= 100
+        kept = json.loads(bytes(event.properties))
+        assert title in (kept["name"], kept.get("page_name"))
+        assert (properties or {}).items() <= kept.items()
+
+
+@pytest.mark.parametrize(
+    ("title", "name"), [("x" * 100, "x" * 100), (" Pricing ", "Pricing"), ("  ", "page"), ("", "page")]
+)
+def test_a_short_title_is_the_name_and_no_more(title, name):
+    (event,) = decode_segment(json.dumps({"type": "page", "name": title}).encode(), None, 10).events
+    assert isinstance(event, RawEvent)
+    assert (event.name, bytes(event.properties)) == (name, b"")
+
+
+def test_a_name_of_another_call_that_is_too_long_is_refused():
+    """It is what the event is, and not a title."""
+    (event,) = decode_segment(json.dumps({"type": "track", "event": "x" * 101}).encode(), None, 10).events
+    assert isinstance(event, RawEvent) and event.name == "x" * 101

@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import database, enrich, migrations
+from ingest import database, enrich, migrations, sources, urls
 from ingest.buckets import Room
 from ingest.config import DIMENSION_NAMES
 from ingest.embedded import EmbeddedPostgres
@@ -355,14 +355,16 @@ async def test_who_comes_from_where_with_what(seeded: asyncpg.Connection):
 async def test_the_columns_are_what_the_collector_would_have_made_of_it(seeded: asyncpg.Connection):
     rows = await seeded.fetch(
         "SELECT DISTINCT url, referrer, user_agent, page_host, page_path, utm_source, utm_medium, utm_campaign,"
-        " referrer_host, device_type::text, browser, os FROM analytics.events"
+        " referrer_host, source, device_type::text, browser, os FROM analytics.events"
     )
     for row in rows:
-        page = enrich.describe_page(row["url"]) if row["url"] else enrich.NO_PAGE
+        page = urls.describe_page(row["url"]) if row["url"] else urls.NO_PAGE
         assert page[:5] == tuple(
             row[name] for name in ("page_host", "page_path", "utm_source", "utm_medium", "utm_campaign")
         )
-        assert row["referrer_host"] == (enrich.referrer_host(row["referrer"]) if row["referrer"] else None)
+        came_from = urls.referrer_host(row["referrer"]) if row["referrer"] else None
+        assert row["referrer_host"] == came_from
+        assert row["source"] == sources.source_of(page[2], page.hint, row["referrer"], came_from, page.host)
         assert enrich.describe_user_agent(row["user_agent"]) == (row["device_type"], row["browser"], row["os"])
     assert await seeded.fetchval("SELECT count(*) FROM analytics.events WHERE batch_id IS NOT NULL") == 0
     assert await seeded.fetchval("SELECT count(*) FROM analytics.events WHERE received_at < created_at") == 0
@@ -520,7 +522,8 @@ async def test_the_readmes_questions_have_sensible_answers(
     assert all(0 < float(row[3]) < 50 and 3 <= float(row[4]) <= 10 for row in steps)
 
     sources = tables["Which"]
-    assert {"google", "direct", "newsletter", "www.google.com"} <= {row[0] for row in sources}
+    channels = {"google", "direct", "newsletter", "linkedin", "facebook", "instagram", "partners.example"}
+    assert channels == {row[0] for row in sources}
     assert sum(int(row[1]) for row in sources) == 1000
     assert sum(int(row[2]) for row in sources) == people[-1]
     assert sum(int(row[4]) for row in sources) > 29 * people[-1]

@@ -255,6 +255,7 @@ CREATE TABLE analytics.events (
     page_host text,
     page_path text,
     referrer_host text,
+    source text,
     utm_source text,
     utm_medium text,
     utm_campaign text,
@@ -286,6 +287,10 @@ COMMENT ON COLUMN analytics.events.user_id IS 'Who, as the sending application k
 COMMENT ON COLUMN analytics.events.anonymous_id IS 'The browser or device that sent it, as its SDK calls it';
 COMMENT ON COLUMN analytics.events.properties IS 'What the event tells about itself, a JSON object as it was sent';
 COMMENT ON COLUMN analytics.events.context IS 'What the SDK tells about its surroundings, a JSON object';
+COMMENT ON COLUMN analytics.events.page_host IS 'The host of url, in one form: lower case, ASCII, without port and www.';
+COMMENT ON COLUMN analytics.events.page_path IS 'The path of url, in one form, so that a page is one value however it is written';
+COMMENT ON COLUMN analytics.events.referrer_host IS 'The host of referrer, as page_host';
+COMMENT ON COLUMN analytics.events.source IS 'What brought the visitor to the page: the campaign''s source, else what the address says, else the referrer, by a well-known name or its host; NULL: nothing did, or another page of the site';
 COMMENT ON COLUMN analytics.events.ip_address IS 'The client''s address, without its last part unless the service is told otherwise';
 COMMENT ON COLUMN analytics.events.country IS 'ISO 3166-1 alpha-2, upper case';
 COMMENT ON COLUMN analytics.events.region IS 'ISO 3166-2 subdivision without the country, as the CDN or the MaxMind file has it';

@@ -394,47 +394,468 @@ $$;
 COMMENT ON FUNCTION ingest.known_id(text) IS 'The id, NULL where it is nobody''s';
 
 
--- Events of plain INSERTs
+-- Addresses and sources
 
-CREATE FUNCTION ingest.url_decoded(text_of_url text) RETURNS text
+-- The same rules as in ingest/urls.py and ingest/sources.py, where they are explained; docs/sources.md is their table.
+
+CREATE FUNCTION ingest.url_pieces(encoded text) RETURNS SETOF text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    -- A character of UTF-8 off ASCII, a byte, a percent sign of neither, and what is between.
+    SELECT match[1] FROM regexp_matches(encoded,
+        '(?i)(%c[2-9a-f]%[89ab][0-9a-f]|%d[0-9a-f]%[89ab][0-9a-f]|%e0%[ab][0-9a-f]%[89ab][0-9a-f]|'
+        || '%e[1-9a-cef](?:%[89ab][0-9a-f]){2}|%ed%[89][0-9a-f]%[89ab][0-9a-f]|%f0%[9ab][0-9a-f](?:%[89ab][0-9a-f]){2}|'
+        || '%f[1-3](?:%[89ab][0-9a-f]){3}|%f4%8[0-9a-f](?:%[89ab][0-9a-f]){2}|%[0-9a-f]{2}|%|[^%]+)', 'g'
+    ) AS match
+$$;
+COMMENT ON FUNCTION ingest.url_pieces(text) IS 'A text with percent sequences, apart: each character that they encode, each other sequence, and what is between';
+
+CREATE FUNCTION ingest.url_decoded(encoded text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    bytes bytea := ''::bytea;
+    decoded text := '';
     piece text;
 BEGIN
-    FOR piece IN
-        SELECT match[1] FROM regexp_matches(replace(text_of_url, '+', ' '), '(%[0-9a-fA-F]{2}|[^%]+|%)', 'g') AS match
-    LOOP
-        bytes := bytes || CASE
-            WHEN piece ~ '^%[0-9a-fA-F]{2}$' THEN decode(substr(piece, 2), 'hex')
-            ELSE convert_to(piece, 'UTF8')
+    IF position('%' IN encoded) = 0 THEN
+        RETURN encoded;
+    END IF;
+    FOR piece IN SELECT ingest.url_pieces(encoded) LOOP
+        decoded := decoded || CASE
+            WHEN left(piece, 1) <> '%' OR piece = '%' THEN piece
+            WHEN piece = '%00' OR piece ~ '^%[89A-Fa-f].$' THEN U&'\FFFD'
+            ELSE convert_from(decode(replace(piece, '%', ''), 'hex'), 'UTF8')
         END;
     END LOOP;
-    RETURN convert_from(bytes, 'UTF8');
-EXCEPTION WHEN data_exception THEN
-    -- Not UTF-8, or a NUL: better as it was than not at all.
-    RETURN text_of_url;
+    RETURN decoded;
 END
 $$;
-COMMENT ON FUNCTION ingest.url_decoded(text) IS 'A parameter of an address, decoded';
+COMMENT ON FUNCTION ingest.url_decoded(text) IS 'A text without percent sequences; what is no UTF-8, and NUL, is U+FFFD';
 
-CREATE FUNCTION ingest.url_parameter(url text, name text) RETURNS text
+CREATE FUNCTION ingest.tidy(words text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT left(nullif(btrim(ingest.url_decoded(substring(url FROM '[?&]' || name || '=([^&#]*)'))), ''), 255)
+    SELECT CASE WHEN length(words) <= 255 AND words ~ '^[!-~]+( [!-~]+)*$' THEN words ELSE nullif(rtrim(left(btrim(regexp_replace(left(words, 4096),
+        '[\u0001-\u0020\u007f-\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]+', ' ', 'g'
+    ), ' '), 255), ' '), '') END
 $$;
-COMMENT ON FUNCTION ingest.url_parameter(text, text) IS 'A parameter of an address, decoded, at most 255 characters; NULL: it has none of that name';
+COMMENT ON FUNCTION ingest.tidy(text) IS 'The text without blanks around it, those inside as one space, at most 255 characters; NULL if it is blank';
 
-CREATE FUNCTION ingest.url_host(url text) RETURNS text
+-- Lower case is that of the database's locale; one that knows ASCII alone leaves other letters as they are.
+CREATE FUNCTION ingest.folded(words text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT left(lower(substring(url FROM '^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)')), 253)
+    SELECT ingest.tidy(CASE WHEN words ~ '[^\u0001-\u007f]'
+        THEN normalize(lower(normalize(left(words, 4096), NFKC)), NFKC) ELSE lower(words) END)
 $$;
-COMMENT ON FUNCTION ingest.url_host(text) IS 'The host of an absolute URL, in lower case; NULL: it has none';
+COMMENT ON FUNCTION ingest.folded(text) IS 'What people type in any case and width, such as a campaign''s source, in one form';
+
+CREATE FUNCTION ingest.punycode(label text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    digits constant text := 'abcdefghijklmnopqrstuvwxyz0123456789';
+    points constant int[] := ARRAY(
+        SELECT ascii(letter) FROM regexp_split_to_table(label, '') WITH ORDINALITY AS each (letter, place) ORDER BY place
+    );
+    encoded text := regexp_replace(label, '[^\u0001-\u007f]', '', 'g');
+    basic constant int := length(encoded);
+    handled int := basic;
+    point int;
+    next_point int := 128;
+    delta int := 0;
+    bias int := 72;
+    rest int;
+    threshold int;
+    base int;
+BEGIN
+    -- RFC 3492, section 6.3
+    IF basic > 0 THEN
+        encoded := encoded || '-';
+    END IF;
+    WHILE handled < cardinality(points) LOOP
+        point := (SELECT min(each) FROM unnest(points) AS each WHERE each >= next_point);
+        delta := delta + (point - next_point) * (handled + 1);
+        next_point := point;
+        FOREACH point IN ARRAY points LOOP
+            IF point < next_point THEN
+                delta := delta + 1;
+            ELSIF point = next_point THEN
+                rest := delta;
+                base := 36;
+                LOOP
+                    threshold := least(greatest(base - bias, 1), 26);
+                    EXIT WHEN rest < threshold;
+                    encoded := encoded || substr(digits, threshold + (rest - threshold) % (36 - threshold) + 1, 1);
+                    rest := (rest - threshold) / (36 - threshold);
+                    base := base + 36;
+                END LOOP;
+                encoded := encoded || substr(digits, rest + 1, 1);
+                delta := delta / CASE WHEN handled = basic THEN 700 ELSE 2 END;
+                delta := delta + delta / (handled + 1);
+                base := 0;
+                WHILE delta > 455 LOOP
+                    delta := delta / 35;
+                    base := base + 36;
+                END LOOP;
+                bias := base + 36 * delta / (delta + 38);
+                delta := 0;
+                handled := handled + 1;
+            END IF;
+        END LOOP;
+        delta := delta + 1;
+        next_point := next_point + 1;
+    END LOOP;
+    RETURN encoded;
+END
+$$;
+COMMENT ON FUNCTION ingest.punycode(text) IS 'A label of a domain name in ASCII, without xn-- in front';
+
+CREATE FUNCTION ingest.ipv6_form(address text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    form constant text := host(address::inet);
+BEGIN
+    -- Of an IPv4 address in it there are as many forms as there are libraries.
+    RETURN CASE WHEN family(address::inet) = 6 THEN CASE WHEN form LIKE '%.%' THEN lower(address) ELSE form END END;
+EXCEPTION WHEN data_exception THEN
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION ingest.ipv6_form(text) IS 'An IPv6 address in one form; NULL if it is none';
+
+CREATE FUNCTION ingest.host_form(place text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    form text := place;
+BEGIN
+    IF length(place) > 512 OR (place LIKE '%\%%' AND place !~ '^([^%]|%[0-9A-Fa-f]{2})+$') THEN
+        RETURN NULL;
+    END IF;
+    form := ingest.url_decoded(form);
+    IF form ~ '^\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{0,5})?$' THEN
+        RETURN ingest.ipv6_form(substring(form FROM '^\[([^\]]*)\]'));
+    END IF;
+    IF form ~ '[^\u0001-\u007f]' THEN
+        form := regexp_replace(regexp_replace(form, '[\u3002\uff0e\uff61]', '.', 'g'), '[\u00ad\u200b\u2060\ufeff]', '', 'g');
+        form := normalize(lower(normalize(form, NFKC)), NFKC);
+    END IF;
+    IF form !~ '^[^\u0001-\u0020#%/:<>?@[\\\]^|\u007f\ufffd]{1,253}(:[0-9]{0,5})?$' THEN
+        RETURN NULL;
+    END IF;
+    form := lower(rtrim(substring(form FROM '^[^:]+'), '.'));
+    IF form ~ '[^\u0001-\u007f]' THEN
+        form := (
+            SELECT string_agg(
+                CASE WHEN label ~ '[^\u0001-\u007f]' THEN 'xn--' || ingest.punycode(label) ELSE label END, '.' ORDER BY place_in
+            )
+            FROM string_to_table(form, '.') WITH ORDINALITY AS each (label, place_in)
+        );
+    END IF;
+    form := regexp_replace(form, '^www\.(?=.*\.)', '');
+    RETURN CASE WHEN length(form) BETWEEN 1 AND 253 THEN form END;
+END
+$$;
+COMMENT ON FUNCTION ingest.host_form(text) IS 'A host, or host:port, in one form: lower case, ASCII, without port and www.; NULL if it is none';
+
+CREATE FUNCTION ingest.path_form(path text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    pieces text[] := '{}';
+    plain text := '';
+    piece text;
+    form text;
+    kept text[] := '{}';
+BEGIN
+    IF length(path) <= 4096 AND path ~ '^(/[A-Za-z0-9_~!$&''()*+,;=:@-][.A-Za-z0-9_~!$&''()*+,;=:@-]*)*/?$' THEN
+        RETURN coalesce(nullif(rtrim(path, '/'), ''), '/');
+    END IF;
+    FOR piece IN SELECT ingest.url_pieces(path) LOOP
+        IF length(piece) > 3 AND left(piece, 1) = '%' THEN
+            plain := plain || convert_from(decode(replace(piece, '%', ''), 'hex'), 'UTF8');
+        ELSIF left(piece, 1) <> '%' THEN
+            plain := plain || piece;
+        ELSIF piece <> '%' AND piece !~ '^%([89A-Fa-f].|00)$'
+            AND convert_from(decode(substr(piece, 2), 'hex'), 'UTF8') ~ '^[.A-Za-z0-9_~!$&''()*+,;=:@-]$' THEN
+            plain := plain || convert_from(decode(substr(piece, 2), 'hex'), 'UTF8');
+        ELSE
+            -- What combines with the letter before must not take one of a sequence.
+            pieces := pieces || ARRAY[plain, CASE WHEN piece = '%' THEN '%25' ELSE upper(piece) END];
+            plain := '';
+        END IF;
+    END LOOP;
+    form := (SELECT string_agg(CASE WHEN each ~ '[^\u0001-\u007f]' THEN normalize(each, NFC) ELSE each END, '' ORDER BY place)
+        FROM unnest(pieces || plain) WITH ORDINALITY AS known (each, place));
+    FOR piece IN SELECT DISTINCT match[1] FROM regexp_matches(form, '([\u0001-\u0020"#<>?\[\\\]^`{|}\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff0-\ufffb\ufffe\uffff])', 'g') AS match LOOP
+        form := replace(form, piece, upper(regexp_replace(encode(convert_to(piece, 'UTF8'), 'hex'), '(..)', '%\1', 'g')));
+    END LOOP;
+    FOREACH piece IN ARRAY string_to_array(form, '/') LOOP
+        IF piece = '..' THEN
+            kept := kept[:cardinality(kept) - 1];
+        ELSIF piece NOT IN ('', '.') THEN
+            kept := kept || piece;
+        END IF;
+    END LOOP;
+    form := '/' || array_to_string(kept, '/');
+    IF length(form) > 4096 THEN
+        form := coalesce(nullif(rtrim(regexp_replace(left(form, 4096), '%[0-9A-F]?$', ''), './'), ''), '/');
+    END IF;
+    RETURN form;
+END
+$$;
+COMMENT ON FUNCTION ingest.path_form(text) IS 'A path in one form: what is percent-encoded, without . and .., and no slash doubled or at the end';
+
+CREATE TYPE ingest.address AS (host text, path text, query text);
+
+CREATE FUNCTION ingest.read_url(url text) RETURNS ingest.address
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    spaces constant text := E'\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\x20';
+    trimmed constant text := split_part(translate(btrim(left(url, 65536), spaces), E'\t\r\n', ''), '#', 1);
+    hierarchy text := left(split_part(trimmed, '?', 1), 4096);
+    found ingest.address;
+    rest text;
+    scheme text;
+BEGIN
+    found.query := nullif(substr(trimmed, length(split_part(trimmed, '?', 1)) + 2), '');
+    IF hierarchy ~* '^(https?:|/)' THEN
+        -- Browsers take a backslash for a slash: what follows one is no host.
+        hierarchy := replace(hierarchy, '\', '/');
+    END IF;
+    scheme := substring(hierarchy FROM '^[A-Za-z][A-Za-z0-9+.-]{0,31}:');
+    rest := substr(hierarchy, coalesce(length(scheme), 0) + 1);
+    IF left(rest, 2) <> '//' THEN
+        IF scheme IS NULL AND left(rest, 1) = '/' THEN
+            found.path := ingest.path_form(rest);
+        ELSIF hierarchy <> '' THEN
+            found.query := NULL;
+        END IF;
+        RETURN found;
+    END IF;
+    rest := substr(rest, 3);
+    IF left(rest, 1) IN ('', '/') THEN
+        IF lower(scheme) = 'file:' AND rest <> '' THEN
+            found.path := ingest.path_form(rest);
+        ELSE
+            found.query := NULL;
+        END IF;
+        RETURN found;
+    END IF;
+    found.host := ingest.host_form(regexp_replace(split_part(rest, '/', 1), '^.*@', ''));
+    IF found.host IS NULL THEN
+        RETURN NULL::ingest.address;
+    END IF;
+    found.path := ingest.path_form('/' || substr(rest, length(split_part(rest, '/', 1)) + 2));
+    RETURN found;
+END
+$$;
+COMMENT ON FUNCTION ingest.read_url(text) IS 'Host, path and query of a URL, each in one form but the query; NULLs if it is none';
+
+CREATE FUNCTION ingest.url_parameters(query text) RETURNS jsonb
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    -- Of several with one name, or of several clicks, the first that is not blank.
+    SELECT coalesce(jsonb_object_agg(name, value), '{}') FROM (
+        SELECT DISTINCT ON (name) name, value FROM (
+            SELECT CASE WHEN clicks ? given THEN 'click' ELSE replace(given, '%5f', '_') END AS name, place,
+                CASE WHEN clicks ? given AND told IS NOT NULL THEN clicks ->> given ELSE told END AS value
+            FROM (
+                SELECT lower(match[1]) AS given, place,
+                    ingest.tidy(ingest.url_decoded(replace(left(match[2], 3072), '+', ' '))) AS told,
+                    '{"gclid": "google", "gbraid": "google", "wbraid": "google", "dclid": "google", "fbclid": "facebook",
+            "igshid": "instagram", "msclkid": "bing", "ttclid": "tiktok", "twclid": "twitter", "li_fat_id":
+            "linkedin", "yclid": "yandex", "epik": "pinterest", "rdt_cid": "reddit", "sccid": "snapchat"}'::jsonb AS clicks
+                FROM regexp_matches('&' || query,
+                    '(?i)&(?:amp;)?(utm(?:_|%5f)(?:source|medium|campaign|term|content)|ref|source|'
+                    || 'gclid|gbraid|wbraid|dclid|fbclid|igshid|msclkid|ttclid|twclid|li_fat_id|yclid|epik|rdt_cid|sccid)=([^&]+)', 'g'
+                ) WITH ORDINALITY AS known (match, place) WHERE place <= 64
+            ) AS each
+        ) AS named WHERE value IS NOT NULL ORDER BY name, place
+    ) AS first
+$$;
+COMMENT ON FUNCTION ingest.url_parameters(text) IS 'What a query tells of where a visit came from: {parameter: value}, and as click the network whose click id it has';
+
+CREATE FUNCTION ingest.hint_of(parameters jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(ingest.folded(parameters ->> 'ref'), ingest.folded(parameters ->> 'source'), parameters ->> 'click')
+$$;
+COMMENT ON FUNCTION ingest.hint_of(jsonb) IS 'What an address says of its source beside a campaign: ref or source, or the network of a click id';
+
+CREATE FUNCTION ingest.without_credentials(addresses text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN position('@' IN addresses) = 0 THEN addresses
+        ELSE regexp_replace(addresses, '((?:^\s*|:)[/\\]{2,8})(?:[^/?#"\\@ ]*@)+', '\1', 'g') END
+$$;
+COMMENT ON FUNCTION ingest.without_credentials(text) IS 'A text without the user names and passwords in the URLs in it';
+
+CREATE FUNCTION ingest.site_of(host text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN host ~ '^[0-9.]+$|:' THEN host ELSE coalesce(substring(host FROM
+        '([^.]+\.(?:(?:ac|co|com|edu|gob|gov|go|gouv|id|ltd|me|mil|net|ne|nom|or|org|plc|sch|web)\.[a-z]{2}|'
+        || 'github\.io|gitlab\.io|netlify\.app|vercel\.app|pages\.dev|workers\.dev|web\.app|firebaseapp\.com|herokuapp\.com|onrender\.com|fly\.dev|azurewebsites\.net|azurestaticapps\.net|amplifyapp\.com|cloudfront\.net|myshopify\.com|blogspot\.com|wordpress\.com|tumblr\.com|wixsite\.com|weebly\.com|webflow\.io|framer\.website|notion\.site|carrd\.co|substack\.com|medium\.com|hashnode\.dev|readthedocs\.io|bitbucket\.io|glitch\.me|repl\.co|replit\.app|surge\.sh|ngrok\.io|ngrok\-free\.app|'
+        || '[^.]+))$'
+    ), host) END
+$$;
+COMMENT ON FUNCTION ingest.site_of(text) IS 'The domain of a host that somebody has registered, as far as that can be told without a list of all suffixes';
+
+CREATE FUNCTION ingest.is_own_host(host text, page_host text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(host = page_host OR ingest.site_of(host) = ingest.site_of(page_host), false) OR EXISTS (
+        SELECT FROM string_to_table(current_setting('app.own_hosts', true), ',') AS named,
+            ingest.host_form(btrim(named)) AS own
+        WHERE host = own OR right(host, length(own) + 1) = '.' || own
+    )
+$$;
+COMMENT ON FUNCTION ingest.is_own_host(text, text) IS 'Whether a host is of the site that the page is of, or below one of app.own_hosts, which has commas between them';
+
+CREATE FUNCTION ingest.known_sources() RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT '{"baidu.com": "baidu", "bing.com": "bing", "bsky.app": "bluesky", "go.bsky.app": "bluesky",
+        "xyz.blueskyweb.app": "bluesky", "search.brave.com": "brave", "chatgpt.com": "chatgpt",
+        "chat.openai.com": "chatgpt", "com.openai.chatgpt": "chatgpt", "claude.ai": "claude",
+        "copilot.microsoft.com": "copilot", "discord.com": "discord", "discord.gg": "discord", "discordapp.com":
+        "discord", "com.discord": "discord", "duckduckgo.com": "duckduckgo", "com.duckduckgo.mobile.android":
+        "duckduckgo", "ecosia.org": "ecosia", "facebook.com": "facebook", "fb.com": "facebook", "fb.me":
+        "facebook", "com.facebook.katana": "facebook", "com.facebook.lite": "facebook", "gemini.google.com":
+        "gemini", "github.com": "github", "mail.google.com": "gmail", "com.google.android.gm": "gmail",
+        "googleadservices.com": "google", "googlesyndication.com": "google", "g.doubleclick.net": "google",
+        "com.google.android.googlequicksearchbox": "google", "news.ycombinator.com": "hackernews",
+        "instagram.com": "instagram", "com.instagram.android": "instagram", "line.me": "line",
+        "jp.naver.line.android": "line", "linkedin.com": "linkedin", "lnkd.in": "linkedin",
+        "com.linkedin.android": "linkedin", "mastodon.social": "mastodon", "org.joinmastodon.android":
+        "mastodon", "medium.com": "medium", "messenger.com": "messenger", "com.facebook.orca": "messenger",
+        "naver.com": "naver", "outlook.com": "outlook", "outlook.live.com": "outlook", "outlook.office.com":
+        "outlook", "outlook.office365.com": "outlook", "perplexity.ai": "perplexity",
+        "ai.perplexity.app.android": "perplexity", "pin.it": "pinterest", "com.pinterest": "pinterest",
+        "producthunt.com": "producthunt", "quora.com": "quora", "reddit.com": "reddit", "redd.it": "reddit",
+        "com.reddit.frontpage": "reddit", "slack.com": "slack", "com.slack": "slack", "snapchat.com":
+        "snapchat", "com.snapchat.android": "snapchat", "stackoverflow.com": "stackoverflow", "startpage.com":
+        "startpage", "substack.com": "substack", "telegram.org": "telegram", "t.me": "telegram", "telegram.me":
+        "telegram", "org.telegram.messenger": "telegram", "org.telegram.plus": "telegram", "threads.net":
+        "threads", "threads.com": "threads", "com.instagram.barcelona": "threads", "tiktok.com": "tiktok",
+        "com.zhiliaoapp.musically": "tiktok", "twitter.com": "twitter", "x.com": "twitter", "t.co": "twitter",
+        "com.twitter.android": "twitter", "vk.com": "vk", "vk.ru": "vk", "com.vkontakte.android": "vk",
+        "whatsapp.com": "whatsapp", "wa.me": "whatsapp", "com.whatsapp": "whatsapp", "search.yahoo.co.jp":
+        "yahoo", "ya.ru": "yandex", "youtube.com": "youtube", "youtu.be": "youtube",
+        "com.google.android.youtube": "youtube"}'::jsonb
+$$;
+COMMENT ON FUNCTION ingest.known_sources() IS 'Hosts of well-known sources, with their names';
+
+CREATE FUNCTION ingest.name_of_host(host text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known constant jsonb := ingest.known_sources();
+    rest text := host;
+BEGIN
+    IF position('.' IN host) = 0 THEN
+        RETURN host;
+    END IF;
+    WHILE rest <> '' LOOP
+        IF known ? rest THEN
+            RETURN known ->> rest;
+        END IF;
+        rest := substr(rest, nullif(position('.' IN rest), 0) + 1);
+    END LOOP;
+    RETURN coalesce(substring(host FROM
+        '^(?:.*\.)?(amazon|ebay|google|pinterest|yahoo|yandex)\.(?:com|(?:com?\.)?[a-z]{2})$'
+    ), host);
+END
+$$;
+COMMENT ON FUNCTION ingest.name_of_host(text) IS 'The well-known source whose host it is, else the host';
+
+CREATE FUNCTION ingest.host_in(words text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ingest.host_form(substring(words FROM
+        '^(?:(?:https?:|android-app:|ios-app:)?//)?(?:[^/?#@\\ ]*@)*'
+        || '([^/?#@:\\ .]+(?:\.[^/?#@:\\ .]+)*\.(?:[a-z][a-z0-9-]*[a-z0-9]|[^\u0001-\u007f]+)\.?)(?::[0-9]{0,5})?(?:[/?#].*)?$'
+    ))
+$$;
+COMMENT ON FUNCTION ingest.host_in(text) IS 'The host of a source that is given as one, or as a URL; NULL: it is a word';
+
+CREATE FUNCTION ingest.source_name(words text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(ingest.name_of_host(ingest.host_in(words)), '{"fb": "facebook", "ig": "instagram", "insta": "instagram", "yt": "youtube", "linked in": "linkedin",
+        "you tube": "youtube", "chat gpt": "chatgpt", "hacker news": "hackernews", "product hunt":
+        "producthunt", "stack overflow": "stackoverflow", "duck duck go": "duckduckgo"}'::jsonb ->> words, words)
+$$;
+COMMENT ON FUNCTION ingest.source_name(text) IS 'A campaign''s source, folded, by its well-known name or its host, if it is one of these';
+
+CREATE FUNCTION ingest.source_of(utm_source text, hint text, referrer text, came_from text, page_host text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN utm_source IS NOT NULL AND ingest.is_own_host(ingest.host_in(utm_source), page_host) IS NOT TRUE
+            THEN ingest.source_name(utm_source)
+        WHEN ingest.is_own_host(host, page_host) THEN NULL
+        WHEN hint IS NOT NULL AND ingest.is_own_host(ingest.host_in(hint), page_host) IS NOT TRUE
+            THEN ingest.source_name(hint)
+        ELSE ingest.name_of_host(host)
+    END
+    FROM (SELECT CASE WHEN referrer ~* '^\s*(https?:|android-app:|ios-app:)?[/\\]{2}' THEN came_from END) AS page (host)
+$$;
+COMMENT ON FUNCTION ingest.source_of(text, text, text, text, text) IS 'What brought a visitor: the campaign''s source, else a hint of the address, else the referrer''s host; NULL: nothing did, or the site itself';
+
+CREATE FUNCTION ingest.text_member(object jsonb, name text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN jsonb_typeof(object -> name) = 'string' THEN nullif(object ->> name, '') END
+$$;
+COMMENT ON FUNCTION ingest.text_member(jsonb, text) IS 'A member of a JSON object, if it is a text that is not empty';
+
+CREATE FUNCTION ingest.page_place(page jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT nullif(concat(
+        regexp_replace(ingest.text_member(page, 'path'), '^(?!/)', '/'),
+        regexp_replace(ingest.text_member(page, 'search'), '^(?!\?)', '?')
+    ), '')
+$$;
+COMMENT ON FUNCTION ingest.page_place(jsonb) IS 'The path and search of a page in Segment''s spec, as a relative address';
+
+CREATE FUNCTION ingest.campaign_field(context jsonb, name text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN jsonb_typeof(context #> ARRAY['campaign', name]) IN ('string', 'number')
+        THEN context #>> ARRAY['campaign', name] END
+$$;
+COMMENT ON FUNCTION ingest.campaign_field(jsonb, text) IS 'A field of the campaign in a context, if it is text or a number';
+
+
+-- Events of plain INSERTs
 
 CREATE FUNCTION ingest.device_of(user_agent text) RETURNS analytics.device_type
 LANGUAGE sql IMMUTABLE STRICT
@@ -472,26 +893,78 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     agent constant text := left(NEW.user_agent, 1024);
+    address text;
+    came_from text;
+    page ingest.address;
+    parameters jsonb;
+    campaign_source text;
 BEGIN
     NEW.user_id := ingest.known_id(left(NEW.user_id, 255));
     NEW.anonymous_id := ingest.known_id(left(NEW.anonymous_id, 255));
     NEW.session_id := ingest.known_id(left(coalesce(
         NEW.session_id, NEW.context ->> 'sessionId', NEW.context ->> 'session_id'
     ), 255));
-    NEW.url := left(coalesce(NEW.url, NEW.context #>> '{page,url}'), 4096);
-    NEW.referrer := left(coalesce(NEW.referrer, NEW.context #>> '{page,referrer}'), 4096);
-    NEW.page_host := left(coalesce(NEW.page_host, ingest.url_host(NEW.url)), 253);
-    NEW.page_path := left(coalesce(NEW.page_path, CASE
-        WHEN ingest.url_host(NEW.url) IS NOT NULL
-            THEN coalesce(substring(NEW.url FROM '^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*(/[^?#]*)'), '/')
-        ELSE substring(NEW.url FROM '^(/[^?#]*)')
-    END), 4096);
-    NEW.referrer_host := left(coalesce(NEW.referrer_host, ingest.url_host(NEW.referrer)), 253);
-    NEW.utm_source := left(coalesce(NEW.utm_source, ingest.url_parameter(NEW.url, 'utm_source')), 255);
-    NEW.utm_medium := left(coalesce(NEW.utm_medium, ingest.url_parameter(NEW.url, 'utm_medium')), 255);
-    NEW.utm_campaign := left(coalesce(NEW.utm_campaign, ingest.url_parameter(NEW.url, 'utm_campaign')), 255);
-    NEW.utm_term := left(coalesce(NEW.utm_term, ingest.url_parameter(NEW.url, 'utm_term')), 255);
-    NEW.utm_content := left(coalesce(NEW.utm_content, ingest.url_parameter(NEW.url, 'utm_content')), 255);
+    address := coalesce(
+        nullif(NEW.url, ''), ingest.text_member(NEW.context -> 'page', 'url'),
+        CASE WHEN NEW.type = 'page_view' THEN ingest.text_member(NEW.properties, 'url') END,
+        ingest.page_place(NEW.context -> 'page'),
+        CASE WHEN NEW.type = 'page_view' THEN ingest.page_place(NEW.properties) END
+    );
+    came_from := coalesce(
+        nullif(NEW.referrer, ''),
+        CASE WHEN NEW.type = 'page_view' AND coalesce(NEW.url, ingest.text_member(NEW.context -> 'page', 'url'), '') = ''
+            THEN ingest.text_member(NEW.properties, 'referrer') END,
+        ingest.text_member(NEW.context -> 'page', 'referrer')
+    );
+    IF address IS NOT NULL THEN
+        page := ingest.read_url(address);
+        parameters := ingest.url_parameters(page.query);
+        NEW.url := ingest.without_credentials(left(address, 4096));
+        NEW.page_host := coalesce(NEW.page_host, page.host);
+        NEW.page_path := coalesce(NEW.page_path, page.path);
+    END IF;
+    IF came_from IS NOT NULL THEN
+        NEW.referrer := ingest.without_credentials(left(came_from, 4096));
+        NEW.referrer_host := coalesce(NEW.referrer_host, (ingest.read_url(left(came_from, 4096))).host);
+    END IF;
+    IF parameters IS NOT NULL OR NEW.context ? 'campaign'
+        OR num_nonnulls(NEW.utm_source, NEW.utm_medium, NEW.utm_campaign, NEW.utm_term, NEW.utm_content) > 0 THEN
+        campaign_source := coalesce(
+            ingest.folded(NEW.utm_source), ingest.folded(ingest.campaign_field(NEW.context, 'source')),
+            ingest.folded(parameters ->> 'utm_source')
+        );
+        NEW.utm_source := ingest.source_name(campaign_source);
+        NEW.utm_medium := coalesce(
+            ingest.folded(NEW.utm_medium), ingest.folded(ingest.campaign_field(NEW.context, 'medium')),
+            ingest.folded(parameters ->> 'utm_medium')
+        );
+        NEW.utm_campaign := coalesce(
+            ingest.folded(NEW.utm_campaign), ingest.folded(ingest.campaign_field(NEW.context, 'name')),
+            ingest.folded(parameters ->> 'utm_campaign')
+        );
+        NEW.utm_term := coalesce(
+            ingest.tidy(NEW.utm_term), ingest.tidy(ingest.campaign_field(NEW.context, 'term')), parameters ->> 'utm_term'
+        );
+        NEW.utm_content := coalesce(
+            ingest.tidy(NEW.utm_content), ingest.tidy(ingest.campaign_field(NEW.context, 'content')),
+            parameters ->> 'utm_content'
+        );
+    END IF;
+    NEW.page_host := left(NEW.page_host, 253);
+    NEW.page_path := left(NEW.page_path, 4096);
+    NEW.referrer_host := left(NEW.referrer_host, 253);
+    IF NEW.source IS NULL AND num_nonnulls(campaign_source, parameters, NEW.referrer_host) > 0 THEN
+        NEW.source := ingest.source_of(
+            campaign_source, ingest.hint_of(parameters), NEW.referrer, NEW.referrer_host, NEW.page_host
+        );
+    END IF;
+    NEW.source := left(NEW.source, 255);
+    IF NEW.properties::text LIKE '%://%@%' THEN
+        NEW.properties := ingest.without_credentials(NEW.properties::text)::jsonb;
+    END IF;
+    IF NEW.context::text LIKE '%://%@%' THEN
+        NEW.context := ingest.without_credentials(NEW.context::text)::jsonb;
+    END IF;
     NEW.user_agent := agent;
     NEW.device_type := coalesce(NEW.device_type, ingest.device_of(agent));
     NEW.browser := left(coalesce(NEW.browser, CASE
@@ -854,6 +1327,23 @@ FOR EACH ROW WHEN (
 ) EXECUTE FUNCTION ingest.freeze_experiment();
 
 
+-- Values of properties
+
+CREATE FUNCTION analytics.number_of(value jsonb) RETURNS numeric
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    -- 15 digits are what clients, whose numbers are float8, hold exactly. Whether a comma is decimal nobody tells.
+    SELECT CASE WHEN abs(number) < 1e15 THEN trim_scale(round(number, 20)) END FROM (SELECT CASE
+        WHEN jsonb_typeof(value) = 'number' THEN value::numeric
+        WHEN jsonb_typeof(value) = 'string' AND value #>> '{}' ~ '^\s*[+-]?([0-9]{1,15}([.][0-9]{0,20})?|[.][0-9]{1,20})\s*$'
+            THEN (value #>> '{}')::numeric
+    END AS number) AS read
+$$;
+COMMENT ON FUNCTION analytics.number_of(jsonb) IS
+    'A property as a number: a JSON number, or a text that is a plain one, such as "12.50"; NULL for any other, and from 1e15 on';
+
+
 -- A person's data
 
 CREATE FUNCTION ingest.require_admin() RETURNS void
@@ -1076,7 +1566,7 @@ AS $$
         OR ingest.mentions(
             concat_ws(' ', event.name, event.user_id, event.anonymous_id, event.session_id, event.properties::text,
                 event.context::text, event.url, event.referrer, event.page_path, event.utm_source, event.utm_medium,
-                event.utm_campaign, event.utm_term, event.utm_content, event.user_agent),
+                event.utm_campaign, event.utm_term, event.utm_content, event.source, event.user_agent),
             person.pattern
         )
         OR ingest.names_phone(event.properties, person.phones) OR ingest.names_phone(event.context, person.phones)

@@ -434,7 +434,7 @@ BEGIN
 
     INSERT INTO analytics.events (
         id, created_at, received_at, type, name, user_id, anonymous_id, session_id, properties, context,
-        url, referrer, page_host, page_path, referrer_host, utm_source, utm_medium, utm_campaign,
+        url, referrer,
         user_agent, device_type, browser, os, ip_address, country, region
     )
     SELECT
@@ -456,12 +456,6 @@ BEGIN
             ELSE ''
         END,
         CASE WHEN arrives THEN referrer END,
-        CASE WHEN path IS NOT NULL THEN 'www.example.com' END,
-        path,
-        CASE WHEN arrives THEN substring(referrer FROM '^https://([^/]+)') END,
-        CASE WHEN arrives THEN utm_source END,
-        CASE WHEN arrives THEN utm_medium END,
-        CASE WHEN arrives THEN utm_campaign END,
         user_agent, device_type::analytics.device_type, browser, os, ip_address, country, region
     FROM ingest.seed_stream(seed, anchor)
     JOIN ingest.seed_visitors(seed, anchor) USING (visitor)

@@ -1,0 +1,198 @@
+"""Where a visit came from, in one word: `analytics.events.source`. Pure.
+
+docs/sources.md is the table of these rules. `ingest.source_of()` of the database is the same in SQL, with the lists
+that are here; tests/test_sources.py compares both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
+
+from ingest.urls import host_form
+
+NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "baidu": ("baidu.com",),
+    "bing": ("bing.com",),
+    "bluesky": ("bsky.app", "go.bsky.app", "xyz.blueskyweb.app"),
+    "brave": ("search.brave.com",),
+    "chatgpt": ("chatgpt.com", "chat.openai.com", "com.openai.chatgpt"),
+    "claude": ("claude.ai",),
+    "copilot": ("copilot.microsoft.com",),
+    "discord": ("discord.com", "discord.gg", "discordapp.com", "com.discord"),
+    "duckduckgo": ("duckduckgo.com", "com.duckduckgo.mobile.android"),
+    "ecosia": ("ecosia.org",),
+    "facebook": ("facebook.com", "fb.com", "fb.me", "com.facebook.katana", "com.facebook.lite"),
+    "gemini": ("gemini.google.com",),
+    "github": ("github.com",),
+    "gmail": ("mail.google.com", "com.google.android.gm"),
+    "google": ("googleadservices.com", "googlesyndication.com", "g.doubleclick.net",
+               "com.google.android.googlequicksearchbox"),
+    "hackernews": ("news.ycombinator.com",),
+    "instagram": ("instagram.com", "com.instagram.android"),
+    "line": ("line.me", "jp.naver.line.android"),
+    "linkedin": ("linkedin.com", "lnkd.in", "com.linkedin.android"),
+    "mastodon": ("mastodon.social", "org.joinmastodon.android"),
+    "medium": ("medium.com",),
+    "messenger": ("messenger.com", "com.facebook.orca"),
+    "naver": ("naver.com",),
+    "outlook": ("outlook.com", "outlook.live.com", "outlook.office.com", "outlook.office365.com"),
+    "perplexity": ("perplexity.ai", "ai.perplexity.app.android"),
+    "pinterest": ("pin.it", "com.pinterest"),
+    "producthunt": ("producthunt.com",),
+    "quora": ("quora.com",),
+    "reddit": ("reddit.com", "redd.it", "com.reddit.frontpage"),
+    "slack": ("slack.com", "com.slack"),
+    "snapchat": ("snapchat.com", "com.snapchat.android"),
+    "stackoverflow": ("stackoverflow.com",),
+    "startpage": ("startpage.com",),
+    "substack": ("substack.com",),
+    "telegram": ("telegram.org", "t.me", "telegram.me", "org.telegram.messenger", "org.telegram.plus"),
+    "threads": ("threads.net", "threads.com", "com.instagram.barcelona"),
+    "tiktok": ("tiktok.com", "com.zhiliaoapp.musically"),
+    "twitter": ("twitter.com", "x.com", "t.co", "com.twitter.android"),
+    "vk": ("vk.com", "vk.ru", "com.vkontakte.android"),
+    "whatsapp": ("whatsapp.com", "wa.me", "com.whatsapp"),
+    "yahoo": ("search.yahoo.co.jp",),
+    "yandex": ("ya.ru",),
+    "youtube": ("youtube.com", "youtu.be", "com.google.android.youtube"),
+}  # fmt: skip
+"""Well-known sources and their hosts; hosts below these are theirs, too."""
+ALIASES: Final = {
+    "fb": "facebook", "ig": "instagram", "insta": "instagram", "yt": "youtube", "linked in": "linkedin",
+    "you tube": "youtube", "chat gpt": "chatgpt", "hacker news": "hackernews", "product hunt": "producthunt",
+    "stack overflow": "stackoverflow", "duck duck go": "duckduckgo",
+}  # fmt: skip
+"""What people call them besides."""
+SHARED: Final = (
+    "github.io", "gitlab.io", "netlify.app", "vercel.app", "pages.dev", "workers.dev", "web.app", "firebaseapp.com",
+    "herokuapp.com", "onrender.com", "fly.dev", "azurewebsites.net", "azurestaticapps.net", "amplifyapp.com",
+    "cloudfront.net", "myshopify.com", "blogspot.com", "wordpress.com", "tumblr.com", "wixsite.com", "weebly.com",
+    "webflow.io", "framer.website", "notion.site", "carrd.co", "substack.com", "medium.com", "hashnode.dev",
+    "readthedocs.io", "bitbucket.io", "glitch.me", "repl.co", "replit.app", "surge.sh", "ngrok.io", "ngrok-free.app",
+)  # fmt: skip
+"""Domains below which everybody has a site of their own."""
+
+_NAME_OF: Final = {host: name for name, hosts in NAMES.items() for host in hosts}
+_ANY_COUNTRY: Final = re.compile(
+    r"(?:.*\.)?(amazon|ebay|google|pinterest|yahoo|yandex)\.(?:com|(?:com?\.)?[a-z]{2})", re.DOTALL
+)
+# Registrars sell below these second levels of countries: example.co.uk.
+_SITE: Final = re.compile(
+    r"[^.]+\.(?:(?:ac|co|com|edu|gob|gov|go|gouv|id|ltd|me|mil|net|ne|nom|or|org|plc|sch|web)\.[a-z]{2}|"
+    rf"{'|'.join(map(re.escape, SHARED))}|[^.]+)$"
+)
+_ADDRESS: Final = re.compile(r"[0-9.]+|.*:.*", re.DOTALL)
+_WITH_HOST: Final = re.compile(
+    r"(?:(?:https?:|android-app:|ios-app:)?//)?(?:[^/?#@\\ ]*@)*"
+    r"([^/?#@:\\ .]+(?:\.[^/?#@:\\ .]+)*\.(?:[a-z][a-z0-9-]*[a-z0-9]|[^\x00-\x7f]+)\.?)(?::[0-9]{0,5})?(?:[/?#].*)?",
+    re.DOTALL,
+)
+_FROM_PAGES: Final = re.compile(r"\s*(?:https?:|android-app:|ios-app:)?[/\\]{2}", re.IGNORECASE)
+
+
+class OwnHosts(frozenset[str]):
+    """The hosts whose pages are no sources, in their one form; what is below them is theirs."""
+
+    @classmethod
+    def of(cls, hosts: Iterable[str]) -> OwnHosts:
+        """Of hosts as people write them."""
+        return cls(form for host in hosts if (form := host_form(host)))
+
+
+NO_HOSTS: Final = OwnHosts()
+
+
+def source_of(
+    utm_source: str | None,
+    hint: str | None,
+    referrer: str | None,
+    came_from: str | None,
+    page_host: str | None,
+    own: OwnHosts = NO_HOSTS,
+) -> str | None:
+    """What brought a visitor to a page: the campaign's source, else the hint of the address, else the referrer's
+    host (`came_from`); None if nothing did, or the site itself.
+
+    A hint does not count on the way from one page of the site to another.
+    """
+    if utm_source and (name := _named(utm_source, page_host, own)):
+        return name
+    if came_from is not None and (referrer is None or not _FROM_PAGES.match(referrer)):
+        # An extension, a file.
+        came_from = None
+    if came_from is not None and is_own(came_from, page_host, own):
+        return None
+    if hint and (name := _named(hint, page_host, own)):
+        return name
+    return name_of_host(came_from) if came_from else None
+
+
+def source_name(text: str | None) -> str | None:
+    """A campaign's source, folded, by its well-known name or its host, if it is one of these."""
+    if text is None:
+        return None
+    host = _host_in(text)
+    return ALIASES.get(text, text) if host is None else name_of_host(host)
+
+
+def is_own(host: str, page_host: str | None, own: OwnHosts = NO_HOSTS) -> bool:
+    """Whether a host is of the site that the page is of, or below one of our own."""
+    if page_host is not None and (host == page_host or site_of(host) == site_of(page_host)):
+        return True
+    if not own:
+        return False
+    while host not in own:
+        _, dot, host = host.partition(".")
+        if not dot:
+            return False
+    return True
+
+
+def site_of(host: str) -> str:
+    """The domain that somebody has registered, as far as that can be told without a list of all suffixes."""
+    return _cached_site(host)
+
+
+def name_of_host(host: str) -> str:
+    """The well-known source whose host it is, else the host."""
+    return _cached_name(host)
+
+
+def _named(text: str, page_host: str | None, own: OwnHosts) -> str | None:
+    """The same; None if it is the site itself."""
+    host = _host_in(text)
+    return None if host is not None and is_own(host, page_host, own) else source_name(text)
+
+
+def _read_site(host: str) -> str:
+    if _ADDRESS.fullmatch(host):
+        return host
+    match = _SITE.search(host)
+    return match[0] if match else host
+
+
+def _read_name(host: str) -> str:
+    if "." not in host:
+        return host
+    rest = host
+    while rest:
+        if name := _NAME_OF.get(rest):
+            return name
+        rest = rest.partition(".")[2]
+    match = _ANY_COUNTRY.fullmatch(host)
+    return match[1] if match else host
+
+
+def _read_host_in(text: str) -> str | None:
+    """The host of a source that is given as one, or as a URL: `LinkedIn.com`, `https://t.co/x`."""
+    match = _WITH_HOST.fullmatch(text)
+    return host_form(match[1]) if match else None
+
+
+# Keys are hosts and texts of a campaign, which are at most 255 characters.
+_cached_site = lru_cache(maxsize=4096)(_read_site)
+_cached_name = lru_cache(maxsize=4096)(_read_name)
+_host_in = lru_cache(maxsize=4096)(_read_host_in)

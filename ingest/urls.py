@@ -1,0 +1,359 @@
+"""Addresses of pages and of referrers in one form each, so that one page and one host are one value. Pure.
+
+docs/sources.md is the table of these rules. The database has the same in SQL; tests/test_sources.py compares them.
+Fed by anyone on the internet: no text raises, every scan is linear, every cache is bounded in entries and in the
+length of its keys. What comes out is text that Postgres takes.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from ipaddress import IPv6Address
+from itertools import islice
+from typing import Final, NamedTuple
+from unicodedata import normalize
+
+MAX_URL_CHARACTERS: Final = 4096
+MAX_VALUE_CHARACTERS: Final = 255
+MAX_HOST_CHARACTERS: Final = 253
+_MAX_READ_CHARACTERS: Final = 64 * 1024
+"""Of an address: a campaign may stand behind a click's id of some thousand characters."""
+_MAX_ENCODED_CHARACTERS: Final = 12 * (MAX_VALUE_CHARACTERS + 1)
+"""A character is twelve at the most when it is percent-encoded."""
+_MAX_PARAMETERS: Final = 64
+"""So many parameters of a query are looked at, of those that we know."""
+_CACHED_CHARACTERS: Final = 512
+_CACHED_ENTRIES: Final = 4096
+
+
+class Page(NamedTuple):
+    """Where an event happened, each part in its one form. `hint` is what else the address says of where the visit
+    came from: a `ref` or `source` parameter, or the network whose click id it carries."""
+
+    host: str | None
+    path: str | None
+    utm_source: str | None
+    utm_medium: str | None
+    utm_campaign: str | None
+    utm_term: str | None
+    utm_content: str | None
+    hint: str | None = None
+
+
+NO_PAGE: Final = Page(None, None, None, None, None, None, None)
+
+
+def describe_page(url: str) -> Page:
+    """Host, path and campaign of an absolute URL, or of a relative one that begins with / or ?.
+
+    Anything else, and anything without a host that needs one (`mailto:`, `data:`), is a page of Nones.
+    """
+    hierarchy, _, query = _trim(url[:_MAX_READ_CHARACTERS]).partition("#")[0].partition("?")
+    parts = _split(hierarchy[:MAX_URL_CHARACTERS])
+    if parts is None or not (hierarchy or query):
+        return NO_PAGE
+    host, path = parts
+    if path is not None:
+        path = path_form(path)
+    if not query or (found := _parameters(query)) is None:
+        return Page(host, path, None, None, None, None, None)
+    return Page(host, path, *found)
+
+
+def referrer_host(referrer: str) -> str | None:
+    """The host of an absolute URL in its one form; None for anything else."""
+    if len(referrer) <= _CACHED_CHARACTERS:
+        return _cached_host(referrer)
+    return _read_host(referrer[:MAX_URL_CHARACTERS])
+
+
+def host_form(place: str) -> str | None:
+    """A host's one form, from `host` or `host:port`: lower case, in ASCII (xn--…), without port, the root's dot and
+    one `www.` in front of a domain. None if it is no host."""
+    return _cached_form(place) if len(place) <= _CACHED_CHARACTERS else None
+
+
+def path_form(path: str) -> str:
+    """A path's one form: each character percent-encoded or not as RFC 3987 has it, no `.` and `..`, and no slash that
+    is doubled or at the end."""
+    if len(path) <= MAX_URL_CHARACTERS and _PLAIN_PATH.fullmatch(path):
+        return path.rstrip("/") or "/"
+    return _cached_path(path) if len(path) <= _CACHED_CHARACTERS else _read_path(path)
+
+
+def folded(text: str | None) -> str | None:
+    """What people type in any case and width, such as a campaign's source, in one form; None if it is blank."""
+    if not text:
+        return None
+    text = text[:MAX_URL_CHARACTERS]
+    if text.isascii():
+        return tidy(text.lower())
+    # Lower case may need composing again.
+    return tidy(normalize("NFKC", normalize("NFKC", clean(text)).lower()))
+
+
+def tidy(text: str | None) -> str | None:
+    """The text without blanks around it, those inside as one space, at most 255 characters; None if it is blank."""
+    if not text:
+        return None
+    if not text.isprintable() or "  " in text:
+        text = _BLANKS.sub(" ", clean(text[:MAX_URL_CHARACTERS]))
+    return text.strip(" ")[:MAX_VALUE_CHARACTERS].rstrip(" ") or None
+
+
+def without_credentials(url: str) -> str:
+    """The address without the user name and password in front of its host, which are nobody's to keep."""
+    return _CREDENTIALS.sub(r"\1", url) if "@" in url else url
+
+
+def strip_credentials(text: bytes) -> bytes:
+    """The same of every address in a JSON text."""
+    return _JSON_CREDENTIALS.sub(rb"\1", text) if may_hold_credentials(text) else text
+
+
+def may_hold_credentials(text: bytes) -> bool:
+    """Whether something in a JSON text may be an address with credentials. At memory speed."""
+    return (b"@" in text or b"\\u0040" in text) and (b"://" in text or b":\\/" in text)
+
+
+# What is removed from an address, and what is not part of it.
+
+_CREDENTIALS = re.compile(r"((?:^\s*|:)[/\\]{2,8})(?:[^/?#\"\\@ ]*@)+")
+# A slash may be escaped, and so may the @.
+_JSON_CREDENTIALS = re.compile(rb"(:(?:\\?/){2})(?:[^/?#\"\\@\s]*(?:@|\\u0040))+")
+_REMOVED = dict.fromkeys(map(ord, "\t\r\n"))
+_SPACES = "".join(map(chr, range(0x21)))
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BLANKS = re.compile("[\x01-\x20\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]+")
+
+
+def clean(text: str) -> str:
+    """Text that Postgres takes: without NUL and lone surrogates, which become U+FFFD."""
+    return text if text.isprintable() else _SURROGATE.sub("\ufffd", text.replace("\x00", "\ufffd"))
+
+
+def _trim(url: str) -> str:
+    """As browsers do: white space and controls around an address do not count, nor line breaks inside it.
+
+    A NUL stays a character and becomes U+FFFD, like a lone surrogate.
+    """
+    if url.isprintable():
+        return url.strip(" ")
+    return clean(url.strip(_SPACES)).translate(_REMOVED)
+
+
+# Its parts. urllib.parse raises on some texts, keeps a cache of its own and is slower.
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:")
+
+
+def _split(hierarchy: str) -> tuple[str | None, str | None] | None:
+    """(host, path) of what stands before the query; None if it is neither a URL nor a path."""
+    if "\\" in hierarchy and hierarchy[:6].lower().startswith(("https:", "http:", "/")):
+        # Browsers take a backslash for a slash: what follows one is no host.
+        hierarchy = hierarchy.replace("\\", "/")
+    if hierarchy.startswith("https://"):
+        # Nearly all of them.
+        authority, slash, path = hierarchy[8:].partition("/")
+        host = _host(authority)
+        return (host, f"/{path}") if host else None
+    scheme = _SCHEME.match(hierarchy)
+    rest = hierarchy[scheme.end() :] if scheme else hierarchy
+    if not rest.startswith("//"):
+        if scheme or not rest.startswith("/"):
+            return None if hierarchy else (None, None)
+        return None, rest
+    authority, slash, path = rest[2:].partition("/")
+    if not authority:
+        return (None, f"/{path}") if scheme and scheme[0].lower() == "file:" and slash else None
+    host = _host(authority)
+    # A browser's address always has a path; with "/" the root of a site is one page, however it was written.
+    return (host, f"/{path}") if host else None
+
+
+def _read_host(referrer: str) -> str | None:
+    parts = _split(_trim(referrer).partition("#")[0].partition("?")[0])
+    return parts[0] if parts else None
+
+
+# Hosts.
+
+# What the URL standard allows in a host, which is nearly everything: https://url.spec.whatwg.org/#host-miscellaneous
+_HOST = re.compile(r"([^\x00-\x20#%/:<>?@\[\\\]^|\x7f\ufffd]{1,253})(?::[0-9]{0,5})?")
+_ENCODED_HOST = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})+")
+_IPV6_HOST = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{0,5})?")
+# What the mapping of domain names (UTS 46) leaves out, and what it takes for a dot.
+_IGNORED_IN_HOSTS = re.compile("[\xad\u200b\u2060\ufeff]")
+_DOTS = re.compile("[\u3002\uff0e\uff61]")
+
+
+def _host(authority: str) -> str | None:
+    return host_form(authority.rpartition("@")[2])
+
+
+def _read_form(place: str) -> str | None:
+    if "%" in place:
+        if _ENCODED_HOST.fullmatch(place) is None:
+            return None
+        place = _percent_decoded(place)
+    if match := _IPV6_HOST.fullmatch(place):
+        return _ipv6_form(match[1])
+    if not place.isascii():
+        place = _IGNORED_IN_HOSTS.sub("", _DOTS.sub(".", place))
+        place = normalize("NFKC", normalize("NFKC", place).lower())
+    match = _HOST.fullmatch(place)
+    if match is None:
+        return None
+    host = match[1].rstrip(".").lower()
+    if not host.isascii():
+        host = ".".join(
+            [label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in host.split(".")]
+        )
+    if host.startswith("www.") and "." in host[4:]:
+        host = host[4:]
+    return host if 0 < len(host) <= MAX_HOST_CHARACTERS else None
+
+
+def _ipv6_form(text: str) -> str | None:
+    try:
+        address = int(IPv6Address(text))
+    except ValueError:
+        return None
+    if address >> 16 and address >> 32 in (0, 0xFFFF):
+        # Of an IPv4 address in it there are as many forms as there are libraries.
+        return text.lower()
+    return str(IPv6Address(address))
+
+
+# Paths.
+
+_OF_PATHS = r"A-Za-z0-9_~!$&'()*+,;=:@-"
+_PLAIN_PATH = re.compile(rf"(?:/[{_OF_PATHS}][.{_OF_PATHS}]*+)*+/?")
+_TAIL = "%[89AB][0-9A-F]"
+# A character off ASCII in UTF-8, percent-encoded: https://www.unicode.org/versions/Unicode16.0.0/ch03.pdf, table 3-7
+_UTF8 = (
+    rf"%C[2-9A-F]{_TAIL}|%D[0-9A-F]{_TAIL}|%E0%[AB][0-9A-F]{_TAIL}|%E[1-9A-CEF](?:{_TAIL}){{2}}|%ED%[89][0-9A-F]{_TAIL}"
+    rf"|%F0%[9AB][0-9A-F](?:{_TAIL}){{2}}|%F[1-3](?:{_TAIL}){{3}}|%F4%8[0-9A-F](?:{_TAIL}){{2}}"
+)
+_PERCENT = re.compile(rf"({_UTF8})|%[0-9A-F]{{2}}|%", re.IGNORECASE)
+_KEPT_SEQUENCES = re.compile("(%[0-9A-F]{2})")
+# What is encoded: blanks, what cannot be seen, what belongs to no character, and what no URL may have in a path.
+_ENCODED = re.compile(
+    '[\x00-\x20"#<>?\\[\\\\\\]^`{|}\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000'
+    "\ue000-\uf8ff\ufeff\ufff0-\ufffb\ufffe\uffff]"
+)
+_CUT_SEQUENCE = re.compile("%[0-9A-F]?$")
+_STANDS_IN_PATHS = re.compile(f"[.{_OF_PATHS}]")
+_HEX = "0123456789ABCDEFabcdef"
+
+
+def _in_path(sequence: str) -> str:
+    character = chr(int(sequence[1:], 16))
+    return character if _STANDS_IN_PATHS.fullmatch(character) else sequence.upper()
+
+
+_SEQUENCES: Final = {text: _in_path(text) for high in _HEX for low in _HEX for text in [f"%{high}{low}"]} | {
+    # Of no sequence.
+    "%": "%25"
+}
+
+
+def _read_path(path: str) -> str:
+    if "%" in path:
+        path = _PERCENT.sub(_decoded_in_path, path)
+    if not path.isascii():
+        # Each piece by itself: what combines with the letter before must not take one of a sequence.
+        path = "".join([normalize("NFC", piece) for piece in _KEPT_SEQUENCES.split(path)])
+    path = _ENCODED.sub(_encoded, path)
+    kept: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            del kept[-1:]
+        elif segment and segment != ".":
+            kept.append(segment)
+    path = f"/{'/'.join(kept)}"
+    if len(path) > MAX_URL_CHARACTERS:
+        path = _CUT_SEQUENCE.sub("", path[:MAX_URL_CHARACTERS]).rstrip("./") or "/"
+    return path
+
+
+def _decoded_in_path(match: re.Match[str]) -> str:
+    return _character(match[1]) if match[1] else _SEQUENCES[match[0]]
+
+
+def _character(sequences: str) -> str:
+    return bytes.fromhex(sequences.replace("%", "")).decode()
+
+
+def _encoded(match: re.Match[str]) -> str:
+    return "".join([f"%{byte:02X}" for byte in match[0].encode()])
+
+
+# Parameters.
+
+CLICKS: Final = {
+    "gclid": "google", "gbraid": "google", "wbraid": "google", "dclid": "google", "fbclid": "facebook",
+    "igshid": "instagram", "msclkid": "bing", "ttclid": "tiktok", "twclid": "twitter", "li_fat_id": "linkedin",
+    "yclid": "yandex", "epik": "pinterest", "rdt_cid": "reddit", "sccid": "snapchat",
+}  # fmt: skip
+"""The parameters that networks add to the address of a click."""
+_KNOWN = re.compile(
+    rf"&(?:amp;)?(utm(?:_|%5f)(?:source|medium|campaign|term|content)|ref|source|{'|'.join(CLICKS)})=([^&]+)",
+    re.IGNORECASE,
+)
+
+
+def _parameters(query: str) -> tuple[str | None, ...] | None:
+    """The campaign's five and the hint; None if there is nothing of it. Of several with one name it is the first that
+    is not blank."""
+    found: dict[str, str] = {}
+    clicked = None
+    for match in islice(_KNOWN.finditer(f"&{query}"), _MAX_PARAMETERS):
+        name = match[1].lower()
+        if network := CLICKS.get(name):
+            clicked = clicked or (network if _value(match[2]) else None)
+            continue
+        if "%" in name:
+            name = name.replace("%5f", "_")
+        if name not in found and (value := _value(match[2])):
+            found[name] = value
+    if not found:
+        return (None, None, None, None, None, clicked) if clicked else None
+    get = found.get
+    hint = folded(get("ref") or get("source")) or clicked
+    return (
+        folded(get("utm_source")),
+        folded(get("utm_medium")),
+        folded(get("utm_campaign")),
+        get("utm_term"),
+        get("utm_content"),
+        hint,
+    )
+
+
+def _value(text: str) -> str | None:
+    text = text[:_MAX_ENCODED_CHARACTERS]
+    if "+" in text:
+        text = text.replace("+", " ")
+    return tidy(_percent_decoded(text) if "%" in text else text)
+
+
+def _percent_decoded(text: str) -> str:
+    """Decoded once; what is no UTF-8, and NUL, becomes U+FFFD, and a % of no sequence stays."""
+    return _PERCENT.sub(_decoded, text)
+
+
+def _decoded(match: re.Match[str]) -> str:
+    sequence = match[0]
+    if match[1]:
+        return _character(sequence)
+    if sequence == "%":
+        return sequence
+    byte = int(sequence[1:], 16)
+    return chr(byte) if 0 < byte < 0x80 else "\ufffd"
+
+
+_cached_form = lru_cache(maxsize=_CACHED_ENTRIES)(_read_form)
+_cached_host = lru_cache(maxsize=_CACHED_ENTRIES)(_read_host)
+_cached_path = lru_cache(maxsize=_CACHED_ENTRIES)(_read_path)
