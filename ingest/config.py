@@ -91,7 +91,11 @@ URL = {
     "metavar": "URL",
 }
 SECRET = {"secret": True}
-PUBLIC_URL = {"each": _public_url, "what": "a URL such as https://events.example.com or https://example.com/events"}
+PUBLIC_URL = {
+    "each": _public_url,
+    "what": "a URL such as https://events.example.com or https://example.com/events",
+    "metavar": "URL",
+}
 SECRET_TEXT = {"what": "a text that is not empty", "secret": True}
 FERNET = {"each": _fernet_key, "what": "a list of keys, each 32 random bytes in base64url", "secret": True}
 DIMENSION_NAMES = (

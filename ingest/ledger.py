@@ -52,6 +52,8 @@ class Ledger:
 
     def __init__(self, claimed: Claimed) -> None:
         self.token = uuid.uuid4()
+        # What our transactions are called in pg_stat_activity while they last, and nobody else's.
+        self.transaction_name = f"ingest writer {self.token}"
         self._claimed = claimed
         self._layout = claimed.layout
         self._queries = load_queries("ledger")
@@ -77,15 +79,17 @@ class Ledger:
         """
         ownership, layout = self._claimed.ownership, self._layout
         await asyncio.to_thread(ownership.add, self.token)
-        position = await connection.fetchval(
-            self._queries["claim"],
-            layout.journal,
-            layout.identity,
-            self.token,
-            ownership.owners,
-            ownership.unclaimed_from,
-            self._seen,
-        )
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL application_name = '{self.transaction_name}'")
+            position = await connection.fetchval(
+                self._queries["claim"],
+                layout.journal,
+                layout.identity,
+                self.token,
+                ownership.owners,
+                ownership.unclaimed_from,
+                self._seen,
+            )
         if position is None:
             raise self._taken(await look(connection, layout, ownership))
         # From here on nobody else stores under these numbers; and nothing of ours is, before it is known here.

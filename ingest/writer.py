@@ -96,8 +96,8 @@ class Writer:
         self._is_kept = is_kept
         self._queries = load_queries("writer")
         self._connection: asyncpg.Connection | None = None
-        # The server's process of a connection that we cut, until we know that it is gone.
-        self._given_up: int | None = None
+        # Whether a connection was cut whose transaction may go on in the server.
+        self._gave_up = False
         # The records taken from the journal and not stored yet, kept over retries; those of them that the flush
         # at hand stores; and where the ledger stands, as far as we know.
         self._taken: list[Record] = []
@@ -205,7 +205,7 @@ class Writer:
         """Cut the connection without a word, so that nothing can hang on a server that does not answer."""
         if self._connection is not None:
             if not self._connection.is_closed():
-                self._given_up = self._connection.get_server_pid()
+                self._gave_up = True
             self._connection.terminate()
             self._connection = None
         self.postgres_up = False
@@ -223,9 +223,9 @@ class Writer:
         if self._connection is None or self._connection.is_closed():
             connection = await self._connect()
             self._connection = connection
-            if self._given_up is not None:
-                await connection.execute(self._queries["end_given_up"], self._given_up)
-                self._given_up = None
+            if self._gave_up:
+                await connection.execute(self._queries["end_given_up"], self._ledger.transaction_name)
+                self._gave_up = False
             await self._ask_ledger(connection)
         self.postgres_up = True
         return self._connection
@@ -301,7 +301,10 @@ class Writer:
         self, connection: asyncpg.Connection, store: Callable[[asyncpg.Connection], Awaitable[Outcome]]
     ) -> Outcome:
         # The journal forgets what is committed, so the commit must be on disk whatever the server's default is.
-        await connection.execute("BEGIN; SET LOCAL synchronous_commit = on")
+        await connection.execute(
+            "BEGIN; SET LOCAL synchronous_commit = on;"
+            f" SET LOCAL application_name = '{self._ledger.transaction_name}'"
+        )
         try:
             await self._ledger.advance(connection, self._position, self._records, self._contents.days)
             outcome = await store(connection)

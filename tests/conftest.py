@@ -2,6 +2,10 @@
 
 With INGEST_TEST_DATABASE_URL set, that server is used instead of the embedded one; its role must be allowed to make
 databases.
+
+With INGEST_TEST_POOLER set, tests reach their databases through PgBouncer in transaction mode with three server
+connections, but for those that are marked `direct`, each with its reason. What is no user's work goes to the server
+itself: making and dropping databases, and migrating the template.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import pytest
 
 from ingest import database, migrations
 from ingest.embedded import EmbeddedPostgres
+from tests.pooler import Pooler
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -130,18 +135,46 @@ async def _lend(server: Server, template: str) -> AsyncIterator[str]:
     await execute(server.dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def shared_pooler(postgres: Server, new_folder: Callable[[], Path]) -> Iterator[Pooler | None]:
+    """What stands between tests and the server, if anything is to."""
+    if "INGEST_TEST_POOLER" not in os.environ:
+        yield None
+        return
+    folder = new_folder()
+    folder.chmod(0o755)
+    made = Pooler(postgres.dsn, folder / "pooler")
+    try:
+        yield made.start()
+    finally:
+        made.kill()
+
+
 @pytest.fixture
-async def database_url(postgres: Server, template: str) -> AsyncIterator[str]:
-    """A migrated database of the test's own."""
+async def direct_url(postgres: Server, template: str) -> AsyncIterator[str]:
+    """A migrated database of the test's own, without a pooler in between."""
     async for url in _lend(postgres, template):
         yield url
 
 
 @pytest.fixture
-async def empty_database_url(postgres: Server) -> AsyncIterator[str]:
+def database_url(request: pytest.FixtureRequest, shared_pooler: Pooler | None, direct_url: str) -> str:
+    """The same, through a pooler if there is one to test with."""
+    return _pooled(request, shared_pooler, direct_url)
+
+
+@pytest.fixture
+async def empty_database_url(
+    request: pytest.FixtureRequest, postgres: Server, shared_pooler: Pooler | None
+) -> AsyncIterator[str]:
     """A database of the test's own without anything in it."""
     async for url in _lend(postgres, "template0"):
-        yield url
+        yield _pooled(request, shared_pooler, url)
+
+
+def _pooled(request: pytest.FixtureRequest, pooler: Pooler | None, url: str) -> str:
+    is_direct = request.node.get_closest_marker("direct") is not None
+    return url if pooler is None or is_direct else pooler.url_of(url)
 
 
 @pytest.fixture

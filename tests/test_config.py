@@ -3,10 +3,12 @@
 import argparse
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from ingest.config import SETTINGS, Config, ConfigError, documentation
+from ingest.command_line import _effect, _moment, _natural, _parser
+from ingest.config import SETTINGS, Config, ConfigError, Setting, documentation
 from ingest.config_sources import add_arguments, load, unknown_flag
 from ingest.errors import IngestError
 
@@ -427,3 +429,50 @@ def test_documentation_is_a_table_of_every_setting():
 
 def _raise(parser: argparse.ArgumentParser, message: str) -> None:
     raise argparse.ArgumentError(None, message)
+
+
+# What `--help` calls the values.
+
+
+def metavar_of(setting: Setting) -> str:
+    """What a reader would expect, by the type of the field and by what its values must be."""
+    kinds = get_args(setting.type) or (setting.type,)
+    if getattr(setting.type, "__origin__", None) is tuple:
+        return "A,B"
+    if str in kinds:
+        return "URL" if "URL" in setting.extra.get("what", "") else "TEXT"
+    if int in kinds:
+        return "SIZE" if setting.name.endswith("_bytes") else "N"
+    others = {float: "N", bool: "", Path: "PATH"}
+    return next((others[kind] for kind in kinds if kind in others), "WORD")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_calls_a_value_what_it_is(name: str):
+    setting = SETTINGS[name]
+    assert setting.metavar == metavar_of(setting)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, only=(name,))
+    told = parser.format_help()
+    # And is what is printed beside the flag.
+    wanted = f"{setting.flag} {setting.metavar}".strip()
+    assert re.search(rf"{re.escape(wanted)}($|\s|,)", told), told
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    [choices] = [action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(choices)
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_help_of_each_command_calls_its_own_values_what_they_are(command: str):
+    by_type: dict[object, str] = {_moment: "TIME", _natural: "N", _effect: "SHARE"}
+    others = {"N", "TIME", "URL", "SIZE", "PATH"}
+    for action in commands()[command]._actions:
+        if action.dest in SETTINGS or action.dest == "config" or not action.option_strings or action.nargs == 0:
+            continue
+        wanted = by_type.get(action.type)
+        if wanted is not None:
+            assert action.metavar == wanted, action.dest
+        else:
+            assert action.metavar not in others and (action.metavar or action.choices), action.dest

@@ -19,19 +19,27 @@ from ingest.transactions import Transactions
 from tests.faults import StubbornClient
 from tests.pooler import PROGRAM, Pooler
 from tests.service import Service, running
+from tests.test_failures import batch
 from tests.test_rollup_crashes import RollupProcess, rolling_up, total, verify, wait_rolled_up
+from tests.worker import Start, start
 
-pytestmark = pytest.mark.skipif(
-    not Path(PROGRAM).exists() and "CI" not in os.environ,
-    reason="needs Debian's pgbouncer; .ci/on-pooler installs it",
-)
+__all__ = ["start"]
+
+pytestmark = [
+    pytest.mark.skipif(
+        not Path(PROGRAM).exists() and "CI" not in os.environ,
+        reason="needs Debian's pgbouncer; .ci/on-pooler installs it",
+    ),
+    pytest.mark.direct(reason="poolers of its own"),
+]
 
 
-@pytest.fixture
-def pooler(database_url: str, new_folder) -> Iterator[Pooler]:
+@pytest.fixture(params=[False, True], ids=["no reset", "server_reset_query_always"])
+def pooler(request: pytest.FixtureRequest, direct_url: str, new_folder) -> Iterator[Pooler]:
+    """With and without DISCARD ALL after each transaction: what must not be left behind must not be needed either."""
     folder = new_folder()
     folder.chmod(0o755)
-    made = Pooler(database_url, folder / "pooler")
+    made = Pooler(direct_url, folder / "pooler", reset_always=request.param)
     try:
         yield made.start()
     finally:
@@ -47,9 +55,9 @@ SELECT (SELECT count(*) FROM pg_prepared_statements) AS statements,
 """
 
 
-async def test_two_callers_never_get_each_others_role_or_settings(pooler: Pooler, database_url: str):
+async def test_two_callers_never_get_each_others_role_or_settings(pooler: Pooler, direct_url: str):
     """Ten thousand alternating requests over more connections than the pooler has for them."""
-    pool = Pool(pooler.url_of(database_url), "tests", 8, 20)
+    pool = Pool(pooler.url_of(direct_url), "tests", 8, 20)
     transactions = Transactions(pool, 100, False)
     callers = [("anon", "first"), ("authenticated", "second"), ("service_role", "third")]
     told: set[tuple[str, str]] = set()
@@ -77,8 +85,8 @@ async def test_two_callers_never_get_each_others_role_or_settings(pooler: Pooler
     assert told == set(callers)
 
 
-async def test_what_is_read_bit_by_bit_collides_with_nobody(pooler: Pooler, database_url: str):
-    opened = [await database.connect(pooler.url_of(database_url), purpose="tests") for _ in range(9)]
+async def test_what_is_read_bit_by_bit_collides_with_nobody(pooler: Pooler, direct_url: str):
+    opened = [await database.connect(pooler.url_of(direct_url), purpose="tests") for _ in range(9)]
 
     async def read(connection: asyncpg.Connection) -> None:
         for _ in range(20):
@@ -99,11 +107,11 @@ async def test_what_is_read_bit_by_bit_collides_with_nobody(pooler: Pooler, data
 
 
 async def test_events_are_stored_and_rolled_up_once_while_pooler_and_connections_are_killed(
-    pooler: Pooler, database_url: str, connection: asyncpg.Connection, tmp_path: Path
+    pooler: Pooler, direct_url: str, connection: asyncpg.Connection, tmp_path: Path
 ):
     """Two collectors, two rollup workers, three server connections for all."""
     await partitions.ensure_ahead(connection, today=datetime.now(UTC).date(), days_ahead=1)
-    url = pooler.url_of(database_url)
+    url = pooler.url_of(direct_url)
     first, second = (RollupProcess(tmp_path / f"rollup-{number}", url) for number in range(2))
     flags = ("--workers", "2", "--database-wait-seconds", "60")
     with running(Service(tmp_path / "data", url, *flags)) as service, rolling_up(first), rolling_up(second):
@@ -128,5 +136,45 @@ async def test_events_are_stored_and_rolled_up_once_while_pooler_and_connections
     events = await connection.fetchval("SELECT count(*) FROM analytics.events")
     assert events == len(client.acknowledged) > 0
     assert await total(connection, "day") == await total(connection, "minute") == events
-    assert " 0 differences" in await asyncio.to_thread(verify, database_url)
+    assert " 0 differences" in await asyncio.to_thread(verify, direct_url)
     assert "the database is behind a pooler" in first.all_logs() + second.all_logs()
+
+
+BEGUN = """
+SELECT pid, application_name FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'ingest writer%' AND wait_event_type = 'Lock'
+"""
+
+
+@pytest.mark.parametrize("by", ["pooler", "server"])
+async def test_a_flush_that_is_given_up_is_ended_and_nobody_elses(
+    pooler: Pooler, direct_url: str, connection: asyncpg.Connection, start: Start, by: str
+):
+    """A flush that hangs in the server holds the journal's row after we have hung up. The writer ends that one, and
+    none of other writers', whatever number the pooler gives to our connection."""
+    url = pooler.url_of(direct_url) if by == "pooler" else direct_url
+    client = await start(database_url=url, statement_timeout_seconds=1)
+    bystanders = [await database.connect(direct_url, purpose="writer") for _ in range(3)]
+    try:
+        for one in bystanders:
+            await one.execute("BEGIN; SELECT 1")
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE analytics.events IN ACCESS EXCLUSIVE MODE")
+            assert (await client.post(batch(5))).status == 200
+            hanging: set[int] = set()
+            async with asyncio.timeout(60):
+                # The first is given up, ended, and followed by another, which holds the journal's row in its turn.
+                while len(hanging) < 3:
+                    # Not within the transaction, which would see the same for as long as it lasts.
+                    hanging |= {row["pid"] for row in await client.fetch_now(BEGUN)}
+                    await asyncio.sleep(0.02)
+        assert len(await client.events()) == 5
+        for one in bystanders:
+            assert await one.fetchval("SELECT 1") == 1
+            assert one.is_in_transaction()
+    finally:
+        for one in bystanders:
+            await one.execute("ROLLBACK")
+            await database.close(one)
+    # Between transactions it is called what others are, so that nothing is left with the pooler.
+    assert not await connection.fetch("SELECT FROM pg_stat_activity WHERE application_name ~ 'ingest writer .'")

@@ -33,14 +33,14 @@ LEADS_NO_MORE = "this worker no longer rolls up"
 class RollupProcess:
     """`ingest rollup` in a process of its own, with its own data folder."""
 
-    def __init__(self, data_dir: Path, database_url: str) -> None:
+    def __init__(self, data_dir: Path, database_url: str, *flags: str) -> None:
         self.port = free_port()
         self._log = data_dir.parent / f"{data_dir.name}.log"
         self._environ = environment(database_url)
         self._command = [
             sys.executable, "-m", "ingest", "rollup", "--data-dir", str(data_dir), "--host", "127.0.0.1",
             "--rollup-port", str(self.port), "--rollup-interval-seconds", "0.1",
-            "--rollup-lease-seconds", "1",
+            "--rollup-lease-seconds", "1", *flags,
         ]  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
         # Where in the log the process that runs now began to write; set by `start`.

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from ingest import config_sources, control
+from ingest import config_sources, control, database
 from ingest.app import Worker, start_worker
 from ingest.server import bind
 from tests.service import parse_metrics
@@ -138,7 +138,11 @@ class Client:
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Rows, after all that was accepted is stored."""
         await self.settled()
-        connection = await asyncpg.connect(self._database_url)
+        return await self.fetch_now(query, *args)
+
+    async def fetch_now(self, query: str, *args: object) -> list[asyncpg.Record]:
+        """Rows, on a connection of their own."""
+        connection = await database.connect(self._database_url, purpose="tests")
         try:
             rows: list[asyncpg.Record] = await connection.fetch(query, *args)
             return rows
