@@ -18,8 +18,6 @@ from ua_parser.regex import Resolver
 
 from ingest.urls import MAX_VALUE_CHARACTERS, clean
 
-MAX_USER_AGENT_CHARACTERS: Final = 1024
-
 _CACHED_CHARACTERS: Final = 512
 """No more is read of a user agent: what it tells comes first, and a text made for that purpose keeps the parser busy
 for 7 µs a character. Nearly all are shorter."""

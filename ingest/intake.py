@@ -46,6 +46,7 @@ from ingest.replays import Replays
 from ingest.submission import Submission
 from ingest.tail import Tail, Told
 from ingest.timestamps import parse_time
+from ingest.urls import strip_credentials
 from ingest.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -455,7 +456,7 @@ class Intake:
     ) -> str | None:
         """The line for analytics.rejected_events; None when it is not kept: too many at once, or nothing in it."""
         limit = self._settings.limits.max_event_bytes
-        payload, detail = refusal.raw[:limit], refusal.detail
+        payload, detail = strip_credentials(refusal.raw[:limit]), refusal.detail
         size = len(payload) + len(detail) + len(sender.user_agent) + _LINE_BYTES
         if refusal.reason in NOT_KEPT or not payload or not self._settings.keep_rejected(size):
             return None

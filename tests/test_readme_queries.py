@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ingest import database
 from ingest.buckets import Room
 from ingest.config import DIMENSION_NAMES
+from ingest.database import load_queries
 from ingest.rollup import Rollup
 from ingest.sources import source_of
 from ingest.urls import describe_page, referrer_host
@@ -312,6 +313,12 @@ async def test_the_queries_agree_with_each_other_on_the_seed_data(connection: as
     assert sum([row["customers"] for row in told.values()]) == stages["conversion"]
     shown = await ask(connection, "experiment")
     assert sum([row["saw_it"] for row in shown]) == stages["prices"]
+    # As the endpoint for results counts.
+    known = await connection.fetchval("SELECT id FROM experiments.experiments WHERE name = 'pricing_page_layout'")
+    counted = await connection.fetch(load_queries("experiments")["counts"], known, "signup_completed", None)
+    assert {row["variant_id"]: (row["exposures"], row["conversions"]) for row in counted} == {
+        row["variant_id"]: (row["saw_it"], row["signed_up"]) for row in shown
+    }
     results = await connection.fetch(
         "SELECT source, count(*) FROM (SELECT DISTINCT ON (anonymous_id) coalesce(source, 'direct') AS source"
         " FROM analytics.events WHERE type = 'page_view' AND device_type <> 'bot'"

@@ -17,8 +17,13 @@ from ingest import database, sources, urls
 from ingest.event import _make_page_fields
 from ingest.sources import ALIASES, NAMES, NO_HOSTS, OwnHosts, is_own, name_of_host, site_of, source_name, source_of
 from ingest.urls import describe_page, folded, referrer_host, without_credentials
+from tests import worker
 from tests.conftest import Server, run_apart
 from tests.service import lent_database
+from tests.worker import Client, Start
+
+start = worker.start
+client = worker.client
 
 SITE = "https://www.example.com/"
 
@@ -391,3 +396,54 @@ async def test_the_database_has_the_same_lists(connection: asyncpg.Connection) -
         form = urls.host_form(host)
         assert await connection.fetchval("SELECT ingest.is_own_host($1, NULL)", form) is True
     assert await connection.fetchval("SELECT ingest.is_own_host('notexample.com', NULL)") is False
+
+
+# All the way.
+
+
+async def test_no_credentials_of_an_address_are_in_any_table(client: Client) -> None:
+    """Of events that are stored and refused, plain INSERTs and leads."""
+    secret = "https://ann:s3cret@shop.example/x"
+    good = {
+        "name": "a",
+        "url": secret,
+        "referrer": secret,
+        "properties": {"u": secret},
+        "context": {"page": {"url": secret}},
+    }
+    bad = {"name": "", "url": secret, "properties": {"u": secret}}
+    answer = (await client.post([good, bad])).json()
+    assert answer["accepted"] == 1 and len(answer["rejected"]) == 1
+    page = {"type": "page", "name": "p", "properties": {"url": secret, "referrer": secret}}
+    assert (await client.post({"batch": [page]}, "/v1/batch")).json()["accepted"] == 1
+    lead = {"email": "bob@shop.example", "landing_page": secret, "referrer": secret}
+    assert (await client.post(lead, "/v1/leads")).status == 201
+    rows = await client.fetch(
+        "INSERT INTO analytics.events (type, name, url, referrer, properties, context)"
+        " SELECT 'user_action', 'plain', $1, $1, told, told FROM jsonb_build_object('u', $1::text) AS told"
+        " RETURNING events::text",
+        secret,
+    )
+    for table in ("analytics.events", "analytics.rejected_events", "marketing.leads", "public.audit_logs"):
+        rows += await client.fetch(f"SELECT {table.partition('.')[2]}::text FROM {table}")
+    texts = [row[0] for row in rows]
+    assert len(texts) >= 7 and not [text for text in texts if "s3cret" in text]
+    assert len([text for text in texts if "shop.example/x" in text]) >= 5
+
+
+async def test_every_way_in_has_the_same_source(start: Start) -> None:
+    client = await start(own_hosts=["ours.example"], cors_origins=["https://partner.example"])
+    told: list[tuple[dict[str, Any], str | None]] = [
+        ({"referrer": "https://www.LinkedIn.com/"}, "linkedin"),
+        ({"referrer": "https://blog.ours.example/"}, None),
+        ({"referrer": "https://www.partner.example/"}, None),
+        ({"url": "https://shop.example/?utm_source=LinkedIn", "referrer": "https://www.shop.example"}, "linkedin"),
+        ({"context": {"page": {"path": "/%F0%9F%92%A5-neu", "search": "?ref=ProductHunt"}}}, "producthunt"),
+        ({"url": "/💥-neu/?gclid=x", "context": {"campaign": {"source": "LinkedIn", "name": []}}}, "linkedin"),
+    ]
+    body = [{"name": f"{number}", "url": "https://shop.example/", **event} for number, (event, _) in enumerate(told)]
+    body[4].pop("url")
+    assert (await client.post(body)).json()["accepted"] == len(told)
+    rows = await client.fetch("SELECT name, source, page_path FROM analytics.events ORDER BY name")
+    assert [row["source"] for row in rows] == [source for _, source in told]
+    assert [row["page_path"] for row in rows[4:]] == ["/💥-neu", "/💥-neu"]

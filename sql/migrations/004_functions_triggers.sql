@@ -100,11 +100,13 @@ BEGIN
     lead.last_name := nullif(btrim(lead.last_name), '');
     lead.notes := nullif(btrim(lead.notes), '');
     lead.country_code := upper(lead.country_code);
+    lead.referrer := ingest.without_credentials(lead.referrer);
+    lead.landing_page := ingest.without_credentials(lead.landing_page);
     lead.score := public.calculate_lead_score(lead);
     RETURN lead;
 END
 $$;
-COMMENT ON FUNCTION ingest.normalise_lead(marketing.leads) IS 'The lead as it is stored: texts trimmed, blanks NULL, its score';
+COMMENT ON FUNCTION ingest.normalise_lead(marketing.leads) IS 'The lead as it is stored: texts trimmed, blanks NULL, addresses without credentials, its score';
 
 -- SECURITY DEFINER because a visitor who leaves an address again may not read or change the row that has it. What is
 -- known stays, and only what is missing is filled, by who has credentials. What anybody says of a known address is a
