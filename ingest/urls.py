@@ -8,9 +8,10 @@ length of its keys. What comes out is text that Postgres takes.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv6Address
-from itertools import islice
 from typing import Final, NamedTuple
 from unicodedata import normalize
 
@@ -21,8 +22,12 @@ _MAX_READ_CHARACTERS: Final = 64 * 1024
 """Of an address: a campaign may stand behind a click's id of some thousand characters."""
 _MAX_ENCODED_CHARACTERS: Final = 12 * (MAX_VALUE_CHARACTERS + 1)
 """A character is twelve at the most when it is percent-encoded."""
-_MAX_PARAMETERS: Final = 64
+_MAX_PARAMETERS: Final = 20
 """So many parameters of a query are looked at, of those that we know."""
+_MAX_FOLDED_CHARACTERS: Final = 512
+"""Of a value. NFKC makes eighteen of some characters."""
+_MAX_FOREIGN_CHARACTERS: Final = 32
+"""Of a host, off ASCII: each takes 3 µs to encode, and all of them are rarely over twenty."""
 _CACHED_CHARACTERS: Final = 512
 _CACHED_ENTRIES: Final = 4096
 
@@ -86,11 +91,11 @@ def folded(text: str | None) -> str | None:
     """What people type in any case and width, such as a campaign's source, in one form; None if it is blank."""
     if not text:
         return None
-    text = text[:MAX_URL_CHARACTERS]
+    text = text[:_MAX_FOLDED_CHARACTERS]
     if text.isascii():
         return tidy(text.lower())
     # Lower case may need composing again.
-    return tidy(normalize("NFKC", normalize("NFKC", clean(text)).lower()))
+    return tidy(normalize("NFKC", normalize("NFKC", clean(text))[:_MAX_FOLDED_CHARACTERS].lower()))
 
 
 def tidy(text: str | None) -> str | None:
@@ -196,7 +201,7 @@ def _read_form(place: str) -> str | None:
     if "%" in place:
         if _ENCODED_HOST.fullmatch(place) is None:
             return None
-        place = _percent_decoded(place)
+        place = _percent_decoded(clean(place))
     if match := _IPV6_HOST.fullmatch(place):
         return _ipv6_form(match[1])
     if not place.isascii():
@@ -207,12 +212,51 @@ def _read_form(place: str) -> str | None:
         return None
     host = match[1].rstrip(".").lower()
     if not host.isascii():
-        host = ".".join(
-            [label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in host.split(".")]
-        )
+        if len(host) - len(host.encode("ascii", "ignore")) > _MAX_FOREIGN_CHARACTERS:
+            return None
+        host = ".".join([label if label.isascii() else f"xn--{_punycode(label)}" for label in host.split(".")])
     if host.startswith("www.") and "." in host[4:]:
         host = host[4:]
     return host if 0 < len(host) <= MAX_HOST_CHARACTERS else None
+
+
+_DIGITS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def _punycode(label: str) -> str:
+    """As the codec of that name, which takes the square of the label's length."""
+    basic = [place for place, character in enumerate(label) if character < "\x80"]
+    encoded = [label[place] for place in basic] + ["-"] * bool(basic)
+    # RFC 3492, section 6.3; `handled` are the places of what is encoded already, in order.
+    handled = basic
+    least, delta, bias, before, adapted = 127, 0, 72, len(basic) + 1, False
+    for point, place in sorted([(ord(each), place) for place, each in enumerate(label) if each >= "\x80"]):
+        at = bisect_left(handled, place)
+        if point == least:
+            delta += at - before
+        else:
+            # The rest of the round before, those between, and this one as far as here.
+            delta += len(handled) - before + 1 + (point - least - 1) * (len(handled) + 1) + at
+        rest, base = delta, 36
+        while rest >= (threshold := 1 if base <= bias else base - bias if base < bias + 26 else 26):
+            rest, digit = divmod(rest - threshold, 36 - threshold)
+            encoded.append(_DIGITS[threshold + digit])
+            base += 36
+        encoded.append(_DIGITS[rest])
+        handled.insert(at, place)
+        bias = _adapted(delta // (2 if adapted else 700), len(handled))
+        adapted = True
+        least, delta, before = point, 0, at + 1
+    return "".join(encoded)
+
+
+def _adapted(delta: int, count: int) -> int:
+    delta += delta // count
+    base = 0
+    while delta > 455:
+        delta //= 35
+        base += 36
+    return base + 36 * delta // (delta + 38)
 
 
 def _ipv6_form(text: str) -> str | None:
@@ -230,42 +274,44 @@ def _ipv6_form(text: str) -> str | None:
 
 _OF_PATHS = r"A-Za-z0-9_~!$&'()*+,;=:@-"
 _PLAIN_PATH = re.compile(rf"(?:/[{_OF_PATHS}][.{_OF_PATHS}]*+)*+/?")
-_TAIL = "%[89AB][0-9A-F]"
-# A character off ASCII in UTF-8, percent-encoded: https://www.unicode.org/versions/Unicode16.0.0/ch03.pdf, table 3-7
-_UTF8 = (
-    rf"%C[2-9A-F]{_TAIL}|%D[0-9A-F]{_TAIL}|%E0%[AB][0-9A-F]{_TAIL}|%E[1-9A-CEF](?:{_TAIL}){{2}}|%ED%[89][0-9A-F]{_TAIL}"
-    rf"|%F0%[9AB][0-9A-F](?:{_TAIL}){{2}}|%F[1-3](?:{_TAIL}){{3}}|%F4%8[0-9A-F](?:{_TAIL}){{2}}"
-)
-_PERCENT = re.compile(rf"({_UTF8})|%[0-9A-F]{{2}}|%", re.IGNORECASE)
-_KEPT_SEQUENCES = re.compile("(%[0-9A-F]{2})")
 # What is encoded: blanks, what cannot be seen, what belongs to no character, and what no URL may have in a path.
 _ENCODED = re.compile(
     '[\x00-\x20"#<>?\\[\\\\\\]^`{|}\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000'
-    "\ue000-\uf8ff\ufeff\ufff0-\ufffb\ufffe\uffff]"
+    "\ue000-\uf8ff\ufeff\ufff0-\ufffb\ufffe\uffff\udc80-\udcff]+"
 )
 _CUT_SEQUENCE = re.compile("%[0-9A-F]?$")
 _STANDS_IN_PATHS = re.compile(f"[.{_OF_PATHS}]")
 _HEX = "0123456789ABCDEFabcdef"
 
 
-def _in_path(sequence: str) -> str:
-    character = chr(int(sequence[1:], 16))
-    return character if _STANDS_IN_PATHS.fullmatch(character) else sequence.upper()
+def _in_path(byte: int) -> str:
+    if byte >= 0x80:
+        # As surrogateescape has it.
+        return chr(0xDC00 + byte)
+    return chr(byte) if _STANDS_IN_PATHS.fullmatch(chr(byte)) else f"%{byte:02X}\0"
 
 
-_SEQUENCES: Final = {text: _in_path(text) for high in _HEX for low in _HEX for text in [f"%{high}{low}"]} | {
-    # Of no sequence.
-    "%": "%25"
-}
+def _in_value(byte: int) -> str:
+    return chr(0xDC00 + byte) if byte >= 0x80 else chr(byte or 0xFFFD)
+
+
+def _table(of: Callable[[int], str]) -> dict[str, str]:
+    return {high + low: of(int(high + low, 16)) for high in _HEX for low in _HEX}
+
+
+_PATH_SEQUENCES: Final = _table(_in_path)
+_VALUE_SEQUENCES: Final = _table(_in_value)
+_PERCENT_BYTES: Final = [f"%{byte:02X}" for byte in range(256)]
 
 
 def _read_path(path: str) -> str:
+    path = clean(path)
     if "%" in path:
-        path = _PERCENT.sub(_decoded_in_path, path)
+        # A NUL behind a sequence that stays keeps what combines with the letter before from taking one of it.
+        path = _unescaped(path, _PATH_SEQUENCES, "%25\0")
     if not path.isascii():
-        # Each piece by itself: what combines with the letter before must not take one of a sequence.
-        path = "".join([normalize("NFC", piece) for piece in _KEPT_SEQUENCES.split(path)])
-    path = _ENCODED.sub(_encoded, path)
+        path = normalize("NFC", path)
+    path = _ENCODED.sub(_encoded, path.replace("\0", ""))
     kept: list[str] = []
     for segment in path.split("/"):
         if segment == "..":
@@ -278,16 +324,17 @@ def _read_path(path: str) -> str:
     return path
 
 
-def _decoded_in_path(match: re.Match[str]) -> str:
-    return _character(match[1]) if match[1] else _SEQUENCES[match[0]]
-
-
-def _character(sequences: str) -> str:
-    return bytes.fromhex(sequences.replace("%", "")).decode()
+def _unescaped(text: str, sequences: dict[str, str], percent: str) -> str:
+    """Percent sequences replaced, and a `%` of none; bytes that are no UTF-8 are as surrogateescape has them."""
+    first, *rest = text.split("%")
+    get = sequences.get
+    pieces = [f"{found}{piece[2:]}" if (found := get(piece[:2])) else f"{percent}{piece}" for piece in rest]
+    text = "".join([first, *pieces])
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
 def _encoded(match: re.Match[str]) -> str:
-    return "".join([f"%{byte:02X}" for byte in match[0].encode()])
+    return "".join([_PERCENT_BYTES[byte] for byte in match[0].encode("utf-8", "surrogateescape")])
 
 
 # Parameters.
@@ -298,9 +345,8 @@ CLICKS: Final = {
     "yclid": "yandex", "epik": "pinterest", "rdt_cid": "reddit", "sccid": "snapchat",
 }  # fmt: skip
 """The parameters that networks add to the address of a click."""
-_KNOWN = re.compile(
-    rf"&(?:amp;)?(utm(?:_|%5f)(?:source|medium|campaign|term|content)|ref|source|{'|'.join(CLICKS)})=([^&]+)",
-    re.IGNORECASE,
+_KNOWN: Final = frozenset(
+    ["utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content", "ref", "source", *CLICKS]
 )
 
 
@@ -308,15 +354,23 @@ def _parameters(query: str) -> tuple[str | None, ...] | None:
     """The campaign's five and the hint; None if there is nothing of it. Of several with one name it is the first that
     is not blank."""
     found: dict[str, str] = {}
-    clicked = None
-    for match in islice(_KNOWN.finditer(f"&{query}"), _MAX_PARAMETERS):
-        name = match[1].lower()
-        if network := CLICKS.get(name):
-            clicked = clicked or (network if _value(match[2]) else None)
+    clicked, looked_at = None, 0
+    for parameter in query.split("&"):
+        if "=" not in parameter:
             continue
-        if "%" in name:
-            name = name.replace("%5f", "_")
-        if name not in found and (value := _value(match[2])):
+        name, _, text = parameter.partition("=")
+        if (name := name.lower()) not in _KNOWN:
+            name = name.removeprefix("amp;").replace("%5f", "_")
+            if name not in _KNOWN:
+                continue
+        if not text:
+            continue
+        looked_at += 1
+        if looked_at > _MAX_PARAMETERS:
+            break
+        if network := CLICKS.get(name):
+            clicked = clicked or (network if _value(text) else None)
+        elif name not in found and (value := _value(text)):
             found[name] = value
     if not found:
         return (None, None, None, None, None, clicked) if clicked else None
@@ -341,17 +395,8 @@ def _value(text: str) -> str | None:
 
 def _percent_decoded(text: str) -> str:
     """Decoded once; what is no UTF-8, and NUL, becomes U+FFFD, and a % of no sequence stays."""
-    return _PERCENT.sub(_decoded, text)
-
-
-def _decoded(match: re.Match[str]) -> str:
-    sequence = match[0]
-    if match[1]:
-        return _character(sequence)
-    if sequence == "%":
-        return sequence
-    byte = int(sequence[1:], 16)
-    return chr(byte) if 0 < byte < 0x80 else "\ufffd"
+    text = _unescaped(text, _VALUE_SEQUENCES, "%")
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 _cached_form = lru_cache(maxsize=_CACHED_ENTRIES)(_read_form)

@@ -435,3 +435,13 @@ def test_credentials_in_an_address_are_not_kept(url: str, stored: str) -> None:
 )
 def test_credentials_in_json_are_not_kept(text: bytes, stored: bytes) -> None:
     assert strip_credentials(text) == stored
+
+
+@given(st.text(st.sampled_from("ab-zü中ßéλ💥𐍈") | st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
+def test_labels_are_encoded_as_the_codec_does(label: str) -> None:
+    assert urls._punycode(label) == label.encode("punycode").decode()
+
+
+def test_a_host_of_very_many_characters_off_ascii_is_none() -> None:
+    assert host_form(f"{'ü' * 32}.example.com") is not None
+    assert host_form(f"{'ü' * 17}.{'ü' * 16}.example.com") is None

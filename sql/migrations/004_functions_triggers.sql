@@ -452,7 +452,7 @@ LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT ingest.tidy(CASE WHEN words ~ '[^\u0001-\u007f]'
-        THEN normalize(lower(normalize(left(words, 4096), NFKC)), NFKC) ELSE lower(words) END)
+        THEN normalize(lower(left(normalize(left(words, 512), NFKC), 512)), NFKC) ELSE lower(left(words, 512)) END)
 $$;
 COMMENT ON FUNCTION ingest.folded(text) IS 'What people type in any case and width, such as a campaign''s source, in one form';
 
@@ -556,6 +556,9 @@ BEGIN
     END IF;
     form := lower(rtrim(substring(form FROM '^[^:]+'), '.'));
     IF form ~ '[^\u0001-\u007f]' THEN
+        IF length(regexp_replace(form, '[\u0001-\u007f]+', '', 'g')) > 32 THEN
+            RETURN NULL;
+        END IF;
         form := (
             SELECT string_agg(
                 CASE WHEN label ~ '[^\u0001-\u007f]' THEN 'xn--' || ingest.punycode(label) ELSE label END, '.' ORDER BY place_in
@@ -684,7 +687,7 @@ AS $$
                 FROM regexp_matches('&' || query,
                     '(?i)&(?:amp;)?(utm(?:_|%5f)(?:source|medium|campaign|term|content)|ref|source|'
                     || 'gclid|gbraid|wbraid|dclid|fbclid|igshid|msclkid|ttclid|twclid|li_fat_id|yclid|epik|rdt_cid|sccid)=([^&]+)', 'g'
-                ) WITH ORDINALITY AS known (match, place) WHERE place <= 64
+                ) WITH ORDINALITY AS known (match, place) WHERE place <= 20
             ) AS each
         ) AS named WHERE value IS NOT NULL ORDER BY name, place
     ) AS first
