@@ -20,6 +20,7 @@ from ingest.urls import describe_page, folded, referrer_host, without_credential
 from tests import worker
 from tests.conftest import Server, run_apart
 from tests.service import lent_database
+from tests.test_event import accepted
 from tests.worker import Client, Start
 
 start = worker.start
@@ -378,6 +379,55 @@ def test_the_database_says_the_same_of_the_tables(module_url: str) -> None:
 @given(pairs=st.lists(st.tuples(ADDRESSES.filter(bool), ADDRESSES.filter(bool)), min_size=10, max_size=30))
 def test_the_database_says_the_same_of_any_address(module_url: str, pairs: list[tuple[str, str]]) -> None:
     check(module_url, pairs)
+
+
+_PAGE = {"url": "https://shop.example/a?utm_source=Mail&utm_term=T", "referrer": "https://t.co/x"}
+_PLACE = {"path": "/b/", "search": "utm_medium=CPC&ref=Ada", "referrer": "https://news.example/"}
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"context": {"page": _PAGE}},
+    {"context": {"page": _PLACE}},
+    {"context": {"page": {**_PAGE, "url": 5}}},
+    {"context": {"page": {**_PAGE, "url": "", **_PLACE}}},
+    {"context": {"page": [], "campaign": 7}},
+    {"context": {"page": {"path": 7, "search": "?a=b"}}},
+    {"url": "", "referrer": "", "context": {"page": _PAGE}},
+    {"url": "https://shop.example/", "context": {"page": _PAGE}},
+    {"type": "page_view", "properties": _PAGE},
+    {"type": "page_view", "properties": _PLACE},
+    {"type": "page_view", "properties": {**_PAGE, "referrer": 7}, "context": {"page": _PLACE}},
+    {"type": "page_view", "properties": _PAGE, "context": {"page": {"referrer": "https://news.example/"}}},
+    {"type": "page_view", "url": "https://shop.example/", "properties": _PAGE},
+    {"type": "conversion", "properties": _PAGE},
+    {
+        "context": {
+            "campaign": {
+                "source": "LinkedIn.com",
+                "medium": "CPC",
+                "name": " Spring  Sale ",
+                "term": "A  B",
+                "content": 7,
+            }
+        }
+    },
+    {"context": {"campaign": {"source": [], "medium": None, "name": {}, "term": True, "content": ""}, "page": _PAGE}},
+    {"context": {"campaign": {"source": "www.shop.example"}, "page": _PAGE}},
+    {"context": {"campaign": {"name": "only"}}, "referrer": "https://shop.example"},
+]
+
+
+def test_the_database_says_the_same_of_contexts_and_properties(module_url: str) -> None:
+    found: list[list[tuple[str | None, ...]]] = []
+
+    async def ask() -> None:
+        found.append(await by_database(module_url, SHAPES))
+
+    run_apart(ask)
+    for shape, stored in zip(SHAPES, found[0], strict=True):
+        row = accepted({"name": "x", "type": "user_action", **shape})
+        # Nothing is NULL in the database, and what is empty may be either.
+        told = {name: row[name] or None for name in STORED}
+        assert {name: value or None for name, value in zip(STORED, stored, strict=True)} == told, shape
 
 
 async def test_the_database_has_the_same_lists(connection: asyncpg.Connection) -> None:
