@@ -57,8 +57,8 @@ def _migrate(config: Config, given: argparse.Namespace) -> int:
     from ingest.commands import database
 
     if given.status:
-        return database.migration_status(config)
-    return database.rehearse(config) if given.dry_run else database.migrate(config)
+        return database.migration_status(config, given.wait)
+    return (database.rehearse if given.dry_run else database.migrate)(config, given.wait)
 
 
 def _rollup(config: Config, given: argparse.Namespace) -> int:

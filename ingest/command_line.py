@@ -75,6 +75,16 @@ def _effect(text: str) -> float:
     return effect
 
 
+def _wait(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError("must be a number of seconds from 0 to 86400")
+    return seconds
+
+
 def _moment(text: str) -> datetime:
     """A time in ISO 8601; UTC if it does not say."""
     try:
@@ -105,6 +115,9 @@ def _parser() -> _Parser:
     only = migrate.add_mutually_exclusive_group()
     only.add_argument("--status", action="store_true", help="only tell which files the database has had")
     only.add_argument("--dry-run", action="store_true", help="apply what is pending and take it all back")
+    migrate.add_argument("--wait", metavar="SECONDS", type=_wait, default=60.0,
+        help="how long to wait, at each step, for others who hold locks; who they are is told [60]",
+    )  # fmt: skip
     rollup = command(
         "rollup", "count events into aggregates and KPIs, and keep house: one works, others stand by", _OF_ROLLUP
     )
@@ -187,7 +200,7 @@ _OWN = frozenset((
     "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
     "status", "dry_run", "output", "seed", "anchor", "start", "end", "list", "run",
     "which", "name", "scope", "expires_days", "file", "variants", "traffic", "winner", "event", "effect", "all",
-    "how",
+    "how", "wait",
 ))  # fmt: skip
 
 
@@ -238,7 +251,7 @@ _ACTIONS = {
     "experiments": ("list", "show", "create", "start", "pause", "complete", "cancel", "archive", "results"),
 }
 _FLAGS = {
-    "migrate": ("--status", "--dry-run"),
+    "migrate": ("--status", "--dry-run", "--wait"),
     "types": ("--output",),
     "journal": ("--journal", "--how"),
     "keys": ("--name", "--scope", "--expires-days"),

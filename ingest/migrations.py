@@ -10,6 +10,7 @@ import hashlib
 import re
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,6 +18,7 @@ import asyncpg
 
 from ingest.database import load_queries, sql_folder
 from ingest.errors import MigrationError
+from ingest.patience import LOCKED, Patience
 
 LOCK_KEY: Final = 0x696E67657374
 """Any number that nobody else takes; this one is "ingest" in ASCII."""
@@ -57,18 +59,23 @@ class _File(NamedTuple):
     sha256: str
 
 
-async def migrate(connection: asyncpg.Connection, *, folder: Path | None = None) -> list[str]:
+async def migrate(
+    connection: asyncpg.Connection, *, folder: Path | None = None, patience: Patience | None = None
+) -> list[str]:
     """Apply what is pending; return the names of the files applied. Two at once are safe.
 
-    `folder` is that of this release unless a test brings its own.
+    `folder` is that of this release unless a test brings its own. `patience` is with others who hold locks.
     """
     files = _read_files(folder)
-    await _prepare(connection)
-    _refuse_strangers(await _compare(connection, files))
-    return [file.name for file in files if await _apply(connection, file)]
+    patience = patience or Patience()
+    await patience.through(lambda: _prepare(connection, patience))
+    _refuse_strangers(await patience.through(lambda: _compare(connection, files, patience)))
+    return [file.name for file in files if await patience.through(partial(_apply, connection, file, patience))]
 
 
-async def rehearse(connection: asyncpg.Connection, *, folder: Path | None = None) -> list[str]:
+async def rehearse(
+    connection: asyncpg.Connection, *, folder: Path | None = None, patience: Patience | None = None
+) -> list[str]:
     """What `migrate` would do now, done in one transaction and taken back; the names of the files it would apply.
 
     Raises what `migrate` would. Until its end it holds every lock that the files take, also on tables in use.
@@ -76,14 +83,19 @@ async def rehearse(connection: asyncpg.Connection, *, folder: Path | None = None
     transaction = connection.transaction()
     await transaction.start()
     try:
-        return await migrate(connection, folder=folder)
+        return await migrate(connection, folder=folder, patience=patience)
     finally:
         await transaction.rollback()
 
 
-async def status(connection: asyncpg.Connection, *, folder: Path | None = None) -> list[Migration]:
+async def status(
+    connection: asyncpg.Connection, *, folder: Path | None = None, patience: Patience | None = None
+) -> list[Migration]:
     """Every migration that this release or the database knows, by number."""
-    return await _compare(connection, _read_files(folder))
+    files = _read_files(folder)
+    if patience is None:
+        return await _compare(connection, files)
+    return await patience.through(lambda: _compare(connection, files, patience))
 
 
 async def check(connection: asyncpg.Connection, *, folder: Path | None = None) -> None:
@@ -115,25 +127,30 @@ def _read_files(folder: Path | None) -> list[_File]:
     return sorted(files.values())
 
 
-async def _prepare(connection: asyncpg.Connection) -> None:
+async def _prepare(connection: asyncpg.Connection, patience: Patience) -> None:
     """Make our own table unless it is there. Both are asked for first: IF NOT EXISTS wants the right to make them."""
     queries = load_queries("migrations")
     try:
         async with connection.transaction():
+            await patience.begin(connection)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
             if await connection.fetchval(queries["table_exists"]):
                 return
             if not await connection.fetchval(queries["schema_exists"]):
                 await connection.execute("CREATE SCHEMA ingest")
             await connection.execute(_MAKE_TABLE)
+    except LOCKED:
+        raise
     except asyncpg.PostgresError as error:
         raise await _refused(connection, f"cannot make the table ingest.migrations: {error}", error) from error
 
 
-async def _compare(connection: asyncpg.Connection, files: list[_File]) -> list[Migration]:
+async def _compare(
+    connection: asyncpg.Connection, files: list[_File], patience: Patience | None = None
+) -> list[Migration]:
     by_number = {file.number: file for file in files}
     applied: dict[int, Migration] = {}
-    for number, name, sha256, applied_at in await _applied_rows(connection):
+    for number, name, sha256, applied_at in await _applied_rows(connection, patience):
         file = by_number.get(number)
         if file is None:
             state = State.MISSING
@@ -144,9 +161,11 @@ async def _compare(connection: asyncpg.Connection, files: list[_File]) -> list[M
     return sorted([*applied.values(), *pending])
 
 
-async def _applied_rows(connection: asyncpg.Connection) -> list[asyncpg.Record]:
+async def _applied_rows(connection: asyncpg.Connection, patience: Patience | None) -> list[asyncpg.Record]:
     try:
         async with connection.transaction():
+            if patience is not None:
+                await patience.begin(connection)
             if await connection.fetchval("SELECT to_regclass('ingest.migrations')") is None:
                 return []
             rows: list[asyncpg.Record] = await connection.fetch(
@@ -179,12 +198,11 @@ def _refuse_strangers(migrations: list[Migration]) -> None:
             )
 
 
-async def _apply(connection: asyncpg.Connection, file: _File) -> bool:
+async def _apply(connection: asyncpg.Connection, file: _File, patience: Patience) -> bool:
     """Apply one file unless it is applied; whether we did."""
     try:
         async with connection.transaction():
-            # An index may take longer than a hosted server lets an ordinary statement run; and so may our turn.
-            await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL client_min_messages = warning")
+            await patience.begin(connection)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
             if await connection.fetchval("SELECT true FROM ingest.migrations WHERE number = $1", file.number):
                 return False
@@ -196,6 +214,8 @@ async def _apply(connection: asyncpg.Connection, file: _File) -> bool:
                 file.name,
                 file.sha256,
             )
+    except LOCKED:
+        raise
     except asyncpg.PostgresError as error:
         raise await _refused(connection, _explain(file, error), error) from error
     return True

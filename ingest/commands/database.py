@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 import asyncpg
 
@@ -16,16 +16,17 @@ from ingest import database, migrations
 from ingest.commands.target import database_url, embedded_folder
 from ingest.config import Config
 from ingest.embedded import EmbeddedPostgres
+from ingest.patience import Patience
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 
 _ASKS_NOTHING = frozenset(("--help", "-?", "--version", "-V"))
 
 
-def migrate(config: Config) -> int:
-    """Bring the database to this release's schema."""
+def migrate(config: Config, wait_seconds: float) -> int:
+    """Bring the database to this release's schema, waiting so long for others who hold locks."""
     with database_url(config, make=True) as url:
-        applied = asyncio.run(_on(url, migrations.migrate))
+        applied = asyncio.run(_on(url, migrations.migrate, wait_seconds))
     for name in applied:
         print(f"applied {name}")
     if not applied:
@@ -33,20 +34,20 @@ def migrate(config: Config) -> int:
     return 0
 
 
-def rehearse(config: Config) -> int:
+def rehearse(config: Config, wait_seconds: float) -> int:
     """Do what `migrate` would and take it back; tell what it was."""
     with database_url(config) as url:
-        applied = asyncio.run(_on(url, migrations.rehearse))
+        applied = asyncio.run(_on(url, migrations.rehearse, wait_seconds))
     for name in applied:
         print(f"would apply {name}")
     print("nothing was changed" if applied else "nothing to do: the database is up to date")
     return 0
 
 
-def migration_status(config: Config) -> int:
+def migration_status(config: Config, wait_seconds: float) -> int:
     """A line for each migration; then, if the database is not what this release needs, why, and exit code 1."""
     with database_url(config) as url:
-        found = asyncio.run(_on(url, migrations.status))
+        found = asyncio.run(_on(url, migrations.status, wait_seconds))
     width = max((len(migration.name) for migration in found), default=0)
     for migration in found:
         when = f"{migration.applied_at:%Y-%m-%d %H:%M:%S} UTC" if migration.applied_at else ""
@@ -55,14 +56,25 @@ def migration_status(config: Config) -> int:
     return 0
 
 
-async def _on(url: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+class _Work(Protocol[T]):
+    """What is done on a connection, with patience."""
+
+    async def __call__(self, connection: asyncpg.Connection, *, patience: Patience) -> T: ...
+
+
+async def _on(url: str, work: _Work[T], wait_seconds: float) -> T:
     connection = await database.connect(url, purpose="migrate")
     connection.add_log_listener(_print_warning)
+    patience = Patience(wait_seconds, partial(database.connect, url, purpose="migrate, looking"), _print_waiting)
     try:
-        return await work(connection)
+        return await work(connection, patience=patience)
     finally:
         connection.remove_log_listener(_print_warning)
         await database.close(connection)
+
+
+def _print_waiting(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _print_warning(_: asyncpg.Connection, message: asyncpg.PostgresLogMessage) -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from ingest.data_folder import DataFolder
 from ingest.descriptors import raise_limit
 from ingest.embedded import EmbeddedPostgres
 from ingest.errors import IngestError
+from ingest.patience import Patience
 from ingest.periodic import run_every
 from ingest.server import bind
 from ingest.supervisor import (
@@ -122,7 +124,8 @@ async def _migrate(config: Config) -> None:
     assert config.database_url is not None
     connection = await database.connect(config.database_url, purpose="migrate")
     try:
-        await migrations.migrate(connection)
+        looking = partial(database.connect, config.database_url, purpose="migrate, looking")
+        await migrations.migrate(connection, patience=Patience(connect=looking))
     finally:
         await database.close(connection)
 

@@ -38,3 +38,19 @@ UNION ALL
 SELECT format('CREATE ROLE %I', name) || CASE name WHEN 'service_role' THEN ' BYPASSRLS;' ELSE ';' END
     || format(' GRANT %I TO %I;', name, current_user)
 FROM missing_roles
+
+-- blockers --
+-- Which lock the server's process $1 waits for, and who is in its way; no rows if it waits for none. What others do is
+-- shown to superusers and pg_read_all_stats only, their names to everybody. A prepared transaction has the number 0.
+SELECT coalesce((
+    SELECT CASE locktype
+        WHEN 'advisory' THEN 'another migration, or who has taken its lock'
+        WHEN 'relation' THEN format('a lock on %s', relation::regclass)
+        ELSE format('a lock (%s)', locktype)
+    END
+    FROM pg_locks WHERE pid = $1 AND NOT granted LIMIT 1
+), 'a lock') AS what, blocking.pid, application_name, usename, state, backend_type,
+    xact_start AT TIME ZONE 'UTC' AS began, extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds
+FROM unnest(pg_blocking_pids($1)) AS blocking (pid)
+LEFT JOIN pg_stat_activity AS activity ON activity.pid = blocking.pid
+ORDER BY blocking.pid
