@@ -54,7 +54,7 @@ async def _tell_visits_apart(connection: asyncpg.Connection, person: str) -> Non
     """Make a person's visits anew from all their events, while nobody counts any."""
     async with turn(connection):
         browsers = {row[0] for row in await connection.fetch(_QUERIES["browsers_of"], person)}
-        if not await connection.fetch(_QUERIES["links"], [person]):
+        if not await connection.fetch(_QUERIES["links"], identities.texts([person])):
             browsers.add(person)
         spans = await connection.fetch(_QUERIES["visits_of"], person, list(browsers))
         before = [Visit(*row) for row in await connection.fetch(_QUERIES["all_visits"], [person])]

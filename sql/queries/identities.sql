@@ -4,17 +4,16 @@
 -- What these browsers are linked to
 SELECT anonymous_id, user_id, linked_at, received_at, batch_id, batch_position, verified,
     last_seen_at < now() - interval '7 days' AS aged
-FROM analytics.identities WHERE anonymous_id = ANY ($1::text[])
+FROM analytics.identities WHERE anonymous_id = ANY (ARRAY(SELECT jsonb_array_elements_text($1::text::jsonb)))
 
 -- people --
 SELECT user_id, counted_as, links, last_seen_at < now() - interval '7 days' AS aged
-FROM analytics.people WHERE user_id = ANY ($1::text[])
+FROM analytics.people WHERE user_id = ANY (ARRAY(SELECT jsonb_array_elements_text($1::text::jsonb)))
 
 -- taken --
--- Which of these names cannot be given to another person any more
-SELECT counted_as FROM analytics.people WHERE counted_as = ANY ($1::text[])
-UNION
-SELECT user_id FROM analytics.people WHERE user_id = ANY ($1::text[])
+-- Which of these names are somebody's
+SELECT counted_as FROM analytics.people
+WHERE counted_as = ANY (ARRAY(SELECT jsonb_array_elements_text($1::text::jsonb)))
 
 -- first_events --
 -- Of each pair of ids at a time, the first event in the order in which they were sent; $4 are these times. Events are
@@ -31,38 +30,78 @@ JOIN (
 ) AS event USING (anonymous_id, user_id, created_at)
 ORDER BY anonymous_id, user_id, created_at, received_at, batch_id, batch_position
 
+-- add_links --
+-- Links of browsers that have none. Nobody else adds any meanwhile: ON CONFLICT would cost half as much again
+INSERT INTO analytics.identities (
+    anonymous_id, user_id, linked_at, received_at, batch_id, batch_position, verified
+)
+SELECT * FROM ROWS FROM (
+    jsonb_array_elements_text($1::text::jsonb), jsonb_array_elements_text($2::text::jsonb), unnest($3::timestamptz[]),
+    unnest($4::timestamptz[]), unnest($5::bigint[]), unnest($6::int[]), unnest($7::boolean[])
+)
+
 -- put_links --
 INSERT INTO analytics.identities AS link (
     anonymous_id, user_id, linked_at, received_at, batch_id, batch_position, verified
 )
-SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::int[], $7::boolean[])
+SELECT * FROM ROWS FROM (
+    jsonb_array_elements_text($1::text::jsonb), jsonb_array_elements_text($2::text::jsonb), unnest($3::timestamptz[]),
+    unnest($4::timestamptz[]), unnest($5::bigint[]), unnest($6::int[]), unnest($7::boolean[])
+)
 ON CONFLICT (anonymous_id) DO UPDATE SET
     user_id = excluded.user_id, linked_at = excluded.linked_at, received_at = excluded.received_at,
     batch_id = excluded.batch_id, batch_position = excluded.batch_position, verified = excluded.verified,
     last_seen_at = excluded.last_seen_at
 
+-- add_people --
+INSERT INTO analytics.people (user_id, counted_as, links)
+SELECT * FROM ROWS FROM (
+    jsonb_array_elements_text($1::text::jsonb), jsonb_array_elements_text($2::text::jsonb), unnest($3::int[])
+)
+
 -- put_people --
 INSERT INTO analytics.people AS person (user_id, counted_as, links)
-SELECT * FROM unnest($1::text[], $2::text[], $3::int[])
+SELECT * FROM ROWS FROM (
+    jsonb_array_elements_text($1::text::jsonb), jsonb_array_elements_text($2::text::jsonb), unnest($3::int[])
+)
 ON CONFLICT (user_id) DO UPDATE SET links = excluded.links, last_seen_at = excluded.last_seen_at
 
 -- see_links --
 UPDATE analytics.identities SET last_seen_at = now() WHERE anonymous_id = ANY ($1::text[])
 
 -- visits --
--- The visits of people from some time to another, and those that these reach into
+-- The visits of people in or near some hours, and those that reach into these. $2 is which of the spans of hours $3 to
+-- $4 it is for each of the people in $1
+WITH wanted AS MATERIALIZED (
+    SELECT
+        person,
+        ($3::timestamptz[])[span] - interval '30 minutes' AS low,
+        ($4::timestamptz[])[span] + interval '90 minutes' AS high
+    FROM ROWS FROM (jsonb_array_elements_text($1::text::jsonb), unnest($2::int[])) AS wanted (person, span)
+), latest AS MATERIALIZED (
+    -- Of most there is none, which this tells by itself.
+    SELECT wanted.person, wanted.low, visit.started_at, visit.ended_at, visit.session_id
+    FROM wanted CROSS JOIN LATERAL (
+        SELECT * FROM analytics.visits
+        WHERE visits.person = wanted.person AND started_at <= high
+        ORDER BY started_at DESC LIMIT 1
+    ) AS visit
+    WHERE visit.ended_at >= wanted.low
+)
+SELECT person, started_at, ended_at, session_id FROM latest
+UNION ALL
 SELECT visit.person, visit.started_at, visit.ended_at, visit.session_id
-FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS wanted (person, low, high)
-CROSS JOIN LATERAL (
+FROM latest CROSS JOIN LATERAL (
     SELECT * FROM analytics.visits
-    WHERE visits.person = wanted.person AND started_at <= high AND ended_at >= low
+    WHERE visits.person = latest.person AND started_at < latest.started_at AND ended_at >= low
         -- Visits of a person do not overlap: none before the last that begins before reaches so far.
         AND started_at >= coalesce((
             SELECT max(started_at) FROM analytics.visits AS before
-            WHERE before.person = wanted.person AND before.started_at <= low
+            WHERE before.person = latest.person AND before.started_at <= low
         ), '-infinity')
     OFFSET 0
 ) AS visit
+WHERE latest.started_at > low
 
 -- all_visits --
 SELECT person, started_at, ended_at, session_id FROM analytics.visits WHERE person = ANY ($1::text[])
@@ -70,6 +109,15 @@ SELECT person, started_at, ended_at, session_id FROM analytics.visits WHERE pers
 -- drop_visits --
 DELETE FROM analytics.visits USING unnest($1::text[], $2::timestamptz[]) AS gone (person, started_at)
 WHERE (visits.person, visits.started_at) = (gone.person, gone.started_at)
+
+-- add_visits --
+-- Visits of people who have none near them. Where no end is given, they end as they begin
+INSERT INTO analytics.visits (person, started_at, ended_at, session_id)
+SELECT person, started_at, coalesce(ended_at, started_at), session_id
+FROM ROWS FROM (
+    jsonb_array_elements_text($1::text::jsonb), unnest($2::timestamptz[]), unnest($3::timestamptz[]),
+    jsonb_array_elements_text($4::text::jsonb)
+) AS fresh (person, started_at, ended_at, session_id)
 
 -- put_visits --
 INSERT INTO analytics.visits (person, started_at, ended_at, session_id)
@@ -79,8 +127,8 @@ ON CONFLICT (person, started_at) DO UPDATE SET ended_at = excluded.ended_at, ses
 -- note_identities --
 -- Have the hours looked for in which these browsers' events were counted
 INSERT INTO analytics.stale_identities AS stale (anonymous_id, people)
-SELECT anonymous_id, ARRAY(SELECT jsonb_array_elements_text(people::jsonb))
-FROM unnest($1::text[], $2::text[]) AS noted (anonymous_id, people)
+SELECT anonymous_id, ARRAY(SELECT jsonb_array_elements_text(people))
+FROM jsonb_each($1::text::jsonb) AS noted (anonymous_id, people)
 ON CONFLICT (anonymous_id) DO UPDATE SET noted_at = excluded.noted_at, people = ARRAY(
     SELECT DISTINCT unnest(stale.people || excluded.people)
 )
