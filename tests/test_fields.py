@@ -116,3 +116,30 @@ def test_msgspec_is_told_of_no_pattern():
         if "pattern='" in repr(field.type)
     ]  # fmt: skip
     assert not told
+
+
+def nested(depth: int, innermost: Any, shape: str) -> Any:
+    """The value within so many lists or objects."""
+    for _ in range(depth):
+        innermost = [innermost] if shape == "list" else {"a": innermost}
+    return innermost
+
+
+class Anything(msgspec.Struct):
+    value: Any = None
+
+
+@pytest.mark.parametrize("shape", ["list", "object"])
+@pytest.mark.parametrize(("depth", "innermost", "refused"), [
+    (32, 1, None), (31, [], None), (31, {}, None), (33, 1, "deeper"), (32, [], "deeper"), (32, {}, "deeper"),
+    (5000, 1, "deeper"), (0, "a\x00", "stored"), (32, "\x00", "stored"), (7, {"a\x00": 1}, "stored"),
+    (7, {"\ud800": 1}, "stored"), (3, ["\ud83d", "\ude00"], "stored"), (3, {"\ud83d": "\ude00"}, "stored"),
+    (3, ["\N{GRINNING FACE}", None, 0.5, True, {"": ""}], None),
+])  # fmt: skip
+def test_what_cannot_be_stored_is_found_wherever_it_is(depth: int, innermost: Any, refused: str | None, shape: str):
+    given = {"value": nested(depth, innermost, shape)}
+    if refused is None:
+        assert fields.read(Anything, given).value == given["value"]
+        return
+    with pytest.raises(fields.Invalid, match=refused):
+        fields.read(Anything, given)
