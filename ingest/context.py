@@ -146,7 +146,8 @@ def _place_of(page: _ContextPage) -> str | None:
     if path and not path.startswith("/"):
         path = f"/{path}"
     if search and not search.startswith("?"):
-        search = f"?{search}"
+        # By itself it is what somebody looked for.
+        search = f"?{search}" if path else ""
     return f"{path}{search}" or None
 
 

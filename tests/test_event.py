@@ -928,6 +928,8 @@ def test_a_field_of_a_page_that_is_odd_costs_that_field_alone(odd):
         ({"path": "/cart"}, "/cart"),
         ({"path": "cart", "search": "a=b"}, "/cart?a=b"),
         ({"search": "?a=b"}, "?a=b"),
+        ({"search": "red shoes"}, None),
+        ({"search": "red shoes", "path": ""}, None),
         ({"path": "/cart", "search": ""}, "/cart"),
         ({"path": "/cart", "search": 5}, "/cart"),
         ({"path": "", "search": ""}, None),

@@ -391,6 +391,8 @@ SHAPES: list[dict[str, Any]] = [
     {"context": {"page": {**_PAGE, "url": "", **_PLACE}}},
     {"context": {"page": [], "campaign": 7}},
     {"context": {"page": {"path": 7, "search": "?a=b"}}},
+    {"context": {"page": {"path": 7, "search": "red shoes"}}},
+    {"type": "page_view", "properties": {"search": "red shoes"}},
     {"url": "", "referrer": "", "context": {"page": _PAGE}},
     {"url": "https://shop.example/", "context": {"page": _PAGE}},
     {"type": "page_view", "properties": _PAGE},

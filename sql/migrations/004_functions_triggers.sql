@@ -845,7 +845,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT nullif(concat(
         regexp_replace(ingest.text_member(page, 'path'), '^(?!/)', '/'),
-        regexp_replace(ingest.text_member(page, 'search'), '^(?!\?)', '?')
+        -- By itself, without its ?, it is what somebody looked for.
+        CASE WHEN ingest.text_member(page, 'path') IS NOT NULL OR page ->> 'search' LIKE '?%'
+            THEN regexp_replace(ingest.text_member(page, 'search'), '^(?!\?)', '?') END
     ), '')
 $$;
 COMMENT ON FUNCTION ingest.page_place(jsonb) IS 'The path and search of a page in Segment''s spec, as a relative address';
