@@ -31,8 +31,8 @@ _HEAD_BYTES: Final = 64 * 1024
 
 class KnownSegment:
     """A segment on disk: `last` is its highest record number, `end` its bytes, `holds_lines` whether any record has
-    lines; they grow while it is the newest. A damaged one is set aside instead of deleted when its good records are
-    stored."""
+    lines or may have had; they grow while it is the newest. A damaged one is set aside instead of deleted when all of
+    its good records are stored."""
 
     __slots__ = ("damaged", "end", "holds_lines", "last", "path")
 

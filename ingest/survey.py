@@ -128,6 +128,7 @@ class Survey:
             if reader.layout is not None and reader.layout.identity != identity:
                 found.trouble = f"it is of journal {reader.layout.journal} ({reader.layout.identity})"
                 return
+            found.holds_lines = not found.is_sound
             run: Run | None = None
             start = reader.offset
             for piece in reader:
@@ -141,6 +142,7 @@ class Survey:
                     found.holds_lines |= bool(piece.events or piece.rejected)
                 else:
                     found.damages.append(piece)
+                    found.holds_lines = True
                     self.testify(piece)
                 start = reader.offset
 

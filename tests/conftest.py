@@ -5,7 +5,8 @@ databases.
 
 With INGEST_TEST_POOLER set, tests reach their databases through PgBouncer in transaction mode with three server
 connections, but for those that are marked `direct`, each with its reason. What is no user's work goes to the server
-itself: making and dropping databases, and migrating the template.
+itself: making and dropping databases, and migrating the template. A test that needs the server at one place only asks
+for `direct_url` there.
 """
 
 from __future__ import annotations
@@ -164,12 +165,16 @@ def database_url(request: pytest.FixtureRequest, shared_pooler: Pooler | None, d
 
 
 @pytest.fixture
-async def empty_database_url(
-    request: pytest.FixtureRequest, postgres: Server, shared_pooler: Pooler | None
-) -> AsyncIterator[str]:
-    """A database of the test's own without anything in it."""
+async def direct_empty_url(postgres: Server) -> AsyncIterator[str]:
+    """A database of the test's own without anything in it, without a pooler in between."""
     async for url in _lend(postgres, "template0"):
-        yield _pooled(request, shared_pooler, url)
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(request: pytest.FixtureRequest, shared_pooler: Pooler | None, direct_empty_url: str) -> str:
+    """The same, through a pooler if there is one to test with."""
+    return _pooled(request, shared_pooler, direct_empty_url)
 
 
 def _pooled(request: pytest.FixtureRequest, pooler: Pooler | None, url: str) -> str:

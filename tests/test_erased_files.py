@@ -386,6 +386,24 @@ async def test_a_segment_that_is_damaged_while_it_waits_is_set_aside_and_searche
     assert [event for event in await second.events() if BOB.is_in(str(dict(event)).encode())]
 
 
+@pytest.mark.parametrize("place", ["first line", "own line"])
+async def test_a_damaged_journal_that_nobody_holds_stops_no_erasure(client: Client, place: str):
+    gone = await sibling(client, 1)
+    one = Client(gone, client.session, client.worker.config.database_url or "")
+    await one.post([{"name": "only", "user_id": ANN.user_id, "properties": {"email": BOB.address}}])
+    await one.settled()
+    await gone.stop()
+    [path] = segment.list_segments(gone.journal.folder)
+    content = bytearray(path.read_bytes())
+    content[30 if place == "first line" else content.index(BOB.address.encode())] ^= 0x40
+    path.write_bytes(content)
+    files = (await erase(client, ANN)).get("journal_files", [])
+    assert ["unclear" in file for file in files] == ([True] if place == "own line" else [])
+    (await erase(client, BOB)).get("journal_files", [])
+    assert (place == "own line") or named_in(data_dir_of(client), BOB) == []
+    assert not [path for path in segment.list_segments(gone.journal.folder) if b"only" in path.read_bytes()]
+
+
 # Crashes.
 
 

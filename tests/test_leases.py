@@ -87,6 +87,7 @@ async def test_nobody_takes_over_while_a_transaction_holds_it_and_it_is_renewed_
     assert await second.take(other)
 
 
+@pytest.mark.direct(reason="ends a connection that it knows by its name, and a pooler's have everybody's names")
 async def test_it_is_kept_as_long_as_the_block_runs(database_url: str, connection: asyncpg.Connection):
     lease = Lease("a", 0.5)
     assert await lease.take(connection)

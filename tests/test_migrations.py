@@ -166,12 +166,13 @@ class Ordinary:
 
 
 @pytest.fixture
-async def ordinary(template: str, empty_database_url: str, empty: asyncpg.Connection) -> AsyncIterator[Ordinary]:
+async def ordinary(template: str, direct_empty_url: str, empty: asyncpg.Connection) -> AsyncIterator[Ordinary]:
+    # Directly: the tests' pooler logs everybody in as one user.
     # Where there is a migrated database, there are the roles that all databases of a server share.
     # A name that must be quoted, in the statements that are told as well.
     role = f"Ordinary-{secrets.token_hex(4)}"
     await empty.execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD '{role}'")
-    parts = urlsplit(empty_database_url)
+    parts = urlsplit(direct_empty_url)
     hosts = parts.netloc.rpartition("@")[2]
     url = f"{parts.scheme}://{role}:{role}@{hosts}{parts.path}?{parts.query}"
     opened = await database.connect(url, purpose="tests")

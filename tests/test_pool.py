@@ -38,8 +38,8 @@ async def opened(url: str) -> AsyncIterator[Pool]:
         await lending.close()
 
 
-async def test_statements_stay_prepared_where_the_server_is_at_the_other_end(database_url: str):
-    async with opened(database_url) as lending:
+async def test_statements_stay_prepared_where_the_server_is_at_the_other_end(direct_url: str):
+    async with opened(direct_url) as lending:
         for _ in range(2):
             async with lending.lent() as connection:
                 assert await connection.fetchval(KEPT) == 1
@@ -56,10 +56,11 @@ async def test_nothing_is_kept_behind_a_pooler(database_url: str, monkeypatch):
                 assert await connection.fetchval(KEPT) == 0
 
 
-async def test_a_statement_of_before_a_migration_is_prepared_anew(database_url: str):
-    other = await database.connect(database_url, purpose="tests")
+async def test_a_statement_of_before_a_migration_is_prepared_anew(direct_url: str):
+    # Directly, as none is kept behind a pooler.
+    other = await database.connect(direct_url, purpose="tests")
     await other.execute("CREATE TABLE changing (a int)")
-    async with opened(database_url) as lending, lending.lent() as connection:
+    async with opened(direct_url) as lending, lending.lent() as connection:
         await connection.fetch("SELECT * FROM changing")
         await other.execute("ALTER TABLE changing ADD COLUMN b int")
         with pytest.raises(asyncpg.InvalidCachedStatementError):

@@ -404,8 +404,9 @@ async def test_limit_when_many_come_at_once(database_url: str):
     async def one(number: int) -> bool:
         connection = await database.connect(database_url, purpose="tests")
         try:
-            await connection.execute("SET ROLE anon")
-            return await refusal(connection, LEAD) is None
+            async with connection.transaction():
+                await connection.execute("SET LOCAL ROLE anon")
+                return await refusal(connection, LEAD) is None
         finally:
             await connection.close()
 

@@ -68,12 +68,13 @@ class Prepared:
 
 
 @pytest.fixture
-async def supabase(postgres: Server, empty_database_url: str, template: str) -> AsyncIterator[Prepared]:
+async def supabase(postgres: Server, direct_empty_url: str, template: str) -> AsyncIterator[Prepared]:
+    # Directly: the tests' pooler logs everybody in as one user.
     # The template's migration has made the three roles, unless the server had them.
     word = secrets.token_hex(4)
     ours, theirs = f"postgres_{word}", f"supabase_admin_{word}"
-    name = urlsplit(empty_database_url).path[1:]
-    administrator = await database.connect(empty_database_url, purpose="tests")
+    name = urlsplit(direct_empty_url).path[1:]
+    administrator = await database.connect(direct_empty_url, purpose="tests")
     had_authenticator = await administrator.fetchval("SELECT true FROM pg_roles WHERE rolname = 'authenticator'")
     if not had_authenticator:
         await administrator.execute("CREATE ROLE authenticator LOGIN NOINHERIT; GRANT anon TO authenticator")
@@ -81,7 +82,7 @@ async def supabase(postgres: Server, empty_database_url: str, template: str) -> 
     await administrator.execute(f"CREATE ROLE {ours} LOGIN PASSWORD '{ours}' CREATEROLE CREATEDB BYPASSRLS")
     await administrator.execute(f"ALTER DATABASE {name} OWNER TO {ours}")
     await administrator.execute(PREPARED.format(ours=ours, theirs=theirs))
-    parts = urlsplit(empty_database_url)
+    parts = urlsplit(direct_empty_url)
     hosts = parts.netloc.rpartition("@")[2]
     yield Prepared(f"{parts.scheme}://{ours}:{ours}@{hosts}{parts.path}?{parts.query}", administrator)
     await administrator.execute(f"REASSIGN OWNED BY {ours}, {theirs} TO CURRENT_USER; DROP OWNED BY {ours}, {theirs}")

@@ -249,7 +249,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     arrival constant timestamptz := clock_timestamp();
-    minute constant bigint := floor(extract(epoch FROM arrival) / 60);
+    minute constant bigint := floor(extract(epoch FROM arrival) / 60)::bigint;
     counts int[];
     within_hour bigint;
 BEGIN

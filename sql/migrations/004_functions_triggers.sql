@@ -577,11 +577,11 @@ LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    pieces text[] := '{}';
+    pieces text[] := '{}'::text[];
     plain text := '';
     piece text;
     form text;
-    kept text[] := '{}';
+    kept text[] := '{}'::text[];
 BEGIN
     IF length(path) <= 4096 AND path ~ '^(/[A-Za-z0-9_~!$&''()*+,;=:@-][.A-Za-z0-9_~!$&''()*+,;=:@-]*)*/?$' THEN
         RETURN coalesce(nullif(rtrim(path, '/'), ''), '/');
