@@ -168,4 +168,4 @@ def too_slow() -> PayloadRefused:
 def decoded_bytes(text: bytes) -> int:
     """What JSON text is as Python objects and text together, at the most."""
     values = text.count(b",") + text.count(b"[") + text.count(b"{") + text.count(b":")
-    return len(text) * (2 if text.isascii() else 6) + values * OBJECT_BYTES
+    return len(text) * (2 if text.isascii() else 7) + values * OBJECT_BYTES

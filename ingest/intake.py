@@ -23,6 +23,7 @@ from typing import Final, NamedTuple, Protocol
 from ingest import row
 from ingest.accounts import Accounts
 from ingest.anonymity import conceal_members, conceal_own, conceal_text
+from ingest.batches import EVENT_BYTES
 from ingest.bites import Bites
 from ingest.budget import Budget
 from ingest.dedupe import DedupeWindow
@@ -444,6 +445,9 @@ class Intake:
             submission.watch = self._settings.replays.watch(self._journal.newest_record, submission.keys)
             if self._journal.is_stored(submission.watch.through):
                 self._settings.replays.flushed(submission.watch.through, {})
+        if submission.refusals and submission.hold is not None:
+            # They are kept until the answer is made of them.
+            submission.hold.add(EVENT_BYTES * len(submission.refusals))
         # What waits for an fsync need not hold what was sent.
         submission.payload = submission.arrival = submission.sent = submission.work = None
         submission.body = b""

@@ -106,6 +106,7 @@ def public_server(parts: Parts) -> Server:
         (Cors(config.cors_origins, credentials=True), Cors(config.api_origins, credentials=False)),
         takes_events,
         parts.metrics,
+        parts.budget,
         config.shutdown_timeout_seconds,
         _admission(config, parts.connections_allowed),
         parts.seat,
@@ -136,7 +137,9 @@ def control_server(parts: Parts) -> Server:
     nobody = Cors((), credentials=False)
     seconds = parts.config.shutdown_timeout_seconds
     admission = Admission(ConnectionLimits(_OWN_CONNECTIONS, _OWN_CONNECTIONS, _OWN_CONNECTIONS))
-    return Server(collector.routes(), app, (nobody, nobody), takes_events, parts.metrics, seconds, admission)
+    return Server(
+        collector.routes(), app, (nobody, nobody), takes_events, parts.metrics, parts.budget, seconds, admission
+    )
 
 
 # Events.

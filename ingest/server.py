@@ -21,6 +21,7 @@ from aiohttp import StreamReader, web
 from aiohttp.web_protocol import _ErrInfo
 
 from ingest.addresses import Network, is_trusted, rate_limit_key
+from ingest.budget import Budget
 from ingest.census import Census, Seat
 from ingest.connections import Connections, Limits, Refusal
 from ingest.descriptors import LAST_RESERVE, limit
@@ -29,6 +30,7 @@ from ingest.http import OVERLOADED_RETRY_SECONDS, Cors, problem
 from ingest.listener import Listener
 from ingest.metrics import Metrics
 from ingest.periodic import wait_for
+from ingest.unread import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ _LINE_BYTES: Final = 16 * 1024
 """The longest line of a request's head. Pages send all cookies of their site, which are one line."""
 
 
-class _Connection(web.RequestHandler):
+class _Connection(Reader):
     """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
     stays quiet, whoever scans the internet."""
 
@@ -68,13 +70,14 @@ class _Connection(web.RequestHandler):
     def __init__(
         self,
         manager: web.Server,
+        budget: Budget,
         on_broken: Callable[[bytes, web.StreamResponse], None],
         connections: Connections,
     ) -> None:
         super().__init__(
             manager,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]  # aiohttp passes None itself
+            budget,
+            access_log=None,
             keepalive_timeout=KEEPALIVE_SECONDS,
             lingering_time=LINGER_SECONDS,
             max_line_size=_LINE_BYTES,
@@ -238,6 +241,7 @@ class Server:
         cors: tuple[Cors, Cors],
         of_events: Callable[[str], bool],
         metrics: Metrics,
+        budget: Budget,
         shutdown_timeout_seconds: float,
         admission: Admission,
         seat: Seat | None = None,
@@ -251,6 +255,7 @@ class Server:
         self._cors, self._other_cors = cors
         self._of_events = of_events
         self._metrics = metrics
+        self._budget = budget
         # What an answer that is a stream has in its head must be there before its handler is done.
         app.on_response_prepare.append(self._add_cors)
         self._shutdown_timeout_seconds = shutdown_timeout_seconds
@@ -293,7 +298,7 @@ class Server:
             sock.close()
             return False
         assert server is not None
-        connection = _Connection(server, self._finish_broken, connections)
+        connection = _Connection(server, self._budget, self._finish_broken, connections)
         connections.admit(connection, address, refusal)
         task = asyncio.get_running_loop().create_task(self._open(connection, sock))
         self._opening.add(task)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ingest.batches import Part
 from ingest.bites import Bites
+from ingest.budget import Hold
 from ingest.event import Arrival, Sender
 from ingest.open_record import OpenRecord
 from ingest.payload import Payload, RawEvent
@@ -36,6 +37,7 @@ class Submission:
         "grown",
         "header_key",
         "headers",
+        "hold",
         "is_long",
         "keys",
         "parts",
@@ -75,6 +77,8 @@ class Submission:
         self.headers = headers
         self.header_key = header_key
         self.settled = settled
+        # What it holds of the memory for bodies, if it is a client's.
+        self.hold: Hold | None = None
         # Whose turn it is when it is, see Waiting; whether it takes bites to decode; whether it had to wait for that.
         self.share = address
         self.is_long = False

@@ -122,7 +122,7 @@ class Collector:
                 if is_long and volume.enabled and (wait := volume.wait_long(share)) and not self._is_secret(key):
                     return self._refuse_for_now(_VOLUME, wait, path, request)
                 submission = Submission(path, unwrap, body, address, request.headers, key, settled)
-                submission.share, submission.is_long = share, is_long
+                submission.share, submission.is_long, submission.hold = share, is_long, hold
                 submission.country = self.country_of(request)
                 self._intake.submit(submission)
                 await settled
