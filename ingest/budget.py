@@ -23,8 +23,12 @@ from ingest.rejects import PayloadRefused, RejectReason
 
 SMALL_BYTES: Final = 32 * 1024
 GRACE_SECONDS: Final = 5.0
-OBJECT_BYTES: Final = 128
-"""What a value inside of JSON costs when it is a Python object, at the most: one of {"a":{},"a":{}…}."""
+_LIST_BYTES: Final = 96
+_OBJECT_BYTES: Final = 80
+_MEMBER_BYTES: Final = 60
+_VALUE_BYTES: Final = 64
+"""What lists, objects, their members and other values inside of JSON cost as Python objects, at the most: measured on
+many small ones, see tests/test_budget.py."""
 
 
 class Budget:
@@ -47,6 +51,11 @@ class Budget:
     def hold(self, address: str) -> Hold:
         """For one request: `take` what it brings, and `release` it in the end. "" is an address without a share."""
         return Hold(self, address)
+
+    @property
+    def most_decoded(self) -> int:
+        """What is made of one body counts as so much at the most: it is not refused for itself alone."""
+        return self._room // 8 * 3
 
     def _lacks(self, hold: Hold, more: int) -> tuple[int, int]:
         """How many bytes there are too many of the address, and in all, if it takes so many more."""
@@ -143,6 +152,10 @@ class Hold:
         self._budget.take(self, promised)
         self._budget.add(self, -promised)
 
+    def take_decoded(self, text: bytes) -> None:
+        """Take what JSON is when it is decoded. Raises PayloadRefused if there is no room for it."""
+        self.take(min(decoded_bytes(text), self._budget.most_decoded))
+
     def add(self, more: int) -> None:
         """Count so many bytes that are there already."""
         self._budget.add(self, more)
@@ -167,5 +180,10 @@ def too_slow() -> PayloadRefused:
 
 def decoded_bytes(text: bytes) -> int:
     """What JSON text is as Python objects and text together, at the most."""
-    values = text.count(b",") + text.count(b"[") + text.count(b"{") + text.count(b":")
-    return len(text) * (2 if text.isascii() else 7) + values * OBJECT_BYTES
+    values = (
+        min(text.count(b"["), text.count(b"]")) * _LIST_BYTES
+        + min(text.count(b"{"), text.count(b"}")) * _OBJECT_BYTES
+        + text.count(b":") * _MEMBER_BYTES
+        + text.count(b",") * _VALUE_BYTES
+    )
+    return len(text) * (2 if text.isascii() else 7) + values

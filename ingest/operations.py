@@ -21,7 +21,7 @@ from aiohttp import web
 from ingest.access import Authenticator, Caller, Scope, Unauthorized
 from ingest.addresses import rate_limit_key
 from ingest.anonymity import conceal_own, own_address
-from ingest.budget import Budget, Hold, decoded_bytes
+from ingest.budget import Budget, Hold
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
 from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
@@ -243,6 +243,7 @@ class Api:
             await self._read(operation, call, hold)
             return await operation.handle(call)
         except Invalid as error:
+            hold.release()
             if operation.on_invalid is not None:
                 await operation.on_invalid(call, error.errors)
             raise
@@ -301,7 +302,7 @@ class Api:
         try:
             body = await read_body(request, hold, MAX_BODY_BYTES, self._body_timeout_seconds)
             # The handler keeps what is made of it for as long as it works.
-            hold.take(decoded_bytes(body))
+            hold.take_decoded(body)
         except PayloadRefused as error:
             refusal = error.refusal
             status = STATUS_OF_REASON.get(refusal.reason, 400)
