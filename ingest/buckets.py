@@ -1,8 +1,9 @@
 """The buckets of analytics.event_aggregations: tallies are added to what is stored, as there is room.
 
 A bucket has room for so many names, and for so many values of a dimension. Who comes first, and of those who come
-together the most frequent, has a row of its own from then on; the rest is counted as "(other)". No row goes again
-while others are added, so that each is the exact count of its name, or value.
+together the most frequent, has a row of its own from then on; the rest is counted as others, which no name and no
+value can be taken for. No row goes again while others are added, so that each is the exact count of its name, or
+value.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 import orjson
 
 from ingest import sketches, tallies
 from ingest.database import load_queries
-from ingest.tallies import OTHER, Key, Tallies, Tally
+from ingest.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies, Tally
 
 K = TypeVar("K", bound=tuple[Any, ...])
 G = TypeVar("G")
 
+OTHER: Final = {"other": True}
+"""What `dimensions` has in place of the values for which there is no room: no value is an object."""
 _QUERIES = load_queries("rollup")
 
 
@@ -51,7 +54,7 @@ async def add(connection: asyncpg.Connection, added: Tallies, room: Room) -> Tal
     Must be called in the transaction that says of what they are the tallies, and by one at a time.
     """
     placed = await add_only(connection, added, room)
-    # Of what the hours made of it: a day is the sum of its hours, with "(other)" and all.
+    # Of what the hours made of it: a day is the sum of its hours, with others and all.
     hours = {key: tally for key, tally in placed.items() if key[0] == "hour"}
     return await add_only(connection, tallies.coarser(hours, "day"), room)
 
@@ -115,14 +118,20 @@ def _columns(keys: list[Key]) -> tuple[list[object], ...]:
 
 def dimensions(key: Key) -> str:
     """The column `dimensions` of a key, JSON."""
-    return orjson.dumps({key[4]: key[5]}).decode() if key[4] else "{}"
+    return orjson.dumps({key[4]: OTHER if key[5] == OTHER_VALUE else key[5]}).decode() if key[4] else "{}"
+
+
+def dimension_and_value(dimensions: str) -> tuple[str, str]:
+    """The end of the key that has these `dimensions`."""
+    dimension, value = next(iter(orjson.loads(dimensions).items()), TOTAL)
+    return dimension, value if isinstance(value, str) else OTHER_VALUE
 
 
 # Room.
 
 
 async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[Key, Stored], room: Room) -> Tallies:
-    """The tallies under the keys that there is room for, the others under "(other)"; `stored` gets theirs."""
+    """The tallies under the keys that there is room for, the others together; `stored` gets theirs."""
     new = [key for key in added if key not in stored]
     if not new:
         return added
@@ -130,14 +139,14 @@ async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[K
     named = added
     if crowded:
         named = tallies.summed(
-            ((*key[:3], OTHER, *key[4:]) if (key[0], key[1], key[3]) in crowded else key, tally)
+            ((*key[:3], OTHER_NAME, *key[4:]) if (key[0], key[1], key[3]) in crowded else key, tally)
             for key, tally in added.items()
         )
         stored |= await _stored(connection, named.keys() - added.keys())
     full = await _values_without_room(connection, named, stored, room)
     if not full:
         return named
-    placed = tallies.summed(((*key[:5], OTHER) if key in full else key, tally) for key, tally in named.items())
+    placed = tallies.summed(((*key[:5], OTHER_VALUE) if key in full else key, tally) for key, tally in named.items())
     stored |= await _stored(connection, placed.keys() - named.keys())
     return placed
 
@@ -145,10 +154,10 @@ async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[K
 async def _names_without_room(
     connection: asyncpg.Connection, added: Tallies, new: list[Key], room: Room
 ) -> set[tuple[str, datetime, str]]:
-    """(granularity, bucket, name) of the names that have to be "(other)"."""
+    """(granularity, bucket, name) of the names that have to be counted as others."""
     events: dict[tuple[str, datetime, str], int] = {}
     for key in new:
-        if not key[4] and key[3] != OTHER:
+        if key[4:] in (TOTAL, BOTS) and key[3] != OTHER_NAME:
             name = key[0], key[1], key[3]
             events[name] = events.get(name, 0) + added[key].events
     if not events:
@@ -168,7 +177,11 @@ async def _names_without_room(
 async def _values_without_room(
     connection: asyncpg.Connection, named: Tallies, stored: Mapping[Key, Stored], room: Room
 ) -> set[Key]:
-    events = {key: tally.events for key, tally in named.items() if key[4] and key[5] != OTHER and key not in stored}
+    events = {
+        key: tally.events
+        for key, tally in named.items()
+        if key[4:] not in (TOTAL, BOTS) and key[5] != OTHER_VALUE and key not in stored
+    }
     if not events:
         return set()
     wanted = list({key[:4] for key in events})

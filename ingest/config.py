@@ -226,11 +226,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         DIMENSION_NAMES
     )
     rollup_dimension_values: Annotated[
-        int, within(1, 10_000, "Values of a dimension in one bucket; the rest is (other)")
+        int, within(1, 10_000, "Values of a dimension in one bucket; the rest is counted together")
     ] = 100
-    rollup_event_names: Annotated[int, within(1, 100_000, "Event names in one time bucket; the rest is (other)")] = (
-        1000
-    )
+    rollup_event_names: Annotated[
+        int, within(1, 100_000, "Event names in one time bucket; the rest is counted together")
+    ] = 1000
 
     identity_links_per_user: Annotated[
         int, within(1, 100_000, "Browsers (anonymous ids) that count as one user; more stay people of their own")

@@ -31,7 +31,7 @@ from ingest.anonymity import conceal_members, conceal_own, may_hold_addresses
 from ingest.bites import Bites, finish
 from ingest.context import ContextFacts, page_of_properties, read_context
 from ingest.drafts import Drafts
-from ingest.enrich import describe_user_agent
+from ingest.enrich import NO_DEVICE, describe_user_agent
 from ingest.hazards import Hazards
 from ingest.jsonb import check_object
 from ingest.message_ids import MESSAGE_ID_NAMESPACE, NIL, fresh_id, uuid_bytes
@@ -84,7 +84,7 @@ class Sender(NamedTuple):
     """Who sent a request, as far as the request tells; the same for each of its events.
 
     `address` is what may be stored (already anonymised if it is to be), "" if unknown. `own` is the whole address if
-    it must not be stored, wherever a client wrote it.
+    it must not be stored, wherever a client wrote it. `ahead`: nobody saw it, it was prefetched or prerendered.
     """
 
     address: str
@@ -92,6 +92,7 @@ class Sender(NamedTuple):
     country: str | None
     region: str | None
     own: str = ""
+    ahead: bool = False
 
 
 class Moment(NamedTuple):
@@ -445,7 +446,7 @@ def _told_sender(facts: ContextFacts, arrival: Arrival) -> Sender:
     Without, a server's own address and user agent are nobody's. Anybody may name any address, as in other fields. It
     is stored, and that is all: limits go by the connection.
     """
-    sender = Sender("", "", None, None) if facts.of_server else arrival.sender
+    sender = Sender("", "", None, None, ahead=arrival.sender.ahead) if facts.of_server else arrival.sender
     place = arrival.limits.locate(facts.ip) if facts.ip else None
     if place is not None and place.address != sender.address:
         sender = sender._replace(address=place.address, country=place.country, region=place.region)
@@ -509,5 +510,8 @@ _cached_page_fields = lru_cache(maxsize=4096)(_make_page_fields)
 
 @lru_cache(maxsize=4096)
 def _sender_fields(sender: Sender) -> str:
-    device = describe_user_agent(sender.user_agent) if sender.user_agent else (None, None, None)
+    device = describe_user_agent(sender.user_agent) if sender.user_agent else NO_DEVICE
+    if sender.ahead:
+        # By the rule for bots it counts nowhere. Browser and system tell it apart from one.
+        device = device._replace(device_type="bot")
     return fields(sender.user_agent or None, *device, sender.address or None, sender.country, sender.region)

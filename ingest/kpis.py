@@ -1,24 +1,26 @@
 """KPIs: the queries of sql/queries/kpis.sql, for windows of time, into analytics.metrics.
 
-A window is computed again while it is recent, as events come late; never once it is closed. Windows are in UTC; weeks
-begin on Monday.
+A window is computed again while it is recent; and whenever what a KPI is from has changed since, which is noted
+(`stale_metrics`). Windows are in UTC; weeks begin on Monday.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest import sketches
+from ingest import sketches, stale_metrics
 from ingest.database import sql_folder
 from ingest.errors import IngestError
 from ingest.sketches import Sketch
+from ingest.stale_metrics import Note
 from ingest.tallies import BEGINNINGS
 
 logger = logging.getLogger(__name__)
@@ -26,9 +28,14 @@ logger = logging.getLogger(__name__)
 QUERY_TIMEOUT_SECONDS: Final = 30
 _HEADER: Final = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _METADATA: Final = re.compile(
-    r"(counter|gauge|histogram|rate), (sum|average|min|max|count|unique_count); ([a-z ]+?)(; from events)?"
+    r"(counter|gauge|histogram|rate), (sum|average|min|max|count|unique_count); ([a-z ]+?)"
+    r"(?:; from (aggregates|events|events and flushes))?"
 )
 GRANULARITIES: Final = ("minute", "hour", "day", "week", "month")
+SOURCES: Final = ("aggregates", "events")
+"""What changes with events that come late."""
+NOTED_SECONDS: Final = 120.0
+"""Anybody can make up events of any number of windows: what is not done in this time is done by the next run."""
 _RECENT: Final = {
     "minute": timedelta(minutes=10),
     "hour": timedelta(hours=2),
@@ -53,9 +60,14 @@ class Kpi(NamedTuple):
     type: str
     aggregation: str
     granularities: tuple[str, ...]
-    from_events: bool
-    """Whether it reads analytics.events itself, which takes longer the more there are."""
+    source: str
+    """What it is from, one of SOURCES or "events and flushes"; "": neither."""
     query: str
+
+    @property
+    def from_events(self) -> bool:
+        """Whether it reads analytics.events itself, which takes longer the more there are."""
+        return self.source.startswith("events")
 
 
 class Window(NamedTuple):
@@ -83,7 +95,7 @@ def _parse_one(name: str, body: str) -> Kpi:
             f"KPI {name}: below its name come a sentence and a line such as"
             ' "-- counter, sum; hour day" or "-- rate, average; hour day; from events", then its query'
         )
-    return Kpi(name, " ".join(comments[:-1]), match[1], match[2], granularities, match[4] is not None, query)
+    return Kpi(name, " ".join(comments[:-1]), match[1], match[2], granularities, match[4] or "", query)
 
 
 def load() -> list[Kpi]:
@@ -126,31 +138,97 @@ def following(granularity: str, start: datetime) -> datetime:
 
 
 async def run_once(
-    connection: asyncpg.Connection, now: datetime, kpis: Sequence[Kpi], *, only_open: bool = False
+    connection: asyncpg.Connection,
+    now: datetime,
+    kpis: Sequence[Kpi],
+    *,
+    only_open: bool = False,
+    seconds: float = NOTED_SECONDS,
 ) -> int:
-    """Compute the windows that are recent or missing at `now`, or only those that hold it; how many rows.
+    """Compute the windows that are recent or missing at `now`, and those that have changed since they were over; or
+    only those that hold `now`. How many rows. `seconds`: for how long at most it goes on with what has changed.
 
     A KPI that fails does not keep the others from being computed; IngestError names those that did, at the end.
     """
-    now = now.astimezone(UTC)
-    failed: list[str] = []
-    rows = 0
-    for kpi in kpis:
-        try:
+    run = _Run(connection, now.astimezone(UTC), kpis)
+    if only_open:
+        await run.compute_open()
+    else:
+        # Before anything is computed: what is noted from here on stays.
+        noted = {source: await stale_metrics.noted(connection, source, run.now) for source in SOURCES}
+        await run.compute_recent()
+        for source, notes in noted.items():
+            await run.compute_noted(source, notes, time.monotonic() + seconds)
+    if run.failed:
+        raise IngestError(f"KPIs that could not be computed: {', '.join(sorted(run.failed))}")
+    return run.rows
+
+
+class _Run:
+    """One run over some KPIs. `rows` and `failed` (names) are what has become of it so far."""
+
+    def __init__(self, connection: asyncpg.Connection, now: datetime, kpis: Sequence[Kpi]) -> None:
+        self.now = now
+        self.rows = 0
+        self.failed: set[str] = set()
+        self._connection = connection
+        self._kpis = kpis
+
+    async def compute_open(self) -> None:
+        for kpi in self._kpis:
             for granularity in kpi.granularities:
-                if only_open:
-                    wanted = [open_window(granularity, now)]
-                else:
-                    latest = await connection.fetchval(_LATEST, kpi.name, granularity)
-                    wanted = list(windows(granularity, now, latest))
-                for window in wanted:
-                    rows += await _compute(connection, kpi, granularity, window, now)
+                await self._compute(kpi, granularity, [open_window(granularity, self.now)])
+
+    async def compute_recent(self) -> None:
+        """The windows that are recent, or missing."""
+        for kpi in self._kpis:
+            for granularity in kpi.granularities:
+                latest = await self._connection.fetchval(_LATEST, kpi.name, granularity)
+                await self._compute(kpi, granularity, windows(granularity, self.now, latest))
+
+    async def compute_noted(self, source: str, notes: Sequence[Note], until: float) -> None:
+        """The windows that are over and were noted, but for the recent ones, which were computed just now."""
+        kpis = [kpi for kpi in self._kpis if kpi.source == source]
+        if not kpis:
+            return
+        minutes_from, events_from = await stale_metrics.kept_from(self._connection)
+        kept_from = {"minute": minutes_from, "hour": events_from if source == "events" else None}
+        for note in notes:
+            window = Window(note.start, following(note.granularity, note.start))
+            if window.end > self.now:
+                continue
+            if time.monotonic() >= until:
+                break
+            oldest = kept_from.get(note.granularity)
+            # Where that is gone which it would be computed from, it stays as it is.
+            is_kept = oldest is None or window.start >= oldest
+            if is_kept and window.start < BEGINNINGS[note.granularity](self.now - _RECENT[note.granularity]):
+                for kpi in kpis:
+                    if note.granularity in kpi.granularities:
+                        await self._compute(kpi, note.granularity, [window])
+            # Every KPI that is from it was computed, now or as recent.
+            if _OF_SOURCE[source, note.granularity] <= {kpi.name for kpi in kpis} - self.failed:
+                await stale_metrics.forget(self._connection, source, note)
+
+    async def _compute(self, kpi: Kpi, granularity: str, some: Iterable[Window]) -> None:
+        if kpi.name in self.failed:
+            return
+        try:
+            for window in some:
+                self.rows += await _compute(self._connection, kpi, granularity, window, self.now)
         except (asyncpg.PostgresError, ValueError) as error:
+            if self._connection.is_closed():
+                raise
             logger.warning("KPI %s failed: %s", kpi.name, " ".join(str(error).split()))
-            failed.append(kpi.name)
-    if failed:
-        raise IngestError(f"KPIs that could not be computed: {', '.join(failed)}")
-    return rows
+            self.failed.add(kpi.name)
+
+
+_OF_SOURCE: Final = {
+    (source, granularity): {kpi.name for kpi in load() if kpi.source == source and granularity in kpi.granularities}
+    for source in SOURCES
+    for granularity in GRANULARITIES
+}
+"""The names of all KPIs that are from a source, by granularity."""
 
 
 # Of those that were computed when they were over: an open one may be there before those that were missed.
@@ -170,6 +248,10 @@ ON CONFLICT ON CONSTRAINT metrics_window_key DO UPDATE SET
     description = excluded.description, timestamp = excluded.timestamp, value_numeric = excluded.value_numeric,
     value_json = excluded.value_json, sample_count = excluded.sample_count
 """
+# Of two that compute the same KPI at once, the later one sees all that the earlier one saw.
+_BEGIN: Final = """
+SELECT set_config('statement_timeout', $1, true), pg_advisory_xact_lock(hashtextextended($2, 0))
+"""
 _CLEAR: Final = """
 DELETE FROM analytics.metrics
 WHERE name = $1 AND granularity = $2::text::analytics.granularity AND time_window_start = $3 AND source = 'kpis'
@@ -179,7 +261,7 @@ WHERE name = $1 AND granularity = $2::text::analytics.granularity AND time_windo
 
 async def _compute(connection: asyncpg.Connection, kpi: Kpi, granularity: str, window: Window, now: datetime) -> int:
     async with connection.transaction():
-        await connection.execute(f"SET LOCAL statement_timeout = '{QUERY_TIMEOUT_SECONDS}s'")
+        await connection.execute(_BEGIN, f"{QUERY_TIMEOUT_SECONDS}s", f"KPI {kpi.name} by {granularity}")
         query, arguments = _bound(kpi.query, window.start, min(window.end, now), granularity)
         found = await connection.fetch(query, *arguments)
         values = _values(found)

@@ -138,7 +138,7 @@ TASKS: Final = (
     Task("stale-identities", "find the hours in which people were counted as two", 300, _stale_identities),
     Task("weeks-and-months", "make the aggregates of weeks and months from their days", 300, _weeks_and_months),
     Task("kpis-of-now", "compute what is told by the minute into analytics.metrics", 1, _kpis_of_now),
-    Task("kpis", "compute all figures of recent windows that need no events themselves", 60, _kpis),
+    Task("kpis", "compute figures that need no events themselves, of what is recent or has changed", 60, _kpis),
     Task("kpis-from-events", "compute those that do", 300, _kpis_from_events),
     Task("abandoned-sessions", "mark onboarding sessions without activity as abandoned", 300, _abandoned_sessions),
     Task("closed-day-indexes", "index days of analytics.events that are over", 600, _closed_day_indexes),

@@ -12,19 +12,20 @@ from datetime import date, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import asyncpg
-import orjson
 
-from ingest import buckets, identities, sketches, statements, tallies
+from ingest import buckets, identities, sketches, stale_metrics, statements, tallies
 from ingest.buckets import Room, Stored
 from ingest.database import load_queries
 from ingest.rollup import batches, note_stale, partition, rows_query, turn, with_hours
-from ingest.tallies import OTHER, Key, Tallies
+from ingest.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies
 
 GRANULARITIES: Final = ("hour", "day", "week", "month")
 HOUR: Final = timedelta(hours=1)
+MINUTE: Final = timedelta(minutes=1)
 _SPANS: Final[Mapping[str, str]] = {"day": "1 day", "week": "7 days", "month": "1 month"}
 _PARTS: Final[Mapping[str, str]] = {"day": "hour", "week": "day", "month": "day"}
 _CHUNK: Final = 20_000
+_TRIES: Final = 5
 _PARTS_AT_ONCE: Final = 500
 _QUERIES: Final = load_queries("rebuild")
 
@@ -77,6 +78,18 @@ async def make_next(
     delayed: bool = True,
 ) -> bool:
     """Make one noted bucket anew, in one transaction; False when there is none."""
+    for _ in range(_TRIES):
+        try:
+            return await _make_next(connection, dimensions, room, granularities, delayed)
+        except asyncpg.SerializationError:
+            # A note of KPIs that it writes again was being forgotten in that moment.
+            continue
+    return await _make_next(connection, dimensions, room, granularities, delayed)
+
+
+async def _make_next(
+    connection: asyncpg.Connection, dimensions: Sequence[str], room: Room, granularities: Sequence[str], delayed: bool
+) -> bool:
     # With one view of everything, from after whoever changed buckets before.
     async with turn(connection, "repeatable_read"):
         noted = await connection.fetchrow(_QUERIES["take_stale"], list(granularities), delayed)
@@ -94,10 +107,17 @@ async def _make_hour(connection: asyncpg.Connection, hour: datetime, dimensions:
     if not await _has_events(connection, hour.date()):
         return
     counted = await _count_hour(connection, hour, dimensions)
-    await connection.execute(_QUERIES["clear_hour"], hour)
+    cleared = await connection.execute(_QUERIES["clear_hour"], hour)
     # Its day is made of all its hours afterwards.
     await buckets.add_only(connection, counted, room)
     await note_stale(connection, [hour], "day")
+    if cleared == "DELETE 0" and not counted:
+        return
+    minutes = [hour + number * MINUTE for number in range(60)]
+    kept_from = await connection.fetchval(_QUERIES["minutes_from"])
+    kept = [("minute", minute) for minute in minutes if minute >= kept_from]
+    await stale_metrics.note_buckets(connection, [("hour", hour), *kept])
+    await stale_metrics.note_events(connection, minutes)
 
 
 async def _count_hour(connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str]) -> Tallies:
@@ -124,6 +144,7 @@ async def _make_from_parts(connection: asyncpg.Connection, granularity: str, buc
     async for group in _sums_of_parts(connection, granularity, bucket):
         await buckets.put(connection, _within(group, room).items())
     await connection.execute(_QUERIES["clear_others"], granularity, bucket)
+    await stale_metrics.note_buckets(connection, [(granularity, bucket)])
     if granularity == "day":
         await note_stale(connection, [bucket], "week", "month")
 
@@ -142,8 +163,8 @@ async def _sums_of_parts(
                 yield {key: _sum(parts) for key, parts in group.items()}
                 group = {}
             of = kind, name
-            dimension, value = next(iter(orjson.loads(dimensions).items()), ("", ""))
-            group.setdefault((granularity, bucket, kind, name, dimension, value), []).append(row)
+            key = granularity, bucket, kind, name, *buckets.dimension_and_value(dimensions)
+            group.setdefault(key, []).append(row)
     if group:
         yield {key: _sum(parts) for key, parts in group.items()}
 
@@ -172,13 +193,13 @@ def _within(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:
     """The group with the less frequent values of a dimension put together, if there is no room for all."""
     by_dimension: dict[str, list[Key]] = {}
     for key in group:
-        if key[4] and key[5] != OTHER:
+        if key[4:] not in (TOTAL, BOTS) and key[5] != OTHER_VALUE:
             by_dimension.setdefault(key[4], []).append(key)
     placed = dict(group)
     for keys in by_dimension.values():
         keys.sort(key=lambda key: (-group[key].events, key[5]))
         for key in keys[room.values :]:
-            other = (*key[:5], OTHER)
+            other = (*key[:5], OTHER_VALUE)
             both = [placed.pop(key), *([placed[other]] if other in placed else [])]
             placed[other] = _all_of(both)
     return placed
@@ -230,7 +251,9 @@ async def _compare_hour(
     minutes_from = await connection.fetchval(_QUERIES["minutes_from"])
     kept = {key: row for key, row in stored.items() if key[0] != "minute" or key[1] >= minutes_from}
     # Dimensions that are no longer, or not yet, counted by are no difference.
-    return _differences({key: row for key, row in kept.items() if key[4] in ("", *dimensions)}, expected)
+    return _differences(
+        {key: row for key, row in kept.items() if key[4] in ("", *dimensions) or key[4:] == BOTS}, expected
+    )
 
 
 async def _compare_day(connection: asyncpg.Connection, day: datetime) -> list[Difference]:
@@ -243,14 +266,14 @@ async def _compare_day(connection: asyncpg.Connection, day: datetime) -> list[Di
 
 
 def _folded(key: Key, stored: Mapping[Key, object]) -> Key:
-    """The row that counts what this key would: its own if there is one, else that of "(other)" if there is one."""
+    """The row that counts what this key would: its own if there is one, else that of others if there is one."""
     granularity, bucket, kind, name, dimension, value = key
     if not any((granularity, bucket, any_kind, name, "", "") in stored for any_kind in KINDS):
-        other = (granularity, bucket, kind, OTHER, "", "")
-        name = OTHER if other in stored else name
+        other = (granularity, bucket, kind, OTHER_NAME, "", "")
+        name = OTHER_NAME if other in stored else name
     named = granularity, bucket, kind, name, dimension, value
-    if dimension and named not in stored and (*named[:5], OTHER) in stored:
-        return (*named[:5], OTHER)
+    if (dimension, value) not in (TOTAL, BOTS) and named not in stored and (*named[:5], OTHER_VALUE) in stored:
+        return (*named[:5], OTHER_VALUE)
     return named
 
 
@@ -260,8 +283,8 @@ KINDS: Final = ("page_view", "user_action", "conversion", "system")
 async def _read(connection: asyncpg.Connection, query: str, bucket: datetime) -> dict[Key, tuple[int, int, int]]:
     rows: dict[Key, tuple[int, int, int]] = {}
     for granularity, time_bucket, kind, name, dimensions, *counts in await connection.fetch(_QUERIES[query], bucket):
-        dimension, value = next(iter(orjson.loads(dimensions).items()), ("", ""))
-        rows[granularity, time_bucket, kind, name, dimension, value] = (counts[0], counts[1], counts[2])
+        key = granularity, time_bucket, kind, name, *buckets.dimension_and_value(dimensions)
+        rows[key] = (counts[0], counts[1], counts[2])
     return rows
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest import buckets, identities, tallies
+from ingest import buckets, identities, stale_metrics, tallies
 from ingest.buckets import Room
 from ingest.database import load_queries
 from ingest.identities import MOST_LINKS
@@ -85,9 +85,12 @@ class Rollup:
                 return None
             rows = await self._read(connection, claimed, pages)
             who = await identities.learn(connection, rows, self._most_links)
-            counted = with_hours(tallies.count(rows, self.dimensions, who), minutes_from)
+            minutes = tallies.count(rows, self.dimensions, who)
+            counted = with_hours(minutes, minutes_from)
             days = await buckets.add(connection, counted, self.room)
             await note_stale(connection, {key[1] for key in days}, "week", "month")
+            await stale_metrics.note_buckets(connection, {key[:2] for some in (counted, days) for key in some})
+            await stale_metrics.note_events(connection, {key[1] for key in minutes})
             lags = await connection.fetch(
                 _QUERIES["mark"], [flush["journal"] for flush in claimed], [flush["last_record"] for flush in claimed]
             )
@@ -174,7 +177,8 @@ def rows_query(day: date, dimensions: Sequence[str], condition: str) -> str:
     values = "".join(f", left({name}::text, {MAX_VALUE_CHARACTERS})" for name in dimensions)
     return (
         "SELECT date_bin('1 minute', created_at, '2000-01-01Z'), type::text, name,"
-        f" user_id, anonymous_id, session_id, created_at, authenticated{values}"
+        " user_id, anonymous_id, session_id, created_at, authenticated,"
+        f" device_type IS NOT DISTINCT FROM 'bot'{values}"
         f" FROM {partition(day)} WHERE {condition}"
     )
 

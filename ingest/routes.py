@@ -46,6 +46,7 @@ from ingest.metrics import Metrics
 from ingest.operations import Api, Operation, Problem
 from ingest.placeholders import Placeholders
 from ingest.pool import Pool
+from ingest.prefetch import is_made_ahead
 from ingest.public_address import PublicAddress
 from ingest.replays import Replays
 from ingest.server import Admission, Server
@@ -223,7 +224,8 @@ def _locators(
             country, region = countries.locate(address)
         user_agent = headers.get("User-Agent", "")
         own = own_address(address) if config.anonymise_ip else ""
-        return Sender(conceal(address), user_agent[:MAX_USER_AGENT_CHARACTERS], country, region, own)
+        cut, ahead = user_agent[:MAX_USER_AGENT_CHARACTERS], is_made_ahead(headers)
+        return Sender(conceal(address), cut, country, region, own, ahead)
 
     def locate(text: str) -> Place | None:
         address = public_address(text)

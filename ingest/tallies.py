@@ -1,6 +1,7 @@
 """Events counted by time bucket, type, name and dimension, before they meet what is stored. Pure.
 
 A key is (granularity, time_bucket, event_type, event_name, dimension, value); a total's dimension and value are "".
+What bots did is in no total and in no dimension but one: all of it is under BOTS.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from ingest import sketches
 from ingest.sketches import Sketch
 from ingest.who import NOBODY, Row, Who
 
-OTHER: Final = "(other)"
-"""What stands for the names, or values, for which a bucket has no room."""
+OTHER_NAME: Final = ""
+"""What stands for the names for which a bucket has no room: no event's name is empty."""
+OTHER_VALUE: Final = "\0"
+"""The same for values: no text of Postgres has a NUL. How it is stored, buckets.py knows."""
+TOTAL: Final = ("", "")
+BOTS: Final = ("device_type", "bot")
+"""The dimension and value of what bots did, whether events are counted by device_type or not."""
 _FEW: Final = 16
 """Up to so many values are put into a stored sketch one by one; more go through a sketch of their own, made once for
 minute, hour and day."""
@@ -77,27 +83,33 @@ class Tally(NamedTuple):
         return Tally(self.events + other.events, self.users.plus(other.users), self.sessions.plus(other.sessions))
 
 
+NO_TALLY: Final = Tally(0, Distinct(set()), Distinct(set()))
 Tallies = dict[Key, Tally]
 
 
 def count(rows: Iterable[Row], dimensions: Sequence[str], who: Who = NOBODY) -> Tallies:
     """Rows counted by minute, in total and by each dimension. A row ends with a value of each; any may be None."""
-    # (minute, type, name) -> its rows.
-    groups: dict[tuple[datetime, str, str], list[Row]] = {}
+    # (minute, type, name, whether of bots) -> its rows.
+    groups: dict[tuple[datetime, str, str, bool], list[Row]] = {}
     for row in rows:
-        group = groups.get(key := (row[0], row[1], row[2]))
+        group = groups.get(key := (row[0], row[1], row[2], row[8]))
         if group is None:
             groups[key] = [row]
         else:
             group.append(row)
     tallies: Tallies = {}
-    for (minute, kind, name), group in groups.items():
-        _, _, _, user_ids, browsers, session_ids, moments, _, *columns = zip(*group, strict=True)
+    for (minute, kind, name, of_bots), group in groups.items():
+        _, _, _, user_ids, browsers, session_ids, moments, _, _, *columns = zip(*group, strict=True)
         users = who.counted_as(user_ids, browsers)
         sessions = who.sessions(kind, user_ids, browsers, session_ids, moments)
-        tallies["minute", minute, kind, name, "", ""] = Tally(
-            len(group), Distinct(_known(set(users))), Distinct(_known(set(sessions)))
-        )
+        total = "minute", minute, kind, name, *TOTAL
+        tally = Tally(len(group), Distinct(_known(set(users))), Distinct(_known(set(sessions))))
+        if of_bots:
+            tallies["minute", minute, kind, name, *BOTS] = tally
+            # By its total a name has its place.
+            tallies.setdefault(total, NO_TALLY)
+            continue
+        tallies[total] = tally
         for dimension, column in zip(dimensions, columns, strict=True):
             counts = Counter(column)
             counts.pop(None, None)

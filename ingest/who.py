@@ -10,7 +10,8 @@ from ingest import visits
 from ingest.visits import Visit
 
 Row = Sequence[Any]
-"""An event: minute, type, name, user_id, anonymous_id, session_id, created_at, authenticated, and more."""
+"""An event: minute, type, name, user_id, anonymous_id, session_id, created_at, authenticated, whether it is a bot's,
+and more."""
 
 
 class Who(NamedTuple):

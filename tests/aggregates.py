@@ -48,6 +48,10 @@ class Event(NamedTuple):
     page_path: str | None = None
     utm_source: str | None = None
     authenticated: bool | None = None
+    device_type: str | None = None
+
+
+CASTS = {"type": "::text::analytics.event_type", "device_type": "::text::analytics.device_type"}
 
 
 class Known(NamedTuple):
@@ -129,10 +133,7 @@ async def insert(
                 days,
             )
         columns = ", ".join(Event._fields)
-        values = ", ".join(
-            f"${place}{'::text::analytics.event_type' if name == 'type' else ''}"
-            for place, name in enumerate(Event._fields, 1)
-        )
+        values = ", ".join(f"${place}{CASTS.get(name, '')}" for place, name in enumerate(Event._fields, 1))
         await connection.executemany(
             f"INSERT INTO analytics.events ({columns}, batch_id, batch_position)"
             f" VALUES ({values}, {batch or 'NULL'}, ${len(Event._fields) + 1})",
@@ -164,7 +165,8 @@ async def stored(connection: asyncpg.Connection) -> dict[tuple[str, datetime, st
 async def expected(
     connection: asyncpg.Connection, granularities: Sequence[str] = GRANULARITIES
 ) -> dict[tuple[str, datetime, str, str, str], Row]:
-    """What one GROUP BY over the events gives, in total and by each dimension; users and sessions exactly."""
+    """What one GROUP BY over the events gives, in total and by each dimension; users and sessions exactly. What bots
+    did is in one row of each name, beside its total, which may be of nothing."""
     await connection.execute(f"CREATE TEMPORARY VIEW told AS {TOLD}")
     sets = ", ".join(f"(granularity, bucket, type, name, {name})" for name in DIMENSION_NAMES)
     picked = " ".join(
@@ -178,10 +180,24 @@ async def expected(
         FROM told
         CROSS JOIN unnest($1::text[]) AS granularity
         CROSS JOIN LATERAL date_trunc(granularity, created_at, 'UTC') AS bucket
+        WHERE device_type IS DISTINCT FROM 'bot'
         GROUP BY GROUPING SETS ((granularity, bucket, type, name), {sets})
         HAVING {known}
         """,
         list(granularities),
     )
+    of_bots = await connection.fetch(
+        """
+        SELECT granularity, bucket, type::text, name, '{"device_type": "bot"}',
+            count(*), count(DISTINCT person), count(DISTINCT visit)
+        FROM told
+        CROSS JOIN unnest($1::text[]) AS granularity
+        CROSS JOIN LATERAL date_trunc(granularity, created_at, 'UTC') AS bucket
+        WHERE device_type = 'bot'
+        GROUP BY 1, 2, 3, 4
+        """,
+        list(granularities),
+    )
     await connection.execute("DROP VIEW told")
-    return {tuple(row)[:5]: tuple(row)[5:] for row in rows}
+    empty = {(*tuple(row)[:4], "{}"): (0, 0, 0) for row in of_bots}
+    return empty | {tuple(row)[:5]: tuple(row)[5:] for row in [*rows, *of_bots]}

@@ -36,6 +36,8 @@ INSERT INTO analytics.event_keys (client_time, id, created_at)
 INSERT INTO analytics.event_aggregations (event_type, event_name, time_bucket, granularity)
     VALUES ('system', 'ours', '{DAY}', 'day'), ('system', 'others', '{DAY}', 'day');
 INSERT INTO analytics.stale_buckets (granularity, time_bucket) VALUES ('day', '{DAY}'), ('week', '{DAY}');
+INSERT INTO analytics.stale_metrics (source, granularity, time_window_start)
+    VALUES ('aggregates', 'day', '{DAY}'), ('events', 'day', '{DAY}');
 INSERT INTO analytics.identities (anonymous_id, user_id, linked_at, received_at, batch_id, batch_position)
     VALUES ('ours', 'u1', now(), now(), 1, 0), ('others', 'u2', now(), now(), 1, 1);
 INSERT INTO analytics.people (user_id, counted_as) VALUES ('ours', 'ours'), ('others', 'others');

@@ -381,6 +381,19 @@ async def test_exposures_are_counted_and_tell_the_stream(client: Client):
     assert {event["anonymous_id"] for event in events} >= {"browser"}
 
 
+async def test_a_bots_exposure_is_only_an_event_of_a_bot(client: Client):
+    id = await run(client, "button", **EVERYBODY_B)
+    ahead: dict[str, str] = {"Sec-Purpose": "prefetch;prerender"}
+    for headers in ({"User-Agent": "Mozilla/5.0 (compatible; Googlebot/2.1)"}, ahead):
+        told = await expose(client, headers, session_id="visit")
+        assert (told.status, told.json()["recorded"]) == (200, False)
+    assert {event["device_type"] for event in await client.events()} == {"bot"}
+    assert await client.fetch("SELECT FROM experiments.assignments") == []
+    found = (await client.get(f"{PATH}/{id}/results?event=buy", **ADMIN)).json()
+    assert found["unrecorded_exposures"] == 0
+    assert (await expose(client, session_id="visit")).json() == {"experiment": "button", "variant_id": "b"}
+
+
 async def test_an_exposure_of_what_was_only_computed(client: Client):
     await run(client, "button", **EVERYBODY_B)
     assert (await expose(client, token(), user_id=str(PERSON), session_id="visit", country="de")).status == 200

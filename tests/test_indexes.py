@@ -62,6 +62,7 @@ async def test_every_table_has_some_but_those_with_a_row_a_journal_or_a_bucket_t
         "analytics.leases",
         "analytics.stale_buckets",
         "analytics.stale_identities",
+        "analytics.stale_metrics",
     }
 
 

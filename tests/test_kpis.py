@@ -97,7 +97,7 @@ def test_a_kpi_without_its_head_is_named(body: str):
 def test_a_kpi_is_what_its_head_says():
     head = "-- About the file.\n\n-- a --\n-- One.\n-- Two.\n-- gauge, max; hour week; from events\n"
     text = f"{head}SELECT $1\n-- not this\n"
-    assert kpis.parse(text) == [Kpi("a", "One. Two.", "gauge", "max", ("hour", "week"), True, "SELECT $1")]
+    assert kpis.parse(text) == [Kpi("a", "One. Two.", "gauge", "max", ("hour", "week"), "events", "SELECT $1")]
 
 
 # Windows.
@@ -172,18 +172,10 @@ async def test_figures_of_aggregates(connection: asyncpg.Connection):
 
 
 async def test_page_views_are_without_bots(connection: asyncpg.Connection):
-    await stored_and_rolled_up(connection, Event(at(minutes=5), "page", "page_view"))
-    await connection.execute(
-        """
-        INSERT INTO analytics.event_aggregations
-            (event_type, event_name, time_bucket, granularity, dimensions, event_count)
-        VALUES ('page_view', 'page', $1, 'hour', '{"device_type": "bot"}', 1),
-            ('page_view', 'page', $1, 'hour', '{"device_type": "mobile"}', 3)
-        """,
-        HOUR,
-    )
+    page = Event(at(minutes=5), "page", "page_view", device_type="mobile")
+    await stored_and_rolled_up(connection, page, page, page, page._replace(device_type="bot"))
     await compute(connection, "page_views")
-    assert await value(connection, "page_views", "hour", HOUR) == 0
+    assert await value(connection, "page_views", "hour", HOUR) == 3
 
 
 async def test_bounces_and_lengths_of_sessions(connection: asyncpg.Connection):
@@ -345,7 +337,7 @@ async def test_ingestion_lag(connection: asyncpg.Connection):
 # Recent and closed.
 
 
-async def test_recent_windows_are_computed_again_and_closed_ones_are_not(connection: asyncpg.Connection):
+async def test_recent_windows_and_those_that_changed_are_computed_again(connection: asyncpg.Connection):
     await stored_and_rolled_up(
         connection, Event(at(minutes=5), type="page_view"), Event(at(hours=20), type="page_view")
     )
@@ -359,7 +351,7 @@ async def test_recent_windows_are_computed_again_and_closed_ones_are_not(connect
     await compute(connection, "page_views")
     assert await value(connection, "page_views", "hour", HOUR) == 2
     closed = (NOW - timedelta(hours=20)).replace(minute=0)
-    assert await value(connection, "page_views", "hour", closed) == 1
+    assert await value(connection, "page_views", "hour", closed) == 2
 
 
 async def test_windows_missed_in_an_outage_are_computed(connection: asyncpg.Connection):
@@ -375,7 +367,7 @@ async def test_windows_missed_in_an_outage_are_computed(connection: asyncpg.Conn
 
 async def test_one_that_fails_is_named_and_stops_no_other(connection: asyncpg.Connection):
     await stored_and_rolled_up(connection, Event(at(minutes=5), type="page_view"))
-    broken = ALL["sessions"]._replace(name="broken", query="SELECT '{}' AS dimensions, 1 / 0 AS value_numeric")
+    broken = ALL["leads_by_source"]._replace(name="broken", query="SELECT '{}' AS dimensions, 1 / 0 AS value_numeric")
     with pytest.raises(IngestError, match=r"^KPIs that could not be computed: broken$"):
         await kpis.run_once(connection, NOW, [broken, ALL["page_views"]])
     assert await value(connection, "page_views", "day", DAY) == 1

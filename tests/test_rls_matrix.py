@@ -23,6 +23,7 @@ analytics.people              ----  ----           A---     AAAA   AAAA
 analytics.visits              ----  ----           A---     AAAA   AAAA
 analytics.stale_identities    ----  ----           A---     AAAA   AAAA
 analytics.metrics             ----  ----           A---     AAAA   AAAA
+analytics.stale_metrics       ----  ----           A---     AAAA   AAAA
 analytics.journals            ----  ----           A---     AAAA   AAAA
 analytics.flushes             ----  ----           A---     AAAA   AAAA
 analytics.rejected_events     ----  ----           A---     AAAA   AAAA
@@ -53,6 +54,7 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "analytics.visits": ("person", "ours", "others", "session_id"),
     "analytics.stale_identities": ("anonymous_id", "ours", "others", "noted_at"),
     "analytics.metrics": ("name", "ours", "others", "source"),
+    "analytics.stale_metrics": ("source", "aggregates", "events", "token"),
     "analytics.journals": ("number", "1", "2", "stored_through"),
     "analytics.flushes": ("journal", "1", "2", "events_stored"),
     "analytics.rejected_events": ("reason", "ours", "others", "detail"),
@@ -86,6 +88,11 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
         ("'ours'", "'others'"),
     ),
     "analytics.stale_buckets": ("granularity, time_bucket", "%s, now()", ("'hour'", "'month'")),
+    "analytics.stale_metrics": (
+        "source, granularity, time_window_start",
+        "%s, 'week', now()",
+        ("'aggregates'", "'events'"),
+    ),
     "analytics.identities": (
         "anonymous_id, user_id, linked_at, received_at, batch_id, batch_position",
         "%s, 'u', now(), now(), 1, 0",

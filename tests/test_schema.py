@@ -35,6 +35,11 @@ LEAST: dict[str, dict[str, str]] = {
         "granularity": "'day'",
     },
     "analytics.stale_buckets": {"granularity": "'day'", "time_bucket": "'2026-01-02 00:00+00'"},
+    "analytics.stale_metrics": {
+        "source": "'events'",
+        "granularity": "'day'",
+        "time_window_start": "'2026-01-02 00:00+00'",
+    },
     "analytics.identities": {
         "anonymous_id": "'browser'",
         "user_id": "'ada'",
@@ -188,13 +193,14 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ("analytics.leases.name", "leases_name_length", ["''", *longer_than(100)]),
     ("analytics.leases.holder", "leases_holder_length", longer_than(500)),
     ("analytics.leases.token", "leases_token_key", [ID]),
-    ("analytics.event_aggregations.event_name", "event_aggregations_event_name_length", ["''", *longer_than(100)]),
+    ("analytics.event_aggregations.event_name", "event_aggregations_event_name_length", longer_than(100)),
     ("analytics.event_aggregations.dimensions", "event_aggregations_dimensions_object", NOT_OBJECTS),
     *[
         (f"analytics.event_aggregations.{column}", "event_aggregations_counts_not_negative", ["-1"])
         for column in ("event_count", "unique_users", "unique_sessions")
     ],
     ("analytics.stale_buckets.granularity", "stale_buckets_granularity_known", ["'minute'"]),
+    ("analytics.stale_metrics.source", "stale_metrics_source_known", quoted("", "leads")),
     ("analytics.identities.anonymous_id", "identities_anonymous_id_length", longer_than(255)),
     ("analytics.identities.user_id", "identities_user_id_length", longer_than(255)),
     ("analytics.people.user_id", "people_user_id_length", longer_than(255)),

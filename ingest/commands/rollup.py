@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import uvloop
 
-from ingest import database, logs, migrations, rebuild
+from ingest import database, kpis, logs, migrations, rebuild
 from ingest.buckets import Room
 from ingest.commands.target import database_url
 from ingest.config import Config
 from ingest.errors import IngestError
 from ingest.rebuild import Difference
 from ingest.supervisor import run_rollup
+from ingest.tallies import OTHER_NAME, OTHER_VALUE
 
 _SHOWN_DIFFERENCES = 20
 
@@ -55,6 +57,8 @@ async def _rebuild(config: Config, url: str, start: datetime, end: datetime) -> 
         _progress(total, total)
         # The weeks and months that are made of them.
         await rebuild.run_once(connection, config.rollup_dimensions, room)
+        # And what is computed from them.
+        await kpis.run_once(connection, datetime.now(UTC), kpis.load(), seconds=math.inf)
         print(f"{hours} hours made anew", flush=True)
         return 0
     finally:
@@ -91,9 +95,10 @@ async def _verify(config: Config, url: str, start: datetime, end: datetime) -> i
 
 def _told(difference: Difference) -> str:
     granularity, bucket, kind, name, dimension, value = difference.key
-    split = f" {dimension}={value!r}" if dimension else ""
+    split = f" {dimension}={'(other)' if value == OTHER_VALUE else repr(value)}" if dimension else ""
+    named = "(other)" if name == OTHER_NAME else repr(name)
     stored, expected = _counts(difference.stored), _counts(difference.expected)
-    return f"{granularity} {bucket:%Y-%m-%d %H:%M} {kind} {name!r}{split}: stored {stored}, expected {expected}"
+    return f"{granularity} {bucket:%Y-%m-%d %H:%M} {kind} {named}{split}: stored {stored}, expected {expected}"
 
 
 def _counts(counts: tuple[int, int, int] | None) -> str:

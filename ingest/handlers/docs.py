@@ -118,6 +118,10 @@ def _statistics(endpoint: str, dimensions: Sequence[str]) -> dict[str, Any]:
 def _what(name: str, dimensions: Sequence[str]) -> str:
     if name in PARAMETERS:
         return PARAMETERS[name].what
+    if name == "none":
+        return f"only events without a value of one of {', '.join(dimensions)}; may be given several times"
+    if name == "other":
+        return f"only what aggregates had no room for, of one of {', '.join((*dimensions, 'event'))}"
     if name == "dimension":
         return f"one of {', '.join((*dimensions, 'event'))}"
     return "2 to 10 names of events, in order, with commas between them" if name == "steps" else f"only this {name}"

@@ -17,6 +17,7 @@ from aiohttp import web
 from ingest import fields
 from ingest.access import Caller, Scope
 from ingest.database import load_queries
+from ingest.enrich import describe_user_agent
 from ingest.experiments import store
 from ingest.experiments.assignment import Context, country_code
 from ingest.experiments.declared import Changes, NewExperiment, TargetingRules, Variant
@@ -27,6 +28,7 @@ from ingest.experiments.results import Question, Results, analyse
 from ingest.fields import FieldError, Invalid
 from ingest.operations import JSON, Answer, Call, Operation, Problem
 from ingest.placeholders import Placeholders
+from ingest.prefetch import is_made_ahead
 
 _QUERIES: Final = load_queries("experiments")
 TOO_MANY: Final = "PT429"
@@ -265,6 +267,9 @@ class Experiments:
         self._leave_out_nobody(shown)
         caller = _proved(call.caller, shown)
         call.require_room()
+        if Scope.WRITE not in call.caller.scopes and _is_a_bots(call):
+            # Nobody saw it: bots count nowhere, and its event is a bot's.
+            return await self._leave_unrecorded(call, shown)
         try:
             async with call.transaction(caller=caller) as connection:
                 found = await connection.fetchrow(
@@ -277,11 +282,14 @@ class Experiments:
             if error.sqlstate != TOO_MANY:
                 raise
             # It was shown all the same, and is not lost: the results tell how many there were.
-            variant = await self._computed(shown)
-            await call.emit(_event(shown, variant) | {"properties": _shown(shown, variant) | {"recorded": False}})
-            return _json_answer(msgspec.json.encode(Exposed(shown.experiment, variant, False)))
+            return await self._leave_unrecorded(call, shown)
         await call.emit(_event(shown, found["variant_id"]))
         return _json_answer(msgspec.json.encode(Exposed(shown.experiment, found["variant_id"])))
+
+    async def _leave_unrecorded(self, call: Call, shown: Exposure) -> web.StreamResponse:
+        variant = await self._computed(shown)
+        await call.emit(_event(shown, variant) | {"properties": _shown(shown, variant) | {"recorded": False}})
+        return _json_answer(msgspec.json.encode(Exposed(shown.experiment, variant, False)))
 
     def _leave_out_nobody(self, unit: Unit) -> None:
         """Without the ids that are nobody's: who has none would all be one unit."""
@@ -348,6 +356,11 @@ class Experiments:
 
 def _json_answer(body: bytes, status: int = 200) -> web.Response:
     return web.Response(status=status, body=body, content_type=JSON)
+
+
+def _is_a_bots(call: Call) -> bool:
+    """Whether a bot asks, or a browser ahead of time."""
+    return describe_user_agent(call.user_agent).device_type == "bot" or is_made_ahead(call.request.headers)
 
 
 def _json(unit: Unit) -> str | None:

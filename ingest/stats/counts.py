@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -12,11 +13,22 @@ import asyncpg
 import orjson
 
 from ingest.stats import reading, times
-from ingest.stats.query import MAX_EVENTS_RANGE, Query, Refused, check_events_range, cursor
+from ingest.stats.query import (
+    MAX_EVENTS_RANGE,
+    OTHER,
+    OTHER_EVENT,
+    Query,
+    Refused,
+    Value,
+    check_events_range,
+    cursor,
+)
 from ingest.stats.reading import MAX_STORED_ROWS, QUERIES, Moment
 from ingest.stats.times import Part
 
-_OTHER: Final = "(other)"
+_TOTAL: Final = "{}"
+_BOTS: Final = '{"device_type":"bot"}'
+"""The row of aggregates that has all that bots did, and which no other row has."""
 _QUICK_ROWS: Final = 100
 """So few sketches are merged at once; more in a thread, as the loop that acknowledges events must turn."""
 
@@ -33,7 +45,7 @@ NOTHING: Final = Count(0, 0, 0)
 
 
 class Counted(NamedTuple):
-    """Counts by place, where they are from, and whether some of what is counted is in "(other)" instead."""
+    """Counts by place, where they are from, and whether some of what is counted is among others instead."""
 
     counts: Mapping[Any, Count]
     source: str
@@ -82,21 +94,28 @@ async def top(connection: asyncpg.Connection, query: Query, dimensions: Sequence
     """Values of a dimension, or names, by their events."""
     moment = await reading.moment(connection)
     parts = None
-    if query.dimension == "event" or (query.dimension in dimensions and not query.filters):
+    if query.dimension == "event":
+        may_rank_buckets = None not in query.filters.values()
+    else:
+        may_rank_buckets = query.dimension in dimensions and not query.filters and query.bots == "exclude"
+    if may_rank_buckets:
         parts = await _parts(connection, query, dimensions, moment, [query.start], query.end)
+    others = NOTHING
     if parts is not None:
         ranked, more = await _ranked_buckets(connection, query, parts)
+        others = await _others(connection, query, parts)
         counted = Counted(ranked, "aggregates", await _has_other(connection, query, parts))
     else:
         check_events_range(query.start, query.end, _why_events(query, dimensions))
         ranked, more = await _ranked_events(connection, query)
         counted = Counted(ranked, "events")
-    last = next(reversed(ranked), "")
+    last = next(reversed(ranked), None)
     return {
         **_about(query, counted, moment, query.start, query.end),
         "dimension": query.dimension,
         "values": [{"value": value, **count._asdict()} for value, count in ranked.items()],
-        **({"next": cursor(ranked[last].events, last)} if more else {}),
+        **({"other": others._asdict()} if others.events else {}),
+        **({"next": cursor(ranked[last].events, last or "", last is None)} if more else {}),
     }
 
 
@@ -129,17 +148,17 @@ async def _by_bucket(
         at_least = await _has_other(connection, query, parts)
         try:
             counts = await _count_buckets(connection, query, parts, found)
-            if counts or not at_least or not may_read_events:
+            if counts or not at_least or not may_read_events or query.asks_others:
                 return Counted(counts, "aggregates", at_least)
         except TooMany as error:
             if not may_read_events:
                 raise Refused("too_many_rows", str(error), 422) from None
     check_events_range(query.start, query.end, _why_events(query, dimensions))
     rows = await connection.fetch(
-        reading.filtered("count_events", query.filters, 5),
+        reading.filtered("count_events", query, 5),
         *reading.picked(query, found[0], end),
         found,
-        *query.filters.values(),
+        *reading.filter_values(query),
     )
     return Counted({row["place"]: Count(row["events"], row["users"], row["sessions"]) for row in rows}, "events")
 
@@ -153,7 +172,7 @@ async def _parts(
     end: datetime,
 ) -> list[Part] | None:
     """The stored buckets that answer; None if they cannot."""
-    if len(query.filters) > 1 or not query.filters.keys() <= set(dimensions):
+    if len(query.filters) > 1 or not query.filters.keys() <= set(dimensions) or _rows(query) is None:
         return None
     parts = times.cover_each(found, end, query.granularity, await reading.stale(connection))
     if parts is None or any(part.granularity == "minute" and part.start < moment.minutes_from for part in parts):
@@ -166,6 +185,8 @@ def _why_events(query: Query, dimensions: Sequence[str]) -> str:
         return "more than one filter is answered from events"
     if not query.filters.keys() <= set(dimensions) or query.dimension not in {"", "event", *dimensions}:
         return "a dimension that events are not counted by (rollup_dimensions) is answered from events"
+    if query.bots != "exclude" and (query.filters or query.dimension not in ("", "event")):
+        return "bots by a dimension are answered from events"
     if query.dimension and query.filters:
         return "a dimension and a filter are answered from events"
     return "what is not in whole hours of UTC, and longer ago than minutes are kept, is answered from events"
@@ -176,29 +197,79 @@ def _arguments(query: Query, parts: Sequence[Part]) -> tuple[object, ...]:
     return *reading.columns(parts), query.types, query.event
 
 
-def _filter(query: Query) -> str:
-    return orjson.dumps(query.filters).decode()
+def _rows(query: Query) -> list[str] | None:
+    """Which rows of aggregates, by their `dimensions`, add up to what is asked for with one filter at most; None if
+    there are none that do. Where no value is asked for these are all that have one, to be taken from the total."""
+    people, bots = query.bots != "only", query.bots != "exclude"
+    if not query.filters:
+        return [_TOTAL] * people + [_BOTS] * bots
+    ((dimension, wanted),) = query.filters.items()
+    if dimension == "device_type":
+        # All of bots are in this one.
+        is_bot = wanted == "bot"
+        return [_row(dimension, wanted)] if (bots if is_bot else people) else []
+    return [_row(dimension, wanted)] if query.bots == "exclude" else None
+
+
+def _row(dimension: str, wanted: Value) -> str:
+    return orjson.dumps({dimension: {"other": True} if wanted is OTHER else wanted}).decode()
 
 
 async def _has_other(connection: asyncpg.Connection, query: Query, parts: Sequence[Part]) -> bool:
-    """Whether some of what is asked for may have been counted as "(other)", for want of room."""
+    """Whether some of what is asked for may have been counted among others, for want of room."""
     columns = reading.columns(parts)
-    if query.event not in (None, _OTHER) and await connection.fetchval(
-        QUERIES["has_buckets"], *columns, query.types, _OTHER, "{}"
+    if query.event not in (None, OTHER_EVENT) and await connection.fetchval(
+        QUERIES["has_buckets"], *columns, query.types, OTHER_EVENT, _TOTAL
     ):
         return True
-    if not query.filters or _OTHER in query.filters.values():
+    if not query.filters or OTHER in query.filters.values() or None in query.filters.values():
         return False
-    other = orjson.dumps(dict.fromkeys(query.filters, _OTHER)).decode()
+    other = _row(next(iter(query.filters)), OTHER)
     return bool(await connection.fetchval(QUERIES["has_buckets"], *columns, query.types, query.event, other))
+
+
+async def _others(connection: asyncpg.Connection, query: Query, parts: Sequence[Part]) -> Count:
+    """What a ranking does not have by name, for want of room."""
+    if query.dimension != "event":
+        asked = replace(query, filters={query.dimension: OTHER})
+    elif query.event in (None, OTHER_EVENT):
+        asked = replace(query, event=OTHER_EVENT)
+    else:
+        return NOTHING
+    return (await _count_buckets(connection, asked, parts, [query.start])).get(0, NOTHING)
 
 
 async def _count_buckets(
     connection: asyncpg.Connection, query: Query, parts: Sequence[Part], found: Sequence[datetime]
 ) -> dict[int, Count]:
-    rows = await connection.fetch(QUERIES["buckets"], *_arguments(query, parts), _filter(query), MAX_STORED_ROWS + 1)
-    _check_rows(rows)
-    return await _merged(rows, lambda row: bisect_right(found, row["time_bucket"]) - 1)
+    def place(row: Mapping[str, Any]) -> int:
+        return bisect_right(found, row["time_bucket"]) - 1
+
+    wanted = _rows(query)
+    assert wanted is not None
+    if None in query.filters.values():
+        return await _count_without(connection, query, parts, place) if wanted else {}
+    rows: list[Any] = []
+    for row in wanted:
+        limit = MAX_STORED_ROWS + 1 - len(rows)
+        rows += await connection.fetch(QUERIES["buckets"], *_arguments(query, parts), row, limit)
+        _check_rows(rows)
+    return await _merged([row for row in rows if row["event_count"]], place)
+
+
+async def _count_without(
+    connection: asyncpg.Connection,
+    query: Query,
+    parts: Sequence[Part],
+    place: Callable[[Mapping[str, Any]], int],
+) -> dict[int, Count]:
+    """Events without a value. Of who did them nothing is stored: sketches can be put together, but not taken from
+    another."""
+    rows = await connection.fetch(QUERIES["events_without"], *_arguments(query, parts), next(iter(query.filters)))
+    events: dict[int, int] = {}
+    for row in rows:
+        events[place(row)] = events.get(place(row), 0) + row["events"]
+    return {where: Count(number, None, None) for where, number in events.items() if number}
 
 
 def _check_rows(rows: Sequence[object]) -> None:
@@ -244,15 +315,15 @@ def _sum(rows: Sequence[Mapping[str, Any]]) -> Count:
 
 async def _ranked_buckets(
     connection: asyncpg.Connection, query: Query, parts: Sequence[Part]
-) -> tuple[dict[str, Count], bool]:
-    """A page of a ranking, and whether there is another."""
+) -> tuple[dict[str | None, Count], bool]:
+    """A page of a ranking, None for no value, and whether there is another."""
     of_names = query.dimension == "event"
-    by = _filter(query) if of_names else query.dimension
+    by = _rows(query) if of_names else query.dimension
     rows = await connection.fetch(
         QUERIES["rank_names" if of_names else "rank_values"],
         *_arguments(query, parts),
         by,
-        *(query.after or (None, None)),
+        *(query.after or (None, None, None)),
         query.limit + 1,
     )
     ranked = rows[: query.limit]
@@ -260,7 +331,7 @@ async def _ranked_buckets(
         QUERIES["name_buckets" if of_names else "value_buckets"],
         *_arguments(query, parts),
         by,
-        [row["value"] for row in ranked],
+        [row["value"] for row in ranked if row["value"] is not None],
         MAX_STORED_ROWS + 1,
     )
     try:
@@ -269,22 +340,19 @@ async def _ranked_buckets(
         raise Refused("too_many_rows", str(error), 422) from None
     uniques = await _merged(stored, lambda row: row["value"])
     counts = {
-        # Of those without a value nothing is stored: sketches can be put together, but not taken from another.
-        row["value"]: uniques[row["value"]]._replace(events=row["events"])
-        if row["is_value"]
-        else Count(row["events"], None, None)
+        row["value"]: Count(row["events"], None, None) if row["value"] is None else uniques[row["value"]]
         for row in ranked
     }
     return counts, len(rows) > query.limit
 
 
-async def _ranked_events(connection: asyncpg.Connection, query: Query) -> tuple[dict[str, Count], bool]:
+async def _ranked_events(connection: asyncpg.Connection, query: Query) -> tuple[dict[str | None, Count], bool]:
     rows = await connection.fetch(
-        reading.filtered("rank_events", query.filters, 7, reading.value_of(query.dimension)),
+        reading.filtered("rank_events", query, 8, reading.value_of(query.dimension)),
         *reading.picked(query, query.start, query.end),
-        *(query.after or (None, None)),
+        *(query.after or (None, None, None)),
         query.limit + 1,
-        *query.filters.values(),
+        *reading.filter_values(query),
     )
     counts = {row["value"]: Count(row["events"], row["users"], row["sessions"]) for row in rows[: query.limit]}
     return counts, len(rows) > query.limit

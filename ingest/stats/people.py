@@ -30,7 +30,7 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
         *reading.picked(query, query.start, query.end),
         query.within,
         [step.value for step in query.steps],
-        *query.filters.values(),
+        *reading.filter_values(query),
     )
     people = [row[f"people_{step}"] for step in range(1, len(query.steps) + 1)]
     return {
@@ -57,7 +57,7 @@ def funnel_query(query: Query) -> str:
         for place, step in enumerate(query.steps, 1)
     ]
     inner = (
-        reading.filtered("funnel_begin", query.filters, 6)
+        reading.filtered("funnel_begin", query, 6)
         .replace("{is}", ", ".join(f"{condition} AS is_{place}" for place, condition in enumerate(conditions, 1)))
         .replace("{any}", " OR ".join(dict.fromkeys(conditions)))
     )
@@ -95,7 +95,7 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
     found = list(times.starts(start, end, granularity, zone))
     moment = await reading.moment(connection)
     rows = await connection.fetch(
-        reading.filtered("retention", query.filters, 7),
+        reading.filtered("retention", query, 7),
         start,
         end,
         query.types,
@@ -103,7 +103,7 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
         query.event,
         query.return_event,
         query.periods,
-        *query.filters.values(),
+        *reading.filter_values(query),
     )
     counts = {(row["cohort"], row["period"]): row["people"] for row in rows}
     begun = sum(one < now for one in found)

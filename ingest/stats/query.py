@@ -27,6 +27,9 @@ _EARLIEST: Final = datetime(1970, 1, 2, tzinfo=UTC)
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _METRIC_DIMENSION: Final = "dimension."
+BOTS: Final = ("exclude", "only", "include")
+OTHER_EVENT: Final = ""
+"""The name of a query for events whose names a bucket had no room for, as aggregates store it."""
 STEP_KINDS: Final = ("event", "type", "page")
 """What may stand before the colon of a funnel's step."""
 _UP_TO_COMMA: Final = re.compile(r'(?:("(?:[^"]|"")*")|((?!")[^,]*))(,|\Z)')
@@ -46,6 +49,15 @@ class Refused(Exception):
         self.status = status
         self.code = code
         self.message = message
+
+
+class Other:
+    """In place of a filter's value: those for which a bucket had no room."""
+
+
+OTHER: Final = Other()
+Value = str | Other | None
+"""What a filter asks for; None: that there is no value."""
 
 
 class Step(NamedTuple):
@@ -68,7 +80,8 @@ class Query:
     granularity_given: bool = False
     event: str | None = None
     type: str | None = None
-    filters: Mapping[str, str] = field(default_factory=dict)
+    filters: Mapping[str, Value] = field(default_factory=dict)
+    bots: str = "exclude"
     limit: int = 100
     after: Sequence[Any] | None = None
     dimension: str = ""
@@ -78,6 +91,11 @@ class Query:
     periods: int = MAX_PERIODS
     name: str | None = None
     metric_dimensions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def asks_others(self) -> bool:
+        """Whether it is about what a bucket had no room for, which only aggregates know."""
+        return self.event == OTHER_EVENT or OTHER in self.filters.values()
 
     @property
     def types(self) -> list[str]:
@@ -180,11 +198,13 @@ def _split(text: str) -> list[str]:
 
 _EVENT = Parameter(_name, f"an event's name of 1 to {_MAX_NAME_CHARACTERS} characters")
 _DIMENSION_VALUE = Parameter(_value, f"a value of 1 to {MAX_VALUE_CHARACTERS} characters")
+_FILTER_VALUE = Parameter(_value, f"a value of at most {MAX_VALUE_CHARACTERS} characters")
 _MOMENT = Parameter(_moment, "an ISO 8601 date or time such as 2026-01-31 or 2026-01-31T12:00:00Z")
 PARAMETERS: Final[Mapping[str, Parameter]] = {
     "event": _EVENT,
     "return_event": _EVENT,
     "type": _one_of(EVENT_TYPES),
+    "bots": _one_of(BOTS),
     "from": _MOMENT,
     "to": _MOMENT,
     "granularity": _one_of(times.GRANULARITIES),
@@ -197,6 +217,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
 }
 _RANGE: Final = ("from", "to", "timezone")
 _PICK: Final = ("event", "type")
+_SEVERAL: Final = ("steps", "step", "none", "other")
+"""What may be given several times."""
 
 
 class Endpoint(NamedTuple):
@@ -208,15 +230,21 @@ class Endpoint(NamedTuple):
 
 
 ENDPOINTS: Final[Mapping[str, Endpoint]] = {
-    "timeseries": Endpoint((*_PICK, *_RANGE, "granularity", "limit", "after"), True, MAX_ROWS),
-    "totals": Endpoint((*_PICK, *_RANGE), True),
-    "top": Endpoint(("dimension", *_PICK, *_RANGE, "limit", "after"), True),
-    "funnel": Endpoint(("steps", "step", "within", "type", *_RANGE), True),
-    "retention": Endpoint((*_PICK, "return_event", *_RANGE, "granularity", "periods"), True),
+    "timeseries": Endpoint(
+        (*_PICK, *_RANGE, "granularity", "none", "other", "bots", "limit", "after"), True, MAX_ROWS
+    ),
+    "totals": Endpoint((*_PICK, *_RANGE, "none", "other", "bots"), True),
+    "top": Endpoint(("dimension", *_PICK, *_RANGE, "none", "other", "bots", "limit", "after"), True),
+    "funnel": Endpoint(("steps", "step", "within", "type", *_RANGE, "none", "bots"), True),
+    "retention": Endpoint((*_PICK, "return_event", *_RANGE, "granularity", "periods", "none", "bots"), True),
     "metrics": Endpoint(("name", *_RANGE, "granularity", "limit", "after"), False),
 }
 _COHORTS: Final = ("day", "week")
-_CURSORS: Final[Mapping[str, tuple[type, ...]]] = {"timeseries": (str,), "top": (int, str), "metrics": (str, int)}
+_CURSORS: Final[Mapping[str, tuple[type, ...]]] = {
+    "timeseries": (str,),
+    "top": (int, str, bool),
+    "metrics": (str, int),
+}
 """What is in the cursor of an endpoint."""
 
 
@@ -226,19 +254,23 @@ _CURSORS: Final[Mapping[str, tuple[type, ...]]] = {"timeseries": (str,), "top": 
 def parse(endpoint: str, given: Iterable[tuple[str, str]], dimensions: Sequence[str], now: datetime) -> Query:
     """The question that these parameters of an endpoint ask. Raises Refused."""
     takes = ENDPOINTS[endpoint]
-    texts, steps, metric_dimensions = _sorted_out(endpoint, given, dimensions)
-    values: dict[str, Any] = {}
+    texts, steps, absent, metric_dimensions = _sorted_out(endpoint, given, dimensions)
+    values: dict[str, Any] = dict(absent)
     for name, text in texts.items():
         values[name] = _read(name, text, _parameter(name, dimensions))
     zone = values.pop("timezone", UTC)
     start, end = _range(values.pop("from", None), values.pop("to", None), zone, now)
+    filters = {name: values[name] for name in dimensions if name in values}
+    # Who asks for bots by their device means to see them.
+    bots = values.get("bots") or ("include" if filters.get("device_type") == "bot" else "exclude")
     query = Query(
         start=start,
         end=end,
         zone=zone,
         granularity=values.get("granularity") or _default_granularity(endpoint, end - start),
         granularity_given="granularity" in values,
-        filters={name: values[name] for name in dimensions if name in values},
+        filters=filters,
+        bots=bots,
         limit=values.get("limit", takes.limit),
         steps=steps,
         metric_dimensions=metric_dimensions,
@@ -255,12 +287,13 @@ def parse(endpoint: str, given: Iterable[tuple[str, str]], dimensions: Sequence[
 
 def _sorted_out(
     endpoint: str, given: Iterable[tuple[str, str]], dimensions: Sequence[str]
-) -> tuple[dict[str, str], list[Step], dict[str, str]]:
-    """Parameters by name, a funnel's steps, and the dimensions of metrics; each known, and once."""
+) -> tuple[dict[str, str], list[Step], dict[str, Value], dict[str, str]]:
+    """Parameters by name, a funnel's steps, what is asked for in place of a value, and the dimensions of metrics;
+    each known, and once."""
     takes = ENDPOINTS[endpoint]
     allowed = (*takes.parameters, *(dimensions if takes.filters else ()))
     texts: dict[str, str] = {}
-    several: dict[str, list[str]] = {"steps": [], "step": []}
+    several: dict[str, list[str]] = {name: [] for name in _SEVERAL}
     of_metrics: dict[str, str] = {}
     for name, text in given:
         _check_text(name, text)
@@ -274,7 +307,15 @@ def _sorted_out(
             raise Refused("bad_parameter", f"{name} is given twice")
         else:
             texts[name] = text
-    return texts, _read_steps(several) if endpoint == "funnel" else [], of_metrics
+    absent: dict[str, Value] = {}
+    for name, value in (("none", None), ("other", OTHER)):
+        for text in several[name]:
+            # What is told of events is their name, which each has.
+            of = _read(name, text, _one_of((*dimensions, "event") if name == "other" else dimensions))
+            if of in texts or of in absent:
+                raise Refused("bad_parameter", f"{of} is given twice")
+            absent[of] = OTHER_EVENT if of == "event" else value
+    return texts, _read_steps(several) if endpoint == "funnel" else [], absent, of_metrics
 
 
 def _read_steps(several: Mapping[str, list[str]]) -> list[Step]:
@@ -303,12 +344,12 @@ def _check_text(name: str, text: str) -> None:
 def _parameter(name: str, dimensions: Sequence[str]) -> Parameter:
     if name == "dimension":
         return _one_of((*dimensions, "event"))
-    return PARAMETERS.get(name, _DIMENSION_VALUE)
+    return PARAMETERS.get(name, _FILTER_VALUE)
 
 
 def _read(name: str, text: str, parameter: Parameter) -> Any:
     try:
-        if not text:
+        if not text and parameter is not _FILTER_VALUE:
             raise ValueError
         return parameter.read(text)
     except (ValueError, OverflowError):

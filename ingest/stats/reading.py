@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -11,7 +11,7 @@ import asyncpg
 
 from ingest.database import load_queries
 from ingest.pool import Pool, TooSlow
-from ingest.stats.query import MAX_VALUE_CHARACTERS, Query, Refused
+from ingest.stats.query import MAX_VALUE_CHARACTERS, Query, Refused, Value
 from ingest.stats.times import Part
 from ingest.transactions import LOCK_SECONDS
 
@@ -83,10 +83,36 @@ def value_of(dimension: str) -> str:
     return f"left({dimension}::text, {MAX_VALUE_CHARACTERS})"
 
 
-def filtered(name: str, filters: Mapping[str, str], taken: int, value: str = "") -> str:
-    """A query for events with a condition a filter, whose values are the arguments after the first `taken`."""
-    conditions = [f"AND {value_of(one)} = ${place}" for place, one in enumerate(filters, taken + 1)]
+_BOTS: Final = {
+    "exclude": "AND device_type IS DISTINCT FROM 'bot'",
+    "only": "AND device_type = 'bot'",
+    "include": "",
+}
+
+
+def filtered(name: str, query: Query, taken: int, value: str = "") -> str:
+    """A query for events with a condition a filter, whose `filter_values` are the arguments after the first `taken`.
+    Raises Refused if events cannot tell."""
+    if query.asks_others:
+        message = (
+            "other is what aggregates had no room for, and this is answered from events: ask for whole hours of UTC,"
+            " with one filter at most, without bots"
+        )
+        raise Refused("bad_parameter", message)
+    conditions = [_BOTS[query.bots]]
+    place = taken
+    for dimension, wanted in query.filters.items():
+        if wanted is None:
+            conditions.append(f"AND {value_of(dimension)} IS NULL")
+        else:
+            place += 1
+            conditions.append(f"AND {value_of(dimension)} = ${place}")
     return QUERIES[name].replace("{filters}", " ".join(conditions)).replace("{value}", value)
+
+
+def filter_values(query: Query) -> list[Value]:
+    """The arguments that `filtered` speaks of."""
+    return [wanted for wanted in query.filters.values() if wanted is not None]
 
 
 def picked(query: Query, start: datetime, end: datetime) -> tuple[object, ...]:

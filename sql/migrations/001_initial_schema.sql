@@ -292,6 +292,7 @@ COMMENT ON COLUMN analytics.events.page_path IS 'The path of url, in one form, s
 COMMENT ON COLUMN analytics.events.referrer_host IS 'The host of referrer, as page_host';
 COMMENT ON COLUMN analytics.events.source IS 'What brought the visitor to the page: the campaign''s source, else what the address says, else the referrer, by a well-known name or its host; NULL: nothing did, or another page of the site';
 COMMENT ON COLUMN analytics.events.ip_address IS 'The client''s address, without its last part unless the service is told otherwise';
+COMMENT ON COLUMN analytics.events.device_type IS 'bot: no person saw it, as a program did it, or a browser ahead of time (prefetch, prerender); counted nowhere unless asked for';
 COMMENT ON COLUMN analytics.events.country IS 'ISO 3166-1 alpha-2, upper case';
 COMMENT ON COLUMN analytics.events.region IS 'ISO 3166-2 subdivision without the country, as the CDN or the MaxMind file has it';
 COMMENT ON COLUMN analytics.events.batch_id IS 'The record that carried it: journal number << 40 | record number; NULL for a plain INSERT';
@@ -417,7 +418,7 @@ COMMENT ON COLUMN analytics.leases.expires_at IS 'From when on, by the clock of 
 CREATE TABLE analytics.event_aggregations (
     event_type analytics.event_type NOT NULL,
     event_name text NOT NULL
-        CONSTRAINT event_aggregations_event_name_length CHECK (char_length(event_name) BETWEEN 1 AND 100),
+        CONSTRAINT event_aggregations_event_name_length CHECK (char_length(event_name) <= 100),
     time_bucket timestamptz NOT NULL,
     granularity analytics.granularity NOT NULL,
     dimensions jsonb NOT NULL DEFAULT '{}',
@@ -440,9 +441,9 @@ ALTER TABLE analytics.event_aggregations
     ALTER COLUMN users_sketch SET STORAGE EXTERNAL, ALTER COLUMN sessions_sketch SET STORAGE EXTERNAL;
 
 COMMENT ON TABLE analytics.event_aggregations IS 'Events counted by time bucket, name and dimensions';
-COMMENT ON COLUMN analytics.event_aggregations.event_name IS 'The event''s name; "(other)" is those for which a time bucket had no room';
+COMMENT ON COLUMN analytics.event_aggregations.event_name IS 'The event''s name; empty, as no event''s is: those for which a time bucket had no room';
 COMMENT ON COLUMN analytics.event_aggregations.time_bucket IS 'Where the bucket begins, in UTC; a week begins on Monday';
-COMMENT ON COLUMN analytics.event_aggregations.dimensions IS 'What the bucket is split by, one dimension at a time, such as {"country": "DE"}; {} is the total. Events without a value are only in the total; "(other)" is the values for which it had no room';
+COMMENT ON COLUMN analytics.event_aggregations.dimensions IS 'What the bucket is split by, one dimension at a time, such as {"country": "DE"}; {} is the total. Events without a value are only in the total; {"country": {"other": true}} is the values for which it had no room. None of these has events of bots: all of a name''s are in {"device_type": "bot"}, and there alone';
 COMMENT ON COLUMN analytics.event_aggregations.unique_users IS 'Estimated from users_sketch';
 COMMENT ON COLUMN analytics.event_aggregations.unique_sessions IS 'Estimated from sessions_sketch';
 COMMENT ON COLUMN analytics.event_aggregations.users_sketch IS 'Sketch of the distinct users: merges with that of another bucket, which a count does not';
@@ -499,6 +500,21 @@ COMMENT ON COLUMN analytics.metrics.time_window_end IS 'End of that time, exclus
 COMMENT ON COLUMN analytics.metrics.source IS 'What computed it';
 COMMENT ON COLUMN analytics.metrics.aggregation IS 'How the samples became one value';
 COMMENT ON COLUMN analytics.metrics.sample_count IS 'How many events or values it was computed from';
+
+-- Written in the transaction that changes what a KPI is computed from, so that no change is missed whatever dies when.
+-- The token makes a note that was written again meanwhile another one: who has computed the window forgets only the note
+-- that they read.
+CREATE TABLE analytics.stale_metrics (
+    source text NOT NULL CONSTRAINT stale_metrics_source_known CHECK (source IN ('aggregates', 'events')),
+    granularity analytics.granularity NOT NULL,
+    time_window_start timestamptz NOT NULL,
+    token uuid NOT NULL DEFAULT gen_random_uuid(),
+    CONSTRAINT stale_metrics_pkey PRIMARY KEY (source, granularity, time_window_start)
+);
+
+COMMENT ON TABLE analytics.stale_metrics IS 'Time windows whose KPIs are to be computed again once they are over, as what these are computed from has changed';
+COMMENT ON COLUMN analytics.stale_metrics.source IS 'What has changed: aggregates (analytics.event_aggregations) or events; each KPI is computed from one of them, or from neither';
+COMMENT ON COLUMN analytics.stale_metrics.token IS 'Another each time something changes';
 
 
 -- People and visits

@@ -462,6 +462,7 @@ BEGIN
             ('analytics.visits', analyst),
             ('analytics.stale_identities', analyst),
             ('analytics.metrics', analyst),
+            ('analytics.stale_metrics', analyst),
             ('analytics.journals', analyst),
             ('analytics.flushes', analyst),
             ('analytics.rejected_events', analyst),

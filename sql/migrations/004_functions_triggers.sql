@@ -893,6 +893,19 @@ AS $$
 $$;
 COMMENT ON FUNCTION ingest.device_of(text) IS 'The kind of device behind a user agent, by its most telling words; the collector knows more of them';
 
+CREATE FUNCTION ingest.is_made_ahead() RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    -- As in ingest/prefetch.py.
+    SELECT coalesce(coalesce(
+        ingest.request_header('Sec-Purpose'), ingest.request_header('Purpose'),
+        ingest.request_header('X-Purpose'), ingest.request_header('X-Moz')
+    ) ~* '(prefetch|prerender|preview)', false)
+$$;
+COMMENT ON FUNCTION ingest.is_made_ahead() IS
+    'Whether PostgREST''s request was made by a browser ahead of time, for a page that perhaps nobody will see';
+
 -- SECURITY DEFINER as what it calls is nobody else's to call.
 CREATE FUNCTION ingest.enrich_event() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -973,7 +986,7 @@ BEGIN
         NEW.context := ingest.without_credentials(NEW.context::text)::jsonb;
     END IF;
     NEW.user_agent := agent;
-    NEW.device_type := coalesce(NEW.device_type, ingest.device_of(agent));
+    NEW.device_type := CASE WHEN ingest.is_made_ahead() THEN 'bot' ELSE coalesce(NEW.device_type, ingest.device_of(agent)) END;
     NEW.browser := left(coalesce(NEW.browser, CASE
         WHEN agent ~ 'Edg' THEN 'Edge'
         WHEN agent ~ '(OPR|Opera)' THEN 'Opera'

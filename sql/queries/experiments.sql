@@ -72,13 +72,13 @@ FROM experiments.experiments WHERE id = $1
 
 -- counts --
 -- Units by the variant that they were shown first, how many of them were shown another one later, and how many had the
--- event ($2) after they were first shown one, before $3 if that is not NULL. An event is its user's; without a user that
+-- event ($2) after they were first shown one, before $3 if that is not NULL. Bots' events do not count. An event is its user's; without a user that
 -- was shown a variant, its session's.
 WITH units AS (
     SELECT * FROM experiments.units WHERE experiment_id = $1
 ), occurrences AS (
     SELECT user_id, session_id, created_at FROM analytics.events
-    WHERE name = $2 AND created_at >= (SELECT min(first_exposure_at) FROM units)
+    WHERE name = $2 AND created_at >= (SELECT min(first_exposure_at) FROM units) AND device_type IS DISTINCT FROM 'bot'
         AND ($3::timestamptz IS NULL OR created_at < $3)
 ), converted AS (
     SELECT DISTINCT coalesce(by_user.unit, by_session.unit) AS unit
@@ -95,7 +95,8 @@ FROM units LEFT JOIN converted USING (unit)
 GROUP BY units.variant_id
 
 -- unrecorded --
--- Exposures that are only an event, as their address had brought too many new units
+-- Exposures that are only an event, as their address had brought too many new units; not those of bots
 SELECT count(*) FROM analytics.events
 WHERE name = 'experiment_exposure' AND properties @> jsonb_build_object('experiment', $1::text, 'recorded', false)
+    AND device_type IS DISTINCT FROM 'bot'
     AND ($2::timestamptz IS NULL OR created_at >= $2) AND ($3::timestamptz IS NULL OR created_at < $3)

@@ -1,33 +1,35 @@
--- KPIs: each query is one. Its sentence, then a line with type, aggregation; granularities; and, if it reads
--- analytics.events itself, "from events": those run less often. ingest/kpis.py reads all of it, so that a query added
--- here is a KPI added.
+-- KPIs: each query is one. Its sentence, then a line with type, aggregation; granularities; and what it is from, if that
+-- changes with events that come late, so that windows that are over are computed again: "from aggregates"
+-- (analytics.event_aggregations), or "from events" (analytics.events), which runs less often. "from events and flushes"
+-- runs less often, too, but never again. ingest/kpis.py reads all of it, so that a query added here is a KPI added.
 --
 -- $1 is where the window begins, $2 where it ends or now if that is sooner, $3 the granularity. A row is one value:
 -- dimensions, value_numeric, value_json, sample_count; or dimensions, sketch: the value is how many different there are
 -- in all sketches of the same dimensions.
+--
+-- Bots count in no KPI but ingestion_lag: aggregates have what they did in {"device_type": "bot"} alone, and of events
+-- those are left out.
 
 -- events_per_minute --
 -- Events a minute, on average.
--- rate, average; minute hour day
+-- rate, average; minute hour day; from aggregates
 SELECT '{}'::jsonb AS dimensions, sum(event_count) / greatest(1, extract(epoch FROM $2 - $1) / 60) AS value_numeric,
     sum(event_count)::bigint AS sample_count
 FROM analytics.event_aggregations
 WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimensions = '{}'
-HAVING count(*) > 0
+HAVING sum(event_count) > 0
 
 -- page_views --
--- Page views, but for those of bots as long as events are counted by device_type.
--- counter, sum; minute hour day week month
-SELECT '{}'::jsonb AS dimensions,
-    sum(CASE WHEN dimensions = '{}' THEN event_count ELSE -event_count END) AS value_numeric
+-- Page views of people, without those of bots.
+-- counter, sum; minute hour day week month; from aggregates
+SELECT '{}'::jsonb AS dimensions, sum(event_count) AS value_numeric
 FROM analytics.event_aggregations
-WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND event_type = 'page_view'
-    AND dimensions IN ('{}', '{"device_type": "bot"}')
-HAVING count(*) > 0
+WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND event_type = 'page_view' AND dimensions = '{}'
+HAVING sum(event_count) > 0
 
 -- sessions --
 -- Different sessions that sent any event, and visits of people whose client tells none; estimated.
--- counter, unique_count; hour day week month
+-- counter, unique_count; hour day week month; from aggregates
 SELECT '{}'::jsonb AS dimensions, sessions_sketch AS sketch
 FROM analytics.event_aggregations
 WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimensions = '{}'
@@ -35,7 +37,7 @@ WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimension
 
 -- active_users --
 -- Different people, each once, whether known or not yet, that sent any event; estimated.
--- gauge, unique_count; day week month
+-- gauge, unique_count; day week month; from aggregates
 SELECT '{}'::jsonb AS dimensions, users_sketch AS sketch
 FROM analytics.event_aggregations
 WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimensions = '{}'
@@ -100,7 +102,7 @@ HAVING sum(sample_count) > 0
 
 -- visitor_to_lead_rate --
 -- Leads that came in the window, for each of its active users.
--- rate, average; day week month
+-- rate, average; day week month; from aggregates
 SELECT '{}'::jsonb AS dimensions, leads.count / users.value_numeric AS value_numeric,
     users.value_numeric::bigint AS sample_count
 FROM (SELECT count(*) FROM marketing.leads WHERE deleted_at IS NULL AND created_at >= $1 AND created_at < $2) AS leads
@@ -203,6 +205,7 @@ GROUP BY name, variant_id
 WITH conversions AS (
     SELECT user_id, session_id, created_at FROM analytics.events
     WHERE $3 = 'hour' AND type = 'conversion' AND created_at >= $1 AND created_at < $2
+        AND device_type IS DISTINCT FROM 'bot'
 ), units AS MATERIALIZED (
     SELECT experiment.name, unit.* FROM experiments.units AS unit
     JOIN experiments.experiments AS experiment ON experiment.id = experiment_id
@@ -232,12 +235,13 @@ WHERE $3 = 'day' AND name = 'experiment_conversions' AND granularity = 'hour'
 GROUP BY dimensions
 
 -- ingestion_lag --
--- Seconds from receiving the events of a record, the first of them, to storing it: 95 of 100 took no longer; p50 and max beside it.
--- histogram, max; hour; from events
+-- Seconds from receiving the events of a record, the first of them, to storing it: 95 of 100 took no longer; p50 and max beside it. What came more than half an hour after its hour is not looked at.
+-- histogram, max; hour; from events and flushes
 WITH records AS (
     SELECT batch_id, min(received_at) AS received_at, count(*) AS events
     FROM analytics.events
-    WHERE created_at >= $1 AND created_at < $2 AND batch_id IS NOT NULL AND received_at >= $1
+    WHERE created_at >= $1 AND created_at < $2 AND batch_id IS NOT NULL
+        AND received_at >= $1 AND received_at < $2 + interval '30 minutes'
     GROUP BY batch_id
 ), lags AS (
     SELECT events, greatest(0, extract(epoch FROM flush.flushed_at - received_at)) AS seconds

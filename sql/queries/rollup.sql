@@ -87,6 +87,7 @@ CROSS JOIN LATERAL (
         AND bucket.time_bucket = wanted.time_bucket
         AND bucket.event_type = wanted.event_type::analytics.event_type
         AND bucket.event_name = wanted.event_name
+        AND bucket.dimensions <> '{"device_type": "bot"}'
     OFFSET 0
 ) AS bucket
 GROUP BY place, dimension

@@ -40,19 +40,22 @@ SELECT EXISTS (
 )
 
 -- rank_values --
--- Values of a dimension by their events, and "(none)" for the events that have none. JSON sorts null, then texts, then
--- numbers: between null and 0 are all texts, and the primary key tells them apart without a look at the table.
+-- Values of a dimension by their events, and NULL for the events that have none. JSON sorts null, then texts, then
+-- numbers, and objects last: between null and 0 are all texts, and the primary key tells them apart without a look at
+-- the table. {"other": true} is those for which there was no room. What bots did is not in the total, nor here.
 WITH part AS (
     SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
 ), counted AS (
-    SELECT dimensions ->> $6 AS value, sum(event_count) AS events
+    SELECT dimensions -> $6 AS value, sum(event_count) AS events
     FROM part CROSS JOIN LATERAL (
         SELECT dimensions, event_count FROM analytics.event_aggregations
         WHERE granularity = part.granularity::analytics.granularity
             AND time_bucket >= starts_at AND time_bucket < ends_at
             AND event_type = ANY ($4::text[]::analytics.event_type[])
             AND ($5::text IS NULL OR event_name = $5)
-            AND dimensions > jsonb_build_object($6::text, NULL) AND dimensions < jsonb_build_object($6::text, 0)
+            AND dimensions > jsonb_build_object($6::text, NULL)
+            AND dimensions <= jsonb_build_object($6::text, '{"other": true}'::jsonb)
+            AND dimensions <> '{"device_type": "bot"}'
         OFFSET 0
     ) AS bucket
     GROUP BY value
@@ -67,34 +70,60 @@ WITH part AS (
         OFFSET 0
     ) AS bucket
 )
-SELECT value, sum(events)::bigint AS events, bool_and(is_value) AS is_value
+SELECT value, events::bigint AS events
 FROM (
-    SELECT value, events, true AS is_value FROM counted
+    SELECT value #>> '{}' AS value, events FROM counted WHERE jsonb_typeof(value) = 'string'
     UNION ALL
-    SELECT '(none)', events - coalesce((SELECT sum(events) FROM counted), 0), false FROM total
+    SELECT NULL, events - coalesce((SELECT sum(events) FROM counted), 0) FROM total
 ) AS ranked
-WHERE events > 0
-GROUP BY value
-HAVING $7::bigint IS NULL OR sum(events) < $7 OR (sum(events) = $7 AND value COLLATE "C" > $8::text COLLATE "C")
-ORDER BY events DESC, value COLLATE "C"
-LIMIT $9
+WHERE events > 0 AND (
+    $7::bigint IS NULL OR events < $7
+    OR (events = $7 AND NOT $9::boolean AND (value IS NULL OR value COLLATE "C" > $8::text COLLATE "C"))
+)
+ORDER BY events DESC, value COLLATE "C" NULLS LAST
+LIMIT $10
+
+-- events_without --
+-- Events that have no value of a dimension, by time bucket
+SELECT time_bucket, sum(events)::bigint AS events
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT time_bucket, event_count AS events FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5) AND dimensions = '{}'
+    UNION ALL
+    SELECT time_bucket, -event_count FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5)
+        AND dimensions > jsonb_build_object($6::text, NULL)
+        AND dimensions <= jsonb_build_object($6::text, '{"other": true}'::jsonb)
+        AND dimensions <> '{"device_type": "bot"}'
+    OFFSET 0
+) AS bucket
+GROUP BY time_bucket
 
 -- rank_names --
--- Names by their events, in total or of one value of a dimension
-SELECT event_name AS value, sum(event_count)::bigint AS events, true AS is_value
+-- Names by their events, in some rows of each, such as the total, or the one of a value of a dimension; but for "",
+-- which is those for which there was no room
+SELECT event_name AS value, sum(event_count)::bigint AS events
 FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
 CROSS JOIN LATERAL (
     SELECT event_name, event_count FROM analytics.event_aggregations
     WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
         AND event_type = ANY ($4::text[]::analytics.event_type[])
-        AND ($5::text IS NULL OR event_name = $5) AND dimensions = $6::jsonb
+        AND ($5::text IS NULL OR event_name = $5) AND event_name <> ''
+        AND dimensions = ANY ($6::text[]::jsonb[])
     OFFSET 0
 ) AS bucket
 GROUP BY event_name
-HAVING $7::bigint IS NULL OR sum(event_count) < $7
-    OR (sum(event_count) = $7 AND event_name COLLATE "C" > $8::text COLLATE "C")
+HAVING sum(event_count) > 0 AND (
+    $7::bigint IS NULL OR sum(event_count) < $7
+    OR (sum(event_count) = $7 AND NOT $9::boolean AND event_name COLLATE "C" > $8::text COLLATE "C")
+)
 ORDER BY events DESC, event_name COLLATE "C"
-LIMIT $9
+LIMIT $10
 
 -- value_buckets --
 -- The buckets of these values of a dimension
@@ -121,8 +150,8 @@ CROSS JOIN LATERAL (
     FROM analytics.event_aggregations
     WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
         AND event_type = ANY ($4::text[]::analytics.event_type[])
-        AND ($5::text IS NULL OR event_name = $5) AND dimensions = $6::jsonb
-        AND event_name = ANY ($7::text[])
+        AND ($5::text IS NULL OR event_name = $5) AND dimensions = ANY ($6::text[]::jsonb[])
+        AND event_name = ANY ($7::text[]) AND event_count > 0
     OFFSET 0
 ) AS bucket
 LIMIT $8
@@ -137,17 +166,17 @@ WHERE created_at >= $1 AND created_at < $2
 GROUP BY place
 
 -- rank_events --
--- Values by their events, from the events themselves
-SELECT coalesce({value}, '(none)') AS value, count(*) AS events,
+-- Values by their events, from the events themselves; NULL is none
+SELECT {value} AS value, count(*) AS events,
     count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
 FROM analytics.activity
 WHERE created_at >= $1 AND created_at < $2
     AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) {filters}
 GROUP BY 1
 HAVING $5::bigint IS NULL OR count(*) < $5
-    OR (count(*) = $5 AND coalesce({value}, '(none)') COLLATE "C" > $6::text COLLATE "C")
-ORDER BY events DESC, coalesce({value}, '(none)') COLLATE "C"
-LIMIT $7
+    OR (count(*) = $5 AND NOT $7::boolean AND ({value} IS NULL OR {value} COLLATE "C" > $6::text COLLATE "C"))
+ORDER BY events DESC, {value} COLLATE "C" NULLS LAST
+LIMIT $8
 
 -- funnel_step --
 -- One step of a funnel, around those before it: where it was done, with when its funnel began and how long the step
