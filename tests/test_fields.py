@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import pkgutil
 import subprocess
 import sys
+from functools import partial
+from random import Random
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 
 import ingest
-from ingest import fields
+from ingest import fields, payload
+from ingest.handlers import ofrep
+from ingest.rejects import PayloadRefused
 
 Word = Annotated[str, fields.text("A word", pattern="^[a-z]+$")]
 Named = Annotated[str, fields.text("A word with a name of its own", what="a colour", pattern="^(red|blue)$")]
@@ -100,8 +105,41 @@ def read_hostile_values() -> None:
     assert converted > 10_000
 
 
+SEEDS = (
+    b'{"events":[{"name":"a","properties":{"x":[1,{"y":null}]},"context":{"page":{"url":"http://a"}}},{"name":7}]}',
+    b'{"batch":[{"type":"track","event":"x","userId":1,"traits":{"a":1}},null,"x"],"sentAt":"2026-01-01T00:00:00Z"}',
+    b'[{"name":"a","timestamp":1e400,"id":99999999999999999999}]', b'{"name":"a","userId":"u","messageId":"m"}',
+    b'{"context":{"targetingKey":"u","plan":[1.5,{"a":"b"}]}}',
+)  # fmt: skip
+PIECES = (
+    b"[", b"]", b"{", b"}", b'"', b",", b":", b"\\u0000", b"\\ud800", b"\xff", b"1e999", b"-0", b"null",
+    b'{"a":' * 40, b"[" * 2000, b"9" * 400, b'"name":"b",', b"\\", b"\x00",
+)  # fmt: skip
+
+
+def decode_hostile_bodies() -> None:
+    """The same for the decoders of what anybody can post: broken bodies, in whatever way."""
+    random = Random(1)
+    decoded = 0
+    for number in range(5000):
+        body = bytearray(random.choice(SEEDS))
+        for _ in range(random.randrange(6)):
+            at = random.randrange(len(body) + 1)
+            body[at : at + random.randrange(9)] = random.choice(PIECES)
+        for decode in (payload.decode_native, partial(payload.decode_segment, call=random.choice((None, "track")))):
+            with contextlib.suppress(PayloadRefused):
+                decode(bytes(body), max_events=1000)
+                decoded += 1
+        for decoder in (ofrep._UNIT, ofrep._CONTEXT):
+            with contextlib.suppress(*ofrep._UNREADABLE):
+                decoder.decode(bytes(body))
+        if number % 500 == 0:
+            gc.collect()
+    assert decoded > 1000
+
+
 def test_no_value_ends_the_process_and_neither_does_its_end():
-    code = "from tests import test_fields; test_fields.read_hostile_values()"
+    code = "from tests.test_fields import *; decode_hostile_bodies(); read_hostile_values()"
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code],
         capture_output=True, text=True, timeout=300, check=False,
