@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import secrets
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
 _SLOTS: Final = 1 << 16
 """Addresses are counted by a hash that nobody outside knows. Two that share a slot count as one address."""
+_CACHED_ADDRESSES: Final = 8192
 
 
 class Census:
@@ -45,6 +47,8 @@ class Seat:
         self._own = worker * _SLOTS
         self._others = [other for other in range(census.workers) if other != worker]
         census.clear(worker)
+        # Where connections of an address are counted.
+        self.slot_of = lru_cache(maxsize=_CACHED_ADDRESSES)(self._slot_of)
 
     def serve(self) -> None:
         """From now on this worker accepts connections."""
@@ -57,11 +61,9 @@ class Seat:
         """From now on it does not."""
         self._census.serving[self._worker] = False
 
-    def slot_of(self, address: str) -> int:
-        """Where connections of an address are counted."""
-        return (
-            int.from_bytes(blake2b(address.encode(), digest_size=4, key=self._census.salt).digest(), "big") % _SLOTS
-        )
+    def _slot_of(self, address: str) -> int:
+        digest = blake2b(address.encode(), digest_size=4, key=self._census.salt).digest()
+        return int.from_bytes(digest, "big") % _SLOTS
 
     def enter(self, slot: int | None) -> None:
         """One more connection; `slot` is None for one that counts for no address."""

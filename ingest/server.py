@@ -56,6 +56,11 @@ _BUFFERED_BYTES: Final = 64 * 1024
 """Twice as much of a body that nobody reads yet is taken from the socket, and no more."""
 _LINE_BYTES: Final = 16 * 1024
 """The longest line of a request's head. Pages send all cookies of their site, which are one line."""
+_HEAD_BYTES: Final = 64 * 1024
+"""All lines of a head together. aiohttp limits each of them, and how many there are: 2 MB for who never ends."""
+_HEAD_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+)
 
 
 class _Connection(Reader):
@@ -63,7 +68,7 @@ class _Connection(Reader):
     stays quiet, whoever scans the internet."""
 
     __slots__ = (
-        "_broken", "_connections", "_later", "_on_broken", "_opened", "_unfinished", "_whole",
+        "_broken", "_connections", "_head_bytes", "_later", "_on_broken", "_opened", "_unfinished", "_whole",
         "address", "is_spared", "refusal", "since", "slot", "unread",
     )  # fmt: skip
 
@@ -87,6 +92,8 @@ class _Connection(Reader):
         )
         self._max_msg_queue_size, self._msg_queue_resume_size = 2, 0
         self._on_broken = on_broken
+        # Of the head that has begun to come.
+        self._head_bytes = 0
         self._connections = connections
         # What `connections` knows of it.
         self.slot: int | None = None
@@ -181,13 +188,24 @@ class _Connection(Reader):
         super().data_received(data)
         messages = self._messages
         if not messages:
+            if self._unfinished is None or self._unfinished.is_eof():
+                self._add_to_head(len(data))
             return
+        self._head_bytes = 0
         message, body = messages[-1]
         if message.__class__ is _ErrInfo:
             self._broken = whole or data
             self._end_body(message)
         else:
             self._unfinished = None if body.is_eof() else body
+
+    def _add_to_head(self, size: int) -> None:
+        """What came is part of a request's head that has not ended yet."""
+        self._head_bytes += size
+        if self._head_bytes > _HEAD_BYTES and self._opened is not None and not self._opened.is_closing():
+            if not self._request_in_progress:
+                self._opened.write(_HEAD_TOO_LARGE)
+            self.force_close()
 
     def _end_body(self, error: _ErrInfo) -> None:
         """If what came was the rest of a body, tell who reads that body: it would wait for more in vain."""

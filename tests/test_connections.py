@@ -273,6 +273,33 @@ async def test_spare_places_become_places_when_there_is_room(start: Start):  # n
         await third.close()
 
 
+@pytest.mark.parametrize("line", [b"X-%d: " + b"x" * 10_000 + b"\r\n", b"X-%d: " + b"x" * 800 + b"\r\n"])
+async def test_a_head_that_never_ends_does(start: Start, line: bytes):  # noqa: F811
+    client = await start()  # noqa: F811
+    for before in (b"", WHOLE):
+        async with await client.raw() as raw:
+            if before:
+                await raw.send(before)
+                assert (await raw.answer()).status == 200
+            await raw.send(b"POST /v1/events HTTP/1.1\r\nHost: x\r\n")
+            for number in range(66_000 // len(line) + 1):
+                await raw.send(line % number)
+            assert (await raw.answer()).status == 431
+            assert await raw.closed()
+        # One that is long, but ends, is served; so is a body that is longer.
+        async with await client.raw() as raw:
+            await raw.send(b"POST /v1/events HTTP/1.1\r\nHost: x\r\n")
+            for number in range(50_000 // len(line)):
+                await raw.send(line % number)
+            await raw.send(b"Content-Length: 200000\r\n\r\n", EVENT)
+            for _ in range(20):
+                await raw.send(b" " * 9_999)
+            await raw.send(b" " * (200_000 - len(EVENT) - 20 * 9_999))
+            assert (await raw.answer()).status == 200
+            await raw.send(WHOLE)
+            assert (await raw.answer()).status == 200
+
+
 # The rules, without sockets.
 
 
