@@ -37,6 +37,8 @@ class Budget:
     def __init__(self, max_bytes: int, clock: Callable[[], float]) -> None:
         self.max_bytes = max_bytes
         self._room = max_bytes // 2
+        # Who needs no more than that gets it, large or small.
+        self._plenty = self._room - self._room // 8
         # For what is made of bodies, and what of it is in use; the intake counts.
         self.work_room = max_bytes - self._room
         self.worked = 0
@@ -59,12 +61,21 @@ class Budget:
 
     def _lacks(self, hold: Hold, more: int) -> tuple[int, int]:
         """How many bytes there are too many of the address, and in all, if it takes so many more."""
-        room = self._room if hold.size + more <= SMALL_BYTES else self._room - self._room // 8
+        room = self._room if hold.size + more <= SMALL_BYTES else self._plenty
         by_address = self._by_address.get(hold.address, 0) + more - room // 2 if hold.address else 0
         return by_address, self.held + more - room
 
     def take(self, hold: Hold, more: int) -> None:
         """Raises PayloadRefused if there is no room."""
+        size, address = self.held + more, hold.address
+        of_address = self._by_address.get(address, 0) + more if address else 0
+        if size <= self._plenty and of_address <= self._plenty // 2:
+            # As nearly always; the same as below, without a call.
+            hold.size += more
+            self.held = size
+            if address:
+                self._by_address[address] = of_address
+            return
         by_address, in_all = self._lacks(hold, more)
         if (by_address > 0 or in_all > 0) and not self._make_room(hold, by_address, in_all):
             whose = "of this address" if by_address > 0 else "in flight"
@@ -81,7 +92,8 @@ class Budget:
             self._by_address[hold.address] = self._by_address.get(hold.address, 0) + more
 
     def release(self, hold: Hold) -> None:
-        self._arriving.pop(hold, None)
+        if hold.since:
+            self.arrived(hold)
         size, hold.size = hold.size, 0
         self.held -= size
         if size and hold.address:
@@ -98,6 +110,7 @@ class Budget:
 
     def arrived(self, hold: Hold) -> None:
         self._arriving.pop(hold, None)
+        hold.since = 0.0
 
     def _make_room(self, hold: Hold, by_address: int, in_all: int) -> bool:
         """Drop slow uploads until so much is free; whether that is possible."""
@@ -137,6 +150,7 @@ class Hold:
         self._budget = budget
         self.address = address
         self.size = 0
+        # When it began to arrive; 0.0 unless it does.
         self.since = 0.0
         self.is_dropped = False
 

@@ -217,7 +217,8 @@ class RateLimit:
         What costs more than the burst goes through when all of that is there; what it costs is owed then.
         """
         now = self._clock()
-        left = self._left(key, now)
+        left, at = self._recent.get(key) or self._older.get(key) or (self._burst, now)
+        left = min(self._burst, left + (now - at) * self._per_second)
         wait = 0.0
         needed = min(tokens, self._burst)
         if left >= needed - _ROUNDING:
@@ -234,6 +235,9 @@ class RateLimit:
 
     def wait(self, key: str) -> float:
         """The seconds until nothing is owed; 0.0 if nothing is."""
+        known = self._recent.get(key) or self._older.get(key)
+        if known is None or known[0] >= 0:
+            return 0.0
         left = self._left(key, self._clock())
         return -left / self._per_second if left < 0 else 0.0
 
