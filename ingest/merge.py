@@ -27,6 +27,14 @@ transaction state, deadlocks, resources, shutdown, disk, locks, damaged files. T
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 
+TIMED_OUT: Final = "57014"
+_SHARE_OF_PIECES: Final = 8
+"""Of the time that one line may take, so much less for several together: a hundred healthy ones take milliseconds."""
+_MOST_SLOW: Final = 5
+_MOST_HALVED: Final = 100
+"""Pieces that are given up in one merge: more of them, and it is not a few lines that are slow."""
+
+
 class Reason(NamedTuple):
     """What tells one way of being refused from another; the message would not, as it often names the row's values."""
 
@@ -123,6 +131,59 @@ class Merge:
         size = -(-len(lines) // _FAN_OUT)
         pieces = [await self.insert(lines[at : at + size]) for at in range(0, len(lines), size)]
         return Merged(sum(piece.stored for piece in pieces), [bad for piece in pieces for bad in piece.bad])
+
+    async def insert_slowly(self, lines: Sequence[bytes], seconds: float) -> tuple[Merged, list[bytes]]:
+        """Insert the lines; and some of those that alone took longer than `seconds`. If there are any, not all of the
+        others are inserted.
+
+        Waiting for another transaction's lock is an error of the server's, and no line's. Raises TimeoutError when so
+        much is slow that it cannot be a few lines.
+        """
+        stored, bad, slow = 0, list[Bad](), list[bytes]()
+        waiting, halved = [lines], 0
+        while waiting:
+            piece = waiting.pop()
+            if not piece:
+                continue
+            merged = await self._insert_within(piece, seconds / (1 if len(piece) == 1 else _SHARE_OF_PIECES))
+            if merged is not None:
+                stored, bad = stored + merged.stored, bad + merged.bad
+            elif len(piece) == 1:
+                slow.append(piece[0])
+                if len(slow) == _MOST_SLOW:
+                    break
+            else:
+                halved += 1
+                if halved > _MOST_HALVED:
+                    raise TimeoutError("the server is too slow")
+                # The first half comes first.
+                waiting += [piece[len(piece) // 2 :], piece[: len(piece) // 2]]
+        return Merged(stored, bad), slow
+
+    async def _insert_within(self, lines: Sequence[bytes], seconds: float) -> Merged | None:
+        """As `insert`; None, and all of it undone, when a statement takes longer."""
+        limit = max(1, round(seconds * 1000))
+        await self._connection.execute(
+            "SAVEPOINT patience;"
+            f" SET LOCAL statement_timeout = {limit}; SET LOCAL lock_timeout = {max(1, limit // 2)}"
+        )
+        try:
+            merged = await self.insert(lines)
+        except asyncpg.QueryCanceledError:
+            await self._connection.execute("ROLLBACK TO SAVEPOINT patience; RELEASE SAVEPOINT patience")
+            return None
+        await self._connection.execute(
+            "RELEASE SAVEPOINT patience; SET LOCAL statement_timeout TO DEFAULT; SET LOCAL lock_timeout TO DEFAULT"
+        )
+        return merged
+
+    async def answers(self, columns: tuple[str, ...], line: bytes, seconds: float) -> bool:
+        """Whether the table takes, or refuses, this line within so many seconds. It is rolled back."""
+        merge = Merge(self._connection, self._table, columns, self._timeout_seconds)
+        await self._connection.execute("SAVEPOINT probe")
+        merged = await merge._insert_within([line], seconds)
+        await self._connection.execute("ROLLBACK TO SAVEPOINT probe; RELEASE SAVEPOINT probe")
+        return merged is not None
 
     async def _insert_together(self, lines: Sequence[bytes]) -> int | None:
         """How many were new; None when one of them is refused."""

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -30,7 +31,7 @@ from ingest.errors import DatabaseError, IngestError
 from ingest.journal import RECORD_BITS, Journal
 from ingest.ledger import JournalTaken, Ledger
 from ingest.logs import Quiet
-from ingest.merge import Bad, Merge, copy_lines, is_servers
+from ingest.merge import TIMED_OUT, Bad, Merge, Merged, Reason, copy_lines, is_servers
 from ingest.rejects import RejectReason
 from ingest.segment import Record
 from ingest.survey import Gap
@@ -41,6 +42,12 @@ FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 5.0
 MERGES_AFTER_DUPLICATE: Final = 8
 """Retries come in waves: after a duplicate the next flushes are merged at once, not copied in vain first."""
+_TIMEOUTS_BEFORE_BLAME: Final = 3
+_TIMES_BLAMED: Final = 3
+"""On as many connections, with a pause between: a server that is slow for minutes refuses nobody's row."""
+_SHARE_OF_ONE: Final = 0.8
+_SHARE_OF_PROBE: Final = 0.25
+"""Of the time-out: for a row alone, and for the row that shows that the table is well."""
 _COMPLAINT_SECONDS: Final = 30.0
 _NO_LIMIT: Final = 1 << 30
 _NEWEST_PROBED: Final = 20
@@ -108,6 +115,9 @@ class Writer:
         # How many records a flush may have: fewer after a time-out, so that a slow server gets somewhere.
         self._limit = _NO_LIMIT
         self._merges_left = 0
+        # How often one record alone has timed out, and how often a row of it was found to be why.
+        self._timeouts_of_one = 0
+        self._blamed = Counter[bytes]()
         self._quiet = Quiet(_COMPLAINT_SECONDS)
         self._table_quiet = Quiet(_COMPLAINT_SECONDS)
         journal.on_already_stored = self._count_already_stored
@@ -168,9 +178,12 @@ class Writer:
         try:
             outcome = await self._store(connection)
         except TimeoutError:
+            self._timeouts_of_one += len(self._records) == 1
             self._limit = max(1, len(self._records) // 2)
             raise
         self._limit = _NO_LIMIT
+        self._timeouts_of_one = 0
+        self._blamed.clear()
         self.table_refuses = None
         self._position = self._records[-1].number
         self._settle(outcome, len(self._records))
@@ -269,7 +282,9 @@ class Writer:
     async def _store(self, connection: asyncpg.Connection) -> Outcome:
         """The COPY, and when it meets a duplicate or a bad row, the merge."""
         try:
-            if self._merges_left:
+            if self._timeouts_of_one >= _TIMEOUTS_BEFORE_BLAME:
+                pass
+            elif self._merges_left:
                 self._merges_left -= 1
             elif (outcome := await self._try_copy(connection)) is not None:
                 return outcome
@@ -336,14 +351,16 @@ class Writer:
         columns = self._records[0].layout.event_columns
         plain = [line for lines in self._contents.plain for line in lines.splitlines(keepends=True)]
         merge = await Merge.begin(connection, "events", columns, self._timeout_seconds)
-        stored, bad = await merge.insert(plain)
+        stored, bad = await self._insert(merge, plain)
         if new := await event_keys.claim(connection, self._contents.keyed):
-            merged = await merge.insert([one.line for one in new])
+            merged = await self._insert(merge, [one.line for one in new])
             lost = {one.line for one in merged.bad}
             await event_keys.release(connection, [one for one in new if one.line in lost])
             stored, bad = stored + merged.stored, bad + merged.bad
         none_stored = bad and len(bad) == len(plain) + len(new)
-        if none_stored and await merge.is_tables_fault(bad, self._good(columns, bad[0].line)):
+        # Where a row was too slow, the table has answered for another.
+        is_suspect = none_stored and not any(one.reason.sqlstate == TIMED_OUT for one in bad)
+        if is_suspect and await merge.is_tables_fault(bad, self._good(columns, bad[0].line)):
             raise TableRefuses(f"analytics.events refuses every row: {bad[0].message}")
         await merge.end()
         stored -= await self._drop_known(connection)
@@ -358,6 +375,26 @@ class Writer:
         return Outcome(
             stored, duplicate, len(bad), {event_keys.known_by(one.line, columns): one.message for one in bad}
         )
+
+    async def _insert(self, merge: Merge, lines: Sequence[bytes]) -> Merged:
+        """Insert the lines. When one record has timed out again and again, it is looked whether one of its rows is to
+        blame: one that alone takes too long each time, while the table answers at once for another row of its day."""
+        if self._timeouts_of_one < _TIMEOUTS_BEFORE_BLAME:
+            return await merge.insert(lines)
+        columns, seconds = self._records[0].layout.event_columns, self._timeout_seconds * _SHARE_OF_ONE
+        refused = [line for line in lines if self._blamed[line] >= _TIMES_BLAMED]
+        others = [line for line in lines if self._blamed[line] < _TIMES_BLAMED]
+        merged, slow = await merge.insert_slowly(others, seconds)
+        for line in slow:
+            probed, [probe, *_] = next(iter(self._good(columns, line).items()))
+            if not await merge.answers(probed, probe, self._timeout_seconds * _SHARE_OF_PROBE):
+                raise TimeoutError("the table of events takes nothing in time")
+            self._blamed[line] += 1
+        if slow:
+            raise TimeoutError(f"{len(slow)} rows alone take longer than {seconds:g} s to store")
+        message = f"it alone took longer than {seconds:g} s to store, {_TIMES_BLAMED} times"
+        reason = Reason(TIMED_OUT, "", "", "", "")
+        return Merged(merged.stored, merged.bad + [Bad(line, message, reason, unread=False) for line in refused])
 
     async def _drop_known(self, connection: asyncpg.Connection) -> int:
         journal = self.journal.number << RECORD_BITS

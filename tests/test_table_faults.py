@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
+from ingest import database
 from ingest.merge import is_servers
 from ingest.rejects import RejectReason
 from tests.test_failures import batch
@@ -262,3 +263,89 @@ async def test_what_both_tables_refuse_waits(
     assert client.worker.accounts.pending == 6
     await connection.execute("ALTER TABLE analytics.rejected_events DROP CONSTRAINT t")
     assert len(await client.events()) == 5 and len(await client.rejected()) == 1
+
+
+# Rows that take too long.
+
+
+SLOW = "IF NEW.name LIKE 'bad%' THEN {} END IF;"
+SLOW_RULES = {
+    "sleeps before": FUNCTION.format(SLOW.format("PERFORM pg_sleep(600);")) + TRIGGER.format("BEFORE INSERT"),
+    "sleeps after": FUNCTION.format(SLOW.format("PERFORM pg_sleep(600);")) + TRIGGER.format("AFTER INSERT"),
+    "works for ever": FUNCTION.format(SLOW.format("LOOP PERFORM 1; END LOOP;")) + TRIGGER.format("BEFORE INSERT"),
+    "at the end": FUNCTION.format(SLOW.format("PERFORM pg_sleep(600);"))
+    + "CREATE CONSTRAINT TRIGGER users_rule AFTER INSERT ON analytics.events DEFERRABLE INITIALLY DEFERRED"
+    " FOR EACH ROW EXECUTE FUNCTION public.users_rule()",
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "count", "times"),
+    [*((rule, 40, 1) for rule in SLOW_RULES), ("sleeps before", 1, 1), ("sleeps after", 20, 7)],
+)
+async def test_a_row_that_takes_for_ever_is_refused_and_stops_nobody(
+    start: Start, connection: asyncpg.Connection, rule: str, count: int, times: int
+):
+    await connection.execute(SLOW_RULES[rule])
+    client = await start(statement_timeout_seconds=1)
+    bad = set(random.Random(rule).sample(range(count), times))
+    assert (await client.post(events_with_bad_ones(bad, count))).status == 200
+    assert (await client.post(batch(1, "after"))).status == 200
+    async with asyncio.timeout(240):
+        while client.worker.journal.has_backlog:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    stored = await client.events()
+    assert len(stored) == count - times + 1 and not [one for one in stored if one["name"].startswith("bad")]
+    kept = await client.rejected()
+    assert len(kept) == times
+    for one in kept:
+        assert (one["reason"], "alone took longer" in one["detail"]) == (RejectReason.DATABASE_REFUSED.value, True)
+
+
+NOBODYS_FAULT = {
+    "every row is slow": (
+        FUNCTION.format("PERFORM pg_sleep(600);") + TRIGGER.format("BEFORE INSERT"),
+        "SELECT 1",
+    ),
+    "one row waits for a lock": (
+        FUNCTION.format(SLOW.format("PERFORM pg_advisory_xact_lock(7);")) + TRIGGER.format("BEFORE INSERT"),
+        "SELECT pg_advisory_xact_lock(7)",
+    ),
+    "one row waits for a row": (
+        "CREATE TABLE public.counted (n int); INSERT INTO public.counted VALUES (0);"
+        + FUNCTION.format(SLOW.format("UPDATE public.counted SET n = n + 1;"))
+        + TRIGGER.format("BEFORE INSERT"),
+        "UPDATE public.counted SET n = 0",
+    ),
+    "a lock on the table": ("SELECT 1", "LOCK TABLE analytics.events IN ACCESS EXCLUSIVE MODE"),
+}
+"""How the database is changed, and what another transaction holds meanwhile."""
+
+
+@pytest.mark.parametrize("cause", NOBODYS_FAULT)
+async def test_a_slow_database_refuses_no_row(
+    start: Start, connection: asyncpg.Connection, database_url: str, cause: str
+):
+    change, held = NOBODYS_FAULT[cause]
+    await connection.execute(change)
+    client = await start(statement_timeout_seconds=1)
+    other = await database.connect(database_url, purpose="tests")
+    try:
+        async with other.transaction():
+            await other.execute(held)
+            assert (await client.post(events_with_bad_ones({3}, 10))).status == 200
+            writer = client.worker.writer
+            failed = 0
+            async with asyncio.timeout(120):
+                while failed < 9:
+                    before = writer._flushed_at
+                    while writer._flushed_at == before:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+                    failed += 1
+            assert client.worker.journal.has_backlog
+    finally:
+        await database.close(other)
+    if cause == "every row is slow":
+        await connection.execute("DROP FUNCTION public.users_rule CASCADE")
+    assert len(await client.events()) == 10
+    assert await client.rejected() == []
