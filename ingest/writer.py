@@ -177,7 +177,8 @@ class Writer:
         self._flushed_at = time.monotonic()
         try:
             outcome = await self._store(connection)
-        except TimeoutError:
+        except (TimeoutError, asyncpg.QueryCanceledError):
+            # By our limit, or by one that the server has for our user.
             self._timeouts_of_one += len(self._records) == 1
             self._limit = max(1, len(self._records) // 2)
             raise

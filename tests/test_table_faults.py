@@ -302,6 +302,19 @@ async def test_a_row_that_takes_for_ever_is_refused_and_stops_nobody(
         assert (one["reason"], "alone took longer" in one["detail"]) == (RejectReason.DATABASE_REFUSED.value, True)
 
 
+async def test_likewise_when_the_server_has_a_shorter_limit_than_we(start: Start, connection: asyncpg.Connection):
+    await connection.execute(SLOW_RULES["sleeps before"])
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET statement_timeout = '700ms'")
+    client = await start(statement_timeout_seconds=2)
+    assert (await client.post(events_with_bad_ones({2}, 5))).status == 200
+    async with asyncio.timeout(120):
+        while client.worker.journal.has_backlog:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await connection.execute(f"ALTER DATABASE {name} RESET statement_timeout")
+    assert (len(await client.events()), len(await client.rejected())) == (4, 1)
+
+
 NOBODYS_FAULT = {
     "every row is slow": (
         FUNCTION.format("PERFORM pg_sleep(600);") + TRIGGER.format("BEFORE INSERT"),
