@@ -156,21 +156,29 @@ async def run_once(
     else:
         # Before anything is computed: what is noted from here on stays.
         noted = {source: await stale_metrics.noted(connection, source, run.now) for source in SOURCES}
+        # Late hours before recent days, which may be made of them.
+        whole = [
+            source
+            for source, notes in noted.items()
+            if await run.compute_noted(source, notes, time.monotonic() + seconds)
+        ]
         await run.compute_recent()
-        for source, notes in noted.items():
-            await run.compute_noted(source, notes, time.monotonic() + seconds)
+        for source in whole:
+            await run.forget_recent(source, noted[source])
     if run.failed:
         raise IngestError(f"KPIs that could not be computed: {', '.join(sorted(run.failed))}")
     return run.rows
 
 
 class _Run:
-    """One run over some KPIs. `rows` and `failed` (names) are what has become of it so far."""
+    """One run over some KPIs. `rows` and `failed` (names) are what has become of it so far. A KPI that fails is not
+    tried again, but that one window fails does not keep it from being computed for recent ones."""
 
     def __init__(self, connection: asyncpg.Connection, now: datetime, kpis: Sequence[Kpi]) -> None:
         self.now = now
         self.rows = 0
         self.failed: set[str] = set()
+        self._given_up: set[str] = set()
         self._connection = connection
         self._kpis = kpis
 
@@ -181,37 +189,49 @@ class _Run:
 
     async def compute_recent(self) -> None:
         """The windows that are recent, or missing."""
+        self._given_up = set()
         for kpi in self._kpis:
             for granularity in kpi.granularities:
                 latest = await self._connection.fetchval(_LATEST, kpi.name, granularity)
                 await self._compute(kpi, granularity, windows(granularity, self.now, latest))
 
-    async def compute_noted(self, source: str, notes: Sequence[Note], until: float) -> None:
-        """The windows that are over and were noted, but for the recent ones, which were computed just now."""
-        kpis = [kpi for kpi in self._kpis if kpi.source == source]
-        if not kpis:
-            return
+    async def compute_noted(self, source: str, notes: Sequence[Note], until: float) -> bool:
+        """The windows that are over and were noted, but for those that are recent; whether all were computed."""
         minutes_from, events_from = await stale_metrics.kept_from(self._connection)
         kept_from = {"minute": minutes_from, "hour": events_from if source == "events" else None}
         for note in notes:
-            window = Window(note.start, following(note.granularity, note.start))
-            if window.end > self.now:
+            if self._is_recent(note):
                 continue
             if time.monotonic() >= until:
-                break
+                return False
             oldest = kept_from.get(note.granularity)
             # Where that is gone which it would be computed from, it stays as it is.
-            is_kept = oldest is None or window.start >= oldest
-            if is_kept and window.start < BEGINNINGS[note.granularity](self.now - _RECENT[note.granularity]):
-                for kpi in kpis:
-                    if note.granularity in kpi.granularities:
+            if oldest is None or note.start >= oldest:
+                window = Window(note.start, following(note.granularity, note.start))
+                for kpi in self._kpis:
+                    if kpi.source == source and note.granularity in kpi.granularities:
                         await self._compute(kpi, note.granularity, [window])
-            # Every KPI that is from it was computed, now or as recent.
-            if _OF_SOURCE[source, note.granularity] <= {kpi.name for kpi in kpis} - self.failed:
-                await stale_metrics.forget(self._connection, source, note)
+            await self._forget(source, note)
+        return not self._given_up
+
+    async def forget_recent(self, source: str, notes: Sequence[Note]) -> None:
+        """Forget the notes of windows that are over, and were computed as recent."""
+        for note in notes:
+            if self._is_recent(note) and following(note.granularity, note.start) <= self.now:
+                await self._forget(source, note)
+
+    def _is_recent(self, note: Note) -> bool:
+        """Whether the window is computed in any case."""
+        return note.start >= BEGINNINGS[note.granularity](self.now - _RECENT[note.granularity])
+
+    async def _forget(self, source: str, note: Note) -> None:
+        """Forget a note if every KPI that is from that source was computed."""
+        computed = {kpi.name for kpi in self._kpis} - self._given_up
+        if _OF_SOURCE[source, note.granularity] <= computed:
+            await stale_metrics.forget(self._connection, source, note)
 
     async def _compute(self, kpi: Kpi, granularity: str, some: Iterable[Window]) -> None:
-        if kpi.name in self.failed:
+        if kpi.name in self._given_up:
             return
         try:
             for window in some:
@@ -221,6 +241,7 @@ class _Run:
                 raise
             logger.warning("KPI %s failed: %s", kpi.name, " ".join(str(error).split()))
             self.failed.add(kpi.name)
+            self._given_up.add(kpi.name)
 
 
 _OF_SOURCE: Final = {
