@@ -76,13 +76,20 @@ class Budget:
             if address:
                 self._by_address[address] = of_address
             return
+        self._find_room(hold, more, drops=True)
+        self.add(hold, more)
+
+    def expect(self, hold: Hold, more: int) -> None:
+        """Raises PayloadRefused if there would be no room."""
+        self._find_room(hold, more, drops=False)
+
+    def _find_room(self, hold: Hold, more: int, *, drops: bool) -> None:
         by_address, in_all = self._lacks(hold, more)
-        if (by_address > 0 or in_all > 0) and not self._make_room(hold, by_address, in_all):
+        if (by_address > 0 or in_all > 0) and not self._make_room(hold, by_address, in_all, drops):
             whose = "of this address" if by_address > 0 else "in flight"
             raise PayloadRefused(
                 RejectReason.OVERLOADED, f"the bodies {whose} hold all memory that there is for them"
             )
-        self.add(hold, more)
 
     def add(self, hold: Hold, more: int) -> None:
         """Count what is there already, whether there is room or not."""
@@ -112,8 +119,8 @@ class Budget:
         self._arriving.pop(hold, None)
         hold.since = 0.0
 
-    def _make_room(self, hold: Hold, by_address: int, in_all: int) -> bool:
-        """Drop slow uploads until so much is free; whether that is possible."""
+    def _make_room(self, hold: Hold, by_address: int, in_all: int, drops: bool) -> bool:
+        """Whether so much would be free without slow uploads, which are dropped then if they are to be."""
         now = self._clock()
         slow: list[tuple[float, int, Hold]] = []
         for place, one in enumerate(self._arriving):
@@ -126,7 +133,7 @@ class Budget:
         if sum([one.size for _, _, one in slow]) < needed:
             return False
         for _, _, one in sorted(slow, reverse=True):
-            if needed <= 0:
+            if needed <= 0 or not drops:
                 break
             needed -= one.size
             self._drop(one)
@@ -161,10 +168,9 @@ class Hold:
         self._budget.take(self, more)
 
     def expect(self, promised: int) -> None:
-        """Raises PayloadRefused if there would be no room for so many bytes. Nothing is set aside: who promises a
-        length need not keep it."""
-        self._budget.take(self, promised)
-        self._budget.add(self, -promised)
+        """Raises PayloadRefused if there would be no room for so many bytes. Nothing is set aside and nobody dropped:
+        who promises a length need not keep it."""
+        self._budget.expect(self, promised)
 
     def take_decoded(self, text: bytes) -> None:
         """Take what JSON is when it is decoded. Raises PayloadRefused if there is no room for it."""

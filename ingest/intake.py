@@ -191,7 +191,7 @@ class Intake:
             if done:
                 turn.begun.pop(submission, None)
                 turn.done.append(submission)
-                if submission.counted or submission.admitted:
+                if submission.admitted or submission in self._working:
                     self._leave(submission)
             else:
                 queue.append(submission)

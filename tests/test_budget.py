@@ -475,6 +475,19 @@ async def test_when_memory_is_short_the_oldest_goes_on(start: Start):
     await wait_free(client)
 
 
+async def test_nobody_is_taken_for_being_worked_on_who_is_done(client: Client):
+    """Also what is small, and takes bites all the same: each user agent is one."""
+    agents = [{"name": "a", "context": {"userAgent": f"agent {number}"}} for number in range(50)]
+    answers = await asyncio.gather(*[client.post(agents) for _ in range(5)], client.post(TINY))
+    assert {answer.status for answer in answers} == {200}
+    # One server for events, and others for our own and for replays: none has anything left.
+    collect = next(iter(client.worker._server._posts.values()))  # type: ignore[union-attr]
+    found = [cell.cell_contents for cell in collect.__closure__ or ()]
+    intakes = [one._intake for one in found if hasattr(one, "_intake")]
+    assert intakes and not any(one._working or one._queue or one._waiting for one in intakes)
+    await wait_free(client)
+
+
 @given(st.lists(st.integers(0, 5), max_size=60))
 def test_nobody_waits_for_more_than_one_of_each(shares):
     line = waiting.Waiting()

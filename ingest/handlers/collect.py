@@ -13,7 +13,15 @@ from aiohttp import web
 
 from ingest import replays
 from ingest.access import authorization_key
-from ingest.addresses import Network, client_address, country_from_headers, is_proxy, rate_limit_key
+from ingest.addresses import (
+    Network,
+    anonymise,
+    client_address,
+    country_from_headers,
+    is_proxy,
+    public_address,
+    rate_limit_key,
+)
 from ingest.batches import PART_BYTES
 from ingest.bites import Bites
 from ingest.budget import Budget
@@ -160,7 +168,7 @@ class Collector:
                 logger.warning(
                     "%s sends too much for one address, and names others in X-Forwarded-For;"
                     " if it is a proxy of yours, list it in trusted_proxies",
-                    peer,
+                    anonymise(peer) if public_address(peer) else peer,
                 )
 
     def _is_secret(self, key: str | None) -> bool:
