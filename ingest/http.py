@@ -105,6 +105,11 @@ async def read_packed(request: web.BaseRequest, hold: Hold, max_bytes: int, time
         raise PayloadRefused(RejectReason.BAD_ENCODING, f"the body cannot be read: {error}") from None
     except ConnectionError as error:
         raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the client hung up: {error}") from None
+    except RuntimeError as error:
+        # What aiohttp raises for the same where it is we who closed the connection before the body was asked for.
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the connection is closed: {error}") from None
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
     hold.take(len(body))

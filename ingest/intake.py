@@ -176,7 +176,7 @@ class Intake:
         deadline = self._clock() + TURN_SECONDS
         while queue:
             submission = queue.popleft()
-            if budget.worked >= budget.work_room and self._must_wait(submission):
+            if submission.is_long and budget.worked >= budget.work_room and self._must_wait(submission):
                 continue
             try:
                 done = self._advance(submission, turn)
@@ -215,14 +215,12 @@ class Intake:
             self._queue.append(submission)
 
     def _must_wait(self, submission: Submission) -> bool:
-        """Whether there is no room for more of it, in which case it is put back. The oldest always goes on."""
-        oldest = next(iter(self._working), None)
+        """Whether there is no room for more of it, in which case it is put back. The oldest always goes on, and
+        what is short never waits: whoever fills the memory holds up only those who need much of it."""
+        oldest = next((each for each in self._working if each.is_long), None)
         if oldest is None or oldest is submission:
             return False
-        if submission.admitted or submission in self._working:
-            self._queue.append(submission)
-        else:
-            self._waiting.add(submission)
+        self._queue.append(submission)
         return True
 
     def _count(self, submission: Submission) -> None:

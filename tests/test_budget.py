@@ -475,6 +475,26 @@ async def test_when_memory_is_short_the_oldest_goes_on(start: Start):
     await wait_free(client)
 
 
+async def test_what_is_short_waits_for_nobodys_memory(start: Start):
+    """Events that come one by one get in while long bodies fill the memory for work, and are answered first."""
+    client = await start(trusted_proxies=("127.0.0.1",), address_events_per_second=0, address_bytes_per_second=0)
+    client.worker.budget.work_room = 1
+    agents = [{"name": "a", "context": {"userAgent": f"agent {number} " + "Android " * 40}} for number in range(2000)]
+    long = [
+        asyncio.create_task(client.post(zipped(json.dumps(agents).encode()), X_Forwarded_For=f"198.51.100.{number}"))
+        for number in range(4)
+    ]
+    async with asyncio.timeout(20):
+        while client.worker.budget.worked <= 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    for _ in range(5):
+        answer = await client.post(b'{"name":"small"}', X_Forwarded_For="203.0.113.7")
+        assert answer.status == 200
+        assert not any(task.done() for task in long)
+    assert [answer.status for answer in await asyncio.gather(*long)] == [200] * 4
+    await wait_free(client)
+
+
 async def test_nobody_is_taken_for_being_worked_on_who_is_done(client: Client):
     """Also what is small, and takes bites all the same: each user agent is one."""
     agents = [{"name": "a", "context": {"userAgent": f"agent {number}"}} for number in range(50)]

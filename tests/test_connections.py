@@ -182,6 +182,19 @@ def test_one_address_is_limited_and_a_proxy_is_not(database_url: str, tmp_path: 
         assert "one address (127.0.0.0) has all" in said and "127.0.0.2" not in said
 
 
+def test_a_rush_of_connections_that_are_closed_at_once_is_no_error_of_ours(database_url: str, tmp_path: Path):
+    """Some are dropped after their request's head was read, and before its body is asked for."""
+    unfinished = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 32000\r\n\r\n{"
+    with running(Service(tmp_path / "data", database_url, "--max-connections-per-address", "20")) as service:
+        with ExitStack() as stack:
+            for _ in range(200):
+                stack.enter_context(dial(service, unfinished))
+        with dial(service, WHOLE, "127.0.0.2") as other:
+            assert status_of(other) == 200
+        assert 'status="500"' not in service.get("/metrics")[1]
+        assert "Traceback" not in service.log_text()
+
+
 def test_limits_are_those_of_all_workers(database_url: str, tmp_path: Path):
     unfinished = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
     flags = ("--workers", "3", "--max-connections", "30", "--max-connections-per-address", "12")

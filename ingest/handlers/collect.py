@@ -61,6 +61,8 @@ SEGMENT_CALLS: Final = {
 
 _VOLUME: Final = "events, or bytes of them,"
 _QUIET_SECONDS: Final = 60.0
+_MANY_OBJECTS: Final = 500
+"""A body with more of them may hold as many events, which take several bites however short they are."""
 SETTINGS_PATH: Final = "/v1/projects/{key}/settings"
 _PROJECTS: Final = "/v1/projects/"
 
@@ -215,7 +217,7 @@ def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: i
     headers = request.headers
     encoding = headers.get("Content-Encoding")
     if not is_packed(body, encoding) and is_json(body):
-        return decode, len(body) > PART_BYTES
+        return decode, len(body) > PART_BYTES or body.count(b"{") > _MANY_OBJECTS
     content_type = headers.get("Content-Type", "")
 
     def unwrap(packed: bytes) -> Bites[Payload]:
