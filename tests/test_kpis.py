@@ -259,7 +259,7 @@ async def test_onboarding(connection: asyncpg.Connection):
     await connection.execute(
         """
         INSERT INTO onboarding.sessions (
-            status, current_step, started_at, business_info_completed_at, whatsapp_integration_completed_at,
+            status, current_step, created_at, business_info_completed_at, whatsapp_integration_completed_at,
             bot_setup_completed_at, testing_completed_at, completed_at
         )
         SELECT 'completed'::onboarding.session_status, 'complete'::onboarding.step, $1::timestamptz,

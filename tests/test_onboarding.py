@@ -6,14 +6,16 @@ import asyncio
 import json
 import time
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import asyncpg
 import jwt
 import pytest
 
-from ingest import activities, api_keys
+from ingest import activities, api_keys, kpis
 from ingest.credentials import Cipher, new_key
 from ingest.lead import plain_phone
 from ingest.onboarding import OF_NAME
@@ -21,6 +23,7 @@ from tests.worker import Answer, Client, Start, client, start
 
 __all__ = ["client", "start"]
 
+ROOT = Path(__file__).parent.parent
 KEY = new_key()
 ADMIN = {"Authorization": "Bearer an admin's"}
 STEPS = ("business_info", "whatsapp_integration", "bot_setup", "testing")
@@ -703,6 +706,64 @@ async def test_the_funnel(onboarding: Client, connection: asyncpg.Connection):
         assert [step["median_seconds"] for step in answer.json()["steps"]] == [None] * 4
     for query in ("from=yesterday", "from=2026-02-31T00:00:00Z", "step=testing", "to=1", "from=&to="):
         assert await code(await onboarding.get(f"/v1/onboarding/funnel?{query}", **ADMIN)) == (422, "invalid_fields")
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_funnel_query_and_kpis_agree(onboarding: Client, connection: asyncpg.Connection, seed: int):
+    """On sessions as they come about: made, and some time later, or never, gone on with."""
+    random = Random(seed)
+    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
+    for _ in range(random.randrange(20, 60)):
+        made = moment = day + timedelta(hours=random.randrange(12), seconds=random.randrange(3600))
+        id = await connection.fetchval(
+            "INSERT INTO onboarding.sessions (created_at, last_activity_at) VALUES ($1, $1) RETURNING id", made
+        )
+        for step in STEPS[: random.choice([0, 0, 1, 1, 2, 3, 4])]:
+            # Two hours at most; a page may also write a time that cannot be.
+            moment += timedelta(seconds=random.randrange(-60, 7200))
+            await connection.execute(
+                f"UPDATE onboarding.sessions SET {step}_completed_at = $2,"
+                " started_at = least(coalesce(started_at, $2), $2) WHERE id = $1",
+                id,
+                moment,
+            )
+        if random.random() < 0.3:
+            await connection.execute(
+                "UPDATE onboarding.sessions SET status = 'abandoned', abandoned_at = now()"
+                " WHERE id = $1 AND status <> 'completed'",
+                id,
+            )
+    path = f"/v1/onboarding/funnel?from={day:%Y-%m-%dT%H:%M:%SZ}"
+    told = (await onboarding.get(path, **ADMIN)).json()
+    steps = [(step["reached"], step["completed"], step["drop_off_rate"]) for step in told["steps"]]
+    assert told["sessions"] == steps[0][0] == await connection.fetchval("SELECT count(*) FROM onboarding.sessions")
+    assert steps[0][1] < steps[0][0] and told["steps"][0]["median_seconds"] > 0
+
+    query = (ROOT / "docs" / "queries" / "onboarding.sql").read_text()
+    rows = await connection.fetch(query)
+    assert [(row["began"], row["finished"]) for row in rows] == [step[:2] for step in steps]
+    assert [float(row["percent_lost"]) for row in rows] == pytest.approx([100 * step[2] for step in steps], abs=0.06)
+    seconds = [step["median_seconds"] for step in told["steps"]]
+    assert [60 * float(row["minutes"]) for row in rows] == pytest.approx(seconds, abs=3.1)
+
+    await kpis.run_once(
+        connection, datetime.now(UTC), [kpi for kpi in kpis.load() if kpi.name.startswith("onboarding_")]
+    )
+    figures = {
+        (row["name"], row["step"]): (float(row["value_numeric"]), row["sample_count"])
+        for row in await connection.fetch(
+            "SELECT name, dimensions ->> 'step' AS step, value_numeric, sample_count FROM analytics.metrics"
+            " WHERE granularity = 'day' AND time_window_start = $1",
+            day,
+        )
+    }
+    assert figures["onboarding_completion_rate", None] == (
+        pytest.approx(told["completion_rate"], abs=1e-4),
+        told["sessions"],
+    )
+    for name, (reached, _, rate), median in zip(STEPS, steps, seconds, strict=True):
+        assert figures["onboarding_drop_off", name] == (pytest.approx(rate, abs=1e-4), reached)
+        assert figures["onboarding_step_seconds", name][0] == pytest.approx(median, abs=1e-3)
 
 
 # Who may what. "token": with a session's token beside the credentials; what is answered follows from it alone.

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import database
+from ingest import database, kpis
 from ingest.buckets import Room
 from ingest.config import DIMENSION_NAMES
 from ingest.database import load_queries
@@ -118,9 +118,10 @@ async def events(connection: asyncpg.Connection, *rows: dict[str, Any] | str) ->
     await connection.execute("SELECT analytics.ensure_events_partition(current_date)")
     for row in rows:
         await connection.execute(
-            "INSERT INTO analytics.events (type, name, anonymous_id, user_id, url, referrer, properties, created_at)"
-            " SELECT type, name, anonymous_id, user_id, url, referrer, coalesce(properties, '{}'),"
-            " coalesce(created_at, now()) FROM jsonb_populate_record(NULL::analytics.events, $1)",
+            "INSERT INTO analytics.events"
+            " (type, name, anonymous_id, user_id, session_id, url, referrer, properties, created_at, device_type)"
+            " SELECT type, name, anonymous_id, user_id, session_id, url, referrer, coalesce(properties, '{}'),"
+            " coalesce(created_at, now()), device_type FROM jsonb_populate_record(NULL::analytics.events, $1)",
             row if isinstance(row, str) else json.dumps({"name": "x", **row}),
         )
 
@@ -251,6 +252,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["value", "a"]), inner, max_size=2),
     max_leaves=4,
 )
+UNIT = "00000000-0000-4000-8000-00000000000a"
 ROWS = st.fixed_dictionaries(
     {
         "type": st.sampled_from(["page_view", "conversion", "user_action"]),
@@ -258,12 +260,26 @@ ROWS = st.fixed_dictionaries(
     },
     optional={
         "anonymous_id": st.sampled_from(["a", "b", "c"]),
-        "user_id": st.sampled_from(["ada", "a"]),
+        "user_id": st.sampled_from(["ada", "a", UNIT]),
+        "session_id": st.sampled_from(["s1", "s2"]),
         "url": URLS,
         "referrer": URLS,
         "properties": st.fixed_dictionaries({}, optional={"value": JSON}),
     },
 )
+# A bot may be anything that a person is, also one of these people; and do whatever any of the queries counts.
+BOTS: list[dict[str, Any]] = [
+    {"type": kind, "name": name, "device_type": "bot", "properties": {"value": 1000}, **who, **page}
+    for kind in ("page_view", "conversion", "user_action", "system")
+    for name in ("x", "signup_completed", "lead_submitted", "onboarding_started")
+    for who in (
+        {"anonymous_id": "a"},
+        {"anonymous_id": "bot"},
+        {"user_id": "ada"},
+        {"user_id": UNIT, "session_id": "s1"},
+    )
+    for page in ({"url": "https://shop.example/pricing"}, {"url": "https://shop.example/?utm_source=bots"})
+]
 
 
 @pytest.fixture(scope="module")
@@ -279,12 +295,41 @@ def test_nothing_that_clients_send_breaks_a_query(module_url: str, rows: list[di
     run_apart(lambda: hold(module_url, rows))
 
 
+COPY_AS_BOTS = (
+    "INSERT INTO analytics.events"
+    " (type, name, anonymous_id, user_id, session_id, url, referrer, properties, created_at, device_type)"
+    " SELECT type, name, anonymous_id, user_id, session_id, url, referrer, properties, created_at, 'bot'"
+    " FROM analytics.events"
+)
+
+
+async def shown_an_experiment(connection: asyncpg.Connection) -> None:
+    """To a user and to a session, an hour ago."""
+    await connection.execute(
+        "INSERT INTO experiments.experiments (id, name, status, test_variants)"
+        f" VALUES ('{UNIT}', 'pricing_page_layout', 'running', '[{{\"id\": \"b\"}}]') ON CONFLICT DO NOTHING"
+    )
+    await connection.execute(
+        "INSERT INTO experiments.assignments"
+        " (experiment_id, user_id, session_id, variant_id, first_exposure_at, last_exposure_at, exposure_count)"
+        f" SELECT '{UNIT}', person::uuid, visit, variant, now() - interval '1 hour', now() - interval '1 hour', 1"
+        f" FROM (VALUES ('{UNIT}', NULL, 'b'), (NULL, 's1', 'control')) AS unit (person, visit, variant)"
+        " ON CONFLICT DO NOTHING"
+    )
+
+
 async def hold(url: str, rows: list[dict[str, Any]]) -> None:
     connection = await database.connect(url, purpose="tests")
     try:
         await connection.execute("TRUNCATE analytics.events")
+        await shown_an_experiment(connection)
         await events(connection, *rows)
         told = {name: await ask(connection, name) for name in FILES}
+        assert sum([row["saw_it"] for row in told["experiment"]]) == 2
+        await connection.execute("SELECT analytics.ensure_events_partition(current_date)")
+        await connection.execute(COPY_AS_BOTS)
+        await events(connection, *BOTS)
+        assert {name: await ask(connection, name) for name in FILES} == told
         people = {row.get("user_id") or row.get("anonymous_id") for row in rows} - {None}
         assert {row["people"] for row in told["funnel"] if row["stage"] == "visit"} == {len(people)}
         assert sum([row["visitors"] for row in told["sources"]]) == len(
@@ -299,6 +344,31 @@ async def hold(url: str, rows: list[dict[str, Any]]) -> None:
         assert {row["source"] for row in told["sources"]} <= {source or "direct" for source in possible}
     finally:
         await connection.close()
+
+
+async def test_bots_change_no_answer(connection: asyncpg.Connection) -> None:
+    await load(connection, anchor=datetime.now(UTC))
+    computed = [kpi for kpi in kpis.load() if kpi.name in ("page_views", "active_users", "experiment_conversions")]
+
+    async def answers() -> dict[str, Any]:
+        await connection.execute("SELECT process_pending_events()")
+        while await Rollup(DIMENSION_NAMES, Room(names=1000, values=100)).run_once(connection):
+            pass
+        await kpis.run_once(connection, datetime.now(UTC), computed)
+        told: dict[str, Any] = {name: await ask(connection, name) for name in FILES}
+        # The hour that a day ago was in may have ended meanwhile.
+        oldest = datetime.now(UTC) - timedelta(hours=22)
+        return told | {"hours": [row for row in told["hours"] if row["time_bucket"] > oldest]}
+
+    before = await answers()
+    assert all(before.values())
+    people = await connection.fetchval("SELECT count(*) FROM analytics.events WHERE device_type <> 'bot'")
+    await connection.execute(COPY_AS_BOTS)
+    await events(connection, *BOTS)
+    assert (
+        await connection.fetchval("SELECT count(*) FROM analytics.events WHERE device_type = 'bot'") > people > 1000
+    )
+    assert await answers() == before
 
 
 async def test_the_queries_agree_with_each_other_on_the_seed_data(connection: asyncpg.Connection) -> None:

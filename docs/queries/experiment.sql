@@ -6,7 +6,7 @@ with units as (
   where experiment.name = 'pricing_page_layout'
 ), signups as (
   select user_id, session_id, created_at from analytics.events
-  where name = 'signup_completed' and created_at > now() - interval '31 days'
+  where name = 'signup_completed' and created_at > now() - interval '31 days' and device_type is distinct from 'bot'
 ), converted as (
   select distinct coalesce(by_user.unit, by_session.unit) as unit
   from signups

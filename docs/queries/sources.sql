@@ -10,7 +10,8 @@ with first as (
   select person, sum(analytics.number_of(properties -> 'value')) as value,
          count(*) filter (where properties -> 'value' <> 'null' and analytics.number_of(properties -> 'value') is null) as unreadable
   from analytics.activity
-  where type = 'conversion' and person is not null and created_at > now() - interval '31 days'
+  where type = 'conversion' and person is not null and device_type is distinct from 'bot'
+    and created_at > now() - interval '31 days'
   group by person
 )
 select source, count(*) as visitors, count(conversions.person) as customers,

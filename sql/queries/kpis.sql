@@ -145,25 +145,25 @@ FROM marketing.leads WHERE deleted_at IS NULL AND created_at < $2
 GROUP BY status
 
 -- onboarding_completion_rate --
--- Share of the onboarding sessions started in the window that are completed, as far as two days after it.
+-- Share of the onboarding sessions begun in the window that are completed, as far as two days after it.
 -- rate, average; day week month
 SELECT '{}'::jsonb AS dimensions, avg((status = 'completed')::int) AS value_numeric, count(*) AS sample_count
-FROM onboarding.sessions WHERE started_at >= $1 AND started_at < $2
+FROM onboarding.sessions WHERE created_at >= $1 AND created_at < $2
 HAVING count(*) > 0
 
 -- onboarding_drop_off --
--- Share of the onboarding sessions started in the window that came to a step and have not completed it, by step, as far as two days after it.
+-- Share of the onboarding sessions begun in the window that came to a step and have not completed it, by step, as far as two days after it.
 -- rate, average; day week month
 SELECT jsonb_build_object('step', step) AS dimensions, avg((done_at IS NULL)::int) AS value_numeric,
     count(*) AS sample_count
 FROM onboarding.sessions,
     LATERAL (VALUES
-        ('business_info', started_at, business_info_completed_at),
+        ('business_info', created_at, business_info_completed_at),
         ('whatsapp_integration', business_info_completed_at, whatsapp_integration_completed_at),
         ('bot_setup', whatsapp_integration_completed_at, bot_setup_completed_at),
         ('testing', bot_setup_completed_at, testing_completed_at)
     ) AS steps (step, began_at, done_at)
-WHERE started_at >= $1 AND started_at < $2 AND began_at IS NOT NULL
+WHERE created_at >= $1 AND created_at < $2 AND began_at IS NOT NULL
 GROUP BY step
 
 -- onboarding_step_seconds --
@@ -182,13 +182,13 @@ SELECT jsonb_build_object('step', step) AS dimensions,
     ) AS value_json
 FROM onboarding.sessions,
     LATERAL (VALUES
-        ('business_info', started_at, business_info_completed_at),
+        ('business_info', created_at, business_info_completed_at),
         ('whatsapp_integration', business_info_completed_at, whatsapp_integration_completed_at),
         ('bot_setup', whatsapp_integration_completed_at, bot_setup_completed_at),
         ('testing', bot_setup_completed_at, testing_completed_at)
     ) AS steps (step, began_at, done_at),
     LATERAL (SELECT extract(epoch FROM done_at - began_at) AS seconds) AS took
-WHERE done_at >= $1 AND done_at < $2
+WHERE done_at >= $1 AND done_at < $2 AND done_at >= began_at
 GROUP BY step
 
 -- experiment_exposures --
