@@ -24,13 +24,19 @@ class Emitter:
         self.can_accept = can_accept
 
     async def emit(
-        self, events: list[dict[str, Any]], path: str, address: str, headers: Mapping[str, str], country: str | None
+        self,
+        events: list[dict[str, Any]],
+        path: str,
+        address: str,
+        headers: Mapping[str, str],
+        country: str | None,
+        unseen: bool = False,
     ) -> None:
         """Return when the events, in the native dialect, are on stable storage.
 
         To be called after the transaction that they tell of: an event of what was then rolled back would be a lie.
         When the journal fails in between, the event is missing, and that is logged and counted as a refusal; what
-        it tells of is in its table all the same.
+        it tells of is in its table all the same. `unseen`: it was a bot that did it, whatever the headers say.
         """
         if not events:
             return
@@ -40,6 +46,7 @@ class Emitter:
             path, lambda sent: read_native(sent, len(events), MAX_EVENT_BYTES), body, address, headers, None, settled
         )
         submission.country = country
+        submission.own, submission.unseen = True, unseen
         self._intake.submit(submission)
         await settled
         if submission.refused is not None or submission.refusals or not submission.durable:

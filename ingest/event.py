@@ -108,7 +108,7 @@ class Arrival(NamedTuple):
     """A request as the steps see it: when it came, from whom, and what its body may hide.
 
     sent_at: by the client's clock, None if it did not say.  authenticated: whether it carried a credential that is
-    not public.  first_came: when it came first, for a replay.
+    not public.  first_came: when it came first, for a replay.  own: whether it is the service's, not a client's.
     """
 
     moment: Moment
@@ -119,6 +119,7 @@ class Arrival(NamedTuple):
     limits: Limits
     authenticated: bool = False
     first_came: datetime | None = None
+    own: bool = False
 
 
 class Processed(NamedTuple):
@@ -148,12 +149,13 @@ def arrive(
     limits: Limits,
     authenticated: bool = False,
     first_came: datetime | None = None,
+    own: bool = False,
 ) -> Arrival:
     """Work out once for a request what all its events share. `first_came` is ignored if it is no time to be kept."""
     if first_came is not None and not moment.oldest <= first_came <= moment.at:
         first_came = None
     sender_fields = _sender_fields(sender)
-    return Arrival(moment, sent_at, sender, sender_fields, hazards, limits, authenticated, first_came)
+    return Arrival(moment, sent_at, sender, sender_fields, hazards, limits, authenticated, first_came, own)
 
 
 def process(raws: Sequence[RawEvent], arrival: Arrival, ending: str = "", first: int = 0) -> Processed:
@@ -174,7 +176,9 @@ def take_through_steps(raws: Sequence[RawEvent], arrival: Arrival) -> Drafts | B
 
 def write_lines(drafts: Drafts, arrival: Arrival, ending: str, first: int) -> Processed:
     """`ending` is what follows the last tab of each line, `first` the first event's place in the record."""
-    ending = f"t\t{ending}" if arrival.authenticated else f"\\N\t{ending}"
+    # False is what nobody but the service writes; see the column.
+    authenticated = "t" if arrival.authenticated else "f" if arrival.own else "\\N"
+    ending = f"{authenticated}\t{ending}"
     lines = drafts.lines(arrival.moment.text, first, ending)
     if own := arrival.sender.own:
         lines = [conceal_own(line, own) if own in line else line for line in lines]

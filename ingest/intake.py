@@ -252,7 +252,8 @@ class Intake:
     def _decode(self, submission: Submission) -> Payload | None:
         """The payload, if this was the last bite of decoding it."""
         if submission.work is None:
-            submission.sender = self._settings.make_sender(submission.address, submission.headers, submission.country)
+            sender = self._settings.make_sender(submission.address, submission.headers, submission.country)
+            submission.sender = sender._replace(ahead=True) if submission.unseen else sender
             found = submission.decode(submission.body)
             if isinstance(found, Payload):
                 if len(found.parts[0].events) > SLICE:
@@ -328,7 +329,8 @@ class Intake:
         """Work out what the events of a decoded submission share. Raises PayloadRefused."""
         settings = self._settings
         assert submission.sender is not None
-        authenticated = settings.check_key(submission.header_key or payload.write_key)
+        # The service needs no key to say something itself.
+        authenticated = not submission.own and settings.check_key(submission.header_key or payload.write_key)
         if payload.total > 1:
             # It may take several turns and several records. Better refused whole now than half-way: what was
             # taken of it by then would be stored again when the client, as it should, sends all of it again.
@@ -352,7 +354,14 @@ class Intake:
             submission.body = b""
         hazards = payload.parts[0].hazards
         submission.arrival = arrive(
-            turn.moment, sent_at, submission.sender, hazards, settings.limits, authenticated, first_came
+            turn.moment,
+            sent_at,
+            submission.sender,
+            hazards,
+            settings.limits,
+            authenticated,
+            first_came,
+            submission.own,
         )
 
     def _charge(self, submission: Submission, payload: Payload, sender: Sender) -> None:

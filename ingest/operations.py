@@ -161,14 +161,15 @@ class Call:
         if not self._api.emitter.can_accept():
             raise Problem(503, "overloaded", "the journal cannot take events now; try again", headers=_retry())
 
-    async def emit(self, *events: dict[str, Any], of_client: bool = True) -> None:
+    async def emit(self, *events: dict[str, Any], of_client: bool = True, unseen: bool = False) -> None:
         """Put events of our own into the stream, after the transaction they tell of. Durable when this returns.
-        `of_client`: whether address and device are those of whom they are about; a server's or an admin's are not."""
+        `of_client`: whether address and device are those of whom they are about; a server's or an admin's are not.
+        `unseen`: they are a bot's."""
         path = self.request.match_info.route.resource
         assert path is not None
         address, headers = (self.address, self.request.headers) if of_client else ("", {})
         country = self.country if of_client else None
-        await self._api.emitter.emit(list(events), path.canonical, address, headers, country)
+        await self._api.emitter.emit(list(events), path.canonical, address, headers, country, unseen)
 
 
 class Api:

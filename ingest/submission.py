@@ -40,6 +40,7 @@ class Submission:
         "hold",
         "is_long",
         "keys",
+        "own",
         "parts",
         "path",
         "payload",
@@ -53,6 +54,7 @@ class Submission:
         "settled",
         "share",
         "taken",
+        "unseen",
         "waits",
         "watch",
         "within",
@@ -91,6 +93,9 @@ class Submission:
         self.written = 0
         # Of the client, if a proxy that is believed named it.
         self.country: str | None = None
+        # Whether it is the service's own, not a client's; whether nobody saw what it tells of.
+        self.own = False
+        self.unseen = False
         self.sender: Sender | None = None
         self.payload: Payload | None = None
         self.arrival: Arrival | None = None

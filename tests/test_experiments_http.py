@@ -381,17 +381,111 @@ async def test_exposures_are_counted_and_tell_the_stream(client: Client):
     assert {event["anonymous_id"] for event in events} >= {"browser"}
 
 
-async def test_a_bots_exposure_is_only_an_event_of_a_bot(client: Client):
+GOOGLEBOT: dict[str, str] = {"User-Agent": "Mozilla/5.0 (compatible; Googlebot/2.1)"}
+FIREFOX: dict[str, str] = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:120.0) Gecko/20100101 Firefox/120.0"}
+AHEAD: list[dict[str, str]] = [
+    FIREFOX | each for each in ({"Sec-Purpose": "prefetch;prerender"}, {"Purpose": "prefetch"}, {"X-Moz": "prefetch"})
+]
+
+
+async def test_a_bots_exposure_is_only_an_event_of_a_bot(client: Client, database_url: str):
+    """Whoever tells of it, and however it is known. A server's own user agent is not its visitor's."""
     id = await run(client, "button", **EVERYBODY_B)
-    ahead: dict[str, str] = {"Sec-Purpose": "prefetch;prerender"}
-    for headers in ({"User-Agent": "Mozilla/5.0 (compatible; Googlebot/2.1)"}, ahead):
-        told = await expose(client, headers, session_id="visit")
-        assert (told.status, told.json()["recorded"]) == (200, False)
-    assert {event["device_type"] for event in await client.events()} == {"bot"}
-    assert await client.fetch("SELECT FROM experiments.assignments") == []
+    units: dict[str, bool] = {}
+    for who, proof in (await credentials(database_url)).items():
+        speaks_for_others = who in ("admin", "service_role", "write key", "admin key")
+        seen: list[tuple[dict[str, str], dict[str, str]]]
+        seen = [(FIREFOX, {}), ({}, {}), (FIREFOX, {"device": "mobile"})]
+        unseen: list[tuple[dict[str, str], dict[str, str]]] = [(headers, {}) for headers in AHEAD]
+        unseen += [(headers, {"device": "bot"}) for headers in (FIREFOX, GOOGLEBOT, {}, *AHEAD)]
+        (seen if speaks_for_others else unseen).extend([(GOOGLEBOT, {}), (GOOGLEBOT, {"device": "desktop"})])
+        for counts, cases in ((True, seen), (False, unseen)):
+            for number, (headers, context) in enumerate(cases):
+                unit = f"{who} {counts} {number}"
+                units[unit] = counts
+                told = await expose(client, {**headers, **proof}, session_id=unit, **context)
+                assert (told.status, told.json().get("recorded", True)) == (200, counts), (unit, headers, context)
+    stored = await client.events()
+    assert {event["session_id"]: event["device_type"] != "bot" for event in stored} == units
+    rows = await client.fetch("SELECT session_id FROM experiments.units CROSS JOIN unnest(sessions) AS session_id")
+    assert {row["session_id"] for row in rows} == {unit for unit, counts in units.items() if counts}
     found = (await client.get(f"{PATH}/{id}/results?event=buy", **ADMIN)).json()
+    assert sum(variant["exposures"] for variant in found["variants"]) == sum(units.values())
     assert found["unrecorded_exposures"] == 0
-    assert (await expose(client, session_id="visit")).json() == {"experiment": "button", "variant_id": "b"}
+    # A server's requests say nothing of where its visitors are, nor of what they use.
+    of_servers = [event for event in stored if event["session_id"].startswith("write key")]
+    assert {(event["user_agent"], event["ip_address"]) for event in of_servers} == {(None, None)}
+
+
+async def test_the_database_records_no_bots_exposure_either(connection: asyncpg.Connection):
+    await connection.execute(
+        "INSERT INTO experiments.experiments (name, status, test_variants)"
+        " VALUES ('button', 'running', '[{\"id\": \"b\"}]')"
+    )
+    for role in ("anon", "service_role"):
+        for number, (headers, device, counts) in enumerate(
+            (
+                (FIREFOX, None, True),
+                ({}, "mobile", True),
+                (GOOGLEBOT, None, role == "service_role"),
+                (GOOGLEBOT, "bot", False),
+                (FIREFOX, "bot", False),
+                *[(each, None, False) for each in AHEAD],
+            )
+        ):
+            async with connection.transaction():
+                lower = {name.lower(): value for name, value in headers.items()}
+                await connection.execute("SELECT set_config('request.headers', $1, true)", json.dumps(lower))
+                await connection.execute(f"SET LOCAL ROLE {role}")
+                told = await connection.fetchrow(
+                    "SELECT * FROM record_exposure('button', session_id := $1, device := $2)",
+                    f"{role} {number}",
+                    device,
+                )
+            assert (told["is_running"], told["recorded"]) == (True, counts), (role, headers, device)
+            assert told["variant_id"] in ("control", "b")
+    assert await connection.fetchval("SELECT count(*) FROM experiments.units") == 5
+
+
+async def test_nobody_forges_an_exposure(start: Start, connection: asyncpg.Connection):
+    """By whatever way an event comes in, and with whatever key: only what the service itself wrote is its word."""
+    client = await start(admin_keys=(ADMIN_KEY,), jwt_secret=SECRET, write_keys=("public",), assignments_per_hour=1)
+    id = await run(client, "button", **EVERYBODY_B)
+    told = {"experiment": "button", "variant": "b", "recorded": False}
+    forged = {"name": "experiment_exposure", "type": "system", "session_id": "forged", "properties": told}
+    own_words: list[dict[str, Any]] = [
+        {}, {"authenticated": False}, {"own": True}, {"context": {"authenticated": False, "own": 1}},
+    ]  # fmt: skip
+    keys: list[dict[str, str]] = [{"X_Write_Key": "public"}, ADMIN]
+    for headers in keys:
+        for more in own_words:
+            assert (await client.post({**forged, **more}, **headers)).status == 200
+        assert (await client.post([forged] * 3, **headers)).status == 200
+        track = {"event": forged["name"], "anonymousId": "forged", "properties": told}
+        for body, path in ((track, "/v1/track"), ({"batch": [{"type": "track", **track}]}, "/v1/batch")):
+            assert (await client.post(body, path, **headers)).status == 200
+
+    for authenticated in (True, False):
+        async with connection.transaction():
+            await connection.execute("SET LOCAL ROLE anon")
+            insert = "INSERT INTO analytics.events (type, name, authenticated) VALUES ('system', 'x', {})"
+            assert await refusal(connection, insert.format(authenticated)) is not None
+
+    async def results() -> dict[str, Any]:
+        await client.settled()
+        found: dict[str, Any] = (await client.get(f"{PATH}/{id}/results?event=buy", **ADMIN)).json()
+        return found
+
+    found = await results()
+    assert await client.names() == ["experiment_exposure"] * len(keys) * (len(own_words) + 5)
+    assert (found["unrecorded_exposures"], found["variants"][1]["exposures"]) == (0, 0)
+    assert not any("assignments_per_hour" in warning for warning in found["warnings"])
+    # The service itself needs no write key to tell the stream, and is counted.
+    for n in range(4):
+        assert (await expose(client, session_id=f"visit {n}")).json().get("recorded", True) == (n == 0)
+    found = await results()
+    assert (found["unrecorded_exposures"], found["variants"][1]["exposures"]) == (3, 1)
+    assert any("assignments_per_hour" in warning for warning in found["warnings"])
 
 
 async def test_an_exposure_of_what_was_only_computed(client: Client):

@@ -267,9 +267,9 @@ class Experiments:
         self._leave_out_nobody(shown)
         caller = _proved(call.caller, shown)
         call.require_room()
-        if Scope.WRITE not in call.caller.scopes and _is_a_bots(call):
-            # Nobody saw it: bots count nowhere, and its event is a bot's.
-            return await self._leave_unrecorded(call, shown)
+        if _is_unseen(call, shown):
+            # Bots count nowhere, and its event is a bot's.
+            return await self._leave_unrecorded(call, shown, unseen=True)
         try:
             async with call.transaction(caller=caller) as connection:
                 found = await connection.fetchrow(
@@ -283,12 +283,13 @@ class Experiments:
                 raise
             # It was shown all the same, and is not lost: the results tell how many there were.
             return await self._leave_unrecorded(call, shown)
-        await call.emit(_event(shown, found["variant_id"]))
+        await call.emit(_event(shown, found["variant_id"]), of_client=not _is_server(call))
         return _json_answer(msgspec.json.encode(Exposed(shown.experiment, found["variant_id"])))
 
-    async def _leave_unrecorded(self, call: Call, shown: Exposure) -> web.StreamResponse:
+    async def _leave_unrecorded(self, call: Call, shown: Exposure, unseen: bool = False) -> web.StreamResponse:
         variant = await self._computed(shown)
-        await call.emit(_event(shown, variant) | {"properties": _shown(shown, variant) | {"recorded": False}})
+        event = _event(shown, variant) | {"properties": _shown(shown, variant) | {"recorded": False}}
+        await call.emit(event, of_client=not _is_server(call), unseen=unseen)
         return _json_answer(msgspec.json.encode(Exposed(shown.experiment, variant, False)))
 
     def _leave_out_nobody(self, unit: Unit) -> None:
@@ -358,9 +359,17 @@ def _json_answer(body: bytes, status: int = 200) -> web.Response:
     return web.Response(status=status, body=body, content_type=JSON)
 
 
-def _is_a_bots(call: Call) -> bool:
-    """Whether a bot asks, or a browser ahead of time."""
-    return describe_user_agent(call.user_agent).device_type == "bot" or is_made_ahead(call.request.headers)
+def _is_server(call: Call) -> bool:
+    """Whether a server speaks for its visitors: its address and user agent are not theirs."""
+    return Scope.WRITE in call.caller.scopes
+
+
+def _is_unseen(call: Call, shown: Exposure) -> bool:
+    """Whether nobody saw it: it was a bot, or a browser ahead of time. No server says that of its own requests: where
+    one sends such a header, it passes on its visitor's."""
+    if shown.device == "bot" or is_made_ahead(call.request.headers):
+        return True
+    return not _is_server(call) and describe_user_agent(call.user_agent).device_type == "bot"
 
 
 def _json(unit: Unit) -> str | None:

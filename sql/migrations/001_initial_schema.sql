@@ -297,7 +297,7 @@ COMMENT ON COLUMN analytics.events.country IS 'ISO 3166-1 alpha-2, upper case';
 COMMENT ON COLUMN analytics.events.region IS 'ISO 3166-2 subdivision without the country, as the CDN or the MaxMind file has it';
 COMMENT ON COLUMN analytics.events.batch_id IS 'The record that carried it: journal number << 40 | record number; NULL for a plain INSERT';
 COMMENT ON COLUMN analytics.events.batch_position IS 'Its place in that record. Events of equal created_at were sent in the order of (received_at, batch_id, batch_position)';
-COMMENT ON COLUMN analytics.events.authenticated IS 'True: its request carried a secret credential, an API key that may write or an admin key; else NULL, also with a public write key';
+COMMENT ON COLUMN analytics.events.authenticated IS 'True: its request carried a secret credential, an API key that may write or an admin key. False: the service itself wrote it, such as experiment_exposure, whoever asked. Else NULL, also with a public write key';
 COMMENT ON COLUMN analytics.events.client_time IS 'Where created_at is not the client''s own time: the impossible one that it gave, or ''-infinity'' if it gave an id but no time. An event is known by (id, coalesce(client_time, created_at)), whenever it is delivered';
 
 CREATE TABLE analytics.event_keys (

@@ -1271,6 +1271,12 @@ BEGIN
     IF record_exposure.variant_id IS NULL OR record_exposure.variant_id <> record_exposure.variant THEN
         RETURN;
     END IF;
+    -- Nobody saw it: bots count nowhere. A server's own user agent says nothing of its visitors.
+    IF record_exposure.device = 'bot' OR ingest.is_made_ahead() OR (
+        current_setting('role') <> 'service_role' AND ingest.device_of(ingest.request_header('User-Agent')) = 'bot'
+    ) THEN
+        RETURN;
+    END IF;
     UPDATE experiments.assignments SET
         first_exposure_at = coalesce(first_exposure_at, now()),
         last_exposure_at = greatest(last_exposure_at, first_exposure_at, now()),
@@ -1282,7 +1288,7 @@ END
 $$;
 COMMENT ON FUNCTION public.record_exposure(text, uuid, text, text, text, text, text, jsonb) IS
     'Record that a unit, which is the user or else the session, was shown its variant of a running experiment, assigning it if it was not. '
-    'Not recorded if no such experiment runs, if the unit takes no part and never did (variant_id is NULL), or if its variant is another one';
+    'Not recorded if no such experiment runs, if the unit takes no part and never did (variant_id is NULL), if its variant is another one, or if it is a bot''s';
 
 CREATE FUNCTION experiments.as_shown(experiment experiments.experiments) RETURNS jsonb
 LANGUAGE sql IMMUTABLE PARALLEL SAFE

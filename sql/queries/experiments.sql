@@ -95,8 +95,9 @@ FROM units LEFT JOIN converted USING (unit)
 GROUP BY units.variant_id
 
 -- unrecorded --
--- Exposures that are only an event, as their address had brought too many new units; not those of bots
+-- Exposures that are only an event, as their address had brought too many new units; not those of bots. And only what
+-- the service itself wrote (authenticated is false), as anybody may send an event of that name.
 SELECT count(*) FROM analytics.events
 WHERE name = 'experiment_exposure' AND properties @> jsonb_build_object('experiment', $1::text, 'recorded', false)
-    AND device_type IS DISTINCT FROM 'bot'
+    AND authenticated = false AND device_type IS DISTINCT FROM 'bot'
     AND ($2::timestamptz IS NULL OR created_at >= $2) AND ($3::timestamptz IS NULL OR created_at < $3)
