@@ -50,7 +50,7 @@ class PersonQuery(msgspec.Struct, forbid_unknown_fields=True):
     ]  # fmt: skip
     include_unverified: Annotated[
         bool,
-        fields.about("Also what only requests without a key claim: a browser's id in a form, an identify, phones"),
+        fields.about("Also what only requests without a key claim: a form's browser, an event's session, phones …"),
     ] = False
 
 

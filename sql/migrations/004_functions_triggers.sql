@@ -1548,10 +1548,14 @@ BEGIN
         SELECT anonymous_id FROM onboarding.sessions
         WHERE include_unverified AND id = ANY (found.session_ids) AND anonymous_id <> ALL (found.anonymous_ids)
     );
+    -- An event without credentials is its sender's, but not the visit that it names.
     found.visits := found.session_ids::text[] || ARRAY(
-        SELECT DISTINCT session_id FROM analytics.events
-        WHERE session_id IS NOT NULL AND CASE WHEN user_id IS NULL
+        SELECT session_id FROM analytics.events
+        WHERE (authenticated OR include_unverified) AND session_id IS NOT NULL AND CASE WHEN user_id IS NULL
             THEN anonymous_id = ANY (found.anonymous_ids) ELSE user_id = ANY (found.user_ids) END
+        UNION
+        SELECT visit_session_id FROM onboarding.sessions
+        WHERE include_unverified AND id = ANY (found.session_ids) AND visit_session_id IS NOT NULL
     );
     found.row_ids := ARRAY(
         SELECT unnest(found.lead_ids || found.session_ids || found.account_ids)::text
@@ -1687,6 +1691,7 @@ AS $$
 DECLARE
     person ingest.person;
     planned jsonb;
+    unverified jsonb;
     names text[];
     counts jsonb := '{}'::jsonb;
     affected bigint;
@@ -1702,8 +1707,10 @@ BEGIN
         SELECT (new_values ->> 'first_name') || ' ' || (new_values ->> 'last_name')
         FROM public.audit_logs WHERE row_id = ANY (person.lead_ids::text[])
     );
-    names := CASE WHEN include_unverified THEN array_remove(names, NULL) ELSE '{}' END;
+    names := array_remove(names, NULL);
     IF dry_run THEN
+        unverified := ingest.unverified_ids(gdpr_delete_user_data.email)
+            || CASE WHEN cardinality(names) > 0 THEN jsonb_build_object('names', names) ELSE '{}' END;
         -- All of it is done and taken back: what would go is what goes.
         BEGIN
             planned := public.gdpr_delete_user_data(gdpr_delete_user_data.email, include_unverified);
@@ -1711,11 +1718,14 @@ BEGIN
         EXCEPTION WHEN SQLSTATE 'PTDRY' THEN
             RETURN jsonb_build_object(
                 'would_erase', planned,
-                'because_of', ingest.ids_of(person)
-                    || CASE WHEN cardinality(names) > 0 THEN jsonb_build_object('names', names) ELSE '{}' END,
-                'unverified', ingest.unverified_ids(gdpr_delete_user_data.email)
+                'because_of', ingest.ids_of(person) || CASE WHEN include_unverified AND cardinality(names) > 0
+                    THEN jsonb_build_object('names', names) ELSE '{}' END,
+                'unverified', unverified
             );
         END;
+    END IF;
+    IF NOT include_unverified THEN
+        names := '{}';
     END IF;
 
     WITH gone AS (
@@ -1776,31 +1786,51 @@ BEGIN
     -- What they were counted in is made anew.
     INSERT INTO analytics.stale_buckets (granularity, time_bucket) SELECT 'hour', unnest(hours)
     ON CONFLICT (granularity, time_bucket) DO UPDATE SET noted_at = excluded.noted_at, due_at = excluded.due_at;
+    -- What is noted of others' browsers stays, without the name.
+    DELETE FROM analytics.stale_identities
+    WHERE anonymous_id = ANY (person.anonymous_ids) OR ingest.mentions(anonymous_id, person.pattern);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('analytics.stale_identities', affected);
+    UPDATE analytics.stale_identities SET people = ARRAY(
+        SELECT whose FROM unnest(people) AS whose
+        WHERE whose <> ALL (person.user_ids) AND NOT ingest.mentions(whose, person.pattern)
+    )
+    WHERE people && person.user_ids OR ingest.mentions(people::text, person.pattern);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object(
+        'analytics.stale_identities', (counts ->> 'analytics.stale_identities')::bigint + affected
+    );
     WITH gone AS (
         DELETE FROM analytics.identities
         WHERE user_id = ANY (person.user_ids) OR anonymous_id = ANY (person.anonymous_ids)
             OR ingest.mentions(concat_ws(' ', user_id, anonymous_id), person.pattern)
-        RETURNING user_id
+        RETURNING user_id, anonymous_id
     ), left_over AS (
         UPDATE analytics.people SET links = greatest(0, links - fewer)
         FROM (SELECT user_id AS whose, count(*)::int AS fewer FROM gone GROUP BY user_id) AS lost
         WHERE user_id = whose
+    ), freed AS (
+        -- A browser that is not proved to be theirs: its visits went under their name, and are made anew under its own.
+        INSERT INTO analytics.stale_identities AS stale (anonymous_id, people)
+        SELECT anonymous_id, ARRAY[anonymous_id] FROM gone
+        WHERE anonymous_id <> ALL (person.anonymous_ids || person.user_ids)
+            AND NOT ingest.mentions(anonymous_id, person.pattern)
+        ON CONFLICT (anonymous_id) DO UPDATE SET noted_at = excluded.noted_at, people = stale.people || excluded.people
     )
     SELECT count(*) INTO affected FROM gone;
     counts := counts || jsonb_build_object('analytics.identities', affected);
     DELETE FROM analytics.people
-    WHERE user_id = ANY (person.user_ids) OR ingest.mentions(concat_ws(' ', user_id, counted_as), person.pattern);
+    WHERE user_id = ANY (person.user_ids) OR ingest.mentions(user_id, person.pattern);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.people', affected);
+    -- Another user, whom somebody's event named together with the address.
+    UPDATE analytics.people SET counted_as = gen_random_uuid()::text WHERE ingest.mentions(counted_as, person.pattern);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    counts := counts || jsonb_build_object('analytics.people', (counts ->> 'analytics.people')::bigint + affected);
     DELETE FROM analytics.visits
     WHERE visits.person = ANY (person.user_ids || person.anonymous_ids) OR ingest.mentions(visits.person, person.pattern);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.visits', affected);
-    DELETE FROM analytics.stale_identities
-    WHERE anonymous_id = ANY (person.anonymous_ids) OR people && person.user_ids
-        OR ingest.mentions(concat_ws(' ', anonymous_id, people::text), person.pattern);
-    GET DIAGNOSTICS affected = ROW_COUNT;
-    counts := counts || jsonb_build_object('analytics.stale_identities', affected);
     -- A page's path may hold an address.
     DELETE FROM analytics.event_aggregations WHERE ingest.mentions(concat_ws(' ', event_name, dimensions::text), person.pattern);
     GET DIAGNOSTICS affected = ROW_COUNT;
@@ -1843,7 +1873,7 @@ END
 $$;
 COMMENT ON FUNCTION public.gdpr_delete_user_data(text, boolean, boolean) IS
     'Erase the person with this address from every table, or leave only what names nobody; how many rows of each. '
-    'What rests only on what anybody may claim (a browser''s id in a form, an identify without a key, a phone number) goes '
+    'What rests only on what anybody may claim (a browser''s id in a form, the session that an event names, an identify without a key, a name, a phone number) goes '
     'with include_unverified; dry_run erases nothing and tells what would go, by which ids, and which are unverified. '
     'Twice is the same as once. What still waits in a collector''s journal is not here yet: call it again, or ask by '
     'DELETE /v1/people, which waits for that';
@@ -1871,13 +1901,23 @@ BEGIN
             FROM whatsapp.accounts AS row WHERE row.id = ANY (person.account_ids)),
         'whatsapp.templates', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM whatsapp.templates AS row WHERE row.account_id = ANY (person.account_ids)),
         'analytics.events', (SELECT jsonb_agg(to_jsonb(event) ORDER BY event.created_at) FROM analytics.events AS event WHERE ingest.is_event_of(event, person)),
-        'analytics.identities', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.linked_at) FROM analytics.identities AS row
+        -- When a browser was seen, or in which visits, is its owner's to know, and no claim makes one that.
+        'analytics.identities', (SELECT jsonb_agg(to_jsonb(row)
+                - CASE WHEN row.verified OR include_unverified THEN '{}' ELSE '{last_seen_at}'::text[] END ORDER BY row.linked_at)
+            FROM analytics.identities AS row
             WHERE row.user_id = ANY (person.user_ids) OR row.anonymous_id = ANY (person.anonymous_ids)
                 OR ingest.mentions(concat_ws(' ', row.user_id, row.anonymous_id), person.pattern)),
-        'analytics.people', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.user_id) FROM analytics.people AS row
+        'analytics.people', (SELECT jsonb_agg(
+                CASE WHEN row.user_id = ANY (person.user_ids) OR ingest.mentions(row.user_id, person.pattern)
+                    THEN to_jsonb(row) ELSE jsonb_build_object('counted_as', row.counted_as) END ORDER BY row.user_id)
+            FROM analytics.people AS row
             WHERE row.user_id = ANY (person.user_ids) OR ingest.mentions(concat_ws(' ', row.user_id, row.counted_as), person.pattern)),
         'analytics.visits', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.started_at) FROM analytics.visits AS row
-            WHERE row.person = ANY (person.user_ids || person.anonymous_ids) OR ingest.mentions(row.person, person.pattern)),
+            WHERE (row.person = ANY (person.user_ids || person.anonymous_ids) OR ingest.mentions(row.person, person.pattern))
+                AND (include_unverified OR NOT EXISTS (
+                    SELECT FROM analytics.identities AS link
+                    WHERE link.user_id = row.person AND NOT link.verified AND link.anonymous_id <> ALL (person.anonymous_ids)
+                ))),
         'analytics.stale_identities', (SELECT jsonb_agg(to_jsonb(row) - 'people' ORDER BY row.anonymous_id) FROM analytics.stale_identities AS row
             WHERE row.anonymous_id = ANY (person.anonymous_ids) OR row.people && person.user_ids
                 OR ingest.mentions(concat_ws(' ', row.anonymous_id, row.people::text), person.pattern)),
