@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from ingest import fields
+from ingest.phones import without_trunk_zero
 
 Source = Literal["website-form", "demo-request", "newsletter-signup", "pricing-inquiry", "contact-form"]
 Status = Literal["new", "contacted", "qualified", "converted", "lost"]
@@ -36,6 +37,7 @@ ADDRESS: Final = rf"{_ATOM}+(\.{_ATOM}+)*@({_LABEL}\.)+{_TOP}"
 MAX_LOCAL_PART: Final = 64
 LOCAL_PART: Final = Meta(extra_json_schema={"allOf": [{"pattern": f"^[^@]{{1,{MAX_LOCAL_PART}}}@"}]})
 """That is told apart: one pattern that says both is beyond what makes examples of one."""
+EMAIL_WHAT: Final = "an email address (of a domain that is not ASCII its xn-- form)"
 _EMAIL: Final = rf"^[ \t]*{ADDRESS}[ \t]*$"
 _BETWEEN: Final = r"[ \t().\-/\u00a0\u202f]*"
 # Seven to fifteen digits, after + or 00 if with the country's: what the database takes once all between is out.
@@ -46,8 +48,7 @@ _PHONE: Final = (
 
 Email = Annotated[
     str,
-    fields.text("Address", what="an email address", low=6, high=254, pattern=_EMAIL,
-                examples=["user@company.com"]),
+    fields.text("Address", what=EMAIL_WHAT, low=6, high=254, pattern=_EMAIL, examples=["user@company.com"]),
     LOCAL_PART,
 ]  # fmt: skip
 Phone = Annotated[
@@ -73,14 +74,15 @@ Campaign = Annotated[str, Meta(max_length=255, description="Of the campaign that
 Link = Annotated[str, Meta(max_length=4096)]
 Moment = Annotated[datetime, Meta(tz=True)]
 
-_TRUNK_ZERO: Final = re.compile(rf"^({_BETWEEN}(?:\+|0{_BETWEEN}0)[^(]*)\([ \u00a0\u202f]*0[ \u00a0\u202f]*\)")
-"""What one dials inside a country instead of its code: the zero of +44 (0)20."""
+_NOT_TOLD: Final = re.compile(r"^\(+|\((?!0)")
+_COUNTRY_FIRST: Final = re.compile(r"\+|[1-9][0-9]{0,2}\(0")
 
 
 def plain_phone(text: str) -> str:
     """`+49 (30) 123` -> `+4930123`, as ingest.normalised_phone() in the database does."""
-    digits = re.sub("[^0-9+]", "", _TRUNK_ZERO.sub(r"\1", text))
-    return "+" + digits[2:] if digits.startswith("00") else digits
+    # A bracket before a zero stays until the end: after a country code without + it tells that it is one.
+    compact = re.sub(r"^0\(*0", "+", _NOT_TOLD.sub("", re.sub("[^0-9+(]", "", text)))
+    return (without_trunk_zero(compact) if _COUNTRY_FIRST.match(compact) else compact).replace("(", "")
 
 
 def is_phone(text: str) -> bool:

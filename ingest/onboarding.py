@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from ingest import fields
 from ingest.fields import FieldError
-from ingest.lead import ADDRESS, LOCAL_PART, MAX_LOCAL_PART, plain_phone
+from ingest.lead import ADDRESS, EMAIL_WHAT, LOCAL_PART, MAX_LOCAL_PART, is_phone, plain_phone
 
 MAX_SECONDS: Final = 7 * 86_400
 _NOT_BLANK: Final = r"\S"
@@ -42,7 +42,7 @@ class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
     contact_name: Annotated[str, _words("Who to talk to", 200)]
     email: Annotated[
         str,
-        fields.text("Their address", what="an email address", low=6, high=254, pattern=f"^{ADDRESS}$",
+        fields.text("Their address", what=EMAIL_WHAT, low=6, high=254, pattern=f"^{ADDRESS}$",
             examples=["ada@example.com"],
         ),
         LOCAL_PART,
@@ -214,7 +214,11 @@ def check(body: msgspec.Struct) -> list[FieldError]:
         return [FieldError("confirmed", "must be true: send the bot a message first")]
     if isinstance(body, BusinessInfo) and body.email.strip().index("@") > MAX_LOCAL_PART:
         return [FieldError("email", f"must have at most {MAX_LOCAL_PART} characters before the @")]
-    return []
+    return [
+        FieldError(name, f"must be {_PHONE_WHAT}")
+        for name in ("phone", "phone_number")
+        if (number := getattr(body, name, None)) is not None and not is_phone(number)
+    ]
 
 
 class Lead(NamedTuple):

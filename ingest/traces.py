@@ -7,20 +7,33 @@ stands as one.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from ingest.lead import plain_phone
+from ingest.phones import phone_forms, phones_in
 
 _ROUNDS: Final = 5
 """How often a text may have been percent-encoded."""
 _TELLING: Final = 6
 """Characters of an id that is hardly ever a word of anybody's text."""
 _ESCAPE: Final = re.compile(r"(?:%|\\u00)([2-7][0-9A-Fa-f])")
-_ESCAPED: Final = re.compile(r"%25|%[2-7][0-9A-Fa-f]|\\u00")
+_CONTINUED: Final = "%[89ab][0-9a-f]"
+_BEYOND_ASCII: Final = re.compile(
+    (
+        "%c[2-9a-f]X|%d[0-9a-f]X|%e0%[ab][0-9a-f]X|%ed%[89][0-9a-f]X|%e[1-9a-cef]XX"
+        "|%f0%[9ab][0-9a-f]XX|%f[1-3]XXX|%f4%8[0-9a-f]XX"
+    ).replace("X", _CONTINUED),
+    re.IGNORECASE,
+)
+"""Whole characters of UTF-8."""
+_PAIR_ESCAPE: Final = re.compile(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", re.IGNORECASE)
+_UNICODE_ESCAPE: Final = re.compile(r"\\u(00[89a-f][0-9a-f]|(?!00|d[89a-f])[0-9a-f]{4})", re.IGNORECASE)
+"""All but ASCII and the halves of pairs."""
+_ESCAPED: Final = re.compile(r"%25|%[2-7C-Fc-f][0-9A-Fa-f]|\\u[0-9A-Fa-f]{4}")
 _AT: Final = r"(?:@|%(?:25)*40|\\u0040|&#(?:64|x40);|&commat;|\uff20)"
-_PAIR: Final = re.compile(r'"([^"\\]{1,200})"\s*:\s*(?:"([^"\\]{1,1000})"|(-?[0-9]{1,40}))')
+_PAIR: Final = re.compile(r'"([^"\\]{1,200})"\s*:\s*(?:"((?:[^"\\]|\\.){1,1000})"|(-?[0-9]{1,40}))')
 """A member of a JSON object, whether the whole is JSON or only looks like it."""
 _PHONE_KEY: Final = re.compile("phone|mobile|whatsapp|telef|^tel$", re.IGNORECASE)
 _USER_KEY: Final = re.compile("^(?:user_?id|distinct_?id)$", re.IGNORECASE)
@@ -38,7 +51,7 @@ class Traces:
     def __init__(self, known: Mapping[str, Sequence[str]]) -> None:
         self._user_ids = frozenset(known.get("user_ids", ()))
         self._anonymous_ids = frozenset(known.get("anonymous_ids", ()))
-        self._phones = frozenset(known.get("phones", ()))
+        self._phones = frozenset[str]().union(*map(phone_forms, known.get("phones", ())))
         self._ids = self._user_ids | self._anonymous_ids
         self._telling_ids = _Mention([one for one in self._ids if len(one) >= _TELLING and not one.isdigit()])
         own = [*known.get("address", ()), *known.get("leads", ())]
@@ -69,7 +82,10 @@ class Traces:
 
     def _has_phone(self, text: str) -> bool:
         return bool(self._phones) and any(
-            _PHONE_KEY.search(key) and plain_phone(value).lstrip("+") in self._phones for key, value in _pairs(text)
+            not self._phones.isdisjoint(phone_forms(number))
+            for key, value in _pairs(text)
+            if _PHONE_KEY.search(key)
+            for number in phones_in(value)
         )
 
     def _has_id(self, text: str) -> bool:
@@ -105,18 +121,25 @@ class _Mention:
 
 def _pattern_of(text: str) -> str:
     escaped = (
-        re.escape(text).replace(r"\+", r"(?:\+|%2b|\\u002b)").replace("@", _AT).replace(r"\ ", r"(?:\s|\+|%20)+")
+        re.escape(text)
+        .replace(r"\+", r"(?:\+|%2b|\\u002b)")
+        .replace("@", _AT)
+        .replace(r"\ ", r"(?:\s|\+|%20)+")
+        .replace(r"\.", r"[.\u3002\uff0e\uff61]")
     )
     return rf"(?:^|[^\w.-]|%[0-9a-f]{{2}}|\\[bfnrt]){escaped}(?![\w-]|\.[^\W_])"
 
 
 def _unescaped(text: str) -> str:
-    """Percent-encoding and JSON's \\u of printable ASCII undone, however often it was done."""
+    """Percent-encoding and JSON's \\u undone, but of what controls, however often it was done."""
     for _ in range(_ROUNDS):
         if "%25" not in text:
             break
         text = text.replace("%25", "%")
-    return _ESCAPE.sub(_character, text)
+    text = _ESCAPE.sub(_character, text)
+    text = _BEYOND_ASCII.sub(lambda match: bytes.fromhex(match[0].replace("%", "")).decode(), text)
+    text = _PAIR_ESCAPE.sub(lambda match: json.loads(f'"{match[0].lower()}"'), text)
+    return _UNICODE_ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
 
 
 def _character(escape: re.Match[str]) -> str:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
+import unicodedata
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 import pytest
 
+from ingest import mailbox
+from ingest.phones import phone_forms
+from ingest.traces import Traces
 from tests.roles import NOT_PERMITTED, acting, claims, refusal
 
 
@@ -563,7 +569,16 @@ async def test_an_address_is_found_however_it_is_written(connection: asyncpg.Con
 
 @pytest.mark.parametrize(
     ("written", "is_hers"),
-    [("+44 (0)20 7946 0958", True), ("0044 20 79460958", True), ("+442079460958", True), ("+44-20-7946.0958", True),
+    [("+44 (0)20 7946 0958", True), ("0044 20 79460958", True), ("tel:+44-20-7946-0958;ext=9", True),
+     ("+44\u201120\u20117946\u20110958", True), ("\uff0b\uff14\uff142079460958", True), ("+44 (020) 7946 0958", True),
+     ("+44 020 7946 0958", True), ("+44 20 7946 0958 ext. 9", True), ("+44 20 7946 0958 x9", True),
+     ("%2B442079460958", True), ("%252B44%252020%25207946%25200958", True), ("+44+20+7946+0958", True),
+     ("https://wa.me/442079460958?text=Hi%209", True), ("whatsapp://send?phone=442079460958&text=1", True),
+     ("\u0660\u0660\u0664\u0664\u0662\u0660\u0667\u0669\u0664\u0666\u0660\u0669\u0665\u0668", True),
+     ("\u202a+44 20 7946 0958\u202c", True), ("442079460958, 49301234567", True), ("(+44) (0) 20 79460958", True),
+     ("+4420794609589", False), ("+1 442079460958", False), ("02079460958", False), ("+44 20 7946 x 0958", False),
+     ("tel:+44207946095", False), ("https://wa.me/4420794609580", False),
+     ("+442079460958", True), ("+44-20-7946.0958", True),
      ("+4420794609580", False), ("2079460958", False)],
 )  # fmt: skip
 async def test_a_number_is_found_in_fields_for_numbers(connection: asyncpg.Connection, written: str, is_hers: bool):
@@ -578,3 +593,106 @@ async def test_a_number_is_found_in_fields_for_numbers(connection: asyncpg.Conne
     await connection.fetchval("SELECT gdpr_delete_user_data('ann@example.com', include_unverified := true)")
     left = {row[0] for row in await connection.fetch("SELECT name FROM analytics.events")}
     assert left == ({"text"} if is_hers else {"text", "field"})
+
+
+# A number as it is stored, and another's that differs from it by a digit or a zero that counts.
+NUMBERS = [
+    ("+442079460958", "+442079460959"), ("+3906123456", "+396123456"), ("+12125550123", "+1212555012"),
+    ("+2250712345678", "+225712345678"), ("0301234567", "+301234567"), ("+35312345678", "+35212345678"),
+]  # fmt: skip
+
+
+def number_spellings(chance: random.Random, number: str) -> str:
+    """The number in one of the ways that people and programs write it."""
+    trunk = ""
+    if number.startswith("+"):
+        number = chance.choice(["+", "00", "\uff0b", "%2B", "tel:+", "+ ", "(+)", "https://wa.me/"]) + number[1:]
+    if "44207" in number:
+        trunk = chance.choice(["", "", "0", "(0)", "((0))", "(0)(0)", "[0]"])
+    head, place, tail = number.partition("207" if trunk else number[-7:])
+    written = head + trunk + place
+    for digit in tail:
+        written += chance.choice(["", "", "", " ", "-", "\u2011", "\u00a0", ".", "%20", "\u200b", " - "]) + digit
+    wide = str.maketrans("0123456789", "".join(map(chr, range(0xFF10, 0xFF1A))))
+    # Not what is behind %.
+    written = written if "%" in written or chance.random() < 0.7 else written.translate(wide)
+    return written + chance.choice(["", "", " ext. 12", " x12", ",12", ";ext=12", "#12"])
+
+
+async def test_any_spelling_of_a_number_is_the_number(connection: asyncpg.Connection):
+    chance = random.Random(7)
+    for stored, other in NUMBERS:
+        forms, others = phone_forms(stored), phone_forms(other)
+        assert forms.isdisjoint(others), (stored, other)
+        for _ in range(40):
+            written = number_spellings(chance, stored)
+            texts = [json.dumps({"Mobile": written}), json.dumps({"to": written})]
+            found = [
+                await connection.fetchval("SELECT ingest.names_phone($1::jsonb, $2)", text, [number])
+                for text in texts for number in (stored, other)
+            ]  # fmt: skip
+            assert found == [True, False, False, False], (stored, written)
+            for number in (stored, other):
+                traces = Traces({"phones": [number]})
+                assert [traces.has_event({"properties": text}) for text in texts] == [number == stored, False]
+
+
+IDN = [
+    "b\u00fccher.example", "m\u00fcnchen.stra\u00dfe.example", "\u4f8b\u3048.\u30c6\u30b9\u30c8",
+    "\u043f\u043e\u0447\u0442\u0430.\u0440\u0444",
+    "caf\u00e9.b\u00fccher.example", "\U0001f600.example"]  # fmt: skip
+
+
+def address_spellings(local: str, domain: str) -> list[str]:
+    """What forms, links and programs make of the address."""
+    unicode_form = f"{local}@{domain}"
+    forms = [unicode_form, mailbox.in_ascii(unicode_form), unicodedata.normalize("NFD", unicode_form)]
+    written = [*forms, *[form.upper() for form in forms if "\u00df" not in form]]
+    written += [quote(form) for form in written] + [quote(quote(form)) for form in written]
+    written += [form.replace(".", "\u3002") for form in forms] + [form.replace("@", "\uff20") for form in forms]
+    return written + [f"{form}." for form in forms]
+
+
+@pytest.mark.parametrize("domain", IDN)
+async def test_any_spelling_of_an_international_domain_is_the_address(connection: asyncpg.Connection, domain: str):
+    await connection.execute("SELECT analytics.ensure_events_partition(now()::date)")
+    written = address_spellings("bob", domain)
+    others = [f"x{form}" for form in written] + [f"{form}x" for form in written if not form.endswith(".")]
+    add_event = (
+        "INSERT INTO analytics.events (type, name, properties, user_id, url) VALUES ('system', $1, $2, $3, $4)"
+    )
+    add_refused = "INSERT INTO analytics.rejected_events (reason, payload) VALUES ('a', $1)"
+    for asked in (f"bob@{domain}", mailbox.in_ascii(f"bob@{domain}"), unicodedata.normalize("NFD", f"Bob@{domain}."))[
+        :3
+    ]:
+        spellings = mailbox.spellings(asked)
+        for whose, forms in (("theirs", written), ("another's", others)):
+            for form in forms:
+                rows = [
+                    (whose, json.dumps({"deep": [{"mail": f"<{form}>"}]}), None, None), (whose, "{}", form, None),
+                    (whose, "{}", None, f"https://x.example/?e={form}&x=1"),
+                ]  # fmt: skip
+                await connection.executemany(add_event, rows)
+                await connection.executemany(
+                    add_refused, [[f'{{"{whose}": {json.dumps(form)}}}'], [f"{whose} {form}"]]
+                )
+        held = json.loads(
+            await connection.fetchval("SELECT gdpr_export_user_data($1, true, $2)", spellings[0], spellings)
+        )
+        assert [event["name"] for event in held["analytics.events"]] == ["theirs"] * 3 * len(written)
+        assert len(held["analytics.rejected_events"]) == 2 * len(written)
+        traces = Traces({"address": spellings})
+        refused = [row[0] for row in await connection.fetch("SELECT payload FROM analytics.rejected_events")]
+        assert {text for text in refused if traces.has_refused({"payload": text})} == {
+            text for text in refused if "theirs" in text
+        }
+        await connection.fetchval("SELECT gdpr_delete_user_data($1, true, spellings := $2)", spellings[0], spellings)
+        left = await connection.fetch("DELETE FROM analytics.events RETURNING name")
+        assert [name for [name] in left] == ["another's"] * 3 * len(others)
+        assert len(await connection.fetch("DELETE FROM analytics.rejected_events RETURNING id")) == 2 * len(others)
+
+
+@pytest.mark.parametrize("spelling", ["", " ", "bob", "@"])
+async def test_no_spelling_is_found_in_everything(populated: asyncpg.Connection, spelling: str):
+    with pytest.raises(asyncpg.InvalidParameterValueError):
+        await populated.fetchval("SELECT gdpr_delete_user_data($1, true, spellings := $2)", ADA.address, [spelling])

@@ -6,10 +6,11 @@ import asyncio
 import csv
 import io
 import json
+import random
 import socket
 import time
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from ingest.handlers.lead_desk import LeadWithInteractions, Page, check_transition
 from ingest.handlers.lead_export import AT_ONCE, disarmed
 from ingest.handlers.leads import Captured, may_redirect
-from ingest.lead import COLUMNS, TRANSITIONS, Lead
+from ingest.lead import COLUMNS, TRANSITIONS, Lead, plain_phone
 from ingest.operations import Problem
 from tests.worker import Answer, Client, Start, errors, start
 
@@ -227,7 +228,7 @@ async def test_what_is_wrong_is_told_for_each_field(client: Client):
     }
     found = field_errors(await client.post(wrong, "/v1/leads"))
     assert {name.partition("[")[0].partition(".")[0] for name in found} == wrong.keys()
-    assert found["email"] == "must be an email address"
+    assert found["email"] == "must be an email address (of a domain that is not ASCII its xn-- form)"
     assert found["phone_number"] == "must be a phone number of 7 to 15 digits"
     assert found["status"].startswith("is not known here")
     assert not await client.fetch("SELECT FROM marketing.leads")
@@ -248,6 +249,16 @@ PHONES = {
     "+0049301234567": None,
     "00 0 30 1234567": None,
     "1234567": "1234567",
+    "+44 0 20 7946 0958": "+442079460958",
+    "44 (0)20 7946 0958": "442079460958",
+    "(44) (020) 7946 0958": "442079460958",
+    "+44 (0) 12345": None,
+    # Dialled with its zero from abroad, too.
+    "+39 (0)6 1234567": "+39061234567",
+    "+39 06 1234567": "+39061234567",
+    "+225 07 12 34 56 78": "+2250712345678",
+    "+1 (202) 555-0123": "+12025550123",
+    "+420 (0) 212345678": "+420212345678",
     "00" + "1" * 15: "+" + "1" * 15,
     "123456": None,
     "001234": None,
@@ -263,6 +274,40 @@ async def test_what_passes_for_a_phone_number_is_one_to_the_database(client: Cli
         assert told.status == (201 if stored else 422), (given, told.body)
     rows = await client.fetch("SELECT phone_number FROM marketing.leads ORDER BY email")
     assert [row["phone_number"] for row in rows] == [stored for stored in PHONES.values() if stored]
+
+
+async def test_a_zero_after_a_country_code_is_never_stored(client: Client):
+    chance = random.Random(3)
+    zeros = ["", "0", "(0)", "((0))", "(0)(0)", "(00)", "( 0 )", "(0", "((0)", "0(0)", "-0-", "(0) 0"]
+    blanks = ["", " ", "-", ".", "/", "\u00a0", " - "]
+    given: dict[str, str] = {}
+    for code, number in [("44", "2079460958"), ("1", "2025550123"), ("353", "12345678"), ("7", "4951234567")] * 8:
+        for zero in zeros:
+            prefix = chance.choice(["+", "00", "(+", "0 0 ", "+("])
+            close = ")" if "(" in prefix else ""
+            for_area = chance.choice(["", "("])
+            area = f"{for_area}{number[:2]}{')' if for_area else ''}"
+            text = f"{prefix}{code}{close}{chance.choice(blanks)}{zero}{chance.choice(blanks)}{area}"
+            given[text + chance.choice(blanks) + number[2:]] = f"+{code}{number}"
+    stored = await client.fetch(
+        "SELECT ingest.normalised_phone(given) FROM unnest($1::text[]) WITH ORDINALITY AS sent (given, place) ORDER BY place",
+        list(given),
+    )
+    assert [row[0] for row in stored] == list(given.values())
+    assert [plain_phone(text) for text in given] == list(given.values())
+
+
+async def test_leads_are_found_by_a_domain_as_people_write_it(client: Client):
+    sent = {"email": "ann@xn--mnchen-3ya.example", "company_name": "Ann@K\u00f6ln"}
+    assert (await client.post(sent, "/v1/leads", Authorization=BEARER)).status == 201
+    for beginning, found in [
+        ("ann@m\u00fcnchen", 1), ("ANN@M\u00dcNCHEN.exa", 1), ("ann@mu\u0308nchen.example", 1), ("ann@xn--mn", 1),
+        ("ann@k\u00f6ln", 1), ("ann@b\u00fccher", 0),
+    ]:  # fmt: skip
+        told = await client.request("GET", f"/v1/leads?q={quote(beginning)}", Authorization=BEARER)
+        assert len(told.json()["leads"]) == found, beginning
+    errors = field_errors(await client.post({"email": "ann@m\u00fcnchen.example"}, "/v1/leads"))
+    assert "xn-- form" in errors["email"]
 
 
 async def test_texts_of_every_kind_are_texts(client: Client):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import unicodedata
 from pathlib import Path
+from urllib.parse import quote
 
 import asyncpg
 import pytest
@@ -183,6 +185,8 @@ async def test_no_address_is_no_question(client: Client):
         "?email=a@b@c",
         "?email=a%00@b",
         "?email=a@b%C2%A0c",
+        "?email=a@.",
+        "?email=a@%E3%80%82",
     ):
         for method, path in (("GET", "/v1/people/export"), ("DELETE", "/v1/people")):
             told = await client.request(method, path + query, Authorization=f"Bearer {ADMIN}")
@@ -190,6 +194,29 @@ async def test_no_address_is_no_question(client: Client):
             assert [error["field"] for error in told.json()["errors"]] == ["email"]
     assert (await ask(client, "DELETE", "'%3BDROP/**/TABLE/**/marketing.leads%3B--@b")).status == 200
     assert await client.fetch("SELECT FROM marketing.leads") == []
+
+
+async def test_an_international_address_is_theirs_in_each_form(client: Client):
+    written, sent = "bob@b\u00fccher.example", "bob@xn--bcher-kva.example"
+    decomposed = unicodedata.normalize("NFD", written)
+    for asked in (written, sent, decomposed, f"{written}.", "BOB@B\u00dcCHER.EXAMPLE"):
+        assert (await client.post({"email": sent}, "/v1/leads", Authorization=f"Bearer {ADMIN}")).status == 201
+        forms = (written, sent, decomposed, f"https://x.example/?e={quote(written)}")
+        events = [{**EVENT, "properties": {"email": form}} for form in forms]
+        events += [{**EVENT, "user_id": form, "properties": {}} for form in forms[:3]]
+        assert (await client.post(events)).status == 200
+        query = quote(asked)
+        told = await client.request(
+            "GET", f"/v1/people/export?include_unverified=true&email={query}", Authorization=f"Bearer {ADMIN}"
+        )
+        held = told.json()
+        assert held["email"] == sent and len(held["marketing.leads"]) == 1
+        assert sum(event["name"] == EVENT["name"] for event in held["analytics.events"]) == len(events)
+        erased = await client.request(
+            "DELETE", f"/v1/people?include_unverified=true&email={query}", Authorization=f"Bearer {ADMIN}"
+        )
+        assert erased.status == 200 and erased.json()["marketing.leads"] == 1
+        assert await client.fetch("SELECT FROM analytics.events WHERE name = $1", EVENT["name"]) == []
 
 
 async def test_what_nobody_has_is_told_as_nothing(client: Client):

@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from ingest import fields
+from ingest import fields, mailbox
 from ingest.access import Scope
 from ingest.database import load_queries
 from ingest.fields import FieldError, Invalid
@@ -178,13 +178,18 @@ def operations() -> list[Operation]:
 
 def arguments(filters: Filters, place: Place | None, limit: int) -> list[Any]:
     """The parameters of the query `page`."""
-    beginning = None
+    company, address = None, None
     if filters.q is not None:
-        beginning = filters.q.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        company, address = _beginning(filters.q), _beginning(mailbox.in_ascii(filters.q))
     return [
         filters.status, filters.source, filters.min_score, _utc(filters.created_from), _utc(filters.created_to),
-        beginning, place.created_at if place else None, place.id if place else None, limit,
+        company, place.created_at if place else None, place.id if place else None, limit, address,
     ]  # fmt: skip
+
+
+def _beginning(text: str) -> str:
+    """What LIKE finds texts in lower case by that begin so."""
+    return text.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
 
 
 def lead_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import asyncpg
-import idna
 import msgspec
 from aiohttp import web
 
-from ingest import fields, journals, set_aside
+from ingest import fields, journals, mailbox, set_aside
 from ingest.access import Scope
 from ingest.database import load_queries
 from ingest.errors import IngestError
@@ -174,7 +173,8 @@ async def _run(call: Call, query: str, dry_run: bool | None = None) -> str:
         async with call.transaction() as connection:
             await connection.execute(_QUERIES["allow"], str(round(LONGEST_SECONDS * 1000)))
             wanted = call.query
-            arguments: list[object] = [_in_ascii(wanted.email), wanted.include_unverified]
+            spellings = _spellings(wanted.email)
+            arguments: list[object] = [spellings[0], wanted.include_unverified, spellings]
             if dry_run is not None:
                 arguments.append(dry_run)
             told: str = await connection.fetchval(query, *arguments, timeout=LONGEST_SECONDS + _GRACE_SECONDS)
@@ -184,12 +184,8 @@ async def _run(call: Call, query: str, dry_run: bool | None = None) -> str:
     return told
 
 
-def _in_ascii(email: str) -> str:
-    """The address with its domain as mail and forms send it (IDNA): info@münchen.example is stored in that form."""
-    local, _, domain = email.strip().rpartition("@")
-    if domain.isascii():
-        return email
-    try:
-        return f"{local}@{idna.encode(domain, uts46=True).decode()}"
-    except idna.IDNAError:
-        raise Invalid([FieldError("email", "must be an email address")]) from None
+def _spellings(email: str) -> list[str]:
+    spellings = mailbox.spellings(email)
+    if spellings[0].endswith("@"):
+        raise Invalid([FieldError("email", "must be an email address")])
+    return spellings

@@ -55,21 +55,37 @@ $$;
 COMMENT ON FUNCTION public.calculate_lead_score(marketing.leads) IS
     'How promising a lead is, 0 to 100: by what it asked for, and by how much it tells about itself';
 
+-- All calling codes there are, of one, two or three digits. None is followed by a zero, but for those of countries whose
+-- numbers begin with one and are dialled with it from abroad, as Italy's: these are left as they are.
+CREATE FUNCTION ingest.without_trunk_zero(number text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT regexp_replace(
+        number,
+        '^(\+?(?!39|22[5679]|24[12]|378|992)'
+            '(?:1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]'
+            '|(?:2[1-689]|3[578]|42|5[09]|6[7-9]|8[035789]|9[679])[0-9]))\(*0[0(]*',
+        '\1'
+    )
+$$;
+COMMENT ON FUNCTION ingest.without_trunk_zero(text) IS
+    'The number, a country code first, without the zero that is dialled inside the country only: +44020 and +44(020 become +4420';
+
 CREATE FUNCTION ingest.normalised_phone(phone text) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     -- Letters stay, for the constraint to refuse: a number is not guessed. Whether \s has the spaces that do not break
-    -- is up to the locale. A zero in brackets behind a country code is what one dials inside the country instead of it.
-    SELECT nullif(regexp_replace(
-        regexp_replace(
-            regexp_replace(
-                phone, '^([\s\u00A0\u202F().\-/]*(?:\+|0[\s\u00A0\u202F().\-/]*0)[^(]*)\([\s\u00A0\u202F]*0[\s\u00A0\u202F]*\)', '\1'
-            ),
-            '[\s\u00A0\u202F().\-/]', '', 'g'
-        ),
-        '^00', '+'
+    -- is up to the locale. Brackets before a zero stay until the end: after a country code without + they tell that it is one.
+    SELECT nullif(replace(
+        CASE WHEN compact ~ '^(\+|[1-9][0-9]{0,2}\(0)' THEN ingest.without_trunk_zero(compact) ELSE compact END, '(', ''
     ), '')
+    FROM (
+        SELECT regexp_replace(
+            regexp_replace(regexp_replace(phone, '[\s\u00A0\u202F).\-/]', '', 'g'), '^\(+|\((?!0)', '', 'g'), '^0\(*0', '+'
+        ) AS compact
+    ) AS without_blanks
 $$;
 COMMENT ON FUNCTION ingest.normalised_phone(text) IS
     'A phone number without white space and punctuation; 00 before the country code becomes +, and +44 (0)20 becomes +4420';
@@ -1391,7 +1407,7 @@ COMMENT ON FUNCTION ingest.require_admin() IS 'Fail unless it was asked for by s
 
 CREATE TYPE ingest.person AS (
     address text, phones text[], lead_ids uuid[], session_ids uuid[], account_ids uuid[],
-    user_ids text[], anonymous_ids text[], visits text[], row_ids text[], pattern text
+    user_ids text[], anonymous_ids text[], visits text[], row_ids text[], pattern text, addresses text[]
 );
 COMMENT ON TYPE ingest.person IS 'By what a person is known in the tables';
 
@@ -1404,9 +1420,10 @@ AS $$
     SELECT string_agg(CASE WHEN needle ~ '^[0-9]+$'
         THEN '(^|[^0-9]|%[0-9a-f]{2})(00)?' || regexp_replace(needle, '([0-9])(?=[0-9])', '\1([ ().+/-]|%20)*', 'g') || '(?![0-9])'
         ELSE '(^|[^[:alnum:]._-]|%[0-9a-f]{2}|\\[bfnrt])'
-            || replace(replace(replace(
+            || replace(replace(replace(replace(
                 regexp_replace(lower(needle), '([]*+.?^$|(){}\\[])', '\\\1', 'g'),
-                '\+', '(\+|%2b|\\u002b)'), '@', '(@|%(25)*40|\\u0040|&#(64|x40);|&commat;|\uFF20)'), ' ', '(\s|\+|%20)+')
+                '\+', '(\+|%2b|\\u002b)'), '@', '(@|%(25)*40|\\u0040|&#(64|x40);|&commat;|\uFF20)'), ' ', '(\s|\+|%20)+'),
+                '\.', '[.\u3002\uFF0E\uFF61]')
             || '(?![[:alnum:]_-]|\.[[:alnum:]])'
         END, '|')
     FROM unnest(texts) AS needle
@@ -1420,6 +1437,9 @@ AS $$
 DECLARE
     plain text := value;
     code text;
+    -- Whole characters of UTF-8 only: what is none would be an error.
+    beyond_ascii constant text := '%c[2-9a-f]X|%d[0-9a-f]X|%e0%[ab][0-9a-f]X|%ed%[89][0-9a-f]X|%e[1-9a-cef]XX'
+        '|%f0%[9ab][0-9a-f]XX|%f[1-3]XXX|%f4%8[0-9a-f]XX';
 BEGIN
     -- What was encoded several times, as redirects do: a bound, as each round is another pass.
     FOR round IN 1..5 LOOP
@@ -1431,21 +1451,73 @@ BEGIN
         CONTINUE WHEN lower(code) IN ('25', '7f');
         plain := replace(replace(plain, '%' || code, chr(('x' || code)::bit(8)::int)), '\u00' || code, chr(('x' || code)::bit(8)::int));
     END LOOP;
+    FOR code IN SELECT DISTINCT escape[1] FROM regexp_matches(
+        plain, '(' || replace(beyond_ascii, 'X', '%[89ab][0-9a-f]') || ')', 'gi'
+    ) AS escape LOOP
+        plain := replace(plain, code, convert_from(decode(replace(code, '%', ''), 'hex'), 'UTF8'));
+    END LOOP;
+    FOR code IN SELECT DISTINCT escape[1] FROM regexp_matches(
+        plain, '(\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})', 'gi'
+    ) AS escape LOOP
+        plain := replace(plain, code, chr(
+            65536 + ((('x' || substr(code, 3, 4))::bit(16)::int & 1023) << 10) + (('x' || substr(code, 9, 4))::bit(16)::int & 1023)
+        ));
+    END LOOP;
+    -- All but ASCII and the halves of pairs.
+    FOR code IN SELECT DISTINCT escape[1] FROM regexp_matches(
+        plain, '\\u(00[89a-f][0-9a-f]|(?!00|d[89a-f])[0-9a-f]{4})', 'gi'
+    ) AS escape LOOP
+        plain := replace(plain, '\u' || code, chr(('x' || code)::bit(16)::int));
+    END LOOP;
     RETURN plain;
 END
 $$;
-COMMENT ON FUNCTION ingest.unescaped(text) IS 'The text with percent-encoding and JSON''s \u of printable ASCII undone, however often it was done';
+COMMENT ON FUNCTION ingest.unescaped(text) IS 'The text with percent-encoding and JSON''s \u of printable ASCII and of all that is not ASCII undone, however often it was done';
 
 CREATE FUNCTION ingest.mentions(value text, pattern text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT coalesce(
-        lower(value) ~ pattern OR (value ~ '%25|%[2-7][0-9A-Fa-f]|\\u00' AND lower(ingest.unescaped(value)) ~ pattern),
+        lower(value) ~ pattern OR (value ~ '%25|%[2-7C-Fc-f][0-9A-Fa-f]|\\u[0-9A-Fa-f]{4}' AND lower(ingest.unescaped(value)) ~ pattern),
         false
     )
 $$;
 COMMENT ON FUNCTION ingest.mentions(text, text) IS 'Whether what ingest.mention_pattern() is about is in it, escaped or not';
+
+-- Wider than what is stored as one: a tel: or wa.me link, digits of other scripts, dashes of all kinds, an extension.
+CREATE FUNCTION ingest.phones_in(value text) RETURNS SETOF text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT regexp_replace(found[1], '[^0-9+]', '', 'g')
+    FROM regexp_matches(
+        -- A form's + is a blank.
+        regexp_replace(
+            translate(
+                normalize(ingest.unescaped(value), NFKC),
+                '٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹०१२३४५६७८९০১২৩৪৫৬৭৮৯', '0123456789012345678901234567890123456789'
+            ),
+            '([0-9])\+(?=[0-9])', '\1 ', 'g'
+        ),
+        '((?:\+[][\s()./_''~\u00A0\u00AD\u00B7\u2000-\u206F\u2212\u3000\uFEFF-]*)?[0-9]'
+            '(?:[][\s()./_''~\u00A0\u00AD\u00B7\u2000-\u206F\u2212\u3000\uFEFF-]*[0-9])*)', 'g'
+    ) AS found
+$$;
+COMMENT ON FUNCTION ingest.phones_in(text) IS 'The numbers that are written in the text of a field for phone numbers: digits, with + if it was there';
+
+CREATE FUNCTION ingest.phone_forms(number text) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN number ~ '^(\+|00)' THEN ARRAY[ltrim(number, '+0'), ingest.without_trunk_zero(ltrim(number, '+0'))]
+        WHEN number LIKE '0%' THEN ARRAY[number]
+        ELSE ARRAY[number, '0' || number, ingest.without_trunk_zero(number)]
+    END
+$$;
+COMMENT ON FUNCTION ingest.phone_forms(text) IS
+    'Digits that are the same for two spellings of one number, of a number as ingest.phones_in() has it: without + and trunk zero, or as it is dialled inside the country';
 
 -- The keys under which people and programs write phone numbers, at any depth.
 CREATE FUNCTION ingest.names_phone(value jsonb, phones text[]) RETURNS boolean
@@ -1457,11 +1529,14 @@ AS $$
             'strict $.** ? (@.type() == "object").keyvalue() ? (@.key like_regex "phone|mobile|whatsapp|telef|^tel$" flag "i").value'
         ) AS number
         WHERE jsonb_typeof(number) IN ('string', 'number')
-            AND ltrim(ingest.normalised_phone(number #>> '{}'), '+') = ANY (phones)
+            AND EXISTS (
+                SELECT FROM ingest.phones_in(number #>> '{}') AS written, unnest(phones) AS phone
+                WHERE ingest.phone_forms(written) && ingest.phone_forms(phone)
+            )
     )
 $$;
 COMMENT ON FUNCTION ingest.names_phone(jsonb, text[]) IS
-    'Whether one of these numbers (digits without +) is in a field that is for phone numbers';
+    'Whether one of these numbers (digits, with + before a country code) is in a field that is for phone numbers, in any spelling';
 
 CREATE FUNCTION ingest.is_audit_of(log public.audit_logs, person ingest.person) RETURNS boolean
 LANGUAGE sql IMMUTABLE
@@ -1481,7 +1556,7 @@ COMMENT ON FUNCTION ingest.is_audit_of(public.audit_logs, ingest.person) IS 'Whe
 -- Anybody may send an event or a form, and claim in it to be somebody's browser, user or phone. So ids are joined only
 -- by what the service made itself (leads and sessions by their address, events that name a lead's id) and by what an
 -- authenticated caller said; the rest, also numbers, only if it is asked for. What holds the address itself is theirs.
-CREATE FUNCTION ingest.find_person(email text, include_unverified boolean) RETURNS ingest.person
+CREATE FUNCTION ingest.find_person(email text, include_unverified boolean, spellings text[] DEFAULT '{}') RETURNS ingest.person
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1489,19 +1564,22 @@ DECLARE
     found ingest.person;
     by_address text;
 BEGIN
-    found.address := lower(btrim(find_person.email, E' \t\r\n'));
-    IF coalesce(found.address, '') !~ '^[^@\s]+@[^@\s]+$' THEN
+    -- A domain's last dot is the root, which is hardly ever written.
+    found.address := lower(rtrim(btrim(find_person.email, E' \t\r\n'), '.'));
+    found.addresses := ARRAY(SELECT found.address UNION SELECT lower(spelling) FROM unnest(spellings) AS spelling);
+    -- All of them, as an empty one would be found in everything.
+    IF EXISTS (SELECT FROM unnest(found.addresses) AS known WHERE coalesce(known, '') !~ '^[^@\s]+@[^@\s]+$') THEN
         RAISE EXCEPTION 'an email address is needed, such as user@company.com'
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    by_address := ingest.mention_pattern(ARRAY[found.address]);
+    by_address := ingest.mention_pattern(found.addresses);
     -- Those that are gone are known from the log. One that has another address now is another's.
     found.lead_ids := ARRAY(
-        SELECT id FROM marketing.leads WHERE leads.email = found.address
+        SELECT id FROM marketing.leads WHERE leads.email = ANY (found.addresses)
         UNION
         SELECT substring(row_id FROM '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$')::uuid AS id
         FROM public.audit_logs
-        WHERE table_name = 'marketing.leads' AND found.address IN (old_values ->> 'email', new_values ->> 'email')
+        WHERE table_name = 'marketing.leads' AND ARRAY[old_values ->> 'email', new_values ->> 'email'] && found.addresses
             AND NOT EXISTS (SELECT FROM marketing.leads WHERE id::text = row_id)
     );
     found.session_ids := ARRAY(
@@ -1512,7 +1590,7 @@ BEGIN
     found.account_ids := ARRAY(SELECT id FROM whatsapp.accounts WHERE lead_id = ANY (found.lead_ids));
     -- The present ones and those before, but none that is another lead's, too.
     found.phones := CASE WHEN include_unverified THEN ARRAY(
-        SELECT DISTINCT ltrim(phone, '+')
+        SELECT DISTINCT phone
         FROM (
             SELECT phone_number FROM marketing.leads WHERE id = ANY (found.lead_ids)
             UNION ALL SELECT phone_number FROM whatsapp.accounts WHERE id = ANY (found.account_ids)
@@ -1527,7 +1605,7 @@ BEGIN
         )
     ) ELSE '{}' END;
     -- The service's own events name a lead by its id.
-    found.pattern := ingest.mention_pattern(found.address || found.lead_ids::text[]);
+    found.pattern := ingest.mention_pattern(found.addresses || found.lead_ids::text[]);
     -- Who says who they are, or has the address as their own; not who only names it, as one who invites them does.
     SELECT
         coalesce(array_agg(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL), '{}'),
@@ -1535,14 +1613,14 @@ BEGIN
     INTO found.user_ids, found.anonymous_ids
     FROM analytics.events
     WHERE (authenticated OR include_unverified) AND (
-        lower(user_id) = found.address OR user_id = ANY (found.lead_ids::text[])
+        lower(user_id) = ANY (found.addresses) OR user_id = ANY (found.lead_ids::text[])
         OR (name = 'identify' AND ingest.mentions(properties::text, by_address))
-        OR lower(context #>> '{traits,email}') = found.address
+        OR lower(context #>> '{traits,email}') = ANY (found.addresses)
         -- Whose visit left the lead; an admin's, who looks at it, has other names.
         OR (name IN ('lead_created', 'lead_updated') AND properties ->> 'lead_id' = ANY (found.lead_ids::text[]))
-        OR (user_id IS NULL AND lower(properties ->> 'email') = found.address)
+        OR (user_id IS NULL AND lower(properties ->> 'email') = ANY (found.addresses))
     );
-    found.user_ids := found.user_ids || found.lead_ids::text[] || found.address;
+    found.user_ids := found.user_ids || found.lead_ids::text[] || found.addresses;
     -- Who entered the address in onboarding came as this visitor.
     found.anonymous_ids := found.anonymous_ids || ARRAY(
         SELECT anonymous_id FROM onboarding.sessions
@@ -1571,7 +1649,7 @@ BEGIN
     RETURN found;
 END
 $$;
-COMMENT ON FUNCTION ingest.find_person(text, boolean) IS
+COMMENT ON FUNCTION ingest.find_person(text, boolean, text[]) IS
     'By what the person with this address is known: leads, sessions, users, browsers, accounts; with what anybody claimed only if that is asked for, phones among it';
 
 -- A session is theirs only as long as nobody else is the unit.
@@ -1621,7 +1699,7 @@ LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT coalesce(jsonb_object_agg(kind, ids), '{}') FROM (VALUES
-        ('address', ARRAY[person.address]), ('leads', person.lead_ids::text[]),
+        ('address', person.addresses), ('leads', person.lead_ids::text[]),
         ('onboarding_sessions', person.session_ids::text[]), ('accounts', person.account_ids::text[]),
         ('user_ids', person.user_ids), ('anonymous_ids', person.anonymous_ids), ('session_ids', person.visits),
         ('phones', person.phones)
@@ -1629,7 +1707,7 @@ AS $$
 $$;
 COMMENT ON FUNCTION ingest.ids_of(ingest.person) IS 'By what a person is known, as JSON: {kind: [ids]}';
 
-CREATE FUNCTION ingest.unverified_ids(email text) RETURNS jsonb
+CREATE FUNCTION ingest.unverified_ids(email text, spellings text[]) RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1638,11 +1716,11 @@ AS $$
             SELECT jsonb_agg(id) FROM jsonb_array_elements(claimed.value) AS id
             WHERE NOT coalesce(proved.ids -> claimed.key @> id, false)
         ) AS only_claimed
-        FROM (SELECT ingest.ids_of(ingest.find_person(email, false)) AS ids) AS proved,
-            jsonb_each(ingest.ids_of(ingest.find_person(email, true))) AS claimed
+        FROM (SELECT ingest.ids_of(ingest.find_person(email, false, spellings)) AS ids) AS proved,
+            jsonb_each(ingest.ids_of(ingest.find_person(email, true, spellings))) AS claimed
     ) AS compared WHERE only_claimed IS NOT NULL
 $$;
-COMMENT ON FUNCTION ingest.unverified_ids(text) IS 'By what a person is known only by what anybody may claim: {kind: [ids]}';
+COMMENT ON FUNCTION ingest.unverified_ids(text, text[]) IS 'By what a person is known only by what anybody may claim: {kind: [ids]}';
 
 -- Needle by needle, because what stands before one is kept. In JSON a number may be a phone's, so that what replaces it
 -- must be a number, too; everything else is within strings.
@@ -1683,7 +1761,7 @@ COMMENT ON FUNCTION ingest.scrub(regclass, text[]) IS
 
 -- SECURITY DEFINER because nobody but the owner may change the audit log or touch every table; for admins only.
 CREATE FUNCTION public.gdpr_delete_user_data(
-    email text, include_unverified boolean DEFAULT false, dry_run boolean DEFAULT false
+    email text, include_unverified boolean DEFAULT false, dry_run boolean DEFAULT false, spellings text[] DEFAULT '{}'
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -1699,7 +1777,7 @@ DECLARE
     relation regclass;
 BEGIN
     PERFORM ingest.require_admin();
-    person := ingest.find_person(gdpr_delete_user_data.email, include_unverified);
+    person := ingest.find_person(gdpr_delete_user_data.email, include_unverified, spellings);
     -- A name is somebody's word, and others may have it.
     names := ARRAY(
         SELECT first_name || ' ' || last_name FROM marketing.leads WHERE id = ANY (person.lead_ids)
@@ -1709,11 +1787,11 @@ BEGIN
     );
     names := array_remove(names, NULL);
     IF dry_run THEN
-        unverified := ingest.unverified_ids(gdpr_delete_user_data.email)
+        unverified := ingest.unverified_ids(gdpr_delete_user_data.email, spellings)
             || CASE WHEN cardinality(names) > 0 THEN jsonb_build_object('names', names) ELSE '{}' END;
         -- All of it is done and taken back: what would go is what goes.
         BEGIN
-            planned := public.gdpr_delete_user_data(gdpr_delete_user_data.email, include_unverified);
+            planned := public.gdpr_delete_user_data(gdpr_delete_user_data.email, include_unverified, spellings := spellings);
             RAISE EXCEPTION 'a dry run' USING ERRCODE = 'PTDRY';
         EXCEPTION WHEN SQLSTATE 'PTDRY' THEN
             RETURN jsonb_build_object(
@@ -1734,7 +1812,7 @@ BEGIN
     SELECT count(*), array_agg(DISTINCT date_trunc('hour', created_at, 'UTC')) INTO affected, hours FROM gone;
     counts := counts || jsonb_build_object('analytics.events', affected);
     DELETE FROM analytics.rejected_events
-    WHERE ingest.mentions(concat_ws(' ', payload, detail, route, user_agent), ingest.mention_pattern(person.address || names))
+    WHERE ingest.mentions(concat_ws(' ', payload, detail, route, user_agent), ingest.mention_pattern(person.addresses || names))
         OR ingest.payload_names_phone(payload, person.phones);
     GET DIAGNOSTICS affected = ROW_COUNT;
     counts := counts || jsonb_build_object('analytics.rejected_events', affected);
@@ -1775,7 +1853,7 @@ BEGIN
         'marketing.leads', 'marketing.lead_interactions', 'onboarding.sessions', 'onboarding.step_activities',
         'whatsapp.accounts', 'whatsapp.templates'
     ]::regclass[] LOOP
-        affected := ingest.scrub(relation, person.address || names);
+        affected := ingest.scrub(relation, person.addresses || names);
         counts := counts || jsonb_build_object(relation::text, (counts ->> relation::text)::bigint + affected);
     END LOOP;
 
@@ -1852,7 +1930,7 @@ BEGIN
         user_agent = CASE WHEN NOT their_deed THEN user_agent END
     FROM (
         SELECT id AS judged_id, about,
-            lower(user_email) IS NOT DISTINCT FROM person.address OR coalesce(user_id::text = ANY (person.user_ids), false)
+            coalesce(lower(user_email) = ANY (person.addresses), false) OR coalesce(user_id::text = ANY (person.user_ids), false)
                 OR (about AND num_nonnulls(user_email, user_id) = 0) AS their_deed
         FROM (SELECT *, ingest.is_audit_of(entry, person) AS about FROM public.audit_logs AS entry) AS read
     ) AS judged
@@ -1871,15 +1949,18 @@ BEGIN
     RETURN counts;
 END
 $$;
-COMMENT ON FUNCTION public.gdpr_delete_user_data(text, boolean, boolean) IS
+COMMENT ON FUNCTION public.gdpr_delete_user_data(text, boolean, boolean, text[]) IS
     'Erase the person with this address from every table, or leave only what names nobody; how many rows of each. '
     'What rests only on what anybody may claim (a browser''s id in a form, the session that an event names, an identify without a key, a name, a phone number) goes '
     'with include_unverified; dry_run erases nothing and tells what would go, by which ids, and which are unverified. '
+    'spellings are others of the address, such as one with the xn-- form of its domain. '
     'Twice is the same as once. What still waits in a collector''s journal is not here yet: call it again, or ask by '
     'DELETE /v1/people, which waits for that';
 
 -- SECURITY DEFINER because nobody but the owner may read every table; for admins only.
-CREATE FUNCTION public.gdpr_export_user_data(email text, include_unverified boolean DEFAULT false) RETURNS jsonb
+CREATE FUNCTION public.gdpr_export_user_data(
+    email text, include_unverified boolean DEFAULT false, spellings text[] DEFAULT '{}'
+) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1888,7 +1969,7 @@ DECLARE
     told jsonb;
 BEGIN
     PERFORM ingest.require_admin();
-    person := ingest.find_person(gdpr_export_user_data.email, include_unverified);
+    person := ingest.find_person(gdpr_export_user_data.email, include_unverified, spellings);
     SELECT jsonb_build_object(
         'email', person.address,
         'marketing.leads', (SELECT jsonb_agg(to_jsonb(row) ORDER BY row.created_at) FROM marketing.leads AS row WHERE row.id = ANY (person.lead_ids)),
@@ -1930,12 +2011,12 @@ BEGIN
             WHERE ingest.mentions(concat_ws(' ', row.dimensions::text, row.value_json::text), person.pattern)),
         -- Others' rows that they changed, and others who changed theirs, are not about them.
         'public.audit_logs', (SELECT jsonb_agg(to_jsonb(row)
-                - CASE WHEN lower(row.user_email) = person.address THEN '{}' ELSE '{user_id,user_email,ip_address,user_agent}'::text[] END
+                - CASE WHEN lower(row.user_email) = ANY (person.addresses) THEN '{}' ELSE '{user_id,user_email,ip_address,user_agent}'::text[] END
                 - CASE WHEN ingest.is_audit_of(row, person) THEN '{}' ELSE '{old_values,new_values}'::text[] END ORDER BY row.id)
             FROM public.audit_logs AS row
-            WHERE lower(row.user_email) = person.address OR ingest.is_audit_of(row, person)),
+            WHERE lower(row.user_email) = ANY (person.addresses) OR ingest.is_audit_of(row, person)),
         'unverified', CASE WHEN NOT include_unverified
-            THEN nullif(ingest.unverified_ids(gdpr_export_user_data.email), '{}') END
+            THEN nullif(ingest.unverified_ids(gdpr_export_user_data.email, spellings), '{}') END
     ) INTO told;
     -- Tables without a row of theirs; within rows a NULL is told.
     SELECT jsonb_object_agg(key, value) INTO told FROM jsonb_each(told) WHERE value <> 'null';
@@ -1944,7 +2025,7 @@ BEGIN
     RETURN told;
 END
 $$;
-COMMENT ON FUNCTION public.gdpr_export_user_data(text, boolean) IS
+COMMENT ON FUNCTION public.gdpr_export_user_data(text, boolean, text[]) IS
     'Everything held on the person with this address, by table; no secrets: tokens and ciphertext are left out. What only '
     'unauthenticated claims join is told with include_unverified; else its ids are listed apart';
 
@@ -2110,8 +2191,8 @@ GRANT EXECUTE ON FUNCTION ingest.is_public(regclass) TO PUBLIC;
 
 REVOKE EXECUTE ON FUNCTION
     public.auto_assign_experiments(uuid, text, text, text, text, jsonb),
-    public.record_exposure(text, uuid, text, text, text, text, text, jsonb), public.gdpr_delete_user_data(text, boolean, boolean),
-    public.gdpr_export_user_data(text, boolean), public.cleanup_old_data(), public.abandon_inactive_sessions(),
+    public.record_exposure(text, uuid, text, text, text, text, text, jsonb), public.gdpr_delete_user_data(text, boolean, boolean, text[]),
+    public.gdpr_export_user_data(text, boolean, text[]), public.cleanup_old_data(), public.abandon_inactive_sessions(),
     public.process_pending_events(), public.calculate_lead_score(marketing.leads),
     public.calculate_onboarding_progress(onboarding.sessions)
 FROM PUBLIC, anon, authenticated;
@@ -2119,7 +2200,7 @@ GRANT EXECUTE ON FUNCTION
     public.auto_assign_experiments(uuid, text, text, text, text, jsonb),
     public.record_exposure(text, uuid, text, text, text, text, text, jsonb)
 TO anon, authenticated, service_role;
-GRANT EXECUTE ON FUNCTION public.gdpr_delete_user_data(text, boolean, boolean), public.gdpr_export_user_data(text, boolean)
+GRANT EXECUTE ON FUNCTION public.gdpr_delete_user_data(text, boolean, boolean, text[]), public.gdpr_export_user_data(text, boolean, text[])
 TO authenticated, service_role;
 GRANT EXECUTE ON FUNCTION
     public.calculate_lead_score(marketing.leads), public.calculate_onboarding_progress(onboarding.sessions)

@@ -14,8 +14,8 @@ INSERT INTO marketing.leads (
 SELECT id, created_at = now() AS is_new FROM marketing.leads WHERE email = $1 AND deleted_at IS NULL
 
 -- page --
--- Leads by status, source, score, time and the beginning of address or company ($6, lower case, as LIKE has it), after
--- ($7, $8), the latest first, at most $9.
+-- Leads by status, source, score, time and the beginning of address ($10) or company ($6; lower case, as LIKE has it),
+-- after ($7, $8), the latest first, at most $9.
 SELECT id, email, phone_number, company_name, first_name, last_name, source::text, status::text, score, notes,
     interested_features, utm_source, utm_medium, utm_campaign, utm_content, utm_term, referrer, landing_page,
     user_agent, host(ip_address) AS ip_address, country_code, region, city, consent, created_at, updated_at
@@ -26,7 +26,7 @@ WHERE deleted_at IS NULL
     AND ($3::int IS NULL OR score >= $3)
     AND ($4::timestamptz IS NULL OR created_at >= $4)
     AND ($5::timestamptz IS NULL OR created_at < $5)
-    AND ($6::text IS NULL OR email LIKE $6 OR lower(company_name) LIKE $6)
+    AND ($6::text IS NULL OR email LIKE $10::text OR lower(company_name) LIKE $6)
     AND ($7::timestamptz IS NULL OR (created_at, id) < ($7, $8::uuid))
 ORDER BY created_at DESC, id DESC
 LIMIT $9::bigint
