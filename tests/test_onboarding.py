@@ -18,7 +18,7 @@ import pytest
 from ingest import activities, api_keys, kpis
 from ingest.credentials import Cipher, new_key
 from ingest.lead import plain_phone
-from ingest.onboarding import OF_NAME
+from ingest.onboarding import OF_NAME, WhatsAppIntegration, check
 from tests.worker import Answer, Client, Start, client, start
 
 __all__ = ["client", "start"]
@@ -660,6 +660,8 @@ def test_phones_are_stored_plain():
     assert plain_phone("+44 (0)20 7946 0958") == plain_phone("(+44) ( 0 ) 20 7946 0958") == "+442079460958"
     assert plain_phone("0049 (0) 30 1234567") == "+49301234567"
     assert plain_phone("(0) 30 1234567") == "0301234567"
+    number = WhatsAppIntegration("1", "2", "+44 (0)1234", "token-of-meta")
+    assert [error.field for error in check(number)] == ["phone_number"]
 
 
 # The funnel.
