@@ -515,7 +515,9 @@ async def test_the_readmes_questions_have_sensible_answers(
 
     steps = tables["Where"]
     assert [row[0][0] for row in steps] == list("1234")
-    assert int(steps[0][1]) == people[4]
+    # A lead whose session was made for them, and who never did anything in it, is lost at the first step.
+    idle = await connection.fetchval("SELECT count(*) FROM onboarding.sessions WHERE status = 'not_started'")
+    assert idle > 0 and int(steps[0][1]) == people[4] + idle
     for step, following in pairwise(steps):
         assert step[2] == following[1]
     assert max(steps, key=lambda row: float(row[3]))[0] == "2 whatsapp integration"
