@@ -359,17 +359,19 @@ def set_person(drafts: Drafts, arrival: Arrival) -> None:
         (drafts.session_ids, "session_id", [raw.session_id for raw in drafts.raws]),
     ):
         for value in values:
-            if value is None or value == "":
+            if not value and value != 0:
                 column.append("\\N")
                 continue
             text = value if isinstance(value, str) else str(value)
             if (
-                text[-1] not in real_ends
-                and text[0] not in real_starts
-                # Whatever is in a template that was not filled in, it is none.
-                and (real.isdisjoint(text) or not text[0].isalnum())
-                and is_placeholder(text)
-            ):
+                (
+                    text[-1] not in real_ends
+                    and text[0] not in real_starts
+                    # Whatever is in a template that was not filled in, it is none.
+                    and (real.isdisjoint(text) or not text[0].isalnum())
+                )
+                or "%" in text
+            ) and is_placeholder(text):
                 column.append("\\N")
             elif len(text) <= MAX_ID_CHARACTERS:
                 column.append(field(text) if special else text)

@@ -10,13 +10,16 @@ import re
 from collections.abc import Iterable
 from string import ascii_letters, digits
 from typing import Final
+from unicodedata import normalize
+from urllib.parse import unquote
 
 NAMES: Final = (
     # What "no value" is called by languages and databases, and Go's way to print it.
-    "null", "undefined", "none", "nil", "nan", "na", "void", "infinity", "dbnull", "snil", "vnil", "dnil",
+    "null", "undefined", "none", "nil", "nan", "na", "void", "infinity", "inf", "∞", "dbnull", "snil", "vnil", "dnil",
     "optionalnil", "true", "false", "empty", "blank", "missing", "unset", "notset", "notavailable",
+    "notprovided", "notspecified", "notapplicable", "notdefined",
     # What applications call somebody whom they do not know.
-    "anonymous", "anonymoususer", "guest", "guestuser", "unknown", "unknownuser", "unidentified", "nouser",
+    "anon", "anonymous", "anonymoususer", "guest", "guestuser", "unknown", "unknownuser", "unidentified", "nouser",
     "noid", "notauthenticated", "unauthenticated", "notloggedin", "loggedout", "default", "placeholder",
     # The name of the field in place of its value.
     "id", "uid", "uuid", "guid", "userid", "username", "anonymousid", "anonid", "sessionid", "distinctid",
@@ -30,14 +33,32 @@ _ASCII_DECORATION: Final = bytes(each for each in range(128) if not chr(each).is
 _LOWER: Final = bytes(range(256)).lower()
 _UNSEEN = re.compile("[\\u0080-\\u00a0\\u1680\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u2064\\u3000\\ufeff]+")
 """White space beyond ASCII, and what is not seen at all."""
-_OPENINGS: Final = ("[", "{", "$", "#", "<")
-_UNFILLED = re.compile(r"\s*(\[object [A-Za-z]*\]|\{\{[^{}]*\}\}|[$#]\{[^{}]*\}|<%[^%]*%>)\s*")
+_SEPARATORS: Final = re.compile("[,;|]")
+_BLANKS: Final = re.compile(r"[\t-\r \u0085\u1680\u2028\u2029]+")
+_COMPOUND: Final = re.compile(r"[\t-\r ,;|%\[{$#<]|[^\x00-\x7f]")
+"""What there is in every id that is more than one word, or written in another way."""
+_TEMPLATED: Final = re.compile(r"[\t-\r ,;|]*[\[{$#<]")
+_UNFILLED: Final = re.compile(r"\[object [A-Za-z]*\]|\{\{[^{}]*\}\}|[$#]\{[^{}]*\}|<%[^%]*%>")
+_NORMALISED_CHARACTERS: Final = 255
+"""No id has more. Putting many combining marks in order takes time by the square of their number."""
+
+_INFINITE: Final = re.compile(r"[+-]?[19](\.[019]{0,20})?e\+?(9[019]{2}|[19][019]{3,7})", re.IGNORECASE)
+"""A number that no float is large enough for, in the digits that people write one with (1e999, -1e1000): with any
+others, it would be as likely an id in hex."""
+_NUMBER_DIGITS: Final = frozenset("019")
 
 
 def _key(text: str) -> bytes:
     if not text.isascii():
         text = _UNSEEN.sub("", text)
     return text.encode("utf-8", "surrogatepass").translate(_LOWER, _ASCII_DECORATION)
+
+
+def _plain(text: str) -> str:
+    """Without percent sequences, and each character in its plainest form: full-width letters are letters."""
+    if "%" in text:
+        text = unquote(text.replace("%00", " "), errors="replace")
+    return normalize("NFKC", text)
 
 
 _KEYS: Final = frozenset(map(_key, NAMES))
@@ -47,26 +68,36 @@ class Placeholders:
     """The list, and what a configuration adds to it.
 
     `real_ends` and `real_starts` are letters and digits that no placeholder ends or begins with, `real` those that
-    are in none, as most digits are: nearly all ids are seen to be real by one of them, without a call.
+    are in none, as most digits are: nearly all ids are seen to be real by one of them, without a call. They do not
+    tell of an id with a percent sign.
     """
 
     def __init__(self, more: Iterable[str] = ()) -> None:
-        self._keys = _KEYS | {_key(text) for text in more}
+        self._keys = _KEYS | {_key(normalize("NFKC", text)) for text in more}
         keys = [key.decode() for key in self._keys]
-        self.real_ends = frozenset(ascii_letters + digits) - _both_cases(key[-1:] for key in keys) - set("01")
-        self.real = frozenset(ascii_letters + digits) - _both_cases("".join(keys)) - set("01")
-        self.real_starts = frozenset(ascii_letters + digits) - _both_cases(key[:1] for key in keys) - set("0")
+        self.real_ends = frozenset(ascii_letters + digits) - _both_cases(key[-1:] for key in keys) - _NUMBER_DIGITS
+        self.real = frozenset(ascii_letters + digits) - _both_cases("".join(keys)) - _NUMBER_DIGITS
+        self.real_starts = frozenset(ascii_letters + digits) - _both_cases(key[:1] for key in keys) - _NUMBER_DIGITS
 
     def has(self, text: str) -> bool:
-        """Whether this is no id: empty, white space or punctuation alone, nothing but zeros, -1, a JavaScript object
-        or a template that was not filled in, or on the list."""
-        key = _key(text)
-        return (
-            key in self._keys
-            or not key.strip(b"0")
-            or (key == b"1" and text.strip() == "-1")
-            or (text.lstrip()[:1] in _OPENINGS and _UNFILLED.fullmatch(text) is not None)
+        """Whether this is no id: empty, white space or punctuation alone, nothing but zeros, -1, no finite number, a
+        JavaScript object or a template that was not filled in, or on the list; or several of these, with blanks,
+        commas, semicolons or bars between them. Percent-encoded, twice at most, and in full width, too."""
+        if self._is_word(text) or _INFINITE.fullmatch(text):
+            return True
+        if not _COMPOUND.search(text):
+            return False
+        if len(text) <= _NORMALISED_CHARACTERS and ("%" in text or not text.isascii()):
+            text = _plain(_plain(text))
+        if _TEMPLATED.match(text):
+            text = _UNFILLED.sub(" ", text)
+        return all(
+            self._is_word(part) or all(map(self._is_word, _BLANKS.split(part))) for part in _SEPARATORS.split(text)
         )
+
+    def _is_word(self, text: str) -> bool:
+        key = _key(text)
+        return key in self._keys or not key.strip(b"0") or text == "-1"
 
     def known(self, text: str | None) -> str | None:
         """The id, or None where it is nobody's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import asyncpg
@@ -29,9 +30,48 @@ NOTHING = [
 PEOPLE = [
     "1", "-2", "10", "01", "0a", "1.0", "u0", "user-0", "null-island", "nullable", "undefined-1", "trueman", "Nina",
     "anonymous-42", "guest42", "identity", "noneya", "nan@example.com", "email@example.com", "💥", "ф", "ünull",
-    "日本", "object [Object]", "{user", "$5", "00000000-0000-0000-0000-000000000001",
+    "日本", "{user", "$5", "00000000-0000-0000-0000-000000000001",
     "0fffffff-ffff-ffff-ffff-ffffffffffff", "f0000000-0000-0000-0000-000000000000",
+    "anna@null.example", "anna%40null.example", "guest-4711", "true-north", "user 1", "guest 7", "null,ada",
+    "ada|null",
+    "none of them", "{{tenant}}-ada", "[object Object],ada", "1e5", "1e99", "1e4567", "2e999", "-1e30", "a1e999",
+    "1e999a",
+    "100%", "50%25off", "na%C3%AFve", "%E0%A4%A", "ａｄａ", "null%2Cada", "１", "Ｎｉｎａ", "1e999-1",
 ]  # fmt: skip
+WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)} | {0x20: 0x3000}
+ONES = [
+    "null",
+    "undefined",
+    "N/A",
+    "not set",
+    "[object Object]",
+    "[object Promise]",
+    "{{ user.id }}",
+    "${id}",
+    "0",
+    "-1",
+]
+INFINITE = ["1e999", "-1e999", "+1E999", "9e999", "1.0e+999", "9.99E9999", "1e1000", "inf", "-Infinity", "+∞"]
+
+
+def several() -> list[str]:
+    """Placeholders one after the other, in full width, percent-encoded once and twice, and all of it."""
+    lists = [*ONES, *INFINITE, "anon", "not provided", *UNFILLED]
+    for one in ONES:
+        for other in (one, "null"):
+            betweens = [",", ", ", ";", "|", " | ", "，"] + ([" ", "\n", "\u2003"] if one != "not set" else [])
+            lists += [one + between + other for between in betweens]
+        lists.append(", ".join([one] * 4))
+    texts = list(lists)
+    for text in lists:
+        if text not in INFINITE:
+            full = "".join(f"%{byte:02X}" for byte in text.encode())
+            texts += [text.translate(WIDE), quote(text, safe=""), quote(quote(text), safe=""), full, full.lower()]
+            texts += [quote(text.translate(WIDE)), f"{text}%00", f"%20{text}%0A"]
+    return texts
+
+
+SEVERAL = [text for text in several() if len(text) <= 255]
 
 
 def spellings(name: str) -> list[str]:
@@ -50,6 +90,20 @@ def test_a_name_is_recognised_in_every_spelling(name: str):
     assert [text for text in spellings(name) if not LISTED.has(text)] == []
 
 
+def test_several_are_nobody_however_they_are_encoded():
+    assert [text for text in SEVERAL if not LISTED.has(text)] == []
+
+
+def test_one_person_among_them_is_somebody():
+    chance = random.Random(7)
+    for _ in range(2000):
+        words = [*chance.choices(ONES, k=2), f"ada{chance.randrange(100)}"]
+        chance.shuffle(words)
+        text = chance.choice([" ", ",", "; ", "|"]).join(words)
+        for spelt in (text, quote(text), text.translate(WIDE)):
+            assert not LISTED.has(spelt), spelt
+
+
 @pytest.mark.parametrize("text", [*UNFILLED, *NOTHING])
 def test_what_holds_no_name_at_all(text: str):
     assert LISTED.has(text) and LISTED.known(text) is None
@@ -62,13 +116,26 @@ def test_ids_of_people_stay(text: str):
 
 def test_uuids_and_numbers_stay():
     ids = [str(uuid4()) for _ in range(5000)] + [str(number) for number in range(1, 5000)]
+    ids += [f"{number:x}" for number in range(11, 1 << 16)]
     assert [text for text in ids if LISTED.has(text)] == []
 
 
 @pytest.mark.parametrize("listed", [LISTED, Placeholders(["Demo User", "x9"])])
 def test_an_id_that_is_seen_to_be_real_by_its_characters_is_real(listed: Placeholders):
     """The steps ask only about ids whose characters may be a placeholder's."""
-    for text in [*EVERY_SPELLING, *UNFILLED, *NOTHING, "demo user", "X9", "{{user_2}}", *PEOPLE]:
+    for text in [
+        *EVERY_SPELLING,
+        *UNFILLED,
+        *NOTHING,
+        *SEVERAL,
+        "demo user",
+        "X9",
+        "{{user_2}}",
+        *PEOPLE,
+        *generated(),
+    ]:
+        if "%" in text:
+            continue
         if text[-1] in listed.real_ends or text[0] in listed.real_starts:
             assert not listed.has(text), text
         if text[0].isalnum() and not listed.real.isdisjoint(text):
@@ -86,14 +153,15 @@ def generated() -> list[str]:
     chance = random.Random(4)
     pieces = [
         *NAMES, *UNFILLED, *NOTHING, *"01f9axZ", *" \t\n'\"()<>[]{}$#%*&@!?.,;:/\\|+-=_~^`", "\u00a0", "\u200d", "é",
-        "ß", "İ", "ſ", "K", "日", "💥", "null",
+        "ß", "İ", "ſ", "K", "日", "💥", "null", "ｎ", "％", "ﬁ", "e\u0301", "%6E", "%7B", "%EF%BD%8E", "%ff", "%00",
+        "%2500", "%25", "%2c", " ", ",", "1e999", "\u0085", "\u2028", "\u1680", *ONES,
     ]  # fmt: skip
     texts = ["".join(chance.choices(pieces, k=chance.randrange(1, 4))) for _ in range(4000)]
     return [text for text in texts if text]
 
 
 async def test_the_database_has_the_same_rule(connection: asyncpg.Connection):
-    texts = [*EVERY_SPELLING, *UNFILLED, *NOTHING, *PEOPLE, *generated()]
+    texts = [*EVERY_SPELLING, *UNFILLED, *NOTHING, *SEVERAL, *PEOPLE, *generated()]
     found = await connection.fetch(
         "SELECT text, ingest.is_placeholder_id(text) AS has FROM unnest($1::text[]) AS each (text)", texts
     )
@@ -129,6 +197,12 @@ SOME = [
     "true",
     "N/A",
     "{{id}}",
+    "null,null",
+    "[object Promise] [object Promise]",
+    "ｎｕｌｌ",
+    "%7B%7Buser.2%7D%7D",
+    "null%2Cnull",
+    "1e999",
 ]
 IDS = ("user_id", "anonymous_id", "session_id")
 

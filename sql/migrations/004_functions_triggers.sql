@@ -372,36 +372,74 @@ COMMENT ON FUNCTION public.abandon_inactive_sessions() IS
 -- Ids that are nobody's
 
 -- The same rule as in ingest/placeholders.py, where it is explained.
-CREATE FUNCTION ingest.is_placeholder_id(id text) RETURNS boolean
+CREATE FUNCTION ingest.is_placeholder_word(word text) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT bare ~ '^0*$'
         OR bare IN (
-            'null', 'undefined', 'none', 'nil', 'nan', 'na', 'void', 'infinity', 'dbnull', 'snil', 'vnil', 'dnil',
+            'null', 'undefined', 'none', 'nil', 'nan', 'na', 'void', 'infinity', 'inf', '∞', 'dbnull', 'snil', 'vnil', 'dnil',
             'optionalnil', 'true', 'false', 'empty', 'blank', 'missing', 'unset', 'notset', 'notavailable',
-            'anonymous', 'anonymoususer', 'guest', 'guestuser', 'unknown', 'unknownuser', 'unidentified',
+            'notprovided', 'notspecified', 'notapplicable', 'notdefined',
+            'anon', 'anonymous', 'anonymoususer', 'guest', 'guestuser', 'unknown', 'unknownuser', 'unidentified',
             'nouser', 'noid', 'notauthenticated', 'unauthenticated', 'notloggedin', 'loggedout', 'default',
             'placeholder', 'id', 'uid', 'uuid', 'guid', 'userid', 'username', 'anonymousid', 'anonid', 'sessionid',
             'distinctid', 'deviceid', 'visitorid', 'clientid', 'customerid', 'accountid', 'email', 'emailaddress',
             'yourid', 'youruserid', 'string', 'object', 'ffffffffffffffffffffffffffffffff'
         )
-        OR (bare = '1' AND id ~ '^\s*-1\s*$')
-        OR id ~ '^\s*(\[object [A-Za-z]*\]|\{\{[^{}]*\}\}|[$#]\{[^{}]*\}|<%[^%]*%>)\s*$'
+        OR word = '-1'
         OR bare = ANY (string_to_array(
             lower(regexp_replace(
-                coalesce(current_setting('app.placeholder_ids', true), ''),
+                normalize(coalesce(current_setting('app.placeholder_ids', true), ''), NFKC),
                 '[\u0001-\u002b\u002d-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00a0]+', '', 'g'
             )), ','
         ))
     FROM (SELECT lower(regexp_replace(
-        id,
+        word,
         '[\u0001-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]+',
         '', 'g'
     ))) AS each (bare)
 $$;
+COMMENT ON FUNCTION ingest.is_placeholder_word(text) IS
+    'Whether one word is nobody''s id, such as null, undefined or 0; app.placeholder_ids, with commas between them, names more';
+
+CREATE FUNCTION ingest.is_placeholder_id(id text) RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    plain text := id;
+BEGIN
+    IF id IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF ingest.is_placeholder_word(id)
+        OR id ~* '^[+-]?[19](\.[019]{0,20})?e\+?(9[019]{2}|[19][019]{3,7})$'
+    THEN
+        RETURN true;
+    END IF;
+    IF id !~ '[\u0009-\u000d ,;|%[{$#<]|[^\u0001-\u007f]' THEN
+        RETURN false;
+    END IF;
+    IF char_length(id) <= 255 AND id ~ '%|[^\u0001-\u007f]' THEN
+        FOR encoded IN 1..2 LOOP
+            plain := normalize(ingest.url_decoded(replace(plain, '%00', ' ')), NFKC);
+        END LOOP;
+    END IF;
+    IF plain ~ '^[\u0009-\u000d ,;|]*[[{$#<]' THEN
+        plain := regexp_replace(plain, '\[object [A-Za-z]*\]|\{\{[^{}]*\}\}|[$#]\{[^{}]*\}|<%[^%]*%>', ' ', 'g');
+    END IF;
+    RETURN (
+        SELECT bool_and(ingest.is_placeholder_word(part) OR (
+            SELECT bool_and(ingest.is_placeholder_word(word))
+            FROM regexp_split_to_table(part, '[\u0009-\u000d \u0085\u1680\u2028\u2029]+') AS word
+        ))
+        FROM regexp_split_to_table(plain, '[,;|]') AS part
+    );
+END
+$$;
 COMMENT ON FUNCTION ingest.is_placeholder_id(text) IS
-    'Whether this is an id that is nobody''s, such as null, undefined or 0; app.placeholder_ids, with commas between them, names more';
+    'Whether this is an id that is nobody''s: a word such as null, undefined or 0, several of them, a template that was not filled in, or no finite number';
 
 CREATE FUNCTION ingest.known_id(id text) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE
