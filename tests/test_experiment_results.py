@@ -187,6 +187,7 @@ def test_scipy_is_not_imported_with_the_service():
 
 EXPERIMENT = UUID("00000000-0000-4000-8000-0000000000e1")
 ADA, BOB = UUID(int=1), UUID(int=2)
+CARL, DORA = UUID(int=0xCA21 << 100), UUID(int=0xD02A << 100)
 
 
 async def shown(connection: asyncpg.Connection, variant: str, at: str | None, **unit: Any) -> None:
@@ -307,6 +308,22 @@ async def test_the_kpi_counts_conversions_once(running: asyncpg.Connection):
     bound, arguments = kpis._bound(query, hour, hour + timedelta(hours=1), "hour")
     rows = await running.fetch(bound, *arguments)
     assert [(json.loads(row["dimensions"])["variant"], int(row["value_numeric"])) for row in rows] == [("control", 2)]
+
+
+async def test_the_kpi_knows_a_unit_however_it_is_spelt(running: asyncpg.Connection):
+    await shown(running, "control", NINE, user_id=CARL)
+    await shown(running, "b", NINE, session_id=str(DORA))
+    await shown(running, "b", NINE, session_id=str(DORA).upper())
+    for form in (str, lambda id: str(id).upper(), lambda id: id.hex, lambda id: f"{{{id}}}"):
+        await event(running, "buy", TEN, user_id=form(CARL))
+        await event(running, "buy", TEN, session_id=form(DORA))
+    query = next(kpi.query for kpi in kpis.load() if kpi.name == "experiment_conversions")
+    hour = datetime(2026, 1, 2, 10, tzinfo=UTC)
+    bound, arguments = kpis._bound(query, hour, hour + timedelta(hours=1), "hour")
+    rows = await running.fetch(bound, *arguments)
+    told = {json.loads(row["dimensions"])["variant"]: int(row["value_numeric"]) for row in rows}
+    assert told == {"control": 4, "b": 4}
+    assert await counted(running) == {"control": (1, 1), "b": (1, 1)}
 
 
 async def test_events_after_the_end_are_not_counted(running: asyncpg.Connection):

@@ -6,16 +6,30 @@ import json
 import random
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from ingest.database import load_queries
-from ingest.experiments.assignment import POINTS, Assigner, Context, bucket, country_code, first_point_at
+from ingest.experiments.assignment import (
+    POINTS,
+    Assigner,
+    Context,
+    bucket,
+    canonical_id,
+    country_code,
+    first_point_at,
+)
 from ingest.experiments.definitions import definition_of
 from ingest.experiments.flags import Definition
-from tests.test_assignment import make_experiment
+from tests.experiments import ADMIN, ADMIN_KEY, run
+from tests.test_assignment import assign, make_experiment
+from tests.worker import Start, start
+
+__all__ = ["start"]
 
 QUERIES = load_queries("experiments")
 
@@ -111,6 +125,92 @@ async def test_python_and_sql_assign_the_same(connection: asyncpg.Connection):
         ours = [definition.variants[at].id if at is not None else None for at in places]
         assert ours == in_sql[definition.name], definition.name
         assert len(set(ours)) > 1, definition.name
+
+
+def spellings(id: UUID, chance: random.Random) -> list[str]:
+    """A UUID as clients spell it: in capitals, without dashes, in braces, and in all that the database reads."""
+    plain = id.hex
+    mixed = "".join(chance.choice([each.upper(), each]) for each in str(id))
+    fours = [plain[at : at + 4] for at in range(0, 32, 4)]
+    dashed = "".join(four + chance.choice(["", "-"]) for four in fours[:-1]) + fours[-1]
+    bare = [str(id), str(id).upper(), plain, plain.upper(), mixed, dashed, "-".join(fours)]
+    return bare + [f"{{{each}}}" for each in bare]
+
+
+async def test_an_id_has_one_form_in_python_and_sql(connection: asyncpg.Connection):
+    chance = random.Random(3)
+    for _ in range(200):
+        id = UUID(int=chance.getrandbits(128))
+        every = spellings(id, chance)
+        assert {canonical_id(each) for each in every} == {str(id)}
+        assert await connection.fetchval(
+            "SELECT array_agg(DISTINCT each::uuid) FROM unnest($1::text[]) AS each", every
+        )
+        # What the database reads no uuid from is another id.
+        others = [f"{every[0]}0", every[2][:-1], f"{{{every[2]}", f"{every[2]}}}", f" {every[1]}", every[1] + "\n"]
+        others += [every[1].replace("-", "--"), f"urn:uuid:{id}", f"{id}-", every[1][:-1] + "\uff11", "", "Ada"]
+        assert [canonical_id(each) for each in others] == others
+        in_sql = await connection.fetchval(
+            "SELECT array_agg(experiments.canonical_id(each) ORDER BY n)"
+            " FROM unnest($1::text[]) WITH ORDINALITY AS every (each, n)",
+            every + others,
+        )
+        assert in_sql == [str(id)] * len(every) + others
+
+
+async def test_a_unit_has_one_variant_however_it_is_spelt(connection: asyncpg.Connection):
+    for name in ("even", "one of a third", "percentage"):
+        await make_experiment(connection, name, **EXPERIMENTS[name] | {"traffic_percentage": "80"})
+    definitions = [definition_of(row) for row in await connection.fetch(QUERIES["definitions"])]
+    chance = random.Random(5)
+    told = []
+    for _ in range(20):
+        id = UUID(int=chance.getrandbits(128))
+        given = await assign(connection, user_id=id)
+        told.append(given.get("even"))
+        for each in spellings(id, chance):
+            assert await assign(connection, session_id=each) == given
+            unit = canonical_id(each).encode()
+            for definition in definitions:
+                place = assigner_of(definition).assign(unit, Context())
+                ours = definition.variants[place].id if place is not None else None
+                assert ours == given.get(definition.name)
+    assert len(set(told)) > 1
+
+
+async def test_flags_exposures_and_conversions_are_of_one_unit(start: Start):
+    """Over HTTP: a person is shown what is recorded, and is one unit in the results and in the query of the docs."""
+    client = await start(admin_keys=(ADMIN_KEY,))
+    experiment = await run(client, "button")
+    chance = random.Random(6)
+    seen: dict[str, int] = {}
+    for n in range(12):
+        id = UUID(int=chance.getrandbits(128))
+        every = spellings(id, chance)
+        flags = [
+            await client.post({"context": {"targetingKey": each}}, "/ofrep/v1/evaluate/flags/button")
+            for each in every
+        ]
+        (variant,) = {flag.json()["variant"] for flag in flags}
+        seen[variant] = seen.get(variant, 0) + 1
+        kind = "user_id" if n % 2 else "session_id"
+        spelt = every[:4] if n % 2 else every
+        for each in spelt:
+            body = {"experiment": "button", "variant": variant, kind: each}
+            assert (await client.post(body, "/v1/experiments/exposures", **ADMIN)).status == 200, body
+            given = await client.post({kind: each}, "/v1/experiments/assignments", **ADMIN)
+            assert given.json()["assignments"]["button"]["variant_id"] == variant
+        bought = [{"name": "signup_completed", "type": "conversion", kind: chance.choice(spelt)} for _ in range(2)]
+        assert (await client.post(bought)).json()["accepted"] == 2
+    await client.fetch("SELECT")
+    path = f"/v1/experiments/{experiment}/results?event=signup_completed"
+    results = (await client.request("GET", path, **ADMIN)).json()
+    counted = {each["variant"]: (each["exposures"], each["conversions"]) for each in results["variants"]}
+    assert counted == {variant: (units, units) for variant, units in seen.items()} and len(seen) == 2
+    assert results["mixed_units"] == 0
+    query = (Path(__file__).parent.parent / "docs" / "queries" / "experiment.sql").read_text()
+    rows = await client.fetch(query.replace("pricing_page_layout", "button"))
+    assert {row["variant_id"]: (row["saw_it"], row["signed_up"]) for row in rows} == counted
 
 
 async def test_buckets_are_rounded_as_the_database_rounds_them(connection: asyncpg.Connection):

@@ -5,7 +5,9 @@ with units as (
   from experiments.units join experiments.experiments as experiment on experiment.id = experiment_id
   where experiment.name = 'pricing_page_layout'
 ), signups as (
-  select user_id, session_id, created_at from analytics.events
+  select experiments.canonical_id(user_id) as user_id,
+    experiments.canonical_id(session_id) as session_id, created_at
+  from analytics.events
   where name = 'signup_completed' and created_at > now() - interval '31 days' and device_type is distinct from 'bot'
 ), converted as (
   select distinct coalesce(by_user.unit, by_session.unit) as unit

@@ -7,6 +7,7 @@ comparing whole numbers.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -14,9 +15,11 @@ from fractions import Fraction
 from hashlib import sha256
 from math import ceil
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 POINTS: Final = 1 << 48
 """A unit falls on one of so many points: the first 48 bits of a hash."""
+_UUID: Final = re.compile(r"(?:[0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|\{(?:[0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}\}")
 _NUMERIC_BASE: Final = 10_000
 _SIGNIFICANT_DIGITS: Final = 16
 
@@ -39,6 +42,12 @@ def country_code(text: object) -> str | None:
     if isinstance(text, str) and len(text) == 2 and text.isascii() and text.isalpha():
         return text.upper()
     return None
+
+
+def canonical_id(text: str) -> str:
+    """The one form of a unit's id: a UUID, in any spelling that the database reads, in lower case with dashes;
+    any other id as it is. A telephone spells the same id in capitals that its server has without."""
+    return str(UUID(text)) if _UUID.fullmatch(text) else text
 
 
 class Hash:

@@ -19,7 +19,7 @@ from ingest.access import Caller, Scope
 from ingest.database import load_queries
 from ingest.enrich import describe_user_agent
 from ingest.experiments import store
-from ingest.experiments.assignment import Context, country_code
+from ingest.experiments.assignment import Context, canonical_id, country_code
 from ingest.experiments.declared import Changes, NewExperiment, TargetingRules, Variant
 from ingest.experiments.definitions import Definitions
 from ingest.experiments.flags import Reason
@@ -304,7 +304,7 @@ class Experiments:
         unit = str(shown.user_id) if shown.user_id is not None else shown.session_id
         assert unit is not None
         context = Context(country_code(shown.country), shown.device, shown.url, shown.attributes)
-        evaluation = flag.evaluate(unit.encode(), context, _now) if flag is not None else None
+        evaluation = flag.evaluate(canonical_id(unit).encode(), context, _now) if flag is not None else None
         if evaluation is None or evaluation.reason in (Reason.DISABLED, Reason.STATIC):
             _check_exposed(False, None, shown.variant)
         takes_part = evaluation is not None and evaluation.reason is not Reason.DEFAULT

@@ -21,7 +21,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from ingest.addresses import rate_limit_key
-from ingest.experiments.assignment import NOTHING_KNOWN, Context, country_code
+from ingest.experiments.assignment import NOTHING_KNOWN, Context, canonical_id, country_code
 from ingest.experiments.definitions import Definitions
 from ingest.experiments.flags import Flag
 from ingest.fields import about, text
@@ -310,7 +310,7 @@ def _unit(key: object) -> bytes:
     if not isinstance(key, str) or len(key) > MAX_UNIT_CHARACTERS or "\0" in key:
         detail = f"context.targetingKey must be a text of 1 to {MAX_UNIT_CHARACTERS} characters that can be stored"
         raise _Refused(400, "INVALID_CONTEXT", detail)
-    return key.encode()
+    return canonical_id(key).encode()
 
 
 def _not_understood(error: Exception) -> _Refused:

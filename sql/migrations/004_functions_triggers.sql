@@ -1125,7 +1125,18 @@ COMMENT ON FUNCTION public.process_pending_events() IS
 
 -- Experiments
 
--- The same in every language: the first 12 hex digits of sha256("<experiment id>:<salt>:<unit>"), the id in lower
+-- As in ingest/experiments/assignment.py. The spellings are those that a uuid is read from.
+CREATE FUNCTION experiments.canonical_id(id text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN id ~ '^(([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|\{([0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}\})$'
+        THEN id::uuid::text ELSE id END
+$$;
+COMMENT ON FUNCTION experiments.canonical_id(text) IS
+    'The one form of a unit''s id: a UUID, however it is spelt, in lower case with dashes; any other id as it is';
+
+-- The same in every language: the first 12 hex digits of sha256("<experiment id>:<salt>:<unit>"), the ids in lower
 -- case, as a number, divided by 2^48.
 CREATE FUNCTION experiments.bucket(experiment_id uuid, salt text, unit text) RETURNS numeric
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -1194,7 +1205,7 @@ AS $$
 DECLARE
     -- A user is one unit on every device, a session is one unit: neither inherits from the other, as a browser may
     -- have many users and a flag is evaluated by its targeting key alone.
-    unit constant text := coalesce(person::text, visit);
+    unit constant text := coalesce(person::text, experiments.canonical_id(visit));
     own_row uuid;
 BEGIN
     IF experiments.bucket(running.id, 'traffic', unit) * 100 < running.traffic_percentage
@@ -1359,21 +1370,24 @@ COMMENT ON FUNCTION experiments.as_shown(experiments.experiments) IS
 CREATE VIEW experiments.units WITH (security_invoker = true) AS
 WITH owners AS (
     SELECT DISTINCT ON (experiment_id, visit) experiment_id, visit, user_id
-    FROM experiments.assignments CROSS JOIN LATERAL unnest(session_id || linked_sessions) AS visit
+    FROM experiments.assignments
+    CROSS JOIN LATERAL unnest(session_id || linked_sessions) AS seen_in
+    CROSS JOIN LATERAL experiments.canonical_id(seen_in) AS visit
     WHERE user_id IS NOT NULL AND visit IS NOT NULL
     ORDER BY experiment_id, visit, assigned_at, user_id
 )
 SELECT
     assignments.experiment_id,
-    coalesce('user ' || coalesce(assignments.user_id, owners.user_id)::text, 'session ' || assignments.session_id) AS unit,
+    coalesce('user ' || coalesce(assignments.user_id, owners.user_id)::text, 'session ' || canonical.visit) AS unit,
     coalesce(assignments.user_id, owners.user_id) AS user_id,
-    array_remove(array_agg(CASE WHEN assignments.user_id IS NULL THEN assignments.session_id END), NULL) AS sessions,
+    array_remove(array_agg(DISTINCT CASE WHEN assignments.user_id IS NULL THEN canonical.visit END), NULL) AS sessions,
     (array_agg(variant_id ORDER BY first_exposure_at, variant_id))[1] AS variant_id,
     min(first_exposure_at) AS first_exposure_at,
     count(DISTINCT variant_id) > 1 AS is_mixed
 FROM experiments.assignments
+CROSS JOIN LATERAL experiments.canonical_id(assignments.session_id) AS canonical (visit)
 LEFT JOIN owners ON assignments.user_id IS NULL
-    AND owners.experiment_id = assignments.experiment_id AND owners.visit = assignments.session_id
+    AND owners.experiment_id = assignments.experiment_id AND owners.visit = canonical.visit
 WHERE first_exposure_at IS NOT NULL
 GROUP BY 1, 2, 3;
 
@@ -1381,7 +1395,7 @@ REVOKE ALL ON experiments.units FROM PUBLIC, anon, authenticated, service_role;
 GRANT SELECT ON experiments.units TO authenticated, service_role;
 
 COMMENT ON VIEW experiments.units IS 'Who was shown a variant, one row an experiment and person as far as known';
-COMMENT ON COLUMN experiments.units.sessions IS 'The sessions that were shown a variant before, or without, a user';
+COMMENT ON COLUMN experiments.units.sessions IS 'The sessions that were shown a variant before, or without, a user; as experiments.canonical_id() spells them';
 COMMENT ON COLUMN experiments.units.variant_id IS 'The variant shown first';
 COMMENT ON COLUMN experiments.units.is_mixed IS 'Whether they were shown another variant later, under another id';
 
@@ -1658,7 +1672,10 @@ BEGIN
         OR (name IN ('lead_created', 'lead_updated') AND properties ->> 'lead_id' = ANY (found.lead_ids::text[]))
         OR (user_id IS NULL AND lower(properties ->> 'email') = ANY (found.addresses))
     );
-    found.user_ids := found.user_ids || found.lead_ids::text[] || found.addresses;
+    found.user_ids := found.user_ids || found.lead_ids::text[] || found.addresses || ARRAY(
+        SELECT canonical FROM unnest(found.user_ids) AS known, experiments.canonical_id(known) AS canonical
+        WHERE canonical <> ALL (found.user_ids)
+    );
     -- Who entered the address in onboarding came as this visitor.
     found.anonymous_ids := found.anonymous_ids || ARRAY(
         SELECT anonymous_id FROM onboarding.sessions

@@ -77,7 +77,9 @@ FROM experiments.experiments WHERE id = $1
 WITH units AS (
     SELECT * FROM experiments.units WHERE experiment_id = $1
 ), occurrences AS (
-    SELECT user_id, session_id, created_at FROM analytics.events
+    SELECT experiments.canonical_id(user_id) AS user_id,
+        experiments.canonical_id(session_id) AS session_id, created_at
+    FROM analytics.events
     WHERE name = $2 AND created_at >= (SELECT min(first_exposure_at) FROM units) AND device_type IS DISTINCT FROM 'bot'
         AND ($3::timestamptz IS NULL OR created_at < $3)
 ), converted AS (

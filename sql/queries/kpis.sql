@@ -203,7 +203,9 @@ GROUP BY name, variant_id
 -- Conversion events in the window of units that were shown a variant before, by experiment and variant. An event is its user's; without a user that was shown a variant, its session's. A day is the sum of its hours.
 -- counter, sum; hour day; from events
 WITH conversions AS (
-    SELECT user_id, session_id, created_at FROM analytics.events
+    SELECT experiments.canonical_id(user_id) AS user_id,
+        experiments.canonical_id(session_id) AS session_id, created_at
+    FROM analytics.events
     WHERE $3 = 'hour' AND type = 'conversion' AND created_at >= $1 AND created_at < $2
         AND device_type IS DISTINCT FROM 'bot'
 ), units AS MATERIALIZED (
