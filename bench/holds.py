@@ -28,7 +28,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import uvloop
 
-from bench.hostile import KINDS, WRAPPINGS, Hostile, body_of, other_requests, packed_requests, request_of
+from bench.hostile import KINDS, OWN_ADDRESS, WRAPPINGS, Hostile, body_of, other_requests, packed_requests, request_of
 from ingest import config_sources, migrations
 from ingest.app import Worker, start_worker
 from ingest.bites import Bites
@@ -36,7 +36,8 @@ from ingest.database import close, connect
 from ingest.drafts import Drafts
 from ingest.embedded import EmbeddedPostgres
 from ingest.enrich import warm_up
-from ingest.event import Limits, Sender, arrive, moment_of, take_through_steps
+from ingest.event import Limits, Sender, arrive, moment_of, take_through_steps, write_lines
+from ingest.intake import slice_of
 from ingest.operations import MAX_BODY_BYTES
 from ingest.payload import MAX_EVENT_BYTES, Payload, read_native
 from ingest.rejects import PayloadRefused, Refusal
@@ -48,12 +49,17 @@ TARGET_MS: Final = 50.0
 BODY_BYTES: Final = 5 * 1024 * 1024
 """The default limit of a body."""
 _SIZES: Final = (2_000, 60_000, 65_000, 400_000, BODY_BYTES)
-_SLICE: Final = 500
 _WORST: Final = 30
 _LIMITS: Final = Limits(
-    MAX_EVENT_BYTES, 32, timedelta(days=90), timedelta(hours=1), timedelta(minutes=5), frozenset({"a"})
+    MAX_EVENT_BYTES,
+    32,
+    timedelta(days=90),
+    timedelta(hours=1),
+    timedelta(minutes=5),
+    frozenset({"a"}),
+    conceals=True,
 )
-_SENDER: Final = Sender("127.0.0.1", "bench", None, None)
+_SENDER: Final = Sender("2a02:8108:96c0::", "bench", None, None, OWN_ADDRESS)
 
 
 # Decoding and steps alone.
@@ -93,11 +99,14 @@ def _marks(body: bytes) -> Iterator[float]:
     moment = moment_of(datetime.now(UTC), _LIMITS)
     for part in payload.parts:
         arrival = arrive(moment, None, _SENDER, part.hazards, _LIMITS)
-        for start in range(0, len(part.events), _SLICE):
-            raws = [raw for raw in part.events[start : start + _SLICE] if not isinstance(raw, Refusal)]
-            drafts = take_through_steps(raws, arrival)
-            if not isinstance(drafts, Drafts):
-                yield from _watched(drafts)
+        start = 0
+        while start < len(part.events):
+            taken = slice_of(part, start)
+            start += len(taken)
+            steps = take_through_steps([raw for raw in taken if not isinstance(raw, Refusal)], arrival)
+            drafts = steps if isinstance(steps, Drafts) else (yield from _watched(steps))
+            yield time.thread_time()
+            write_lines(drafts, arrival, "1\n", 0)
             yield time.thread_time()
 
 
@@ -190,10 +199,13 @@ def _send(port: int, request: Hostile) -> int:
             whole = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
             connection.putrequest("POST", request.path)
             connection.putheader("Transfer-Encoding", "chunked")
+            connection.putheader("X-Forwarded-For", OWN_ADDRESS)
             connection.endheaders()
             connection.send(whole)
         else:
-            connection.request("POST", request.path, request.body, request.headers)
+            connection.request(
+                "POST", request.path, request.body, {"X-Forwarded-For": OWN_ADDRESS, **request.headers}
+            )
         return connection.getresponse().status
     return 0
 
@@ -245,6 +257,7 @@ UNLIMITED: Final = {
     "address_bytes_per_second": 0,
     "rejected_kept_per_second": 100_000,
     "rejected_kept_bytes_per_second": 0,
+    "trusted_proxies": ["127.0.0.1"],
 }
 
 

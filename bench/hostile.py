@@ -10,6 +10,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from random import Random
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -229,6 +230,59 @@ def _contexts(random: Random, size: int) -> bytes:
     return _batch(event, size)
 
 
+OWN_ADDRESS: Final = "2a02:8108:96c0:1234:a1b2:c3d4:e5f6:7890"
+"""Of whoever sends them, so that they can name it."""
+_ADDRESS_TEXTS: Final[tuple[Callable[[int], str], ...]] = (
+    lambda index: "a:",
+    lambda index: "aa:",
+    lambda index: "a:::",
+    lambda index: "::1 ",
+    lambda index: f"::{index:x} ",
+    lambda index: f"{index % 9}::{index:x} ",
+    lambda index: f"1.2.{index >> 8 & 255}.{index & 255} ",
+    lambda index: "1.",
+    lambda index: "1:1:1 ",
+    lambda index: "::g ",
+    lambda index: "%31",
+    lambda index: "%31 ",
+    lambda index: "%3A ",
+    lambda index: "%25",
+    lambda index: "\\u0031 ",
+    lambda index: "\\b ",
+    lambda index: f"{OWN_ADDRESS} ",
+    lambda index: f"{OWN_ADDRESS.upper()} ",
+    lambda index: f"{OWN_ADDRESS[5:]} ",
+    lambda index: quote(OWN_ADDRESS, safe=""),
+    lambda index: '","',
+    lambda index: '","::1',
+    lambda index: f'","ip{index}":"::1',
+    lambda index: f'","{"ip" * 30}{index}":"1',
+    lambda index: f'",{int(IPv6Address(OWN_ADDRESS))},"',
+)
+
+
+def _client_addresses(random: Random, size: int) -> bytes:
+    """Addresses of clients, and what looks like them, in members that are named for them and elsewhere; once for each
+    event, or once for all of them; also in what is refused or is no JSON."""
+    pieces = random.sample(_ADDRESS_TEXTS, random.choice((1, 1, 2)))
+    length = random.choice((300, 5_000, 60_000))
+    text, index = "%31", 0
+    while len(text) < length:
+        text += random.choice(pieces)(index)
+        index += 1
+    templates = ('{"ip":"%s"}', '{"ip":["%s"]}', '{"a":{"client_ip":["%s"]}}')
+    # Members are none of an array.
+    value = (random.choice(templates) % text if '":' not in text else templates[0] % text).encode()
+    name = random.choice((b"properties", b"properties", b"context", b"url", b"other"))
+    if random.random() < 0.2:
+        return b'{"name":"a","%b":%b' % (name, value)
+    if random.random() < 0.2:
+        count = min(10_000, size * 2 // len(value) + 1)
+        return b'{"%b":%b,"batch":[%b]}' % (name, value, b",".join([b'{"name":"a"}'] * count))
+    told = random.choice((b'"a"', b'"a"', b"7"))
+    return _batch(lambda index: b'{"name":%b,"%b":%b}' % (told, name, value), size)
+
+
 def _keys(random: Random, size: int) -> bytes:
     members = b",".join(
         b'"%b%d":%d' % (random.choice((b"", b"k", b"name")), index % 7919, index) for index in range(9_000)
@@ -252,6 +306,7 @@ KINDS: Final[dict[str, Make]] = {
     "texts": _texts,
     "contexts": _contexts,
     "keys": _keys,
+    "client addresses": _client_addresses,
 }
 """Of JSON. Make one of a size with a Random."""
 

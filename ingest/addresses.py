@@ -87,6 +87,11 @@ def anonymise(address: str) -> str:
     return _anonymised(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""
 
 
+def canonical(address: str) -> str:
+    """The one text of an address, see `client_address`; "" if it is no address."""
+    return _canonical(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""
+
+
 def public_address(text: str) -> str:
     """The first address of the internet in it, in canonical form; "" if there is none.
 

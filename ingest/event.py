@@ -27,7 +27,13 @@ from uuid import uuid5
 from msgspec import Raw
 
 from ingest.addresses import Place
-from ingest.anonymity import conceal_members, conceal_own, may_hold_addresses
+from ingest.anonymity import (
+    conceal_members,
+    conceal_own_lines,
+    conceal_own_number,
+    may_hold_addresses,
+    own_number,
+)
 from ingest.bites import Bites, finish
 from ingest.context import ContextFacts, page_of_properties, read_context
 from ingest.drafts import Drafts
@@ -180,8 +186,7 @@ def write_lines(drafts: Drafts, arrival: Arrival, ending: str, first: int) -> Pr
     authenticated = "t" if arrival.authenticated else "f" if arrival.own else "\\N"
     ending = f"{authenticated}\t{ending}"
     lines = drafts.lines(arrival.moment.text, first, ending)
-    if own := arrival.sender.own:
-        lines = [conceal_own(line, own) if own in line else line for line in lines]
+    lines = conceal_own_lines(lines, arrival.sender.own, arrival.hazards.special)
     return Processed(lines, drafts.keys, drafts.refused)
 
 
@@ -322,6 +327,9 @@ def set_properties(drafts: Drafts, arrival: Arrival) -> None:
             text = bytes(raw.properties)
             if may_hold_addresses(text):
                 raw.properties = Raw(conceal_members(text))
+    if (own := arrival.sender.own) and own_number(own) in together:
+        for raw in drafts.raws:
+            raw.properties = Raw(conceal_own_number(bytes(raw.properties), own))
     if may_hold_credentials(together):
         for raw in drafts.raws:
             raw.properties = Raw(strip_credentials(bytes(raw.properties)))
@@ -345,6 +353,8 @@ def set_context(drafts: Drafts, arrival: Arrival) -> None:
             drafts.refuse(contexts, *_objection("context", checked, RejectReason.INVALID_CONTEXT))
         else:
             contexts.append(checked)
+    if (own := arrival.sender.own) and own_number(own).decode() in "".join({*contexts}):
+        drafts.contexts = [conceal_own_number(text.encode(), own).decode() for text in contexts]
     drafts.leave_out_refused()
 
 

@@ -22,8 +22,8 @@ from typing import Final, NamedTuple, Protocol
 
 from ingest import row
 from ingest.accounts import Accounts
-from ingest.anonymity import conceal_members, conceal_own, conceal_text
-from ingest.batches import EVENT_BYTES
+from ingest.anonymity import conceal_members, conceal_own, conceal_own_number, conceal_text
+from ingest.batches import EVENT_BYTES, Part
 from ingest.bites import Bites
 from ingest.budget import Budget
 from ingest.dedupe import DedupeWindow
@@ -39,6 +39,7 @@ from ingest.event import (
     take_through_steps,
     write_lines,
 )
+from ingest.hazards import ALL_HAZARDS
 from ingest.journal import Journal, JournalFull
 from ingest.open_record import OpenRecord
 from ingest.payload import Payload, RawEvent, pieces, sent_at_in
@@ -56,6 +57,8 @@ TURN_SECONDS: Final = 0.01
 """When the rest of the loop gets its turn. The bite that is under way then is finished first."""
 SLICE: Final = 500
 """Events that go through the steps together, if they are of one part of a body: 5 ms, if they are small."""
+_SLICE_BYTES: Final = 32 * 1024
+"""Of their properties and contexts, unless one event has more: up to 0.5 µs a byte, if they were made for it."""
 _LINES_PER_BODY: Final = 2
 """Lines have the body's texts, doubled backslashes, and columns of our own."""
 _LINE_BYTES: Final = 240
@@ -473,6 +476,7 @@ class Intake:
             return None
         if self._settings.limits.conceals:
             payload, detail = _concealed(payload, refusal.reason), conceal_text(detail)
+            payload = conceal_own_number(payload, sender.own)
         text = row.fields(
             received,
             sent_at,
@@ -528,23 +532,53 @@ def _is_last(submission: Submission) -> bool:
     return not parts
 
 
+def slice_of(part: Part, start: int) -> list[RawEvent | Refusal]:
+    """The events of a part, from one on, that go through the steps together."""
+    events, end = part.events, start + SLICE
+    if _is_heavy(part):
+        # The last one may be long, also in what has no name of ours.
+        end = min(end, max(start + 1, len(events) - 1))
+        size = 0
+        for index in range(start, end):
+            event = events[index]
+            size += 0 if isinstance(event, Refusal) else len(event.properties) + len(event.context)
+            if size > _SLICE_BYTES:
+                end = max(start + 1, index)
+                break
+    return events if start == 0 and len(events) <= end else events[start:end]
+
+
+def _is_heavy(part: Part) -> bool:
+    """Whether its events may be long: for their text, or for what stands beside the batch and all of them have."""
+    return len(part.text) > _SLICE_BYTES or part.hazards is ALL_HAZARDS
+
+
 def _draft(submission: Submission, arrival: Arrival) -> list[Drafts | None] | None:
-    """Take up to SLICE events through the steps, or on from where they stopped: what became of them, None if that was
+    """Take a slice of events through the steps, or on from where they stopped: what became of them, None if that was
     not the last bite."""
     if submission.work is None:
-        events, start = submission.parts[0].events, submission.within
-        submission.taken = events if len(events) <= SLICE else events[start : start + SLICE]
+        part = submission.parts[0]
+        submission.taken = slice_of(part, submission.within)
         raws = [event for event in submission.taken if not isinstance(event, Refusal)]
         try:
             found = take_through_steps(raws, arrival)
         except Exception:
             submission.work = _alone(raws, arrival)
         else:
-            if isinstance(found, Drafts):
+            if not isinstance(found, Drafts):
+                submission.work = _rest(raws, arrival, found)
+            elif _is_heavy(part):
+                submission.work = _pause(found)
+            else:
                 return [found]
-            submission.work = _rest(raws, arrival, found)
     drafts: list[Drafts | None] | None = submission.bite()
     return drafts
+
+
+def _pause(drafts: Drafts) -> Bites[list[Drafts | None]]:
+    """Their lines are written in a bite of its own."""
+    yield
+    return [drafts]
 
 
 def _rest(raws: list[RawEvent], arrival: Arrival, work: Bites[Drafts]) -> Bites[list[Drafts | None]]:

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from ingest.access import Authenticator, Caller, Scope, Unauthorized
 from ingest.addresses import rate_limit_key
-from ingest.anonymity import conceal_own, own_address
+from ingest.anonymity import conceal_own, conceal_own_number, own_address
 from ingest.budget import Budget, Hold
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
@@ -312,6 +312,8 @@ class Api:
         body = self.concealed(body.decode("utf-8", "surrogateescape"), call.address).encode(
             "utf-8", "surrogateescape"
         )
+        if self._conceals:
+            body = conceal_own_number(body, own_address(call.address))
         if operation.body_optional and not body:
             call.body = read(operation.body, {})
             return

@@ -9,6 +9,7 @@ import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import asyncpg
 import pytest
@@ -16,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.addresses import anonymise
-from ingest.anonymity import conceal_members, conceal_own, conceal_text, may_hold_addresses, own_address
+from ingest.anonymity import (
+    conceal_members,
+    conceal_own,
+    conceal_own_lines,
+    conceal_own_number,
+    conceal_text,
+    may_hold_addresses,
+    own_address,
+)
 from tests.experiments import ADMIN_KEY, EVERYBODY_B, run
 from tests.worker import Client, Start, start
 
@@ -109,6 +118,164 @@ def test_neighbours_of_an_own_address_are_others():
     assert conceal_own("a 127.0.0.1", own_address("127.0.0.1")) == "a 127.0.0.1"
 
 
+def spellings(own: str) -> dict[str, str]:
+    """One address in ways that programs write it."""
+    address = ip_address(own)
+    return {
+        "canonical": own,
+        "upper": own.upper(),
+        "expanded": address.exploded,
+        "upper expanded": address.exploded.upper(),
+        "encodeURIComponent": quote(own, safe="."),
+        "lower-case percents": quote(own, safe=".").replace("%3A", "%3a"),
+        "expanded and encoded": quote(address.exploded.upper(), safe=""),
+        "encoded dots": own.replace(".", "%2E").replace(":", "%3A"),
+        "every character": "".join(f"%{ord(each):02X}" for each in own),
+        "twice": quote(quote(own, safe=""), safe=""),
+        "every character twice": "".join(f"%25{ord(each):02x}" for each in own),
+    }
+
+
+def json_spellings(own: str) -> dict[str, str]:
+    """The inside of a JSON string."""
+    escaped = {
+        "last": own[:-1] + f"\\u{ord(own[-1]):04x}",
+        "first": f"\\u{ord(own[0]):04X}" + own[1:],
+        "all": "".join(f"\\u{ord(each):04x}" for each in own),
+        "punctuation": own.replace(".", "\\u002e").replace(":", "\\u003A"),
+        "after a line": f"\\n{own}\\t",
+        "after a backspace": f"\\b{own}\\f",
+        "after an escape": f"\\u00e9{own}\\u0020",
+        "upper after an escape": f"\\u003d{own.upper()}\\u0026",
+    }
+    return spellings(own) | escaped
+
+
+AROUND = ["{}", "from {}.", "https://e.com/?a={}&b=1", "https://e.com/?a%3D{}%26", "https%3A%2F%2Fe.com%2F%20{}%2F",
+          "[{}]:443", "({})", "host:{}", "x, {}, y"]  # fmt: skip
+OWNS = ["81.2.69.142", "203.0.113.77", "2a02:8108:96c0:1234:a1b2:c3d4:e5f6:7890", "2a02:8108:1:2::9", "2a01:4f8::1",
+        "2001:db8:0:1:0:2:0:3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", OWNS)
+def test_the_own_address_stays_in_no_spelling(own: str):
+    for name, spelled in json_spellings(own).items():
+        for around in AROUND:
+            sent = around.format(spelled)
+            found = conceal_own(sent, own_address(own))
+            assert anonymise(own) in found and not spelled_in(found, own), (name, sent, found)
+            # As COPY text has it.
+            line = f"x\t{sent}\t\\N\n".replace("\\", "\\\\")
+            assert conceal_own_lines([line, "y"], own, "\\" in sent) == [conceal_own(line, own), "y"]
+            assert not spelled_in(conceal_own(line, own).replace("\\\\", "\\"), own), (name, line)
+
+
+def spelled_in(text: str, own: str) -> bool:
+    """Whether anybody who decodes a text would find the address."""
+    for _ in range(3):
+        text = unquote(re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text))
+    lower = text.lower()
+    return any(written in lower for written in (own, ip_address(own).exploded))
+
+
+@given(
+    st.ip_addresses(v=4) | st.ip_addresses(network="2000::/3"),
+    st.randoms(use_true_random=False),
+    st.sampled_from(AROUND),
+)
+def test_any_own_address_in_any_mixture_of_spellings(address: Any, random: Any, around: str):
+    own = own_address(str(address))
+    if not own:
+        return
+    written = random.choice(list(json_spellings(own).values()))
+    mixed = "".join(
+        random.choice((each, f"%{ord(each):02x}", f"\\u{ord(each):04X}")) if each not in "%\\" else each
+        for each in own
+    )
+    for each in (written, mixed):
+        found = conceal_own(around.format(each), own)
+        assert not spelled_in(found, own), (each, found)
+
+
+@pytest.mark.parametrize("own", OWNS)
+def test_others_stay_where_an_own_address_is_looked_for(own: str):
+    texts = [
+        "https%3A%2F%2Fe.com%2F%3Fa%3D2a01%253A4f8%26b=%31%32", "\\u0031.2.3.4 \\u00e9", "%2581.2.69.14", "%",
+        "a1b2:c3d4:e5f6:7891 1234:A1B2 2A02:8108:97C0:1234:A1B2:C3D4:E5F6:7890", "\\\\", "%3", "\\u003",
+    ]  # fmt: skip
+    for text in texts:
+        assert conceal_own(text, own) == text
+
+
+@pytest.mark.parametrize("own", OWNS)
+def test_the_own_address_as_a_number(own: str):
+    number = int(ip_address(own))
+    for name in NAMES:
+        for value in (number, [number], [1, number], str(number)):
+            sent = json.dumps({"a": number, name: value, "b": [number], "c": f"{number}"}).encode()
+            found = json.loads(conceal_own_number(sent, own))
+            assert str(number) not in json.dumps(found[name])
+            assert (found["a"], found["b"], found["c"]) == (number, [number], str(number))
+    other = json.dumps({"ip": number + 1, "ips": [number * 10, f"1{number}"]}).encode()
+    assert conceal_own_number(other, own) == other
+
+
+def test_a_long_name_hides_nothing():
+    for name in ("x" * 70 + "_ip", "client_ip_" + "x" * 200, "x" * 70_000, "ip" * 500, "\\u0069p" + "_" * 100):
+        sent = b'{"%b":"81.2.69.142","b":{"c":"1.2.3.4"}}' % name.encode()
+        assert conceal_members(sent) == sent.replace(b"142", b"0")
+    sent = b'{"%b":"1.2.3.4"}' % (b"the_version_of_" + b"x" * 100)
+    assert conceal_members(sent) == sent
+
+
+def test_many_addresses_are_concealed_like_few():
+    texts = [f"2a02:8108:{index:x}:1234::{index:x}" for index in range(1, 3000)]
+    texts += [f"{index % 200}.2.69.{index % 255 + 1}" for index in range(3000)]
+    for sent in (json.dumps({"ips": texts}), json.dumps({"ip": " ".join(texts)})):
+        found = json.loads(conceal_members(sent.encode()))
+        found = found["ips"] if "ips" in found else found["ip"].split(" ")
+        assert [ip_address(each) for each in found] == [ip_address(anonymise(each)) for each in texts]
+
+
+@given(st.text(alphabet="0123456789abcdefABCDEF:.g", max_size=60))
+def test_an_address_is_told_as_python_tells_it(text: str):
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return
+    assert conceal_text(text) == anonymise(str(address))
+
+
+RUNS = [
+    "a:",
+    "aa:",
+    "1.",
+    "1.2.3.4:",
+    "1.2.3.4.",
+    "::",
+    "a::",
+    ":::1",
+    "1:2:3:",
+    "::1 ",
+    "1:1 ",
+    "%31",
+    "%25",
+    "\\",
+    "ab ",
+]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_no_long_run_is_looked_at_twice(run: str):
+    """What is not linear would take hours."""
+    text = run * (300_000 // len(run))
+    conceal_text(text)
+    conceal_members(f'{{"ip":"{text}"}}'.encode())
+    for own in OWNS[1:3]:
+        conceal_own(f"%31{text}%3", own)
+        conceal_own_number(f'{{"ip":"{text}",{int(ip_address(own))}'.encode(), own)
+
+
 def test_long_texts_take_no_time_of_anybody():
     """What is not linear would take hours."""
     texts = [
@@ -176,6 +343,33 @@ async def use_every_route(client: Client, peer: str, person: str) -> None:
     assert (await client.post({**unit, "experiment": "button"}, "/v1/experiments/exposures", **via)).status == 200
     flag = {"context": {"targetingKey": person, "ip": peer}}
     assert (await client.post(flag, "/ofrep/v1/evaluate/flags", **via)).status == 200
+
+
+@pytest.mark.parametrize("own", OWNS[:4])
+async def test_no_spelling_of_it_is_stored(start: Start, connection: asyncpg.Connection, own: str):
+    client = await start(trusted_proxies=["127.0.0.1"])
+    number, long_name = int(ip_address(own)), "x" * 100 + "_ip"
+    for index, (spelled, plain) in enumerate(
+        zip(json_spellings(own).values(), [*spellings(own).values()] * 2, strict=False)
+    ):
+        sent = (
+            f'{{"name":"x","user_id":"u{index}","url":"https://e.com/{plain}?a={plain}","referrer":"https://{spelled}/",'
+            f'"properties":{{"note":"{spelled}","client_ip":{number},"{long_name}":"{own}"}},'
+            f'"context":{{"a":["{spelled}"],"ip":{number},"page":{{"url":"https://e.com/?a={plain}"}}}}}}'
+        )
+        batch = f'[{sent},{{"name":"y","properties":{{"x":"{"y" * 40_000}"}}}}]'
+        shared = f'{{"context":{{"a":"{spelled}"}},"batch":[{sent}]}}'
+        for body, status in ((sent, 200), (batch, 200), (shared, 200), (sent[:-1], 400), (f"[{sent},{sent}", 400)):
+            assert (await client.post(body.encode(), X_Forwarded_For=own)).status == status
+        refused = sent.replace('"name":"x"', '"name":""')
+        assert (await client.post(refused.encode(), X_Forwarded_For=own)).status == 400
+    await client.settled()
+    rows = await everything(connection)
+    written = [row for texts in rows.values() for row in texts if spelled_in(row.replace("\\\\", "\\"), own)]
+    assert written == []
+    stored = await connection.fetch("SELECT properties::text || context::text AS told FROM analytics.events")
+    assert stored and not [row["told"] for row in stored if str(number) in row["told"]]
+    assert await connection.fetch("SELECT 1 FROM analytics.rejected_events")
 
 
 @pytest.mark.parametrize("peer", [*V4[:2], *V6[:2], "::ffff:81.2.71.255", "81.2.72.131:4711"])

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.hostile import KINDS, body_of
+from bench.hostile import KINDS, OWN_ADDRESS, body_of
 from ingest import context, event, intake, jsonb, server
 from ingest.batches import PART_BYTES
 from ingest.bites import finish
 from ingest.drafts import Drafts
 from ingest.elements import CannotTell, Scan
 from ingest.encodings import gunzip
-from ingest.event import arrive, moment_of, take_through_steps
+from ingest.event import arrive, moment_of, take_through_steps, write_lines
 from ingest.hazards import NO_HAZARDS, clean_escapes
 from ingest.payload import MAX_EVENT_BYTES, Payload, RawEvent, read_native
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
@@ -32,6 +32,7 @@ from tests.worker import Client
 
 start = worker.start
 client = worker.client
+SOMEBODY = NOBODY._replace(own=OWN_ADDRESS)
 
 
 def bites_of(body: bytes) -> tuple[int, Payload | None]:
@@ -61,11 +62,19 @@ def test_hostile_bodies_are_taken_in_small_parts(kind, seed):
     for part in payload.parts:
         # An event of the longest that is read, and what may stand before it.
         assert len(part.text) <= PART_BYTES + MAX_EVENT_BYTES + 256 * 1024 + 1
-        arrival = arrive(moment_of(NOW, LIMITS), None, NOBODY, part.hazards, LIMITS)
-        for at in range(0, len(part.events), intake.SLICE):
-            raws = [raw for raw in part.events[at : at + intake.SLICE] if not isinstance(raw, Refusal)]
+        arrival = arrive(moment_of(NOW, LIMITS), None, SOMEBODY, part.hazards, LIMITS._replace(conceals=True))
+        at = 0
+        while at < len(part.events):
+            taken = intake.slice_of(part, at)
+            at += len(taken)
+            raws = [raw for raw in taken if not isinstance(raw, Refusal)]
+            # What is worked on in one bite, also where many events have the same text.
+            sizes = [len(raw.properties) + len(raw.context) for raw in raws]
+            assert len(taken) == 1 or (sum(sizes) <= 2 * PART_BYTES and len(taken) <= intake.SLICE)
             drafts = take_through_steps(raws, arrival)
-            assert len((drafts if isinstance(drafts, Drafts) else finish(drafts)).names) == len(raws)
+            drafts = drafts if isinstance(drafts, Drafts) else finish(drafts)
+            lines = write_lines(drafts, arrival, "1\n", 0).lines
+            assert len(lines) == len(raws) and not any(OWN_ADDRESS in line for line in lines)
 
 
 SCANNED = {
