@@ -156,8 +156,9 @@ async def test_reading_every_event_may_take_longer_than_other_statements(
 ):
     client = await start(admin_keys=[ADMIN], statement_timeout_seconds=1)
     await connection.execute("""
-        CREATE OR REPLACE FUNCTION public.gdpr_export_user_data(email text, include_unverified boolean DEFAULT false)
-        RETURNS jsonb
+        CREATE OR REPLACE FUNCTION public.gdpr_export_user_data(
+            email text, include_unverified boolean DEFAULT false, spellings text[] DEFAULT '{}'
+        ) RETURNS jsonb
         LANGUAGE sql AS $$ SELECT jsonb_build_object('slept', pg_sleep(1.2)::text) $$
     """)
     assert (await ask(client)).json() == {"slept": ""}
