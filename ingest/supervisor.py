@@ -256,13 +256,15 @@ def _spawn(target: Callable[..., None], args: tuple[object, ...], name: str) -> 
     process = _SPAWNING.Process(target=target, args=args, name=name)
     # Ctrl-C goes to all of us: a process that is still importing must not die of it with a traceback. The blocked
     # signal waits for it, and it unblocks it when it is ready to be stopped.
-    # The tracker is started with the first process otherwise, and unblocks both signals when it is (3.11).
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    # What is for us alone, and may be sent to all, it never hears.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (_RESTART,))
     try:
+        # The tracker is started with the first process otherwise, and unblocks both signals when it is (3.11).
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         process.start()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOPPING, _RESTART))
     return process
 
 

@@ -25,6 +25,24 @@ def test_dev_ends_with_its_postgres(new_folder, number: int):
         assert "stopped; every accepted event is stored" in dev.log_text()
 
 
+def test_dev_and_its_postgres_stay_when_they_are_told_to_restart_in_place(new_folder):
+    """By whoever takes it for `serve`: it, or everything it started."""
+    folder: Path = new_folder() / "data"
+    with running(Service(folder, None, command="dev")) as dev:
+        postgres = EmbeddedPostgres(folder / "postgres")
+        children = dev.workers()
+        assert len(children) == 1, "the rollup worker"
+        dev.signal(signal.SIGUSR2)
+        os.killpg(dev.running_process.pid, signal.SIGUSR2)
+        assert dev.post("/v1/events", {"name": "hello"})[0] == 200
+        dev.wait_stored()
+        assert dev.workers() == children and postgres.is_running()
+        assert "SIGUSR2 is ignored" in dev.log_text()
+        dev.signal(signal.SIGTERM)
+        assert dev.running_process.wait(60) == 0, dev.log_text()
+        assert not postgres.is_running()
+
+
 def test_serve_ends_in_order(database_url: str, tmp_path: Path):
     with running(Service(tmp_path / "data", database_url, "--workers", "2")) as service:
         assert service.post("/v1/events", {"name": "hello"})[0] == 200

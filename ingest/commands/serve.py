@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import sys
 from functools import partial
@@ -64,6 +65,8 @@ def dev(config: Config) -> int:
     if config.log_level == "info":
         config = msgspec.structs.replace(config, log_level="warning")
     logs.configure(config.log_level, config.log_format)
+    # Its default ends this process, and leaves Postgres running.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     raise_limit()
     sock = bind(config.host, config.port)
     folder = DataFolder(config.data_dir)
@@ -92,6 +95,7 @@ def _admin_key(data_dir: Path) -> str:
 async def _dev(config: Config, sock: socket.socket) -> int:
     stop = Stop()
     stop_on_signals(stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _stay)
     postgres = None
     if config.database_url is None:
         postgres = EmbeddedPostgres(embedded_folder(config.data_dir))
@@ -118,6 +122,10 @@ async def _dev(config: Config, sock: socket.socket) -> int:
     left = worker.accounts.pending if worker is not None else 0
     _say(f"stopped; {left} events wait in the journal" if left else "stopped; every accepted event is stored")
     return 0
+
+
+def _stay() -> None:
+    logger.warning("SIGUSR2 is ignored: only `ingest serve` restarts in place")
 
 
 async def _migrate(config: Config) -> None:
