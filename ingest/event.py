@@ -40,7 +40,7 @@ from ingest.drafts import Drafts
 from ingest.enrich import NO_DEVICE, describe_user_agent
 from ingest.hazards import Hazards
 from ingest.jsonb import check_object
-from ingest.message_ids import MESSAGE_ID_NAMESPACE, NIL, fresh_id, uuid_bytes
+from ingest.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
 from ingest.payload import MAX_NAME_CHARACTERS, RawEvent
 from ingest.placeholders import Placeholders
 from ingest.rejects import Refusal, RejectReason
@@ -222,23 +222,29 @@ def set_type(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_id(drafts: Drafts, arrival: Arrival) -> None:
-    ids, keys = drafts.ids, drafts.keys
+    """Which event it is. An id that is nobody's is none: all events that have it would be each other's duplicates."""
+    ids, keys, placeholders = drafts.ids, drafts.keys, arrival.limits.placeholders
+    least, greatest = NO_IDS
     for raw in drafts.raws:
         message_id = raw.id
-        if isinstance(message_id, str) and len(message_id) == 36 and (key := uuid_bytes(message_id)):
-            if key == NIL:
-                detail = "the nil UUID is no message id: all events would be duplicates"
-                drafts.refuse(ids, RejectReason.INVALID_ID, detail)
-            else:
-                ids.append(message_id)
-        # A blank one would make all events that have it duplicates of each other.
-        elif message_id is None or message_id == "" or (isinstance(message_id, str) and message_id.isspace()):
+        if (
+            isinstance(message_id, str)
+            and len(message_id) == 36
+            and (key := uuid_bytes(message_id))
+            and key != least
+            and key != greatest
+        ):
+            ids.append(message_id)
+        elif message_id is None or message_id == "":
             key = None
             ids.append(fresh_id(arrival.moment.at))
         elif len(text := str(message_id)) > MAX_ID_CHARACTERS:
             key = None
             detail = f"`id` has {len(text)} characters, at most {MAX_ID_CHARACTERS}"
             drafts.refuse(ids, RejectReason.INVALID_ID, detail)
+        elif text[-1] not in placeholders.real_ends and placeholders.has(text):
+            key = None
+            ids.append(fresh_id(arrival.moment.at))
         else:
             named = uuid5(MESSAGE_ID_NAMESPACE, text)
             key = named.bytes

@@ -9,7 +9,8 @@ from uuid import UUID
 
 MESSAGE_ID_NAMESPACE: Final = UUID("6ba3a1f2-5d0e-5c55-9d3a-8f6a1c0b7e11")
 """Namespace of the UUIDv5 that stands for a message id that is not a UUID. Never change it: retries depend on it."""
-NIL: Final = bytes(16)
+NO_IDS: Final = bytes(16), b"\xff" * 16
+"""The least UUID and the greatest, which programs have where they have none."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

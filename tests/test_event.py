@@ -27,6 +27,7 @@ from ingest.rejects import Refusal, RejectReason
 from ingest.row import EVENT_COLUMNS, split_line
 from ingest.sources import OwnHosts
 from ingest.timestamps import parse_time
+from tests.test_placeholders import EVERY_SPELLING, NOTHING, PEOPLE, UNFILLED
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, 123456, tzinfo=UTC)
 LIMITS = Limits(
@@ -222,7 +223,7 @@ def test_a_uuid_is_the_id_in_any_case(sent):
     assert key_of({"id": sent}) == uuid.UUID(UUID4).bytes
 
 
-@pytest.mark.parametrize("sent", ["ffffffff-ffff-ffff-ffff-ffffffffffff", "00000000-0000-0000-0000-000000000001"])
+@pytest.mark.parametrize("sent", ["ffffffff-ffff-ffff-ffff-fffffffffff0", "00000000-0000-0000-0000-000000000001"])
 def test_a_uuid_of_any_version_is_one(sent):
     assert accepted({"id": sent})["id"] == sent
 
@@ -265,12 +266,24 @@ def test_a_blank_id_is_none_or_all_events_that_have_it_would_be_duplicates(sent)
     assert accepted({"id": sent})["id"] != accepted({"id": sent})["id"]
 
 
+@pytest.mark.parametrize("sent", [*EVERY_SPELLING, *UNFILLED, *NOTHING, 0, -1])
+def test_an_id_that_is_nobodys_is_none(sent):
+    assert key_of({"id": sent}) is None
+    assert uuid.UUID(accepted({"id": sent})["id"]).version == 7
+
+
+@pytest.mark.parametrize("sent", PEOPLE)
+def test_an_id_that_only_looks_like_one_stays(sent):
+    assert key_of({"id": sent}) == uuid.UUID(accepted({"id": sent})["id"]).bytes
+    assert accepted({"id": sent})["id"] == accepted({"id": sent})["id"]
+
+
 def test_the_namespace_of_message_ids_never_changes():
     """Written out: with another namespace a retry after an update would be stored twice."""
     assert accepted({"id": "msg-1"})["id"] == "eb499932-7068-5eb1-99cc-629a316b0923"
 
 
-@pytest.mark.parametrize("number", [0, 7, -7, 2**63, 2**64, 10**254])
+@pytest.mark.parametrize("number", [1, 7, -7, 2**63, 2**64, 10**254])
 def test_a_number_is_the_id_it_would_be_as_text(number):
     assert accepted({"id": number})["id"] == accepted({"id": str(number)})["id"]
 
@@ -285,7 +298,6 @@ def test_a_number_is_the_id_it_would_be_as_text(number):
         1.5,
         True,
         {},
-        "00000000-0000-0000-0000-000000000000",
     ],
     ids=str,
 )

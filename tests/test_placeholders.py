@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -222,6 +222,36 @@ async def test_nobody_is_not_a_person(start: Start):
     people = {tuple(row) for row in rows}
     assert people == {("native", None, None, None), ("segment", None, None, None), ("real", "ada", "7", "null-1")}
     assert len(rows) == 2 * len(texts) + 1
+
+
+async def test_events_with_an_id_that_is_nobodys_are_no_duplicates(start: Start):
+    """Of three people, sent by each of them twice, at once and one after the other."""
+    client = await start(placeholder_ids=["demo-message"])
+    texts: list[Any] = [*SOME, 0, -1, "Demo Message", "[object Object]", "{{message.id}}", str(UUID(int=0))]
+    for text in texts:
+        native = [{"name": "native", "user_id": f"u{user}", "id": text} for user in range(3)]
+        segment = [
+            {"type": "track", "event": "segment", "userId": f"u{user}", "messageId": text} for user in range(3)
+        ]
+        for _ in range(2):
+            answers = [
+                (await client.post(native)).json(),
+                (await client.post(native[0], "/v1/events")).json(),
+                (await client.post({"batch": segment}, "/v1/batch")).json(),
+            ]
+            assert [answer["accepted"] for answer in answers] == [3, 1, 3], text
+    # An id stays one.
+    for _ in range(2):
+        await client.post([{"name": "real", "id": "1"}, {"name": "real", "id": 7}, {"name": "real", "id": "null-1"}])
+    await client.settled()
+    rows = await client.fetch("SELECT name, user_id, count(*) FROM analytics.events GROUP BY 1, 2")
+    counts = {(row["name"], row["user_id"]): row["count"] for row in rows}
+    each = 2 * len(texts)
+    wanted: dict[tuple[str, str | None], int] = {
+        ("native", "u0"): 2 * each, ("native", "u1"): each, ("native", "u2"): each,
+        **{("segment", f"u{user}"): each for user in range(3)}, ("real", None): 3,
+    }  # fmt: skip
+    assert counts == wanted
 
 
 async def test_nobody_in_a_plain_insert(connection: asyncpg.Connection):
