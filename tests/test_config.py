@@ -442,7 +442,7 @@ def metavar_of(setting: Setting) -> str:
     if str in kinds:
         return "URL" if "URL" in setting.extra.get("what", "") else "TEXT"
     if int in kinds:
-        return "SIZE" if setting.name.endswith("_bytes") else "N"
+        return "SIZE" if "_bytes" in setting.name else "N"
     others = {float: "N", bool: "", Path: "PATH"}
     return next((others[kind] for kind in kinds if kind in others), "WORD")
 
