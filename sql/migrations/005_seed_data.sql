@@ -119,7 +119,7 @@ AS $$
     -- channel, device, depth and steps_done as in seed_visitors(). Their last visit was so many days before the
     -- anchor, or so many minutes.
     VALUES
-    (1, 'camila@padariadocamila.example', '+550000000001', 'Padaria da Camila', 'Camila', 'Souza', 'food',
+    (1, 'camila@padariadocamila.example', '+551000000001', 'Padaria da Camila', 'Camila', 'Souza', 'food',
         'demo-request', 'converted', 92, '{order_bot,catalogue,payments}'::text[],
         'Takes 80 orders a day by hand, most of them between six and nine in the morning.', 'São Paulo',
         4, 1, 6, 4, 12, NULL::int),
@@ -127,11 +127,11 @@ AS $$
         'pricing-inquiry', 'converted', 88, '{appointments,reminders}',
         'Three workshops. Asked for a contract on data processing before anything else.', 'Berlin',
         1, 4, 6, 4, 17, NULL),
-    (3, 'priya@lotusclinic.example', '+910000000003', 'Lotus Clinic', 'Priya', 'Nair', 'health',
+    (3, 'priya@lotusclinic.example', '+911000000003', 'Lotus Clinic', 'Priya', 'Nair', 'health',
         'website-form', 'qualified', 74, '{appointments,reminders,multi_language}',
         'Wants reminders in English, Hindi and Kannada.', 'Bengaluru',
         2, 6, 5, 2, NULL, 65),
-    (4, 'diego@casasdelvalle.example', '+520000000004', 'Casas del Valle', 'Diego', 'Hernández', 'real estate',
+    (4, 'diego@casasdelvalle.example', '+521000000004', 'Casas del Valle', 'Diego', 'Hernández', 'real estate',
         'contact-form', 'contacted', 55, '{lead_qualification,catalogue}',
         'Sells flats; nobody answers him after six in the evening.', 'Ciudad de México',
         5, 2, 5, 0, NULL, 15),
