@@ -276,7 +276,8 @@ def stored(sent: dict[str, Any]) -> dict[str, Any]:
     wanted["name"] = clean(sent["name"]).strip()
     if "timestamp" in sent:
         wanted["created_at"] = datetime.fromisoformat(sent["timestamp"]).replace(tzinfo=UTC)
-    if "id" in sent and str(sent["id"]).strip():
+    # A message id that is nobody's is none: the event gets one of ours.
+    if "id" in sent and not PLACEHOLDERS.has(clean(str(sent["id"]))):
         try:
             wanted["id"] = uuid.UUID(sent["id"]) if len(str(sent["id"])) == 36 else None
         except ValueError:
