@@ -19,7 +19,7 @@ NAMES: Final = (
     "optionalnil", "true", "false", "empty", "blank", "missing", "unset", "notset", "notavailable",
     "notprovided", "notspecified", "notapplicable", "notdefined",
     # What applications call somebody whom they do not know.
-    "anon", "anonymous", "anonymoususer", "guest", "guestuser", "unknown", "unknownuser", "unidentified", "nouser",
+    "anonymous", "anonymoususer", "guest", "guestuser", "unknown", "unknownuser", "unidentified", "nouser",
     "noid", "notauthenticated", "unauthenticated", "notloggedin", "loggedout", "default", "placeholder",
     # The name of the field in place of its value.
     "id", "uid", "uuid", "guid", "userid", "username", "anonymousid", "anonid", "sessionid", "distinctid",

@@ -134,7 +134,6 @@ WRONG: list[tuple[Any, str]] = [
     ({"name": "a", "id": {}}, "invalid_id"),
     ({"name": "a", "id": True}, "invalid_id"),
     ({"name": "a", "id": "x" * 256}, "invalid_id"),
-    ({"name": "a", "id": "0" * 8 + "-0000-0000-0000-" + "0" * 12}, "invalid_id"),
     ({"name": "a", "timestamp": "soon"}, "invalid_timestamp"),
     ({"name": "a", "timestamp": [2020]}, "invalid_timestamp"),
     ({"name": "a", "timestamp": 1e300}, "invalid_timestamp"),

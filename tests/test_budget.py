@@ -444,7 +444,7 @@ async def test_bodies_are_unpacked_in_turn(start: Start, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(intake.Intake, "_count", look)
     events = [{"name": "a", "id": "%d", "properties": {"x": "y" * 100}}] * 1000
-    bodies = [json.dumps(events).replace("%d", f"{number}-").encode() for number in range(40)]
+    bodies = [json.dumps(events).replace("%d", f"batch-{number}").encode() for number in range(40)]
     answers = await asyncio.gather(
         *[
             client.post(zipped(body) if number % 2 else body, X_Forwarded_For=f"198.51.100.{number % 10}")

@@ -381,7 +381,7 @@ AS $$
             'null', 'undefined', 'none', 'nil', 'nan', 'na', 'void', 'infinity', 'inf', '∞', 'dbnull', 'snil', 'vnil', 'dnil',
             'optionalnil', 'true', 'false', 'empty', 'blank', 'missing', 'unset', 'notset', 'notavailable',
             'notprovided', 'notspecified', 'notapplicable', 'notdefined',
-            'anon', 'anonymous', 'anonymoususer', 'guest', 'guestuser', 'unknown', 'unknownuser', 'unidentified',
+            'anonymous', 'anonymoususer', 'guest', 'guestuser', 'unknown', 'unknownuser', 'unidentified',
             'nouser', 'noid', 'notauthenticated', 'unauthenticated', 'notloggedin', 'loggedout', 'default',
             'placeholder', 'id', 'uid', 'uuid', 'guid', 'userid', 'username', 'anonymousid', 'anonid', 'sessionid',
             'distinctid', 'deviceid', 'visitorid', 'clientid', 'customerid', 'accountid', 'email', 'emailaddress',
