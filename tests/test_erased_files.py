@@ -24,7 +24,7 @@ from ingest.segment import Layout, Record
 from ingest.segment_reader import SegmentReader
 from ingest.server import bind
 from ingest.traces import Traces
-from tests.service import Service, running
+from tests.service import Service, running, wait_until
 from tests.worker import QUICK, Client, Start, start
 
 __all__ = ["start"]
@@ -189,6 +189,7 @@ def test_nothing_is_left_of_a_service_of_several_processes(database_url: str, tm
     environ = {"INGEST_ADMIN_KEYS": ADMIN}
     data_dir = tmp_path / "data"
     with running(Service(data_dir, database_url, "--workers", "3", environ=environ)) as service:
+        wait_until(lambda: service.get("/metrics")[1].count("ingest_ready{") == 3, 30, "all workers serve")
         for _ in range(6):
             for person in (ANN, BOB):
                 for body in person.bodies:
