@@ -96,7 +96,6 @@ PUBLIC_URL = {
     "what": "a URL such as https://events.example.com or https://example.com/events",
     "metavar": "URL",
 }
-SECRET_TEXT = {"what": "a text that is not empty", "secret": True}
 FERNET = {"each": _fernet_key, "what": "a list of keys, each 32 random bytes in base64url", "secret": True}
 DIMENSION_NAMES = (
     "country", "device_type", "browser", "os",

@@ -242,7 +242,7 @@ def set_id(drafts: Drafts, arrival: Arrival) -> None:
             key = None
             detail = f"`id` has {len(text)} characters, at most {MAX_ID_CHARACTERS}"
             drafts.refuse(ids, RejectReason.INVALID_ID, detail)
-        elif text[-1] not in placeholders.real_ends and placeholders.has(text):
+        elif ("%" in text or text[-1] not in placeholders.real_ends) and placeholders.has(text):
             key = None
             ids.append(fresh_id(arrival.moment.at))
         else:

@@ -554,7 +554,7 @@ BOUNDS = {
     "utm_campaign": 255,
     "utm_term": 255,
     "utm_content": 255,
-    "user_agent": 1024,
+    "user_agent": 512,
     "browser": 255,
     "os": 255,
     "region": 100,

@@ -227,7 +227,9 @@ async def test_nobody_is_not_a_person(start: Start):
 async def test_events_with_an_id_that_is_nobodys_are_no_duplicates(start: Start):
     """Of three people, sent by each of them twice, at once and one after the other."""
     client = await start(placeholder_ids=["demo-message"])
-    texts: list[Any] = [*SOME, 0, -1, "Demo Message", "[object Object]", "{{message.id}}", str(UUID(int=0))]
+    encoded = ["%22null%22", "%7B%7Bmessage.id%7D%7D", "%27undefined%27", "%5Bobject%20Object%5D"]
+    plain = [0, -1, "Demo Message", "[object Object]", "{{message.id}}", str(UUID(int=0))]
+    texts: list[Any] = [*SOME, *plain, *encoded]
     for text in texts:
         native = [{"name": "native", "user_id": f"u{user}", "id": text} for user in range(3)]
         segment = [

@@ -966,7 +966,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    agent constant text := left(NEW.user_agent, 1024);
+    agent constant text := left(NEW.user_agent, 512);
     address text;
     came_from text;
     page ingest.address;
