@@ -144,8 +144,9 @@ class Budget:
         self.release(hold)
         self.dropped += 1
         hold.is_dropped = True
-        # Whoever reads it is woken.
-        deadline.reschedule(asyncio.get_running_loop().time())
+        # Whoever reads it is woken; unless its time has just run out anyway, and it is about to wake.
+        if not deadline.expired():
+            deadline.reschedule(asyncio.get_running_loop().time())
 
 
 class Hold:

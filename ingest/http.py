@@ -128,12 +128,15 @@ async def _read_rest(request: web.BaseRequest, hold: Hold, max_bytes: int, timeo
     body = bytearray()
     async with asyncio.timeout(timeout_seconds) as deadline:
         hold.arriving(deadline)
-        while piece := await request.content.readany():
-            if len(body) + len(piece) > max_bytes:
-                raise _too_large(max_bytes)
-            hold.take(len(piece))
-            body += piece
-        hold.arrived()
+        try:
+            while piece := await request.content.readany():
+                if len(body) + len(piece) > max_bytes:
+                    raise _too_large(max_bytes)
+                hold.take(len(piece))
+                body += piece
+        finally:
+            # Whatever ends it: outside of this block its deadline cannot be moved any more.
+            hold.arrived()
     return bytes(body)
 
 

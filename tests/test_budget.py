@@ -550,6 +550,9 @@ class Deadline:
     def __init__(self) -> None:
         self.has_come = False
 
+    def expired(self) -> bool:
+        return self.has_come
+
     def reschedule(self, when: float | None) -> None:
         self.has_come = True
 
@@ -617,6 +620,41 @@ async def test_who_gives_way():
     late.take(100_000)
     assert uploads["other"][1].has_come and not uploads["old"][1].has_come
     assert budget.dropped == 2 and budget.held == 60_000 + 50_000 + 100_000
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_who_gives_way_at_its_deadline(turns: int):
+    """Room is needed before, in and after the very turn of the loop in which an upload's time runs out."""
+    clock = Clock()
+    budget = Budget(800_000, clock)
+    outcomes: list[str] = []
+
+    async def upload() -> None:
+        hold = budget.hold("a")
+        try:
+            async with asyncio.timeout(60) as deadline:
+                deadlines.append(deadline)
+                hold.arriving(deadline)
+                hold.take(170_000)
+                await asyncio.sleep(60)
+        except TimeoutError:
+            outcomes.append("dropped" if hold.is_dropped else "too late")
+        finally:
+            hold.release()
+
+    deadlines: list[asyncio.Timeout] = []
+    task = asyncio.create_task(upload())
+    await asyncio.sleep(0)
+    clock.now += GRACE_SECONDS
+    deadlines[0].reschedule(asyncio.get_running_loop().time())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    newcomer = budget.hold("a")
+    newcomer.take(170_000)
+    await task
+    assert outcomes == ["dropped" if turns < 2 else "too late"]
+    newcomer.release()
+    assert (budget.held, budget._by_address, budget._arriving) == (0, {}, {})
 
 
 # What things cost.
