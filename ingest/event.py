@@ -322,7 +322,8 @@ def check_size(drafts: Drafts, arrival: Arrival) -> None:
         if size > most:
             detail = f"properties and context have {size} bytes, at most {most}"
             drafts.refused.setdefault(index, Refusal(RejectReason.EVENT_TOO_LARGE, detail))
-    drafts.leave_out_refused()
+    if drafts.refused:
+        drafts.leave_out_refused()
 
 
 def set_properties(drafts: Drafts, arrival: Arrival) -> None:
@@ -345,7 +346,8 @@ def set_properties(drafts: Drafts, arrival: Arrival) -> None:
             drafts.refuse(properties, *_objection("properties", checked, RejectReason.INVALID_PROPERTIES))
         else:
             properties.append(checked)
-    drafts.leave_out_refused()
+    if drafts.refused:
+        drafts.leave_out_refused()
 
 
 def set_context(drafts: Drafts, arrival: Arrival) -> None:
@@ -361,7 +363,8 @@ def set_context(drafts: Drafts, arrival: Arrival) -> None:
             contexts.append(checked)
     if (own := arrival.sender.own) and own_number(own).decode() in "".join({*contexts}):
         drafts.contexts = [conceal_own_number(text.encode(), own).decode() for text in contexts]
-    drafts.leave_out_refused()
+    if drafts.refused:
+        drafts.leave_out_refused()
 
 
 def set_person(drafts: Drafts, arrival: Arrival) -> None:

@@ -192,7 +192,8 @@ class Intake:
                 submission.refused = Refusal(RejectReason.INTERNAL_ERROR, _OUR_FAULT, submission.body)
                 done = True
             if done:
-                turn.begun.pop(submission, None)
+                if turn.begun:
+                    turn.begun.pop(submission, None)
                 turn.done.append(submission)
                 if submission.admitted or submission in self._working:
                     self._leave(submission)
@@ -269,9 +270,14 @@ class Intake:
     def _take(self, submission: Submission, drafts: list[Drafts | None], arrival: Arrival, turn: _Turn) -> bool:
         """Book and keep what became of the events in `taken`; whether there are no more."""
         events = submission.taken
-        well_formed = sum([len(each.raws) if each is not None else 1 for each in drafts])
-        first = self._journal.take_positions(well_formed)
-        processed = _write_lines(drafts, arrival, turn.ending, first)
+        if len(drafts) == 1 and drafts[0] is not None:
+            well_formed = len(drafts[0].raws)
+            first = self._journal.take_positions(well_formed)
+            processed = write_lines(drafts[0], arrival, turn.ending, first)
+        else:
+            well_formed = sum([len(each.raws) if each is not None else 1 for each in drafts])
+            first = self._journal.take_positions(well_formed)
+            processed = _write_lines_apart(drafts, arrival, turn.ending, first)
         lines = self._take_new(submission, processed, turn)
         turn.lines += lines
         if submission.charged:
@@ -280,12 +286,14 @@ class Intake:
             submission.waits = True
         if self._settings.replays is not None:
             submission.keys.update(key for key in processed.keys if key is not None)
-        clean = not processed.refused and well_formed == len(events)
-        refusals = [] if clean else _refusals(events, submission.position, processed.refused)
-        self._accounts.received += len(events)
-        duplicates = len(events) - len(refusals) - len(lines)
-        submission.duplicates += duplicates
-        self._accounts.duplicate_at_door += duplicates
+        count = len(events)
+        self._accounts.received += count
+        refusals: list[tuple[int, Refusal]] = []
+        if processed.refused or well_formed != count:
+            refusals = _refusals(events, submission.position, processed.refused)
+        if duplicates := count - len(refusals) - len(lines):
+            submission.duplicates += duplicates
+            self._accounts.duplicate_at_door += duplicates
         if refusals:
             refusals = self._book_refusals(submission, refusals, turn)
         if self._tail.followed:
@@ -300,6 +308,12 @@ class Intake:
         """The lines that are neither refused nor duplicates; their keys are the turn's from now on."""
         lines, keys, refused = processed
         recent, older, in_flight = self._window.sets()
+        if len(keys) == 1 and not refused:
+            # As with most requests; the same as below.
+            key = keys[0]
+            if key is not None and not (key in turn.keys or key in recent or key in older or key in in_flight):
+                turn.keys[key] = None
+                return lines
         distinct: dict[bytes | None, None] = dict.fromkeys(keys)
         if (
             not refused
@@ -334,7 +348,8 @@ class Intake:
         assert submission.sender is not None
         # The service needs no key to say something itself.
         authenticated = not submission.own and settings.check_key(submission.header_key or payload.write_key)
-        if payload.total > 1:
+        events = payload.total
+        if events > 1:
             # It may take several turns and several records. Better refused whole now than half-way: what was
             # taken of it by then would be stored again when the client, as it should, sends all of it again.
             try:
@@ -342,7 +357,7 @@ class Intake:
             except JournalFull as error:
                 raise PayloadRefused(error.reason, str(error)) from None
         if settings.volume is not None and not authenticated:
-            self._charge(submission, payload, submission.sender)
+            self._charge(submission, events, payload.size, submission.sender)
         self._accounts.cleaned += payload.cleaned
         sent_at, first_came = _time(payload.sent_at), None
         if settings.replays is not None:
@@ -367,11 +382,10 @@ class Intake:
             submission.own,
         )
 
-    def _charge(self, submission: Submission, payload: Payload, sender: Sender) -> None:
+    def _charge(self, submission: Submission, events: int, sent_bytes: int, sender: Sender) -> None:
         """What its address may send is less by it. Raises PayloadRefused, before anything of it is taken."""
         assert self._settings.volume is not None
-        events = payload.total
-        size = payload.size + events * (_LINE_BYTES + len(sender.user_agent))
+        size = sent_bytes + events * (_LINE_BYTES + len(sender.user_agent))
         wait = self._settings.volume.take(submission.share, events, size)
         if wait:
             submission.retry_after_seconds = seconds = int(wait) + 1
@@ -519,10 +533,10 @@ def _utc_text(moment: datetime | None) -> str | None:
 
 def _is_last(submission: Submission) -> bool:
     """Go on behind the events that were taken; whether there are none."""
-    submission.position += len(submission.taken)
-    submission.within += len(submission.taken)
+    count, parts = len(submission.taken), submission.parts
+    submission.position += count
+    submission.within += count
     submission.taken = []
-    parts = submission.parts
     if submission.within == len(parts[0].events):
         parts.popleft()
         submission.within, submission.sent = 0, None
@@ -558,7 +572,9 @@ def _draft(submission: Submission, arrival: Arrival) -> list[Drafts | None] | No
     not the last bite."""
     if submission.work is None:
         part = submission.parts[0]
-        submission.taken = slice_of(part, submission.within)
+        heavy = _is_heavy(part)
+        whole = not heavy and not submission.within and len(part.events) <= SLICE
+        submission.taken = part.events if whole else slice_of(part, submission.within)
         raws = [event for event in submission.taken if not isinstance(event, Refusal)]
         try:
             found = take_through_steps(raws, arrival)
@@ -567,7 +583,7 @@ def _draft(submission: Submission, arrival: Arrival) -> list[Drafts | None] | No
         else:
             if not isinstance(found, Drafts):
                 submission.work = _rest(raws, arrival, found)
-            elif _is_heavy(part):
+            elif heavy:
                 submission.work = _pause(found)
             else:
                 return [found]
@@ -603,10 +619,9 @@ def _alone(raws: list[RawEvent], arrival: Arrival) -> Bites[list[Drafts | None]]
     return alone
 
 
-def _write_lines(drafts: list[Drafts | None], arrival: Arrival, ending: str, first: int) -> Processed:
-    """The lines. What did not come through is refused and kept, to be replayed when the bug is mended."""
-    if len(drafts) == 1 and drafts[0] is not None:
-        return write_lines(drafts[0], arrival, ending, first)
+def _write_lines_apart(drafts: list[Drafts | None], arrival: Arrival, ending: str, first: int) -> Processed:
+    """The lines of events that went through the steps one by one. What did not come through is refused and kept, to
+    be replayed when the bug is mended."""
     all_of_them = Processed([], [], {})
     for index, draft in enumerate(drafts):
         if draft is not None:

@@ -125,7 +125,8 @@ class Payload(NamedTuple):
     @property
     def total(self) -> int:
         """How many events it holds."""
-        return sum([len(part.events) for part in self.parts])
+        parts = self.parts
+        return len(parts[0].events) if len(parts) == 1 else sum([len(part.events) for part in parts])
 
     @property
     def events(self) -> list[RawEvent | Refusal]:

@@ -606,6 +606,37 @@ async def test_every_status_carries_cors_headers(start: Start, monkeypatch, capl
     caplog.clear()
 
 
+@pytest.mark.parametrize(
+    "head",
+    ["HTTP/1.1", "HTTP/1.0", "HTTP/1.0\r\nConnection: keep-alive", "HTTP/1.1\r\nConnection: close"],
+)
+@pytest.mark.parametrize("origin", ["", "\r\nOrigin: https://shop.example"])
+async def test_the_usual_answer_has_the_head_of_any_other(client: Client, head: str, origin: str):
+    """It is written in a way of its own. One with a refusal in it, which is not, says the same."""
+
+    def request(body: bytes) -> bytes:
+        return f"POST /v1/events {head}\r\nHost: x{origin}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+    heads: list[dict[str, str]] = []
+    for body in (b'[{"name":"a"}]', b'[{"name":"a"},{}]'):
+        async with await client.raw() as raw:
+            await raw.send(request(body))
+            answer = await raw.answer()
+            assert answer.status == 200 and answer.json()["accepted"] == 1
+            heads.append(dict(answer.headers))
+            if head in ("HTTP/1.0", "HTTP/1.1\r\nConnection: close"):
+                assert await raw.closed()
+            else:
+                await raw.send(request(body))
+                assert (await raw.answer()).json()["accepted"] == 1
+    usual, other = heads
+    assert usual.keys() == other.keys() - {"x-reject-reason"}
+    differing = {"date", "content-length"}
+    assert {name: usual[name] for name in usual.keys() - differing} == {
+        name: other[name] for name in usual.keys() - differing
+    }
+
+
 async def test_without_an_origin_there_are_no_cors_headers(client: Client):
     answer = await client.post({"name": "a"})
     assert not [name for name in answer.headers if name.startswith("Access-Control")]

@@ -27,7 +27,7 @@ from ingest.bites import Bites
 from ingest.budget import Budget
 from ingest.encodings import is_packed, unpack
 from ingest.formats import is_json, to_json
-from ingest.http import RateLimit, Volume, answer, problem, read_packed, refuse
+from ingest.http import Brief, RateLimit, Volume, answer, problem, read_packed, refuse
 from ingest.intake import NOT_WRITTEN, Intake
 from ingest.logs import Quiet
 from ingest.metrics import Metrics
@@ -133,7 +133,8 @@ class Collector:
                     return self._refuse_for_now(_VOLUME, wait, path, request)
                 submission = Submission(path, unwrap, body, address, request.headers, key, settled)
                 submission.share, submission.is_long, submission.hold = share, is_long, hold
-                submission.country = self.country_of(request)
+                if settings.trusted_proxies:
+                    submission.country = self.country_of(request)
                 self._intake.submit(submission)
                 await settled
             except PayloadRefused as refused:
@@ -198,7 +199,8 @@ class Collector:
     def _header_key(self, request: web.BaseRequest) -> str | None:
         """The write key that headers or query name; these win over the body, where some clients mask it."""
         headers = request.headers
-        key = authorization_key(headers.get("Authorization")) or headers.get("X-Write-Key")
+        credentials = headers.get("Authorization")
+        key = (authorization_key(credentials) if credentials else None) or headers.get("X-Write-Key")
         # To parse an address takes longer than to see that it names nothing.
         if key or "?" not in request.raw_path:
             return key
@@ -259,7 +261,7 @@ def _answer(accepted: int, duplicates: int, refusals: list[tuple[int, Refusal]])
     """`accepted` counts the duplicates, too: they are in the table once, as promised. They are told of if any."""
     if not refusals and not duplicates:
         body = _ALL_ACCEPTED.get(accepted) or b'{"accepted":%d,"rejected":[]}' % accepted
-        return web.Response(body=body, content_type="application/json")
+        return Brief(body)
     told = {"duplicates": duplicates} if duplicates else {}
     listed = [
         {"index": index, "reason": refusal.reason.value, "detail": refusal.detail} for index, refusal in refusals
