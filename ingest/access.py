@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hmac
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -11,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from ingest.api_keys import PREFIX, KeyRing
+from ingest.clients import authorization_key
 
 
 class InvalidToken(Exception):
@@ -166,19 +166,3 @@ def _caller_of(scopes: Sequence[str], key: str) -> Caller:
     highest = next(scope for scope in reversed(Scope) if scope.value in scopes)
     role, claims, allowed = _OF_SCOPE[highest]
     return Caller(role, allowed | {Scope(scope) for scope in scopes}, orjson.dumps(claims).decode(), key)
-
-
-def authorization_key(header: str | None) -> str | None:
-    """The key in `Basic base64(KEY:)` or `Bearer KEY`."""
-    if header is None:
-        return None
-    scheme, _, value = header.partition(" ")
-    value = value.strip()
-    if scheme.lower() == "bearer":
-        return value or None
-    if scheme.lower() != "basic":
-        return None
-    try:
-        return base64.b64decode(value, validate=True).decode().partition(":")[0] or None
-    except ValueError:  # Not base64, not even ASCII, or not UTF-8 inside.
-        return None

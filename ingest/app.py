@@ -41,7 +41,7 @@ from ingest.errors import DatabaseError, IngestError
 from ingest.experiments import definitions
 from ingest.experiments.definitions import Definitions
 from ingest.journal import Journal, JournalFailed, JournalFull
-from ingest.ledger import JournalTaken, Ledger
+from ingest.ledger import JournalTaken, Ledger, create_journal
 from ingest.logs import Quiet, fields
 from ingest.metrics import Gauges, Metrics, merge
 from ingest.open_record import OpenRecord
@@ -139,7 +139,7 @@ class Worker:
                         connection, today=datetime.now(UTC).date(), days_ahead=config.partitions_ahead_days
                     )
                     if claimed is None:
-                        claimed = await journals.create(config.data_dir, connection)
+                        claimed = await create_journal(config.data_dir, connection)
                     ledger = Ledger(claimed)
                     try:
                         position = await ledger.open(connection)

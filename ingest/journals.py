@@ -11,15 +11,13 @@ import fcntl
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-import asyncpg
 import msgspec
 
 from ingest import row, segment
-from ingest.database import load_queries
 from ingest.errors import IngestError
 from ingest.ownership import Ownership
 from ingest.segment import Layout
@@ -133,13 +131,14 @@ def _identity_of_segments(folder: Path) -> _Identity | None:
     return None
 
 
-async def create(data_dir: Path, connection: asyncpg.Connection) -> Claimed:
-    """Make a new journal: number from the database, then the folder, durable before its first record.
+async def create(data_dir: Path, register: Callable[[str, uuid.UUID], Awaitable[int]]) -> Claimed:
+    """Make a new journal: its number, by which `register` knows an identity and its owner from then on, then the
+    folder, durable before its first record.
 
     It is held before anybody can find it by its identity file.
     """
     identity, owner = str(uuid.uuid4()), uuid.uuid4()
-    number = await connection.fetchval(load_queries("ledger")["register"], identity, owner)
+    number = await register(identity, owner)
     folder = data_dir / "journals" / f"{number:06d}"
     folder.mkdir(parents=True, mode=0o700)
     lock = _lock(folder)

@@ -11,10 +11,12 @@ import asyncio
 import logging
 import uuid
 from datetime import date
+from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
 
+from ingest import journals
 from ingest.database import load_queries
 from ingest.errors import DatabaseError, IngestError
 from ingest.journals import Claimed
@@ -45,6 +47,16 @@ class Counts(NamedTuple):
     stored: int
     duplicate: int
     rejected: int
+
+
+async def create_journal(data_dir: Path, connection: asyncpg.Connection) -> Claimed:
+    """Make a new journal, its number from the database. Hold it, or release it."""
+
+    async def register(identity: str, owner: uuid.UUID) -> int:
+        number: int = await connection.fetchval(load_queries("ledger")["register"], identity, owner)
+        return number
+
+    return await journals.create(data_dir, register)
 
 
 class Ledger:

@@ -19,7 +19,7 @@ from ingest.buckets import Room
 from ingest.database import FAILURES, close, load_queries
 from ingest.errors import IngestError
 from ingest.logs import Quiet
-from ingest.periodic import wait_for
+from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Any
 from ingest.database import FAILURES
 from ingest.errors import IngestError
 from ingest.logs import Quiet
+from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +42,3 @@ async def run_every(
         else:
             quiet.over()
         await wait_for(stop, interval_seconds)
-
-
-async def wait_for(event: asyncio.Event, seconds: float) -> bool:
-    """Wait until the event is set, at most so many seconds; whether it is."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

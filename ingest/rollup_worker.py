@@ -25,10 +25,10 @@ from ingest.handlers import health
 from ingest.leases import Lease
 from ingest.logs import Quiet
 from ingest.maintenance import Schedule, Settings
-from ingest.periodic import wait_for
 from ingest.rollup import Rollup
 from ingest.rollup_metrics import RollupMetrics
 from ingest.rollup_progress import Progress, Waiting
+from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 

@@ -97,7 +97,10 @@ def public_server(parts: Parts) -> Server:
     kept = _kept(config)
     settings = _collect_settings(parts)
     collector = Collector(
-        settings, _intake(parts, config.write_keys, kept, settings.volume), parts.budget, parts.metrics
+        settings,
+        _intake(parts, config.write_keys, kept, settings.volume),
+        parts.budget,
+        parts.metrics.acknowledgement.observe,
     )
     api = _api(parts, collector, _intake(parts, (), kept))
     ofrep = Ofrep(api, parts.experiments, Placeholders(config.placeholder_ids), config.body_timeout_seconds)
@@ -106,7 +109,7 @@ def public_server(parts: Parts) -> Server:
         _application(parts, api, ofrep),
         (Cors(config.cors_origins, credentials=True), Cors(config.api_origins, credentials=False)),
         takes_events,
-        parts.metrics,
+        parts.metrics.requests,
         parts.budget,
         config.shutdown_timeout_seconds,
         _admission(config, parts.connections_allowed),
@@ -133,13 +136,20 @@ def control_server(parts: Parts) -> Server:
         trusted_proxies=_REPLAYED,
     )
     intake = _intake(parts, (), lambda size: False, replays=parts.replays)
-    collector = Collector(settings, intake, parts.budget, parts.metrics)
+    collector = Collector(settings, intake, parts.budget, parts.metrics.acknowledgement.observe)
     app = control.application(parts.metrics.page, parts.tail, parts.clear_own)
     nobody = Cors((), credentials=False)
     seconds = parts.config.shutdown_timeout_seconds
     admission = Admission(ConnectionLimits(_OWN_CONNECTIONS, _OWN_CONNECTIONS, _OWN_CONNECTIONS))
     return Server(
-        collector.routes(), app, (nobody, nobody), takes_events, parts.metrics, parts.budget, seconds, admission
+        collector.routes(),
+        app,
+        (nobody, nobody),
+        takes_events,
+        parts.metrics.requests,
+        parts.budget,
+        seconds,
+        admission,
     )
 
 

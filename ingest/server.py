@@ -12,7 +12,7 @@ import socket
 import struct
 import termios
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, cast
@@ -28,9 +28,8 @@ from ingest.descriptors import LAST_RESERVE, limit
 from ingest.errors import IngestError
 from ingest.http import OVERLOADED_RETRY_SECONDS, Cors, problem
 from ingest.listener import Listener
-from ingest.metrics import Metrics
-from ingest.periodic import wait_for
 from ingest.unread import Reader
+from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -258,21 +257,21 @@ class Server:
         app: web.Application,
         cors: tuple[Cors, Cors],
         of_events: Callable[[str], bool],
-        metrics: Metrics,
+        answered: Counter[tuple[str, int]],
         budget: Budget,
         shutdown_timeout_seconds: float,
         admission: Admission,
         seat: Seat | None = None,
         below: tuple[str, str, Handler] | None = None,
     ) -> None:
-        """seat: of this worker, where several share the socket.
+        """seat: of this worker, where several share the socket.  answered: counts answers by route and status.
         posts: path -> handler of its POST requests.  below: the same for all paths that begin with a text: that
         text, their name in the metrics, the handler.  cors: for paths that are `of_events`, and for the others."""
         self._posts = posts
         self._below = below
         self._cors, self._other_cors = cors
         self._of_events = of_events
-        self._metrics = metrics
+        self._answered = answered
         self._budget = budget
         # What an answer that is a stream has in its head must be there before its handler is done.
         app.on_response_prepare.append(self._add_cors)
@@ -340,7 +339,7 @@ class Server:
     def _finish_broken(self, sent: bytes, response: web.StreamResponse) -> None:
         self._cors.add_unread(sent, response)
         response.headers["Server"] = "ingest"
-        self._metrics.requests[OTHER, response.status] += 1
+        self._answered[OTHER, response.status] += 1
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Go on for so long, or until told to hurry, but with each answer as the last of its connection."""
@@ -365,7 +364,7 @@ class Server:
         posts, known, cors_of = self._posts, self._known, self._cors_of
         prefix, named, answer_below = self._below or (None, "", None)
         connections = self.connections
-        requests = self._metrics.requests
+        answered = self._answered
 
         async def dispatch(request: web.BaseRequest) -> web.StreamResponse:
             # The routes that take events are found here, in front of the application: its router, match info
@@ -401,7 +400,7 @@ class Server:
                 response = _failed(request, error)
             cors.add(request, response)
             response.headers["Server"] = "ingest"
-            requests[path if path in known else OTHER, response.status] += 1
+            answered[path if path in known else OTHER, response.status] += 1
             content = request.content
             if not content.is_eof():
                 # What is left of the body is thrown away; if it never ends, the connection does.

@@ -139,4 +139,4 @@ class Submission:
     @property
     def durable(self) -> bool:
         """Whether every record that holds something of it is on stable storage. Ask when it is settled."""
-        return all([record.outcome for record in self.records])
+        return all(record.outcome for record in self.records)

@@ -34,8 +34,8 @@ from ingest.config import Config
 from ingest.descriptors import raise_limit
 from ingest.errors import IngestError
 from ingest.logs import fields
-from ingest.periodic import wait_for
 from ingest.server import bind
+from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 

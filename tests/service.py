@@ -70,12 +70,18 @@ class Service:
                 env=self._environ,
                 stdout=log,
                 stderr=log,
-                preexec_fn=self._preexec,
+                preexec_fn=self._prepare,
                 start_new_session=True,
             )
         if wait:
             self.wait_ready()
         return self
+
+    def _prepare(self) -> None:
+        # Under nohup, which tests may run under, it would be ignored.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if self._preexec is not None:
+            self._preexec()
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
         deadline = time.monotonic() + seconds

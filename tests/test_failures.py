@@ -24,6 +24,7 @@ import ingest.journal
 from ingest import journals, row, segment
 from ingest.errors import DatabaseError
 from ingest.journal import Journal
+from ingest.ledger import create_journal
 from ingest.rejects import RejectReason
 from ingest.segment import Layout
 from tests.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres
@@ -127,7 +128,7 @@ def test_a_worker_added_while_postgres_is_down_waits_and_takes_nobody_down(morta
 
 async def test_a_worker_that_waits_takes_a_journal_that_gets_free(start: Start, database_url, tmp_path):
     connection = await asyncpg.connect(database_url)
-    made = await journals.create(tmp_path / "worker-0", connection)
+    made = await create_journal(tmp_path / "worker-0", connection)
     await connection.close()
     async with CuttingProxy(database_url, tmp_path / "px") as proxy:
         await proxy.go_away()
@@ -563,7 +564,7 @@ def line_of(values: dict[str, str], columns: tuple[str, ...]) -> str:
 async def test_a_journal_that_nobody_holds_is_adopted_and_drained(start: Start, database_url):
     connection = await asyncpg.connect(database_url)
     client = await start()
-    orphan = await journals.create(client.worker.config.data_dir, connection)
+    orphan = await create_journal(client.worker.config.data_dir, connection)
     orphan.release()
     await connection.close()
     claimed = journals.claim_folder(orphan.folder)
@@ -596,7 +597,7 @@ async def test_nobody_can_take_a_journal_that_is_just_being_made(database_url, t
 
     monkeypatch.setattr(segment, "flush_folder", look)
     connection = await asyncpg.connect(database_url)
-    made = await journals.create(tmp_path, connection)
+    made = await create_journal(tmp_path, connection)
     await connection.close()
     made.release()
     assert looks == [None] * 3
@@ -612,7 +613,7 @@ async def test_without_a_database_a_journal_is_left_to_the_worker_that_is_starti
     async with CuttingProxy(database_url, tmp_path / "px") as proxy:
         client = await start(database_url=proxy.dsn)
         connection = await asyncpg.connect(database_url)
-        orphan = await journals.create(client.worker.config.data_dir, connection)
+        orphan = await create_journal(client.worker.config.data_dir, connection)
         await connection.close()
         orphan.release()
         await proxy.go_away()
@@ -629,7 +630,7 @@ async def test_without_a_database_a_journal_is_left_to_the_worker_that_is_starti
 async def test_records_of_an_older_release_are_stored_with_their_own_columns(start: Start, database_url, tmp_path):
     connection = await asyncpg.connect(database_url)
     data_dir = tmp_path / "old"
-    made = await journals.create(data_dir, connection)
+    made = await create_journal(data_dir, connection)
     await connection.close()
     old = tuple(column for column in row.EVENT_COLUMNS if column not in ("region", "utm_term", "page_host"))
     made.layout = Layout(made.layout.journal, made.layout.identity, old, row.REJECTED_COLUMNS)

@@ -19,6 +19,7 @@ LAYERS = (
         "config",
         "config_sources",
         "periodic",
+        "waits",
         "data_folder",
         "database",
         "statements",

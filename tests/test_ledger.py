@@ -14,7 +14,7 @@ import pytest
 from ingest import journals
 from ingest.errors import DatabaseError
 from ingest.journals import Claimed
-from ingest.ledger import JournalTaken, JournalUnknown, Ledger, look
+from ingest.ledger import JournalTaken, JournalUnknown, Ledger, create_journal, look
 from ingest.ownership import RECORD_LIMIT, Ownership
 from ingest.segment import Record
 from tests.test_failures import batch
@@ -143,7 +143,7 @@ def test_numbers_of_starts_that_could_not_ask_are_far_away_random_and_never_too_
 
 
 async def made(data_dir: Path, connection: asyncpg.Connection) -> Claimed:
-    return await journals.create(data_dir, connection)
+    return await create_journal(data_dir, connection)
 
 
 def reopened(claimed: Claimed) -> Claimed:

@@ -165,6 +165,26 @@ async def test_steps_done_at_once_leave_a_consistent_session(crowd: list[asyncpg
     assert await crowd[0].fetchval("SELECT count(*) FROM onboarding.step_activities") == 2 * CONNECTIONS
 
 
+@pytest.mark.parametrize("first", ["business_info_completed_at", "testing_completed_at", "status"])
+async def test_who_began_earlier_may_finish_what_was_started_later(crowd: list[asyncpg.Connection], first: str):
+    """now() is when a transaction began, not when it gets the row."""
+    early, late, *_ = crowd
+    await early.execute("INSERT INTO onboarding.sessions (id, session_token) VALUES ($1, $2)", UUID(OURS), TOKEN)
+    async with early.transaction():
+        began = await early.fetchval("SELECT now()")
+        to = "'in_progress'" if first == "status" else "now()"
+        await late.execute(f"UPDATE onboarding.sessions SET {first} = {to}")
+        await early.execute(
+            "UPDATE onboarding.sessions SET"
+            " business_info_completed_at = coalesce(business_info_completed_at, now()),"
+            " whatsapp_integration_completed_at = now(), bot_setup_completed_at = now(),"
+            " testing_completed_at = coalesce(testing_completed_at, now())"
+        )
+    session = await late.fetchrow("SELECT * FROM onboarding.sessions")
+    assert session is not None and session["status"] == "completed"
+    assert began < session["started_at"] <= session["completed_at"]
+
+
 async def test_pending_events_are_adopted_once(crowd: list[asyncpg.Connection]):
     await crowd[0].execute("SELECT analytics.ensure_events_partition((now() AT TIME ZONE 'UTC')::date)")
 

@@ -223,6 +223,8 @@ VALUES = st.recursive(
 )
 OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=5)
 SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (",\n\t", "\r\n:\t"), ("\r,", " :\n")])
+# Credentials in addresses do not come back: tests/test_urls.py.
+ADDRESSES = TEXTS.map(lambda text: text.replace("@", "a"))
 SENT = st.fixed_dictionaries(
     {"name": TEXTS.filter(lambda text: clean(text).strip())},
     optional={
@@ -233,8 +235,8 @@ SENT = st.fixed_dictionaries(
         "session_id": TEXTS,
         "properties": OBJECTS,
         "context": OBJECTS,
-        "url": TEXTS | TEXTS.map(lambda text: f"https://example.com/{text}?utm_source={text}"),
-        "referrer": TEXTS | TEXTS.map(lambda text: f"https://{text}.example/"),
+        "url": ADDRESSES | ADDRESSES.map(lambda text: f"https://example.com/{text}?utm_source={text}"),
+        "referrer": ADDRESSES | ADDRESSES.map(lambda text: f"https://{text}.example/"),
     },
 )
 

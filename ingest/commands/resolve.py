@@ -116,7 +116,7 @@ async def _move(data_dir: Path, claimed: Claimed, position: int, connection: asy
 
 
 async def _new_journal(data_dir: Path, record: Record, connection: asyncpg.Connection) -> Journal:
-    made = await journals.create(data_dir, connection)
+    made = await ledger.create_journal(data_dir, connection)
     made.layout = msgspec.structs.replace(
         made.layout,
         event_columns=record.layout.event_columns,

@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from ingest import replays
-from ingest.access import authorization_key
 from ingest.addresses import (
     Network,
     anonymise,
@@ -25,12 +24,12 @@ from ingest.addresses import (
 from ingest.batches import PART_BYTES
 from ingest.bites import Bites
 from ingest.budget import Budget
+from ingest.clients import authorization_key
 from ingest.encodings import is_packed, unpack
 from ingest.formats import is_json, to_json
 from ingest.http import Brief, RateLimit, Volume, answer, problem, read_packed, refuse
 from ingest.intake import NOT_WRITTEN, Intake
 from ingest.logs import Quiet
-from ingest.metrics import Metrics
 from ingest.payload import Payload, read_native, read_segment
 from ingest.public_address import PublicAddress
 from ingest.rejects import PayloadRefused, Refusal, RejectReason
@@ -87,11 +86,14 @@ class CollectSettings(NamedTuple):
 class Collector:
     """Handles every route that takes events: who asks, the body, and the answer. The intake does the rest."""
 
-    def __init__(self, settings: CollectSettings, intake: Intake, budget: Budget, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: CollectSettings, intake: Intake, budget: Budget, observe: Callable[[float], None]
+    ) -> None:
+        """`observe`: how long an acknowledgement took, in seconds."""
         self._settings = settings
         self._intake = intake
         self._budget = budget
-        self._metrics = metrics
+        self._observe = observe
         self._quiet = Quiet(_QUIET_SECONDS)
 
     def routes(self) -> dict[str, Handler]:
@@ -113,7 +115,7 @@ class Collector:
         settings = self._settings
         max_bytes, timeout_seconds = settings.max_body_bytes, settings.body_timeout_seconds
         volume = settings.volume
-        observe = self._metrics.acknowledgement.observe
+        observe = self._observe
 
         async def handle(request: web.BaseRequest) -> web.Response:
             address = self.address_of(request)

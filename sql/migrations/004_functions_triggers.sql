@@ -304,7 +304,8 @@ BEGIN
     IF next_step = 'complete' THEN
         NEW.current_step := 'complete';
         NEW.status := 'completed';
-        NEW.completed_at := coalesce(NEW.completed_at, now());
+        -- Another transaction may have begun later, started the session and ended before.
+        NEW.completed_at := coalesce(NEW.completed_at, greatest(NEW.started_at, now()));
     ELSE
         NEW.completed_at := NULL;
         IF NEW.status = 'completed' THEN

@@ -1,0 +1,21 @@
+"""What a request says about its client, read from its headers."""
+
+from __future__ import annotations
+
+import base64
+
+
+def authorization_key(header: str | None) -> str | None:
+    """The key in `Basic base64(KEY:)` or `Bearer KEY`."""
+    if header is None:
+        return None
+    scheme, _, value = header.partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        return value or None
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[0] or None
+    except ValueError:  # Not base64, not even ASCII, or not UTF-8 inside.
+        return None
