@@ -190,7 +190,8 @@ class Hold:
 
     def release(self) -> None:
         """Repeatable."""
-        self._budget.release(self)
+        if self.size or self.since:
+            self._budget.release(self)
 
 
 def too_slow() -> PayloadRefused:

@@ -307,6 +307,8 @@ class Volume:
         self._byte_seconds = 1 / bytes_per_second if bytes_per_second else 0.0
         self._clock = clock
         self._limit = RateLimit(1.0, burst_seconds, clock)
+        self.wait = self._limit.wait
+        """share -> the seconds until anything may come; 0.0 if it may now."""
         # Addresses whose last body was too much -> when it would not have been. Until then no other that is long is
         # unpacked to find out the same.
         self._closed: dict[str, float] = {}
@@ -323,10 +325,6 @@ class Volume:
     def add(self, share: str, size: int) -> None:
         """Charge for so many bytes more, of what has come."""
         self._limit.owe(share, size * self._byte_seconds)
-
-    def wait(self, share: str) -> float:
-        """The seconds until anything may come; 0.0 if it may now."""
-        return self._limit.wait(share)
 
     def wait_long(self, share: str) -> float:
         """The seconds until a body may come that has to be unpacked or decoded in bites."""

@@ -363,6 +363,7 @@ class Server:
     def _dispatcher(self, application: Handler) -> Handler:
         posts, known, cors_of = self._posts, self._known, self._cors_of
         prefix, named, answer_below = self._below or (None, "", None)
+        cors_of_known = {path: cors_of(path) for path in known}
         connections = self.connections
         answered = self._answered
 
@@ -383,7 +384,7 @@ class Server:
                 handler = posts.get(path)
             if handler is None and prefix is not None and request.method == "POST" and path.startswith(prefix):
                 handler, path = answer_below, named
-            cors = cors_of(path)
+            cors = cors_of_known.get(path) or cors_of(path)
             try:
                 connection.is_spared = path in SPARED
                 if connection.refusal is not None and not connection.is_spared and connections.is_refused(connection):

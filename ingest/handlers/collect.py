@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -118,8 +119,7 @@ class Collector:
         observe = self._observe
 
         async def handle(request: web.BaseRequest) -> web.Response:
-            address = self.address_of(request)
-            share = rate_limit_key(address)
+            address, share = self._sender_of(request)
             if settings.rate_limit.enabled and (wait := settings.rate_limit.take(share)):
                 return self._refuse_for_now("requests", wait, path)
             key = self._header_key(request)
@@ -193,6 +193,13 @@ class Collector:
             forwarded = ",".join(request.headers.getall("X-Forwarded-For", ())) or None
         return client_address(address, forwarded, self._settings.trusted_proxies)
 
+    def _sender_of(self, request: web.BaseRequest) -> tuple[str, str]:
+        """The client's address, and what shares its limits."""
+        if self._settings.trusted_proxies:
+            address = self.address_of(request)
+            return address, rate_limit_key(address)
+        return _sender_at(_peer(request))
+
     def country_of(self, request: web.BaseRequest) -> str | None:
         """The country that a trusted proxy names; None if there is none, or no such proxy."""
         trusted = self._settings.trusted_proxies
@@ -207,6 +214,12 @@ class Collector:
         if key or "?" not in request.raw_path:
             return key
         return request.query.get("writeKey") or request.query.get("write_key")
+
+
+@lru_cache(maxsize=4096)
+def _sender_at(peer: str) -> tuple[str, str]:
+    address = client_address(peer, None, ())
+    return address, rate_limit_key(address)
 
 
 def _peer(request: web.BaseRequest) -> str:
