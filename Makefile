@@ -25,7 +25,7 @@ dev-setup: .venv/dev-installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-test: dev-setup tests/node_modules        ## everything, against real Postgres servers; under ten minutes
+test: dev-setup tests/node_modules        ## everything, against real Postgres servers: some fifteen minutes
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-database: dev-setup tests/node_modules   ## what concerns the database alone, such as for another server
