@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from ingest import fields
+from ingest.contact_fields import ADDRESS, EMAIL_WHAT, LOCAL_PART, MAX_LOCAL_PART, is_phone, plain_phone
 from ingest.fields import FieldError
-from ingest.lead import ADDRESS, EMAIL_WHAT, LOCAL_PART, MAX_LOCAL_PART, is_phone, plain_phone
 
 MAX_SECONDS: Final = 7 * 86_400
 _NOT_BLANK: Final = r"\S"
