@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlencode, urlsp
 
 import asyncpg
 
+import ingest
 from ingest.errors import DatabaseError
 from ingest.statements import Connection
 
@@ -32,8 +33,9 @@ _MALFORMED = "the URL is malformed; special characters in its password must be p
 
 def sql_folder() -> Path:
     """The folder of migrations and queries: inside an installed package, beside it in a checkout."""
-    installed = Path(__file__).parent / "sql"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "sql"
+    package = Path(ingest.__file__).parent
+    installed = package / "sql"
+    return installed if installed.is_dir() else package.parent / "sql"
 
 
 def load_queries(name: str) -> dict[str, str]:

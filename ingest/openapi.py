@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from http import HTTPStatus
-from pathlib import Path
+from importlib import resources
 from typing import Any, Final, get_args
 
 import msgspec
@@ -209,7 +209,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 # For people.
 
-_STYLE: Final = (Path(__file__).parent / "web" / "docs.css").read_text(encoding="utf-8")
+_STYLE: Final = resources.files("ingest").joinpath("web", "docs.css").read_text(encoding="utf-8")
 
 
 def page(told: Mapping[str, Any]) -> str:
