@@ -29,9 +29,11 @@ from typing import Final, NamedTuple, TypeVar
 import uvloop
 
 from bench.hostile import KINDS, OWN_ADDRESS, WRAPPINGS, Hostile, body_of, other_requests, packed_requests, request_of
-from ingest import config_sources, migrations
+from ingest import migrations
 from ingest.app import Worker, start_worker
-from ingest.bites import Bites
+from ingest.base import config_sources
+from ingest.base.bites import Bites
+from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.database import close, connect
 from ingest.drafts import Drafts
 from ingest.embedded import EmbeddedPostgres
@@ -40,7 +42,6 @@ from ingest.event import Limits, Sender, arrive, moment_of, take_through_steps, 
 from ingest.intake import slice_of
 from ingest.operations import MAX_BODY_BYTES
 from ingest.payload import MAX_EVENT_BYTES, Payload, read_native
-from ingest.rejects import PayloadRefused, Refusal
 from ingest.server import bind
 from ingest.supervisor import tune_process
 

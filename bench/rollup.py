@@ -28,12 +28,12 @@ from bench.rolled import Rolled, Sent, measure_load, send_all_it_takes, send_ste
 from bench.service import Service, running_service
 from bench.watch import OtherCpu
 from ingest import rebuild
+from ingest.base.config import Config
+from ingest.base.config_sources import load as load_config
+from ingest.base.errors import IngestError
 from ingest.buckets import Room
-from ingest.config import Config
-from ingest.config_sources import load as load_config
 from ingest.database import close, connect
 from ingest.embedded import EmbeddedPostgres
-from ingest.errors import IngestError
 
 LAG_TARGET_SECONDS: Final = 3.0
 SHARE_TARGET: Final = 0.2

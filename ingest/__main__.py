@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ingest import command_line, config_sources
-from ingest.config import Config
-from ingest.errors import IngestError
+from ingest import command_line
+from ingest.base import config_sources
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from ingest.rejects import RejectReason
+from ingest.base.refusals import RejectReason
 
 
 class Accounts:

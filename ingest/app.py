@@ -18,36 +18,26 @@ from typing import Final
 
 import asyncpg
 
-from ingest import (
-    control,
-    database,
-    descriptors,
-    enrich,
-    journals,
-    leftovers,
-    migrations,
-    partitions,
-    routes,
-    watermark,
-)
+from ingest import control, database, enrich, journals, leftovers, migrations, partitions, routes, watermark
 from ingest.accounts import Accounts
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
+from ingest.base import descriptors
+from ingest.base.config import Config
+from ingest.base.errors import DatabaseError, IngestError
+from ingest.base.logs import Quiet, fields
+from ingest.base.refusals import RejectReason
 from ingest.budget import Budget
 from ingest.census import Census, Seat
-from ingest.config import Config
 from ingest.connections import CLOSING, SPARE
 from ingest.dedupe import DedupeWindow
-from ingest.errors import DatabaseError, IngestError
 from ingest.experiments import definitions
 from ingest.experiments.definitions import Definitions
 from ingest.journal import Journal, JournalFailed, JournalFull
 from ingest.ledger import JournalTaken, Ledger, create_journal
-from ingest.logs import Quiet, fields
 from ingest.metrics import Gauges, Metrics, merge
 from ingest.open_record import OpenRecord
 from ingest.periodic import run_every
 from ingest.pool import Pool
-from ingest.rejects import RejectReason
 from ingest.replays import Replays
 from ingest.routes import Parts
 from ingest.server import Server, bind_unix

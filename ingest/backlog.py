@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ingest import segment
+from ingest.base.disk_thread import WorkThread
 from ingest.recovery import KnownSegment, Recovered, Stretch, log_damage
 from ingest.segment import Damage, Layout, Record, Totals
 from ingest.segment_reader import SegmentError, SegmentReader
 from ingest.survey import Gap
-from ingest.thread import WorkThread
 
 logger = logging.getLogger(__name__)
 

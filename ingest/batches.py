@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from ingest.bites import Bites
+from ingest.base.bites import Bites
+from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
 from ingest.elements import CannotTell, Scan
 from ingest.hazards import NO_HAZARDS, Hazards, clean_in_bites, find_hazards
-from ingest.rejects import PayloadRefused, Refusal, RejectReason
 from ingest.spellings import UNREADABLE, Spellings, respell
 
 PART_BYTES: Final = 32 * 1024

@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from ingest.rejects import PayloadRefused, RejectReason
+from ingest.base.refusals import PayloadRefused, RejectReason
 
 SMALL_BYTES: Final = 32 * 1024
 GRACE_SECONDS: Final = 5.0

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import NoReturn
 
-from ingest import config_sources
-from ingest.config import SETTINGS
-from ingest.errors import IngestError
+from ingest.base import config_sources
+from ingest.base.config import SETTINGS
+from ingest.base.errors import IngestError
 
 _DESCRIPTION = """Durable, exactly-once event ingestion into your own Postgres.
 

@@ -17,8 +17,8 @@ from typing import Final, NamedTuple, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from ingest.base.logs import Quiet
 from ingest.census import Seat
-from ingest.logs import Quiet
 
 logger = logging.getLogger(__name__)
 

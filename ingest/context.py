@@ -11,10 +11,10 @@ import msgspec
 from msgspec import Raw
 
 from ingest.anonymity import conceal_members, may_hold_addresses
+from ingest.base.refusals import RejectReason
 from ingest.hazards import ALL_HAZARDS, NO_HAZARDS
 from ingest.jsonb import check_object
 from ingest.payload import NOTHING
-from ingest.rejects import RejectReason
 from ingest.urls import folded, strip_credentials, tidy
 
 T = TypeVar("T")

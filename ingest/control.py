@@ -14,9 +14,9 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from ingest.errors import IngestError
+from ingest.base.errors import IngestError
+from ingest.base.sockets import find_socket_folder, short_socket_folder
 from ingest.server import bind_unix
-from ingest.sockets import find_socket_folder, short_socket_folder
 from ingest.tail import Tail
 
 SIBLING_TIMEOUT_SECONDS: Final = 2.0

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlencode, urlsp
 import asyncpg
 
 import ingest
-from ingest.errors import DatabaseError
+from ingest.base.errors import DatabaseError
 from ingest.statements import Connection
 
 FAILURES: Final = (

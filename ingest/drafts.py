@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from ingest.base.refusals import Refusal, RejectReason
 from ingest.context import ContextFacts
 from ingest.payload import RawEvent
-from ingest.rejects import Refusal, RejectReason
 
 _NOTHING: Final = RawEvent(name="-", type="system")
 

@@ -13,7 +13,7 @@ import re
 from itertools import accumulate
 from typing import Final
 
-from ingest.bites import Bites
+from ingest.base.bites import Bites
 
 MOST_STEPS: Final = 500_000
 """Brackets and commas that are looked at in one body, half a microsecond each: what needs more is not told apart."""

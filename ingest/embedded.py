@@ -25,8 +25,8 @@ from urllib.parse import quote
 
 import psutil
 
-from ingest.errors import EmbeddedPostgresError
-from ingest.sockets import find_socket_folder, short_socket_folder
+from ingest.base.errors import EmbeddedPostgresError
+from ingest.base.sockets import find_socket_folder, short_socket_folder
 
 MAJOR_VERSION: Final = 18
 DATABASE: Final = "ingest"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from ingest.bites import Bites
-from ingest.rejects import PayloadRefused, RejectReason
+from ingest.base.bites import Bites
+from ingest.base.refusals import PayloadRefused, RejectReason
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 MAX_GZIP_MEMBERS: Final = 100

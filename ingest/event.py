@@ -34,7 +34,8 @@ from ingest.anonymity import (
     may_hold_addresses,
     own_number,
 )
-from ingest.bites import Bites, finish
+from ingest.base.bites import Bites, finish
+from ingest.base.refusals import Refusal, RejectReason
 from ingest.context import ContextFacts, page_of_properties, read_context
 from ingest.drafts import Drafts
 from ingest.enrich import NO_DEVICE, describe_user_agent
@@ -43,7 +44,6 @@ from ingest.jsonb import check_object
 from ingest.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
 from ingest.payload import MAX_NAME_CHARACTERS, RawEvent
 from ingest.placeholders import Placeholders
-from ingest.rejects import Refusal, RejectReason
 from ingest.row import NO_TIME, field, fields
 from ingest.sources import NO_HOSTS, OwnHosts, source_name, source_of
 from ingest.timestamps import is_javascript_time, one_text_of, parse_time

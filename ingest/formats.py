@@ -16,8 +16,8 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from ingest.bites import Bites
-from ingest.rejects import PayloadRefused, RejectReason
+from ingest.base.bites import Bites
+from ingest.base.refusals import PayloadRefused, RejectReason
 
 FIELDS: Final = ("data", "events", "event", "batch", "payload", "json")
 """The fields of a form that may hold the events."""

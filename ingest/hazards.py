@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ingest.bites import Bites, finish
+from ingest.base.bites import Bites, finish
 
 _FOLD = bytes(ord("0") if chr(i) in "0123456789" else ord("e") if chr(i) == "E" else i for i in range(256))
 _PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"

@@ -23,8 +23,9 @@ from typing import Final, NamedTuple, Protocol
 from ingest import row
 from ingest.accounts import Accounts
 from ingest.anonymity import conceal_members, conceal_own, conceal_own_number, conceal_text
+from ingest.base.bites import Bites
+from ingest.base.refusals import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.batches import EVENT_BYTES, Part
-from ingest.bites import Bites
 from ingest.budget import Budget
 from ingest.dedupe import DedupeWindow
 from ingest.drafts import Drafts
@@ -43,7 +44,6 @@ from ingest.hazards import ALL_HAZARDS
 from ingest.journal import Journal, JournalFull
 from ingest.open_record import OpenRecord
 from ingest.payload import Payload, RawEvent, pieces, sent_at_in
-from ingest.rejects import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.replays import Replays
 from ingest.submission import Submission
 from ingest.tail import Tail, Told

@@ -23,13 +23,13 @@ from typing import Final
 
 from ingest import segment
 from ingest.backlog import Backlog, Written
+from ingest.base.disk_thread import WorkThread
+from ingest.base.refusals import RejectReason
 from ingest.journals import Claimed
 from ingest.open_record import OpenRecord
 from ingest.recovery import recover
-from ingest.rejects import RejectReason
 from ingest.segment import Record, Totals
 from ingest.survey import Gap
-from ingest.thread import WorkThread
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from ingest import row, segment
-from ingest.errors import IngestError
+from ingest.base.errors import IngestError
 from ingest.ownership import Ownership
 from ingest.segment import Layout
 from ingest.segment_reader import SegmentError, SegmentReader

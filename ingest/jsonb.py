@@ -10,8 +10,8 @@ from itertools import accumulate
 
 from msgspec import Raw
 
+from ingest.base.refusals import RejectReason
 from ingest.hazards import LONG_NUMBER_DIGITS, Hazards, has_long_number
-from ingest.rejects import RejectReason
 from ingest.row import json_field
 
 

@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from ingest import sketches, stale_metrics
+from ingest.base.errors import IngestError
 from ingest.database import sql_folder
-from ingest.errors import IngestError
 from ingest.sketches import Sketch
 from ingest.stale_metrics import Note
 from ingest.tallies import BEGINNINGS

@@ -17,8 +17,8 @@ from typing import Final
 
 import asyncpg
 
+from ingest.base.errors import IngestError
 from ingest.database import FAILURES, close, load_queries
-from ingest.errors import IngestError
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import asyncpg
 
 from ingest import journals
+from ingest.base.errors import DatabaseError, IngestError
 from ingest.database import load_queries
-from ingest.errors import DatabaseError, IngestError
 from ingest.journals import Claimed
 from ingest.ownership import Ownership
 from ingest.segment import Layout, Record

@@ -15,11 +15,11 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from ingest import identity_repairs, kpis, partitions, rebuild
+from ingest.base.errors import IngestError
+from ingest.base.logs import Quiet
+from ingest.base.waits import wait_for
 from ingest.buckets import Room
 from ingest.database import FAILURES, close, load_queries
-from ingest.errors import IngestError
-from ingest.logs import Quiet
-from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 

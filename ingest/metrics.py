@@ -26,10 +26,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.samples import Sample
 
 from ingest.accounts import Accounts
+from ingest.base.refusals import RejectReason
 from ingest.budget import Budget
 from ingest.connections import Connections
 from ingest.journal import Journal
-from ingest.rejects import RejectReason
 from ingest.writer import Writer
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
+from ingest.base.errors import MigrationError
 from ingest.database import load_queries, sql_folder
-from ingest.errors import MigrationError
 from ingest.patience import LOCKED, Patience
 
 LOCK_KEY: Final = 0x696E67657374

@@ -21,13 +21,13 @@ from aiohttp import web
 from ingest.access import Authenticator, Caller, Scope, Unauthorized
 from ingest.addresses import rate_limit_key
 from ingest.anonymity import conceal_own, conceal_own_number, own_address
+from ingest.base.logs import Quiet
+from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused
 from ingest.budget import Budget, Hold
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
 from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
-from ingest.logs import Quiet
 from ingest.pool import TooSlow, Unavailable
-from ingest.rejects import STATUS_OF_REASON, PayloadRefused
 from ingest.transactions import Transactions
 
 logger = logging.getLogger(__name__)

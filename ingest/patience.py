@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 
 import asyncpg
 
+from ingest.base.errors import IngestError, MigrationError
 from ingest.database import FAILURES, close, load_queries
-from ingest.errors import IngestError, MigrationError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Raw
 
+from ingest.base.bites import Bites, finish
+from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
 from ingest.batches import (
     EVENT_BYTES,
     LONGEST_MEMBER,
@@ -27,9 +29,7 @@ from ingest.batches import (
     decode_respelled,
     read_parts,
 )
-from ingest.bites import Bites, finish
 from ingest.hazards import ALL_HAZARDS, NO_HAZARDS, clean_escapes, clean_in_bites, find_hazards
-from ingest.rejects import PayloadRefused, Refusal, RejectReason
 from ingest.spellings import CREDENTIALS, UNREADABLE, Spellings, differing, spellings, with_fields
 
 NOTHING = Raw(b"")

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ingest.base.errors import IngestError
+from ingest.base.logs import Quiet
+from ingest.base.waits import wait_for
 from ingest.database import FAILURES
-from ingest.errors import IngestError
-from ingest.logs import Quiet
-from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 

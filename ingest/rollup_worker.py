@@ -17,18 +17,18 @@ from aiohttp import web
 
 from ingest import control, database, migrations
 from ingest.addresses import parse_networks
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
+from ingest.base.logs import Quiet
+from ingest.base.waits import wait_for
 from ingest.buckets import Room
-from ingest.config import Config
 from ingest.database import FAILURES
-from ingest.errors import IngestError
 from ingest.handlers import health
 from ingest.leases import Lease
-from ingest.logs import Quiet
 from ingest.maintenance import Schedule, Settings
 from ingest.rollup import Rollup
 from ingest.rollup_metrics import RollupMetrics
 from ingest.rollup_progress import Progress, Waiting
-from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from ingest.accounts import Accounts
 from ingest.addresses import CountryDatabase, Place, anonymise, parse_networks, public_address
 from ingest.anonymity import own_address
 from ingest.api_keys import KeyRing
+from ingest.base.config import DIMENSION_NAMES, Config
 from ingest.budget import Budget
 from ingest.census import Seat
-from ingest.config import DIMENSION_NAMES, Config
 from ingest.connections import Limits as ConnectionLimits
 from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from ingest.rejects import Refusal, RejectReason
+from ingest.base.refusals import Refusal, RejectReason
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What a decoder raises on reading a body or an event; UnicodeDecodeError is a text that is not UTF-8."""

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ingest.base.bites import Bites
+from ingest.base.refusals import Refusal
 from ingest.batches import Part
-from ingest.bites import Bites
 from ingest.budget import Hold
 from ingest.event import Arrival, Sender
 from ingest.open_record import OpenRecord
 from ingest.payload import Payload, RawEvent
-from ingest.rejects import Refusal
 from ingest.replays import Watch
 
 

@@ -27,15 +27,15 @@ from typing import Final, NoReturn
 
 import uvloop
 
-from ingest import logs
 from ingest.app import Worker, start_worker
+from ingest.base import logs
+from ingest.base.config import Config
+from ingest.base.descriptors import raise_limit
+from ingest.base.errors import IngestError
+from ingest.base.logs import fields
+from ingest.base.waits import wait_for
 from ingest.census import Census
-from ingest.config import Config
-from ingest.descriptors import raise_limit
-from ingest.errors import IngestError
-from ingest.logs import fields
 from ingest.server import bind
-from ingest.waits import wait_for
 
 logger = logging.getLogger(__name__)
 

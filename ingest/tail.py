@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from ingest.anonymity import conceal_text
-from ingest.rejects import Refusal
+from ingest.base.refusals import Refusal
 from ingest.row import EVENT_COLUMNS, event_of_line, split_line
 
 _QUEUE: Final = 2000

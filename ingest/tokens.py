@@ -9,7 +9,7 @@ from typing import Any, Final
 import jwt
 
 from ingest.access import InvalidToken
-from ingest.errors import IngestError
+from ingest.base.errors import IngestError
 
 ROLES: Final = ("anon", "authenticated", "service_role")
 MIN_SECRET_BYTES: Final = 32

@@ -26,13 +26,13 @@ import asyncpg
 
 from ingest import event_keys, partitions, row
 from ingest.accounts import Accounts
+from ingest.base.errors import DatabaseError, IngestError
+from ingest.base.logs import Quiet
+from ingest.base.refusals import RejectReason
 from ingest.database import FAILURES, close, load_queries
-from ingest.errors import DatabaseError, IngestError
 from ingest.journal import RECORD_BITS, Journal
 from ingest.ledger import JournalTaken, Ledger
-from ingest.logs import Quiet
 from ingest.merge import TIMED_OUT, Bad, Merge, Merged, Reason, copy_lines, is_servers
-from ingest.rejects import RejectReason
 from ingest.segment import Record
 from ingest.survey import Gap
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest.accounts import Accounts
-from ingest.rejects import RejectReason
+from ingest.base.refusals import RejectReason
 
 
 def test_new_books_balance():

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest.base.refusals import RejectReason
 from ingest.connections import FIRST_REQUEST_SECONDS
 from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
-from ingest.rejects import RejectReason
 from tests import worker
 from tests.worker import Answer, Client, Raw, Start, errors
 

@@ -24,9 +24,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest import control, journal
+from ingest.base.refusals import RejectReason
 from ingest.handlers.collect import SEGMENT_CALLS
 from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
-from ingest.rejects import RejectReason
 from tests import worker
 from tests.test_addresses import write_database
 from tests.worker import Answer, Client, Start, errors

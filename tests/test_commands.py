@@ -18,9 +18,9 @@ from urllib.parse import quote
 import psutil
 import pytest
 
+from ingest.base.config import DIMENSION_NAMES
+from ingest.base.data_folder import is_in_use
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
-from ingest.data_folder import is_in_use
 from ingest.embedded import EmbeddedPostgres
 from ingest.maintenance import TASKS
 from ingest.rollup import Rollup

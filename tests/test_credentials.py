@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from ingest import credentials
+from ingest.base.config import ConfigError
 from ingest.commands.encryption import dev_keys, made_dev_keys
-from ingest.config import ConfigError
 from ingest.credentials import Cipher, Rotated, Undecipherable, new_key
 from tests.service import environment
 

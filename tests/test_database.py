@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from ingest import database
+from ingest.base.errors import DatabaseError, IngestError
+from ingest.base.sockets import MAX_FOLDER_BYTES, find_socket_folder, short_socket_folder
 from ingest.embedded import EmbeddedPostgres
-from ingest.errors import DatabaseError, IngestError
-from ingest.sockets import MAX_FOLDER_BYTES, find_socket_folder, short_socket_folder
 
 PASSWORD = "s3cret-w0rd"
 

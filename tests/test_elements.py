@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest import batches, elements
+from ingest.base.bites import finish
+from ingest.base.refusals import PayloadRefused, RejectReason
 from ingest.batches import Bounds, Decoders, read_parts
-from ingest.bites import finish
 from ingest.payload import pieces
-from ingest.rejects import PayloadRefused, RejectReason
 
 MOST = 1000
 # A NUL would be replaced.

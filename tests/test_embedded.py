@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from ingest import database
+from ingest.base.errors import EmbeddedPostgresError
+from ingest.base.sockets import MAX_FOLDER_BYTES
 from ingest.embedded import EmbeddedPostgres
-from ingest.errors import EmbeddedPostgresError
-from ingest.sockets import MAX_FOLDER_BYTES
 from tests.conftest import SMALL
 
 

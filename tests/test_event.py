@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.addresses import Place
+from ingest.base.refusals import Refusal, RejectReason
 from ingest.event import (
     STEPS,
     Arrival,
@@ -23,7 +24,6 @@ from ingest.event import (
 )
 from ingest.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.payload import decode_native, decode_segment
-from ingest.rejects import Refusal, RejectReason
 from ingest.row import EVENT_COLUMNS, split_line
 from ingest.sources import OwnHosts
 from ingest.timestamps import parse_time

@@ -22,10 +22,10 @@ import pytest
 
 import ingest.journal
 from ingest import journals, row, segment
-from ingest.errors import DatabaseError
+from ingest.base.errors import DatabaseError
+from ingest.base.refusals import RejectReason
 from ingest.journal import Journal
 from ingest.ledger import create_journal
-from ingest.rejects import RejectReason
 from ingest.segment import Layout
 from tests.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres
 from tests.service import Service, running, wait_until

@@ -17,8 +17,8 @@ import pytest
 
 import ingest
 from ingest import fields, payload
+from ingest.base.refusals import PayloadRefused
 from ingest.handlers import ofrep
-from ingest.rejects import PayloadRefused
 
 Word = Annotated[str, fields.text("A word", pattern="^[a-z]+$")]
 Named = Annotated[str, fields.text("A word with a name of its own", what="a colour", pattern="^(red|blue)$")]

@@ -10,9 +10,9 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from ingest.bites import finish
+from ingest.base.bites import finish
+from ingest.base.refusals import PayloadRefused, RejectReason
 from ingest.formats import FIELDS, KEY_FIELDS, MAX_FIELDS, to_json
-from ingest.rejects import PayloadRefused, RejectReason
 from tests import worker
 from tests.worker import Client
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from bench.hostile import KINDS, OWN_ADDRESS, body_of
 from ingest import context, event, intake, jsonb, server
+from ingest.base.bites import finish
+from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
 from ingest.batches import PART_BYTES
-from ingest.bites import finish
 from ingest.drafts import Drafts
 from ingest.elements import CannotTell, Scan
 from ingest.encodings import gunzip
 from ingest.event import arrive, moment_of, take_through_steps, write_lines
 from ingest.hazards import NO_HAZARDS, clean_escapes
 from ingest.payload import MAX_EVENT_BYTES, Payload, RawEvent, read_native
-from ingest.rejects import PayloadRefused, Refusal, RejectReason
 from tests import worker
 from tests.test_event import LIMITS, NOBODY, NOW
 from tests.worker import Client

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import database, identities, identity_repairs, kpis, maintenance, rebuild, visits
+from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
 from ingest.rollup import Rollup
 from ingest.stats import counts, people
 from ingest.stats.query import Query, parse

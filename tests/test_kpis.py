@@ -11,9 +11,9 @@ import orjson
 import pytest
 
 from ingest import kpis, rebuild
+from ingest.base.config import DIMENSION_NAMES
+from ingest.base.errors import IngestError
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
-from ingest.errors import IngestError
 from ingest.kpis import Kpi, Window, windows
 from ingest.rollup import Rollup
 from tests.aggregates import Event, Ledger, make_partitions

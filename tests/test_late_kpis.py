@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import kpis, rebuild, stale_metrics
+from ingest.base.config import DIMENSION_NAMES
+from ingest.base.errors import IngestError
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
-from ingest.errors import IngestError
 from ingest.rollup import Rollup
 from ingest.stale_metrics import Note
 from tests.aggregates import Event, Ledger, make_partitions, recognise

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from ingest import journals
-from ingest.errors import DatabaseError
+from ingest.base.errors import DatabaseError
 from ingest.journals import Claimed
 from ingest.ledger import JournalTaken, JournalUnknown, Ledger, create_journal, look
 from ingest.ownership import RECORD_LIMIT, Ownership

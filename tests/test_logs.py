@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from ingest import logs
-from ingest.logs import JsonLines, Quiet, TextLines, fields
+from ingest.base import logs
+from ingest.base.logs import JsonLines, Quiet, TextLines, fields
 
 AT = 1767323045.678  # 2026-01-02T03:04:05.678Z
 

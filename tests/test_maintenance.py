@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from ingest import database
+from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
 from ingest.maintenance import TASKS, Schedule, Settings, Task
 from tests.aggregates import Event, insert, make_partitions
 

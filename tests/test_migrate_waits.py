@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from ingest import database, migrations
-from ingest.errors import MigrationError
+from ingest.base.errors import MigrationError
 from ingest.migrations import LOCK_KEY
 from ingest.patience import Patience
 from tests.pooler import Pooler

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from ingest import database, migrations
-from ingest.errors import MigrationError
+from ingest.base.errors import MigrationError
 from ingest.migrations import State
 
 

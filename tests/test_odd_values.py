@@ -10,8 +10,8 @@ import asyncpg
 import orjson
 import pytest
 
+from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
 from ingest.rollup import Rollup
 from tests.aggregates import Event, Ledger, make_partitions, recognise, stored
 from tests.test_stats import Asker, all_pages, ask, store

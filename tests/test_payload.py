@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ingest.bites import finish
+from ingest.base.bites import finish
+from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
 from ingest.encodings import MAX_GZIP_MEMBERS, gunzip
 from ingest.hazards import Hazards, clean_escapes, find_hazards, has_long_number
 from ingest.payload import (
@@ -21,7 +22,6 @@ from ingest.payload import (
     decode_segment,
     pieces,
 )
-from ingest.rejects import PayloadRefused, Refusal, RejectReason
 
 MAX_EVENTS = 1000
 CLEAN = Hazards(escapes=False, special=False, whitespace=False, numbers=False, invalid_utf8=False)

@@ -11,8 +11,9 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from ingest import config_sources, journals, watermark
+from ingest import journals, watermark
 from ingest.app import Worker, start_worker
+from ingest.base import config_sources
 from ingest.server import bind
 from tests.worker import QUICK, Answer, Client, Start, start
 

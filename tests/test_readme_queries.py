@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import database, kpis
+from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
 from ingest.database import load_queries
 from ingest.rollup import Rollup
 from ingest.sources import source_of

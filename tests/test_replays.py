@@ -13,10 +13,10 @@ import asyncpg
 import pytest
 
 import ingest.replays
-from ingest import config_sources
+from ingest.base import config_sources
+from ingest.base.errors import IngestError
 from ingest.commands import rejected
 from ingest.dedupe import DedupeWindow
-from ingest.errors import IngestError
 from ingest.open_record import OpenRecord
 from tests.service import Service, running, wait_until
 from tests.test_failures import batch

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from ingest import database, migrations
-from ingest.errors import MigrationError
+from ingest.base.errors import MigrationError
 from tests.conftest import Server, execute, with_database
 from tests.roles import acting, claims
 

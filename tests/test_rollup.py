@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import database, rebuild, sketches
+from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
 from ingest.rollup import Rollup
 from tests.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, stored
 from tests.conftest import Server

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import partitions
+from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.event import (
     Limits,
     Sender,
@@ -27,7 +28,6 @@ from ingest.event import (
 from ingest.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.payload import Payload, decode_native, decode_segment
 from ingest.placeholders import Placeholders
-from ingest.rejects import PayloadRefused, Refusal
 from ingest.row import (
     EVENT_COLUMNS,
     REJECTED_COLUMNS,

@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 
 from ingest import database, enrich, migrations, sources, urls
+from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
 from ingest.embedded import EmbeddedPostgres
 from ingest.rollup import Rollup
 from tests.conftest import run_apart

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
+from ingest.base.refusals import RejectReason
 from ingest.http import Volume
-from ingest.rejects import RejectReason
 from tests import worker
 from tests.worker import Answer, Start
 

@@ -10,8 +10,8 @@ import pytest
 from cryptography.fernet import Fernet
 
 from ingest import kpis
+from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.config import DIMENSION_NAMES
 from ingest.rollup import Rollup
 from tests.worker import Client, Start, start
 

@@ -15,8 +15,9 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from ingest import config_sources, control, database
+from ingest import control, database
 from ingest.app import Worker, start_worker
+from ingest.base import config_sources
 from ingest.server import bind
 from tests.service import parse_metrics
 

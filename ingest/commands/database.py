@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar
 import asyncpg
 
 from ingest import database, migrations
+from ingest.base.config import Config
 from ingest.commands.target import database_url, embedded_folder
-from ingest.config import Config
 from ingest.embedded import EmbeddedPostgres
 from ingest.patience import Patience
 

@@ -11,10 +11,10 @@ import msgspec
 
 from ingest import database, journals, migrations
 from ingest.app import Worker
+from ingest.base.config import Config
+from ingest.base.data_folder import DataFolder, is_in_use
+from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.data_folder import DataFolder, is_in_use
-from ingest.errors import IngestError
 
 
 def drain(config: Config) -> int:

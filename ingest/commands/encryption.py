@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 from ingest import credentials, database, migrations
+from ingest.base.config import SETTINGS, Config, ConfigError
+from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.config import SETTINGS, Config, ConfigError
 from ingest.credentials import Cipher, Rotated
-from ingest.errors import IngestError
 
 
 def dev_keys(data_dir: Path) -> tuple[str, ...]:

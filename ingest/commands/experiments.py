@@ -13,9 +13,9 @@ import asyncpg
 import orjson
 
 from ingest import database, migrations
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.errors import IngestError
 from ingest.experiments import store
 from ingest.experiments.declared import NewExperiment
 from ingest.experiments.lifecycle import STEPS, WrongState

@@ -15,10 +15,10 @@ import asyncpg
 import orjson
 
 from ingest import database, journals, row, segment
+from ingest.base.config import Config
+from ingest.base.errors import DatabaseError, IngestError
 from ingest.commands.target import embedded_folder
-from ingest.config import Config
 from ingest.embedded import EmbeddedPostgres
-from ingest.errors import DatabaseError, IngestError
 from ingest.ledger import Standing, look
 from ingest.ownership import Ownership
 from ingest.segment import Damage, Layout, Record

@@ -13,9 +13,9 @@ import asyncpg
 from ingest import api_keys, database, migrations
 from ingest.access import Scope
 from ingest.api_keys import REFRESH_SECONDS, ApiKey
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.errors import IngestError
 
 T = TypeVar("T")
 

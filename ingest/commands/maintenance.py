@@ -7,10 +7,10 @@ import difflib
 from datetime import UTC, datetime
 
 from ingest import database, migrations
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 from ingest.buckets import Room
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.errors import IngestError
 from ingest.maintenance import TASKS, Settings, Task
 
 

@@ -13,11 +13,11 @@ import asyncpg
 import orjson
 
 from ingest import control, database, migrations
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
+from ingest.base.refusals import RejectReason
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.errors import IngestError
 from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
-from ingest.rejects import RejectReason
 from ingest.replays import WAIT_SECONDS
 
 _AT_ONCE = 100

@@ -16,10 +16,10 @@ import asyncpg
 import msgspec
 
 from ingest import database, journals, ledger, migrations, segment
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 from ingest.commands.journal import pieces, records_of
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.errors import IngestError
 from ingest.journal import Journal
 from ingest.journals import Claimed
 from ingest.ownership import Ownership

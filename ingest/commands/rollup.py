@@ -10,11 +10,12 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import uvloop
 
-from ingest import database, kpis, logs, migrations, rebuild
+from ingest import database, kpis, migrations, rebuild
+from ingest.base import logs
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 from ingest.buckets import Room
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.errors import IngestError
 from ingest.rebuild import Difference
 from ingest.supervisor import run_rollup
 from ingest.tallies import OTHER_NAME, OTHER_VALUE

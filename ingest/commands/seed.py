@@ -8,9 +8,9 @@ from datetime import datetime
 import asyncpg
 
 from ingest import database, migrations
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.errors import IngestError
 
 _DEVELOPMENT = ("development", "test", "local")
 _SEED_MAX = 2**31 - 1

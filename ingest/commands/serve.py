@@ -18,15 +18,16 @@ from typing import Final
 import msgspec
 import uvloop
 
-from ingest import database, logs, migrations
+from ingest import database, migrations
 from ingest.app import start_worker
+from ingest.base import logs
+from ingest.base.config import Config
+from ingest.base.data_folder import DataFolder
+from ingest.base.descriptors import raise_limit
+from ingest.base.errors import IngestError
 from ingest.commands.encryption import made_dev_keys
 from ingest.commands.target import embedded_folder
-from ingest.config import Config
-from ingest.data_folder import DataFolder
-from ingest.descriptors import raise_limit
 from ingest.embedded import EmbeddedPostgres
-from ingest.errors import IngestError
 from ingest.patience import Patience
 from ingest.periodic import run_every
 from ingest.server import bind

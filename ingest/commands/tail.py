@@ -9,8 +9,8 @@ import aiohttp
 import orjson
 
 from ingest import control
-from ingest.config import Config
-from ingest.errors import IngestError
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 
 _COLOURS = {"accepted": "32", "rejected": "31", "skipped": "33"}
 

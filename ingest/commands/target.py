@@ -8,10 +8,10 @@ from pathlib import Path
 
 import asyncpg
 
-from ingest.config import Config
-from ingest.data_folder import is_in_use
+from ingest.base.config import Config
+from ingest.base.data_folder import is_in_use
+from ingest.base.errors import DatabaseError, IngestError
 from ingest.embedded import EmbeddedPostgres
-from ingest.errors import DatabaseError, IngestError
 
 
 def embedded_folder(data_dir: Path) -> Path:

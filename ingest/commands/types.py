@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from ingest import database, migrations, typescript
+from ingest.base.config import Config
+from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.config import Config
-from ingest.errors import IngestError
 
 
 def write(config: Config, output: str | None) -> int:

@@ -21,6 +21,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from ingest.addresses import rate_limit_key
+from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused
 from ingest.experiments.assignment import NOTHING_KNOWN, Context, canonical_id, country_code
 from ingest.experiments.definitions import Definitions
 from ingest.experiments.flags import Flag
@@ -29,7 +30,6 @@ from ingest.http import OVERLOADED_RETRY_SECONDS, answer, read_body
 from ingest.operations import JSON, MAX_BODY_BYTES, Answer, Api, Call, Operation, Problem
 from ingest.placeholders import Placeholders
 from ingest.pool import TooSlow, Unavailable
-from ingest.rejects import STATUS_OF_REASON, PayloadRefused
 
 BULK_PATH: Final = "/ofrep/v1/evaluate/flags"
 FLAG_PATH: Final = "/ofrep/v1/evaluate/flags/{key}"

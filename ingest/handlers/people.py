@@ -13,8 +13,8 @@ from aiohttp import web
 
 from ingest import fields, journals, mailbox, set_aside
 from ingest.access import Scope
+from ingest.base.errors import IngestError
 from ingest.database import load_queries
-from ingest.errors import IngestError
 from ingest.fields import FieldError, Invalid
 from ingest.operations import Answer, Call, Operation, Problem
 from ingest.traces import Traces

@@ -11,8 +11,8 @@ import asyncpg
 from aiohttp import web
 
 from ingest.access import Scope
+from ingest.base.logs import Quiet
 from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, answer, problem
-from ingest.logs import Quiet
 from ingest.operations import Api, Problem
 from ingest.pool import Unavailable
 from ingest.stats import counts, kept_metrics, people

@@ -7,7 +7,7 @@ import os
 import resource
 from typing import Final
 
-from ingest.errors import IngestError
+from ingest.base.errors import IngestError
 
 LAST_RESERVE: Final = 6
 """Descriptors that no client gets, whatever else is open: the journal's next segment, its mark, its folder, and what

@@ -7,7 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from ingest.errors import IngestError
+from ingest.base.errors import IngestError
 
 
 class DataFolder:

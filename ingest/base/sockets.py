@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from ingest.errors import IngestError
+from ingest.base.errors import IngestError
 
 MAX_FOLDER_BYTES: Final = 80
 """A socket's whole path has 104 bytes (macOS) or 108 (Linux), the final NUL included; names have up to 20."""

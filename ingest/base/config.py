@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Meta
 
-from ingest.errors import IngestError
+from ingest.base.errors import IngestError
 
 KB, KIB, MIB, GIB, TIB, YEAR = 1000, 1 << 10, 1 << 20, 1 << 30, 1 << 40, 365 * 86_400
 UNITS = {"TiB": TIB, "GiB": GIB, "MiB": MIB, "KiB": KIB, "TB": KB**4, "GB": KB**3, "MB": KB**2, "kB": KB}
