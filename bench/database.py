@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import psutil
 
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.row import EVENT_COLUMNS
 
 _COLUMNS = ", ".join(EVENT_COLUMNS)

@@ -29,19 +29,19 @@ from typing import Final, NamedTuple, TypeVar
 import uvloop
 
 from bench.hostile import KINDS, OWN_ADDRESS, WRAPPINGS, Hostile, body_of, other_requests, packed_requests, request_of
-from ingest import migrations
 from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal
-from ingest.database import close, connect
 from ingest.drafts import Drafts
-from ingest.embedded import EmbeddedPostgres
 from ingest.enrich import warm_up
 from ingest.event import Limits, Sender, arrive, moment_of, take_through_steps, write_lines
 from ingest.intake import slice_of
 from ingest.operations import MAX_BODY_BYTES
 from ingest.payload import MAX_EVENT_BYTES, Payload, read_native
+from ingest.postgres import migrations
+from ingest.postgres.connections import close, connect
+from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.server import bind
 from ingest.supervisor import tune_process
 

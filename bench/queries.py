@@ -25,10 +25,10 @@ import asyncpg
 from bench.fill import EVENT_BYTES, LEADS, Filled, fill, tell
 from bench.promised import Query, make_queries
 from bench.report import machine
-from ingest import migrations
 from ingest.base.errors import IngestError
-from ingest.database import close, connect
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres import migrations
+from ingest.postgres.connections import close, connect
+from ingest.postgres.embedded import EmbeddedPostgres
 
 INSERT_TARGET: Final = 1000.0
 PARTIAL_TARGET: Final = 0.40

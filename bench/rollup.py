@@ -32,8 +32,8 @@ from ingest.base.config import Config
 from ingest.base.config_sources import load as load_config
 from ingest.base.errors import IngestError
 from ingest.buckets import Room
-from ingest.database import close, connect
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres.connections import close, connect
+from ingest.postgres.embedded import EmbeddedPostgres
 
 LAG_TARGET_SECONDS: Final = 3.0
 SHARE_TARGET: Final = 0.2

@@ -18,7 +18,7 @@ import psutil
 
 from bench.database import Database
 from ingest.commands.target import embedded_folder
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres.embedded import EmbeddedPostgres
 
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0

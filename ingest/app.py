@@ -18,7 +18,7 @@ from typing import Final
 
 import asyncpg
 
-from ingest import control, database, enrich, journals, leftovers, migrations, partitions, routes, watermark
+from ingest import control, enrich, journals, leftovers, partitions, routes, watermark
 from ingest.accounts import Accounts
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.base import descriptors
@@ -37,7 +37,8 @@ from ingest.ledger import JournalTaken, Ledger, create_journal
 from ingest.metrics import Gauges, Metrics, merge
 from ingest.open_record import OpenRecord
 from ingest.periodic import run_every
-from ingest.pool import Pool
+from ingest.postgres import connections, migrations
+from ingest.postgres.pool import Pool
 from ingest.replays import Replays
 from ingest.routes import Parts
 from ingest.server import Server, bind_unix
@@ -136,7 +137,7 @@ class Worker:
                     except JournalTaken as error:
                         position, taken = error.stored_through, error
                 finally:
-                    await database.close(connection)
+                    await connections.close(connection)
         except BaseException:
             if claimed is not None:
                 claimed.release()
@@ -183,7 +184,7 @@ class Worker:
 
     async def connect(self, purpose: str) -> asyncpg.Connection:
         assert self.config.database_url is not None
-        return await database.connect(
+        return await connections.connect(
             self.config.database_url,
             purpose=purpose,
             timeout_seconds=min(10.0, self.config.statement_timeout_seconds),
@@ -291,7 +292,7 @@ class Worker:
                 except IngestError as error:
                     failed = error
         finally:
-            await database.close(connection)
+            await connections.close(connection)
         if failed is not None:
             raise failed
 
@@ -513,7 +514,7 @@ async def start_worker(config: Config, sock: socket.socket, index: int = 0, cens
 
 async def _tell_of_missing_roles(connection: asyncpg.Connection) -> None:
     """Without them requests are refused, and nobody would know why."""
-    if missing := await database.missing_roles(connection):
+    if missing := await connections.missing_roles(connection):
         user, names = await connection.fetchval("SELECT quote_ident(session_user)"), ", ".join(missing)
         logger.error(
             "the user %s may not take on the roles %s, so that requests in their name are answered 403;"

@@ -17,7 +17,7 @@ import asyncpg
 import orjson
 
 from ingest import sketches, tallies
-from ingest.database import load_queries
+from ingest.postgres.connections import load_queries
 from ingest.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies, Tally
 
 K = TypeVar("K", bound=tuple[Any, ...])

@@ -20,7 +20,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ingest.database import load_queries
+from ingest.postgres.connections import load_queries
 from ingest.row import NO_TIME
 from ingest.segment import Record
 from ingest.timestamps import one_text_of

@@ -16,7 +16,7 @@ import asyncpg
 import orjson
 
 from ingest import visits
-from ingest.database import load_queries
+from ingest.postgres.connections import load_queries
 from ingest.visits import Visit
 from ingest.who import Row, Who
 

@@ -13,7 +13,7 @@ from typing import Final
 import asyncpg
 
 from ingest import identities, visits
-from ingest.database import load_queries
+from ingest.postgres.connections import load_queries
 from ingest.rollup import partition, turn
 from ingest.visits import Visit
 

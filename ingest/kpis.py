@@ -18,7 +18,7 @@ import asyncpg
 
 from ingest import sketches, stale_metrics
 from ingest.base.errors import IngestError
-from ingest.database import sql_folder
+from ingest.postgres.connections import sql_folder
 from ingest.sketches import Sketch
 from ingest.stale_metrics import Note
 from ingest.tallies import BEGINNINGS

@@ -18,9 +18,9 @@ import asyncpg
 
 from ingest import journals
 from ingest.base.errors import DatabaseError, IngestError
-from ingest.database import load_queries
 from ingest.journals import Claimed
 from ingest.ownership import Ownership
+from ingest.postgres.connections import load_queries
 from ingest.segment import Layout, Record
 
 logger = logging.getLogger(__name__)

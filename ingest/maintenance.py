@@ -19,7 +19,7 @@ from ingest.base.errors import IngestError
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.buckets import Room
-from ingest.database import FAILURES, close, load_queries
+from ingest.postgres.connections import FAILURES, close, load_queries
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest.database import load_queries
+from ingest.postgres.connections import load_queries
 
 _COPY_PIECE_BYTES: Final = 128 * 1024
 _FAN_OUT: Final = 16

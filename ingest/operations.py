@@ -27,7 +27,7 @@ from ingest.budget import Budget, Hold
 from ingest.emitter import Emitter
 from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
 from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
-from ingest.pool import TooSlow, Unavailable
+from ingest.postgres.pool import TooSlow, Unavailable
 from ingest.transactions import Transactions
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Final
 
 import asyncpg
 
-from ingest.database import is_direct
-from ingest.leases import Lease
+from ingest.postgres.connections import is_direct
+from ingest.postgres.leases import Lease
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 from ingest.base.errors import IngestError
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
-from ingest.database import FAILURES
+from ingest.postgres.connections import FAILURES
 
 logger = logging.getLogger(__name__)
 

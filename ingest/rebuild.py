@@ -13,9 +13,10 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest import buckets, identities, sketches, stale_metrics, statements, tallies
+from ingest import buckets, identities, sketches, stale_metrics, tallies
 from ingest.buckets import Room, Stored
-from ingest.database import load_queries
+from ingest.postgres import statements
+from ingest.postgres.connections import load_queries
 from ingest.rollup import batches, note_stale, partition, rows_query, turn, with_hours
 from ingest.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies
 

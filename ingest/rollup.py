@@ -18,10 +18,10 @@ import asyncpg
 
 from ingest import buckets, identities, stale_metrics, tallies
 from ingest.buckets import Room
-from ingest.database import load_queries
 from ingest.identities import MOST_LINKS
 from ingest.journal import RECORD_BITS
-from ingest.leases import Lease
+from ingest.postgres.connections import load_queries
+from ingest.postgres.leases import Lease
 from ingest.tallies import BEGINNINGS, Tallies
 from ingest.who import Row
 

@@ -15,17 +15,18 @@ from typing import Final
 import asyncpg
 from aiohttp import web
 
-from ingest import control, database, migrations
+from ingest import control
 from ingest.addresses import parse_networks
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.buckets import Room
-from ingest.database import FAILURES
 from ingest.handlers import health
-from ingest.leases import Lease
 from ingest.maintenance import Schedule, Settings
+from ingest.postgres import connections, migrations
+from ingest.postgres.connections import FAILURES
+from ingest.postgres.leases import Lease
 from ingest.rollup import Rollup
 from ingest.rollup_metrics import RollupMetrics
 from ingest.rollup_progress import Progress, Waiting
@@ -43,7 +44,7 @@ _ANSWER_SECONDS: Final = 5.0
 """Likewise for those that only look a row up. A pooler may keep them waiting for its few connections."""
 _STOP_SECONDS: Final = 10.0
 _COMPLAINT_SECONDS: Final = 30.0
-_QUERIES: Final = database.load_queries("rollup")
+_QUERIES: Final = connections.load_queries("rollup")
 _EXPECTED: Final = (IngestError, *FAILURES)
 
 
@@ -102,7 +103,7 @@ class RollupWorker:
                 await self._lead(connection, stop, lost)
             await self._lease.release(connection)
         finally:
-            await database.close(connection)
+            await connections.close(connection)
 
     async def _lead(self, connection: asyncpg.Connection, stop: asyncio.Event, lost: asyncio.Event) -> None:
         """Roll up and keep the schedule until told to stop, or until another has the lead."""
@@ -174,7 +175,7 @@ class RollupWorker:
                 await wait_for(stop, WATCH_SECONDS)
         finally:
             if connection is not None:
-                await database.close(connection)
+                await connections.close(connection)
 
     def _see(self, row: Mapping[str, object]) -> None:
         waiting = Waiting(*[row[name] for name in Waiting._fields])  # type: ignore[arg-type]
@@ -192,7 +193,7 @@ class RollupWorker:
             logger.error("%s", self.progress.reason)
 
     async def _tell_of_pooler(self, connection: asyncpg.Connection) -> None:
-        if self._told_of_pooler or await database.is_direct(connection):
+        if self._told_of_pooler or await connections.is_direct(connection):
             return
         self._told_of_pooler = True
         limit = await connection.fetchval("SHOW statement_timeout")
@@ -208,7 +209,7 @@ class RollupWorker:
 
     async def _connect(self, purpose: str, statement_seconds: float | None = None) -> asyncpg.Connection:
         assert self.config.database_url is not None
-        return await database.connect(
+        return await connections.connect(
             self.config.database_url, purpose=purpose, statement_timeout_seconds=statement_seconds
         )
 

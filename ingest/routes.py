@@ -45,7 +45,7 @@ from ingest.journal import Journal
 from ingest.metrics import Metrics
 from ingest.operations import Api, Operation, Problem
 from ingest.placeholders import Placeholders
-from ingest.pool import Pool
+from ingest.postgres.pool import Pool
 from ingest.prefetch import is_made_ahead
 from ingest.public_address import PublicAddress
 from ingest.replays import Replays

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from ingest import journals, segment
 from ingest.journal import Journal
 from ingest.ownership import Ownership
-from ingest.pool import Pool
+from ingest.postgres.pool import Pool
 from ingest.segment import Layout, Record
 from ingest.segment_reader import SegmentError, SegmentReader
 from ingest.survey import known_layouts

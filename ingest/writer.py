@@ -29,10 +29,10 @@ from ingest.accounts import Accounts
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.logs import Quiet
 from ingest.base.refusals import RejectReason
-from ingest.database import FAILURES, close, load_queries
 from ingest.journal import RECORD_BITS, Journal
 from ingest.ledger import JournalTaken, Ledger
 from ingest.merge import TIMED_OUT, Bad, Merge, Merged, Reason, copy_lines, is_servers
+from ingest.postgres.connections import FAILURES, close, load_queries
 from ingest.segment import Record
 from ingest.survey import Gap
 

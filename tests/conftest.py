@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from ingest import database, migrations
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres import connections, migrations
+from ingest.postgres.embedded import EmbeddedPostgres
 from tests.pooler import Pooler
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
@@ -56,7 +56,7 @@ def with_database(dsn: str, name: str) -> str:
 
 
 async def execute(dsn: str, *statements: str) -> None:
-    connection = await database.connect(dsn, purpose="tests")
+    connection = await connections.connect(dsn, purpose="tests")
     try:
         for statement in statements:
             await connection.execute(statement)
@@ -117,7 +117,7 @@ def template(postgres: Server) -> Iterator[str]:
 
     async def make() -> None:
         await execute(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        connection = await database.connect(with_database(postgres.dsn, name), purpose="tests")
+        connection = await connections.connect(with_database(postgres.dsn, name), purpose="tests")
         try:
             await migrations.migrate(connection)
         finally:
@@ -185,7 +185,7 @@ def _pooled(request: pytest.FixtureRequest, pooler: Pooler | None, url: str) -> 
 @pytest.fixture
 async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection to the test's own migrated database."""
-    opened = await database.connect(database_url, purpose="tests")
+    opened = await connections.connect(database_url, purpose="tests")
     yield opened
     if not opened.is_closed():
         await opened.close()

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import psutil
 
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres.embedded import EmbeddedPostgres
 from tests.service import request
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from ingest import database
+from ingest.postgres import connections
 from tests.roles import TOO_MANY, acting, refusal
 
 EXPERIMENT = UUID("00000000-0000-4000-8000-0000000000e1")
@@ -92,7 +92,7 @@ async def test_same_answer_over_calls_and_connections(connection: asyncpg.Connec
     assert len(set(first.values())) > 1
     assert await assign(connection, session_id="visit") == first
     for _ in range(3):
-        other = await database.connect(database_url, purpose="tests")
+        other = await connections.connect(database_url, purpose="tests")
         try:
             assert await assign(other, session_id="visit") == first
         finally:

@@ -9,9 +9,10 @@ from datetime import date
 
 import asyncpg
 
-from ingest import database, partitions
+from ingest import partitions
 from ingest.buckets import Room
 from ingest.maintenance import TASKS, Schedule, Settings
+from ingest.postgres import connections
 
 MISSING = "SELECT count(*) FROM analytics.missing_closed_day_indexes()"
 # Not sooner than it waits: only then is there an index for it to leave half made.
@@ -40,7 +41,7 @@ async def kept_schedule(url: str) -> AsyncIterator[None]:
     stop = asyncio.Event()
     tasks = [task for task in TASKS if task.name == "closed-day-indexes"]
     schedule = Schedule(
-        lambda purpose: database.connect(url, purpose=purpose), Settings(7, 90, (), Room(10, 10)), tasks=tasks
+        lambda purpose: connections.connect(url, purpose=purpose), Settings(7, 90, (), Room(10, 10)), tasks=tasks
     )
     keeping = asyncio.ensure_future(schedule.run(stop))
     try:
@@ -59,7 +60,7 @@ async def test_the_schedule_makes_them(connection: asyncpg.Connection, database_
 
 async def test_a_schedule_that_stops_leaves_one_half_made(connection: asyncpg.Connection, database_url: str):
     await partitions.ensure(connection, [date(2026, 1, 2)])
-    writing = await database.connect(database_url, purpose="tests")
+    writing = await connections.connect(database_url, purpose="tests")
     # Whoever makes an index waits for this transaction to end.
     await writing.execute("BEGIN")
     await writing.execute(INSERT)

@@ -21,8 +21,8 @@ import pytest
 from ingest.base.config import DIMENSION_NAMES
 from ingest.base.data_folder import is_in_use
 from ingest.buckets import Room
-from ingest.embedded import EmbeddedPostgres
 from ingest.maintenance import TASKS
+from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.rollup import Rollup
 from ingest.segment import Record
 from ingest.segment_reader import SegmentReader

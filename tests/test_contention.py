@@ -13,7 +13,7 @@ import pytest
 
 from ingest import api_keys
 from ingest.app import CALLING_CONNECTIONS, FEATURES
-from ingest.shares import Shares
+from ingest.postgres.shares import Shares
 from tests import worker
 from tests.worker import Answer, Client, Start
 

@@ -19,8 +19,8 @@ import pytest
 
 from ingest import journals, ledger, row
 from ingest.commands.resolve import _waiting
-from ingest.embedded import EmbeddedPostgres
 from ingest.ownership import Ownership
+from ingest.postgres.embedded import EmbeddedPostgres
 from tests.faults import StubbornClient, kill_postgres
 from tests.service import Service, environment, wait_until
 from tests.test_crashes import mortal, stored_ids

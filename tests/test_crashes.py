@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import asyncpg
 import pytest
 
-from ingest import database, migrations
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres import connections, migrations
+from ingest.postgres.embedded import EmbeddedPostgres
 from tests.conftest import SMALL, run_apart
 from tests.faults import StubbornClient, kill_postgres
 from tests.service import Service, parse_metrics, running
@@ -27,7 +27,7 @@ def mortal(new_folder) -> Iterator[EmbeddedPostgres]:
     postgres.start()
 
     async def migrate() -> None:
-        connection = await database.connect(postgres.dsn, purpose="tests")
+        connection = await connections.connect(postgres.dsn, purpose="tests")
         await migrations.migrate(connection)
         await connection.close()
 

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from ingest import database
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.sockets import MAX_FOLDER_BYTES, find_socket_folder, short_socket_folder
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres import connections
+from ingest.postgres.embedded import EmbeddedPostgres
 
 PASSWORD = "s3cret-w0rd"
 
@@ -26,15 +26,15 @@ def url(port: int, name: str = "shop") -> str:
 
 
 def test_every_query_file_can_be_loaded():
-    folder = database.sql_folder() / "queries"
+    folder = connections.sql_folder() / "queries"
     for path in folder.glob("*.sql"):
-        queries = database.load_queries(path.stem)
+        queries = connections.load_queries(path.stem)
         assert queries, path.name
         assert all(query and "--" not in query for query in queries.values()), path.name
 
 
 def test_queries_are_found_by_their_headers():
-    queries = database.load_queries("writer")
+    queries = connections.load_queries("writer")
     assert queries["end_given_up"].startswith("SELECT pg_terminate_backend")
 
 
@@ -42,7 +42,7 @@ def test_queries_are_found_by_their_headers():
 
 
 async def test_connection_says_what_it_is_for_and_keeps_no_statements(database_url: str):
-    connection = await database.connect(database_url, purpose="writer")
+    connection = await connections.connect(database_url, purpose="writer")
     try:
         assert await connection.fetchval("SHOW application_name") == "ingest writer"
         await connection.fetchval("SELECT $1::int", 1)
@@ -52,7 +52,7 @@ async def test_connection_says_what_it_is_for_and_keeps_no_statements(database_u
 
 
 async def test_statement_without_an_answer_is_cancelled(database_url: str):
-    connection = await database.connect(database_url, purpose="test", statement_timeout_seconds=0.05)
+    connection = await connections.connect(database_url, purpose="test", statement_timeout_seconds=0.05)
     try:
         with pytest.raises(TimeoutError):
             await connection.execute("SELECT pg_sleep(10)")
@@ -63,7 +63,7 @@ async def test_statement_without_an_answer_is_cancelled(database_url: str):
 
 async def refused(dsn: str, timeout_seconds: float = 10) -> str:
     with pytest.raises(DatabaseError) as caught:
-        await database.connect(dsn, purpose="test", timeout_seconds=timeout_seconds)
+        await connections.connect(dsn, purpose="test", timeout_seconds=timeout_seconds)
     text = str(caught.value)
     assert "\n" not in text
     assert PASSWORD not in text
@@ -138,7 +138,7 @@ async def test_malformed_url(dsn: str):
     ],
 )
 def test_description_names_the_place_and_nothing_else(dsn: str, described: str):
-    assert database.describe(dsn) == described
+    assert connections.describe(dsn) == described
 
 
 # psql.
@@ -146,26 +146,26 @@ def test_description_names_the_place_and_nothing_else(dsn: str, described: str):
 
 def test_psql_gets_the_password_where_nobody_sees_it():
     dsn = f"postgresql://ann:{quote('p@ss/wörd', safe='')}@db.example.com/shop?sslmode=require"
-    assert database.psql_command(dsn, "psql", ["-c", "SELECT 1"]) == [
+    assert connections.psql_command(dsn, "psql", ["-c", "SELECT 1"]) == [
         "psql",
         "--dbname",
         "postgresql://ann@db.example.com/shop?sslmode=require",
         "-c",
         "SELECT 1",
     ]
-    assert database.psql_environment(dsn)["PGPASSWORD"] == "p@ss/wörd"
+    assert connections.psql_environment(dsn)["PGPASSWORD"] == "p@ss/wörd"
 
 
 def test_psql_is_not_given_a_url_in_which_the_password_cannot_be_told():
     with pytest.raises(DatabaseError, match="malformed") as caught:
-        database.psql_command(f"postgresql://ann:1234/{PASSWORD}@db.example.com/shop", "psql", [])
+        connections.psql_command(f"postgresql://ann:1234/{PASSWORD}@db.example.com/shop", "psql", [])
     assert PASSWORD not in str(caught.value)
 
 
 def test_psql_gets_the_password_of_the_options_too():
     dsn = f"postgresql:///shop?host=%2Frun%2Fpg&user=ann&password={PASSWORD}"
-    assert database.psql_command(dsn, "psql", [])[2] == "postgresql:///shop?host=%2Frun%2Fpg&user=ann"
-    assert database.psql_environment(dsn)["PGPASSWORD"] == PASSWORD
+    assert connections.psql_command(dsn, "psql", [])[2] == "postgresql:///shop?host=%2Frun%2Fpg&user=ann"
+    assert connections.psql_environment(dsn)["PGPASSWORD"] == PASSWORD
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_psql_gets_the_password_of_the_options_too():
 )
 def test_psql_opens_another_database_of_the_same_server(args: list[str], rest: list[str]):
     url = "postgresql://ann@db.example.com:6000/shop?sslmode=require&dbname=shop"
-    assert database.psql_command(url, "psql", args) == [
+    assert connections.psql_command(url, "psql", args) == [
         "psql",
         "--dbname",
         "postgresql://ann@db.example.com:6000/other%20one?sslmode=require",
@@ -194,14 +194,14 @@ def test_psql_opens_another_database_of_the_same_server(args: list[str], rest: l
 @pytest.mark.parametrize("args", [["-d", "postgresql://elsewhere/x"], ["-d", "host=elsewhere"], ["--nonsense"], []])
 def test_psql_is_left_what_names_another_server(args: list[str]):
     url = "postgresql://ann@db.example.com/shop"
-    assert database.psql_command(url, "psql", args) == ["psql", "--dbname", url, *args]
+    assert connections.psql_command(url, "psql", args) == ["psql", "--dbname", url, *args]
 
 
 async def test_psql_reaches_the_database(connection: asyncpg.Connection, database_url: str):
     psql = EmbeddedPostgres(Path("unused")).psql_path
-    command = database.psql_command(database_url, str(psql), ["-XtAc", "SELECT current_database()"])
+    command = connections.psql_command(database_url, str(psql), ["-XtAc", "SELECT current_database()"])
     done = await asyncio.to_thread(
-        subprocess.run, command, env=database.psql_environment(database_url), capture_output=True, text=True
+        subprocess.run, command, env=connections.psql_environment(database_url), capture_output=True, text=True
     )
     assert done.stdout.strip() == await connection.fetchval("SELECT current_database()"), done.stderr
 

@@ -12,10 +12,10 @@ import asyncpg
 import psutil
 import pytest
 
-from ingest import database
 from ingest.base.errors import EmbeddedPostgresError
 from ingest.base.sockets import MAX_FOLDER_BYTES
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres import connections
+from ingest.postgres.embedded import EmbeddedPostgres
 from tests.conftest import SMALL
 
 
@@ -39,7 +39,7 @@ def is_root() -> bool:
 
 
 async def ask(server: EmbeddedPostgres, query: str) -> object:
-    connection = await database.connect(server.dsn, purpose="tests")
+    connection = await connections.connect(server.dsn, purpose="tests")
     try:
         return await connection.fetchval(query)
     finally:
@@ -115,7 +115,7 @@ def test_of_many_that_start_it_at_once_one_does(folder: Path):
 
 async def test_killed_server_starts_again_with_what_was_committed(server: EmbeddedPostgres):
     await ask(server, "CREATE TABLE kept AS SELECT 42 AS a")
-    connection = await database.connect(server.dsn, purpose="tests")
+    connection = await connections.connect(server.dsn, purpose="tests")
     # A backend that is at work when its postmaster is killed does not notice; this one would go on for hours.
     busy = asyncio.ensure_future(connection.execute("SELECT count(*) FROM generate_series(1, 1000000000000)"))
     await asyncio.sleep(0.1)

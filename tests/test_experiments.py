@@ -13,7 +13,6 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from ingest.database import load_queries
 from ingest.experiments.assignment import (
     POINTS,
     Assigner,
@@ -25,6 +24,7 @@ from ingest.experiments.assignment import (
 )
 from ingest.experiments.definitions import definition_of
 from ingest.experiments.flags import Definition
+from ingest.postgres.connections import load_queries
 from tests.experiments import ADMIN, ADMIN_KEY, run
 from tests.test_assignment import assign, make_experiment
 from tests.worker import Start, start

@@ -8,8 +8,8 @@ from itertools import combinations
 import asyncpg
 import pytest
 
-from ingest import database
 from ingest.app import _tell_of_missing_roles
+from ingest.postgres import connections
 
 ROLES = ("anon", "authenticated", "service_role")
 
@@ -25,7 +25,7 @@ async def test_what_is_not_granted_is_told_in_one_line(
             await connection.execute(f"GRANT {role} TO {name}")
         await connection.execute(f"SET SESSION AUTHORIZATION {name}")
         missing = [role for role in ROLES if role not in granted]
-        assert await database.missing_roles(connection) == missing
+        assert await connections.missing_roles(connection) == missing
         await _tell_of_missing_roles(connection)
         told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert len(told) == bool(missing)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres.embedded import EmbeddedPostgres
 from tests.service import Service, running
 
 

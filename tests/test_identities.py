@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import database, identities, identity_repairs, kpis, maintenance, rebuild, visits
+from ingest import identities, identity_repairs, kpis, maintenance, rebuild, visits
 from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
+from ingest.postgres import connections
 from ingest.rollup import Rollup
 from ingest.stats import counts, people
 from ingest.stats.query import Query, parse
@@ -126,7 +127,7 @@ def test_endpoints_sql_and_python_agree_on_any_population(
 
 
 async def agree(url: str, populations: list[tuple[str, list[Event], bool, bool]]) -> None:
-    connection = await database.connect(url, purpose="tests")
+    connection = await connections.connect(url, purpose="tests")
     try:
         await connection.execute(
             "TRUNCATE analytics.events, analytics.event_aggregations, analytics.stale_buckets, analytics.flushes,"
@@ -431,7 +432,7 @@ async def test_an_erasure_is_not_undone_by_a_rollup_at_the_same_time(
     await Ledger(connection).flush(
         [Event(NOW, user_id="ada@example.com", anonymous_id="b1"), Event(NOW, user_id="bob")]
     )
-    other = await database.connect(database_url, purpose="tests")
+    other = await connections.connect(database_url, purpose="tests")
     reached, go_on = asyncio.Event(), asyncio.Event()
     learn = identities.learn
 
@@ -461,7 +462,7 @@ async def test_an_erasure_is_not_undone_by_a_rollup_at_the_same_time(
 
 async def until(url: str, query: str, number: int) -> None:
     """Wait until a query counts so many."""
-    connection = await database.connect(url, purpose="tests")
+    connection = await connections.connect(url, purpose="tests")
     try:
         for _ in range(1500):
             if await connection.fetchval(query) >= number:

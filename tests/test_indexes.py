@@ -11,8 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import database, partitions
-from ingest.leases import Lease
+from ingest import partitions
+from ingest.postgres import connections
+from ingest.postgres.leases import Lease
 
 MIGRATION = Path(__file__).parent.parent / "sql" / "migrations" / "003_performance_indexes.sql"
 TABLES = """
@@ -384,7 +385,7 @@ async def closed_names(connection: asyncpg.Connection, day: str = "20260102") ->
 
 @pytest.fixture
 async def other(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    opened = await database.connect(database_url, purpose="tests")
+    opened = await connections.connect(database_url, purpose="tests")
     yield opened
     await opened.close()
 
@@ -442,7 +443,7 @@ async def test_an_index_being_made_stops_no_insert(
     connection: asyncpg.Connection, other: asyncpg.Connection, database_url: str
 ):
     await partitions.ensure(connection, [DAY])
-    writing = await database.connect(database_url, purpose="tests")
+    writing = await connections.connect(database_url, purpose="tests")
     transaction = writing.transaction()
     await transaction.start()
     await writing.execute(INSERT)

@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from ingest import database, rollup
+from ingest import rollup
 from ingest.buckets import Room
-from ingest.leases import Lease, LeaseLost, holder
+from ingest.postgres import connections
+from ingest.postgres.leases import Lease, LeaseLost, holder
 
 EXPIRE = "UPDATE analytics.leases SET expires_at = clock_timestamp() - interval '1 second'"
 
 
 @pytest.fixture
 async def other(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    opened = await database.connect(database_url, purpose="other")
+    opened = await connections.connect(database_url, purpose="other")
     yield opened
     await opened.close()
 
@@ -40,7 +41,7 @@ async def test_a_lease_has_one_holder(connection: asyncpg.Connection):
 
 
 async def test_of_many_who_take_it_at_once_one_gets_it(database_url: str, connection: asyncpg.Connection):
-    opened = [await database.connect(database_url, purpose="tests") for _ in range(6)]
+    opened = [await connections.connect(database_url, purpose="tests") for _ in range(6)]
     try:
         for _ in range(10):
             leases = [Lease("a", 60) for _ in opened]
@@ -93,7 +94,7 @@ async def test_it_is_kept_as_long_as_the_block_runs(database_url: str, connectio
     assert await lease.take(connection)
 
     async def connect() -> asyncpg.Connection:
-        return await database.connect(database_url, purpose="keeper")
+        return await connections.connect(database_url, purpose="keeper")
 
     async def renewals(number: int) -> None:
         seen: set[object] = set()

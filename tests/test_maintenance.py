@@ -9,10 +9,10 @@ from datetime import UTC, date, datetime, timedelta
 import asyncpg
 import pytest
 
-from ingest import database
 from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
 from ingest.maintenance import TASKS, Schedule, Settings, Task
+from ingest.postgres import connections
 from tests.aggregates import Event, insert, make_partitions
 
 SETTINGS = Settings(3, 90, DIMENSION_NAMES, Room(100, 100))
@@ -48,7 +48,7 @@ def schedule(url: str, *tasks: Task) -> tuple[Schedule, list[tuple[str, str]], l
     opened: list[asyncpg.Connection] = []
 
     async def connect(purpose: str) -> asyncpg.Connection:
-        opened.append(await database.connect(url, purpose=purpose))
+        opened.append(await connections.connect(url, purpose=purpose))
         return opened[-1]
 
     return Schedule(connect, SETTINGS, lambda name, result, _: reports.append((name, result)), tasks), reports, opened

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from ingest import database, migrations
 from ingest.base.errors import MigrationError
-from ingest.migrations import LOCK_KEY
-from ingest.patience import Patience
+from ingest.postgres import connections, migrations
+from ingest.postgres.lock_waits import Patience
+from ingest.postgres.migrations import LOCK_KEY
 from tests.pooler import Pooler
 from tests.service import environment, wait_until
 
@@ -145,14 +145,14 @@ async def test_two_migrations_name_each_other(empty_database_url: str, tmp_path:
     folder = tmp_path / "migrations"
     folder.mkdir()
     (folder / "001_slow.sql").write_text("SELECT pg_sleep(4); CREATE TABLE slow (a int);")
-    first = await database.connect(empty_database_url, purpose="migrate")
-    second = await database.connect(empty_database_url, purpose="migrate")
+    first = await connections.connect(empty_database_url, purpose="migrate")
+    second = await connections.connect(empty_database_url, purpose="migrate")
     said: list[str] = []
     try:
         running = asyncio.ensure_future(migrations.migrate(first, folder=folder))
         while not await second.fetchval(_IS_HELD):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        patience = Patience(60, partial(database.connect, empty_database_url, purpose="looking"), said.append)
+        patience = Patience(60, partial(connections.connect, empty_database_url, purpose="looking"), said.append)
         found = await migrations.migrate(second, folder=folder, patience=patience)
         assert sorted([*await running, *found]) == ["001_slow.sql"]
     finally:
@@ -184,12 +184,12 @@ DDL = {
 @pytest.mark.parametrize("how", ["released", "kept"])
 async def test_locks_of_tables_are_waited_for_likewise(empty_database_url: str, tmp_path: Path, file: str, how: str):
     (tmp_path / "001_t.sql").write_text("CREATE TABLE t (a int); INSERT INTO t VALUES (1);")
-    connection = await database.connect(empty_database_url, purpose="migrate")
+    connection = await connections.connect(empty_database_url, purpose="migrate")
     said: list[str] = []
     try:
         await migrations.migrate(connection, folder=tmp_path)
         (tmp_path / "002_file.sql").write_text(file)
-        looking = partial(database.connect, empty_database_url, purpose="looking")
+        looking = partial(connections.connect, empty_database_url, purpose="looking")
         patience = Patience(1 if how == "kept" else 60, looking, said.append)
         async with session(empty_database_url, "a reader", DDL[file]) as other:
             migrating = asyncio.ensure_future(migrations.migrate(connection, folder=tmp_path, patience=patience))
@@ -213,13 +213,13 @@ async def test_locks_of_tables_are_waited_for_likewise(empty_database_url: str, 
 async def test_others_can_use_the_table_while_a_migration_waits_for_it(empty_database_url: str, tmp_path: Path):
     """Who comes after a waiting ALTER TABLE waits behind it: it must let them pass from time to time."""
     (tmp_path / "001_t.sql").write_text("CREATE TABLE t (a int);")
-    connection = await database.connect(empty_database_url, purpose="migrate")
+    connection = await connections.connect(empty_database_url, purpose="migrate")
     reader = await asyncpg.connect(empty_database_url)
     try:
         await migrations.migrate(connection, folder=tmp_path)
         (tmp_path / "002_file.sql").write_text("ALTER TABLE t ADD COLUMN more int")
         said: list[str] = []
-        looking = partial(database.connect, empty_database_url, purpose="looking")
+        looking = partial(connections.connect, empty_database_url, purpose="looking")
         async with session(empty_database_url, "for hours", "SELECT * FROM t"):
             patience = Patience(60, looking, said.append)
             migrating = asyncio.ensure_future(migrations.migrate(connection, folder=tmp_path, patience=patience))
@@ -242,10 +242,10 @@ async def test_a_role_without_rights_is_told_the_process_and_the_user(empty_data
     url = parts._replace(netloc=f"{role}:{role}@{parts.netloc.rpartition('@')[2]}").geturl()
     (tmp_path / "001_t.sql").write_text("CREATE TABLE public.plain (a int);")
     said: list[str] = []
-    connection = await database.connect(url, purpose="migrate")
+    connection = await connections.connect(url, purpose="migrate")
     try:
         async with session(empty_database_url, "the owner's", f"SELECT pg_advisory_xact_lock({LOCK_KEY})") as other:
-            patience = Patience(1, partial(database.connect, url, purpose="looking"), said.append)
+            patience = Patience(1, partial(connections.connect, url, purpose="looking"), said.append)
             with pytest.raises(MigrationError, match="gave up after"):
                 await migrations.migrate(connection, folder=tmp_path, patience=patience)
             pid = other.get_server_pid()
@@ -258,7 +258,7 @@ async def test_a_role_without_rights_is_told_the_process_and_the_user(empty_data
 
 
 async def test_without_somebody_to_look_there_is_an_end_too(database_url: str):
-    connection = await database.connect(database_url, purpose="migrate")
+    connection = await connections.connect(database_url, purpose="migrate")
     try:
         async with session(database_url, "somebody", f"SELECT pg_advisory_xact_lock({LOCK_KEY})"):
             with pytest.raises(MigrationError, match=r"gave up after .* s of waiting for another transaction"):

@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from ingest import database, migrations
 from ingest.base.errors import MigrationError
-from ingest.migrations import State
+from ingest.postgres import connections, migrations
+from ingest.postgres.migrations import State
 
 
 @pytest.fixture
 async def empty(empty_database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    opened = await database.connect(empty_database_url, purpose="tests")
+    opened = await connections.connect(empty_database_url, purpose="tests")
     yield opened
     await opened.close()
 
@@ -38,7 +38,7 @@ async def states(connection: asyncpg.Connection, folder: Path | None = None) -> 
 
 
 async def test_this_release(empty: asyncpg.Connection):
-    names = [path.name for path in sorted((database.sql_folder() / "migrations").glob("*.sql"))]
+    names = [path.name for path in sorted((connections.sql_folder() / "migrations").glob("*.sql"))]
     with pytest.raises(MigrationError, match=r"older than this release .*001_initial_schema.*run `ingest migrate`"):
         await migrations.check(empty)
     assert await states(empty) == dict.fromkeys(names, State.PENDING)
@@ -58,7 +58,7 @@ async def test_new_file_is_applied_alone(empty: asyncpg.Connection, folder: Path
 
 async def test_two_at_once_apply_each_file_once(empty_database_url: str, folder: Path):
     write(folder, "003_slow.sql", "SELECT pg_sleep(0.05); CREATE TABLE slow (a int);")
-    connections = [await database.connect(empty_database_url, purpose="tests") for _ in range(4)]
+    connections = [await connections.connect(empty_database_url, purpose="tests") for _ in range(4)]
     try:
         applied = await asyncio.gather(*[migrations.migrate(one, folder=folder) for one in connections])
         assert sorted(name for names in applied for name in names) == [
@@ -175,7 +175,7 @@ async def ordinary(template: str, direct_empty_url: str, empty: asyncpg.Connecti
     parts = urlsplit(direct_empty_url)
     hosts = parts.netloc.rpartition("@")[2]
     url = f"{parts.scheme}://{role}:{role}@{hosts}{parts.path}?{parts.query}"
-    opened = await database.connect(url, purpose="tests")
+    opened = await connections.connect(url, purpose="tests")
     yield Ordinary(role, opened, empty)
     await opened.close()
     # What it made goes with its database, but what it was given on the server does not.

@@ -8,7 +8,8 @@ from typing import Literal
 import asyncpg
 import pytest
 
-from ingest import database, partitions
+from ingest import partitions
+from ingest.postgres import connections
 
 DAY = date(2026, 1, 2)
 INSERT = "INSERT INTO analytics.events (type, name, created_at) VALUES ('system', 'ping', $1)"
@@ -25,7 +26,7 @@ WAITING = (
 
 @pytest.fixture
 async def other(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    opened = await database.connect(database_url, purpose="tests")
+    opened = await connections.connect(database_url, purpose="tests")
     yield opened
     await opened.close()
 

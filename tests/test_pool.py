@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from ingest import database
-from ingest.pool import Pool, Unavailable
+from ingest.postgres import connections
+from ingest.postgres.pool import Pool, Unavailable
 
 KEPT = "SELECT count(*) FROM pg_prepared_statements"
 
@@ -58,7 +58,7 @@ async def test_nothing_is_kept_behind_a_pooler(database_url: str, monkeypatch):
 
 async def test_a_statement_of_before_a_migration_is_prepared_anew(direct_url: str):
     # Directly, as none is kept behind a pooler.
-    other = await database.connect(direct_url, purpose="tests")
+    other = await connections.connect(direct_url, purpose="tests")
     await other.execute("CREATE TABLE changing (a int)")
     async with opened(direct_url) as lending, lending.lent() as connection:
         await connection.fetch("SELECT * FROM changing")
@@ -87,13 +87,13 @@ async def test_a_connection_that_is_given_up_while_it_is_asked_is_ended(database
         await asyncio.Event().wait()
         return False
 
-    monkeypatch.setattr("ingest.pool.is_direct", never)
-    monkeypatch.setattr("ingest.pool._CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("ingest.postgres.pool.is_direct", never)
+    monkeypatch.setattr("ingest.postgres.pool._CONNECT_SECONDS", 0.5)
     async with opened(database_url) as lending:
         with pytest.raises(Unavailable):
             async with lending.lent():
                 pass
-    other = await database.connect(database_url, purpose="other")
+    other = await connections.connect(database_url, purpose="other")
     left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ingest tests'"
     async with asyncio.timeout(20):
         while await other.fetchval(left):  # noqa: ASYNC110

@@ -11,10 +11,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import database, partitions
+from ingest import partitions
 from ingest.access import Caller
-from ingest.pool import Pool
-from ingest.statements import batches
+from ingest.postgres import connections
+from ingest.postgres.pool import Pool
+from ingest.postgres.statements import batches
 from ingest.transactions import Transactions
 from tests.faults import StubbornClient
 from tests.pooler import PROGRAM, Pooler
@@ -86,7 +87,7 @@ async def test_two_callers_never_get_each_others_role_or_settings(pooler: Pooler
 
 
 async def test_what_is_read_bit_by_bit_collides_with_nobody(pooler: Pooler, direct_url: str):
-    opened = [await database.connect(pooler.url_of(direct_url), purpose="tests") for _ in range(9)]
+    opened = [await connections.connect(pooler.url_of(direct_url), purpose="tests") for _ in range(9)]
 
     async def read(connection: asyncpg.Connection) -> None:
         for _ in range(20):
@@ -103,7 +104,7 @@ async def test_what_is_read_bit_by_bit_collides_with_nobody(pooler: Pooler, dire
         await asyncio.gather(*map(read, opened))
     finally:
         for one in opened:
-            await database.close(one)
+            await connections.close(one)
 
 
 async def test_events_are_stored_and_rolled_up_once_while_pooler_and_connections_are_killed(
@@ -154,7 +155,7 @@ async def test_a_flush_that_is_given_up_is_ended_and_nobody_elses(
     none of other writers', whatever number the pooler gives to our connection."""
     url = pooler.url_of(direct_url) if by == "pooler" else direct_url
     client = await start(database_url=url, statement_timeout_seconds=1)
-    bystanders = [await database.connect(direct_url, purpose="writer") for _ in range(3)]
+    bystanders = [await connections.connect(direct_url, purpose="writer") for _ in range(3)]
     try:
         for one in bystanders:
             await one.execute("BEGIN; SELECT 1")
@@ -175,6 +176,6 @@ async def test_a_flush_that_is_given_up_is_ended_and_nobody_elses(
     finally:
         for one in bystanders:
             await one.execute("ROLLBACK")
-            await database.close(one)
+            await connections.close(one)
     # Between transactions it is called what others are, so that nothing is left with the pooler.
     assert not await connection.fetch("SELECT FROM pg_stat_activity WHERE application_name ~ 'ingest writer .'")

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from ingest import database
+from ingest.postgres import connections
 from tests.roles import OURS, TOKEN
 
 CONNECTIONS = 20
@@ -19,7 +19,7 @@ CONNECTIONS = 20
 
 @pytest.fixture
 async def crowd(database_url: str) -> AsyncIterator[list[asyncpg.Connection]]:
-    opened = [await database.connect(database_url, purpose="tests") for _ in range(CONNECTIONS)]
+    opened = [await connections.connect(database_url, purpose="tests") for _ in range(CONNECTIONS)]
     yield opened
     for one in opened:
         await one.close()

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import database, kpis
+from ingest import kpis
 from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.database import load_queries
+from ingest.postgres import connections
+from ingest.postgres.connections import load_queries
 from ingest.rollup import Rollup
 from ingest.sources import source_of
 from ingest.urls import describe_page, referrer_host
@@ -319,7 +320,7 @@ async def shown_an_experiment(connection: asyncpg.Connection) -> None:
 
 
 async def hold(url: str, rows: list[dict[str, Any]]) -> None:
-    connection = await database.connect(url, purpose="tests")
+    connection = await connections.connect(url, purpose="tests")
     try:
         await connection.execute("TRUNCATE analytics.events")
         await shown_an_experiment(connection)

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 import asyncpg
 import pytest
 
-from ingest import database
+from ingest.postgres import connections
 from tests.roles import NOT_PERMITTED, acting, affected, claims, refusal
 
 CLEANUP = "SELECT * FROM public.cleanup_old_data()"
@@ -139,7 +139,7 @@ async def test_day_that_is_read_goes_at_the_next_call(connection: asyncpg.Connec
     day = date(2020, 1, 2)
     await fill_day(connection, day, ["12:00:00"])
     await connection.execute("INSERT INTO analytics.rejected_events (reason, received_at) VALUES ('a', '2020-01-02')")
-    reader = await database.connect(database_url, purpose="tests")
+    reader = await connections.connect(database_url, purpose="tests")
     try:
         async with reader.transaction():
             await reader.fetch(f"SELECT * FROM {name_of(day)}")
@@ -248,7 +248,7 @@ async def test_setting_of_the_database(connection: asyncpg.Connection, direct_ur
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(f"ALTER DATABASE {name} SET app.retention_rejected = '1 day'")
     # Directly: it is for new sessions, and a pooler has old ones.
-    later = await database.connect(direct_url, purpose="tests")
+    later = await connections.connect(direct_url, purpose="tests")
     try:
         assert await cleanup(later) == KEPT | {"analytics.rejected_events": 1}
     finally:
@@ -406,7 +406,7 @@ async def test_events_that_are_being_written_wait_for_the_next_call(
     await fill_day(connection, date(2026, 1, 2), [])
     await fill_day(connection, date(2026, 1, 3), [])
     await plain_events(connection, 2)
-    writer = await database.connect(database_url, purpose="tests")
+    writer = await connections.connect(database_url, purpose="tests")
     try:
         async with writer.transaction():
             await plain_events(writer, 1)

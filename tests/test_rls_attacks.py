@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import database
+from ingest.postgres import connections
 from tests.roles import (
     NOT_PERMITTED,
     OTHER_TOKEN,
@@ -402,7 +402,7 @@ async def test_old_counts_go_when_others_come(connection: asyncpg.Connection):
 
 async def test_limit_when_many_come_at_once(database_url: str):
     async def one(number: int) -> bool:
-        connection = await database.connect(database_url, purpose="tests")
+        connection = await connections.connect(database_url, purpose="tests")
         try:
             async with connection.transaction():
                 await connection.execute("SET LOCAL ROLE anon")

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from ingest import database, migrations
 from ingest.base.errors import MigrationError
+from ingest.postgres import connections, migrations
 from tests.conftest import Server, execute, with_database
 from tests.roles import acting, claims
 
@@ -40,7 +40,7 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authen
 @pytest.fixture
 async def without_roles(postgres: Server) -> AsyncIterator[None]:
     """The server does not have the roles. Other databases use them: they are renamed for so long."""
-    connection = await database.connect(postgres.dsn, purpose="tests")
+    connection = await connections.connect(postgres.dsn, purpose="tests")
     there = [row[0] for row in await connection.fetch("SELECT rolname FROM pg_roles WHERE rolname = ANY ($1)", ROLES)]
     for role in there:
         await connection.execute(f"ALTER ROLE {role} RENAME TO away_{role}")
@@ -55,7 +55,7 @@ async def without_roles(postgres: Server) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def empty(without_roles: None, empty_database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    opened = await database.connect(empty_database_url, purpose="tests")
+    opened = await connections.connect(empty_database_url, purpose="tests")
     yield opened
     await opened.close()
 
@@ -64,7 +64,7 @@ async def test_two_databases_at_once(without_roles: None, postgres: Server):
     names = [f"ingest_test_{secrets.token_hex(4)}" for _ in range(3)]
     for name in names:
         await execute(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE template0")
-    connections = [await database.connect(with_database(postgres.dsn, name), purpose="tests") for name in names]
+    connections = [await connections.connect(with_database(postgres.dsn, name), purpose="tests") for name in names]
     try:
         await asyncio.gather(*[migrations.migrate(one) for one in connections])
         for one in connections:
@@ -126,7 +126,7 @@ async def test_roles_that_are_there_are_taken_by_whoever_may(empty: asyncpg.Conn
 
 async def test_on_supabase_nothing_of_theirs_is_replaced(template: str, empty_database_url: str):
     # The template has made the roles on this server.
-    connection = await database.connect(empty_database_url, purpose="tests")
+    connection = await connections.connect(empty_database_url, purpose="tests")
     functions = (
         "SELECT oid, proname, proacl, prosrc, proconfig FROM pg_proc WHERE pronamespace = 'auth'::regnamespace"
         " ORDER BY proname"
@@ -154,7 +154,7 @@ async def test_on_supabase_nothing_of_theirs_is_replaced(template: str, empty_da
 
 
 async def test_schema_auth_without_its_functions(empty_database_url: str):
-    connection = await database.connect(empty_database_url, purpose="tests")
+    connection = await connections.connect(empty_database_url, purpose="tests")
     try:
         await connection.execute("CREATE SCHEMA auth")
         with pytest.raises(MigrationError, match=r"schema auth has no auth\.jwt\(\)"):

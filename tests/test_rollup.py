@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import database, rebuild, sketches
+from ingest import rebuild, sketches
 from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
+from ingest.postgres import connections
 from ingest.rollup import Rollup
 from tests.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, stored
 from tests.conftest import Server
@@ -34,7 +35,7 @@ def module_database(postgres: Server, template: str) -> Any:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await database.connect(url, purpose="tests")
+    connection = await connections.connect(url, purpose="tests")
     try:
         yield connection
     finally:

@@ -13,7 +13,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import database, partitions
+from ingest import partitions
+from ingest.postgres import connections
 from tests.service import request, wait_until
 from tests.test_rollup_crashes import (
     RollupProcess,
@@ -87,13 +88,13 @@ END_SLEEPERS = (
 async def kept_from(cause: str, connection: asyncpg.Connection, database_url: str) -> AsyncIterator[None]:
     """As long as the block runs nothing can be rolled up."""
     if cause in LOCKS:
-        other = await database.connect(database_url, purpose="tests")
+        other = await connections.connect(database_url, purpose="tests")
         try:
             async with other.transaction():
                 await other.execute(LOCKS[cause])
                 yield
         finally:
-            await database.close(other)
+            await connections.close(other)
         return
     fault, mending = FAULTS[cause]
     await connection.execute(fault)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from ingest import database
+from ingest.postgres import connections
 from tests.conftest import execute, run_apart, with_database
 from tests.service import Service, lent_database, running
 
@@ -66,7 +66,7 @@ def service(shared_database, tmp_path_factory):
 @pytest.fixture
 async def stored(shared_database):
     """A connection to the database of the shared service."""
-    connection = await database.connect(shared_database, purpose="tests")
+    connection = await connections.connect(shared_database, purpose="tests")
     yield connection
     await connection.close()
 
@@ -247,7 +247,7 @@ async def test_the_same_messages_again_are_stored_once(postgres, template, tmp_p
         assert metrics["ingest_events_stored_total"] == 0
         assert metrics['ingest_events_duplicate_total{caught_by="database"}'] == 4
         assert metrics['ingest_events_duplicate_total{caught_by="window"}'] == 4
-        connection = await database.connect(url, purpose="tests")
+        connection = await connections.connect(url, purpose="tests")
         try:
             rows = await connection.fetch("SELECT id, created_at FROM analytics.events")
         finally:
@@ -339,7 +339,7 @@ def both_sdks_while_full(service: Service, url: str) -> Iterator[tuple[int, list
 
 async def check_stored_once(url: str, told: dict[str, dict[str, Any]]) -> None:
     """What each SDK says that it sent is there, and nothing else of it."""
-    connection = await database.connect(url, purpose="tests")
+    connection = await connections.connect(url, purpose="tests")
     try:
         for sdk, each in told.items():
             ids = [row["id"] for row in await rows_of(connection, sdk)]

@@ -14,10 +14,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import database, enrich, migrations, sources, urls
+from ingest import enrich, sources, urls
 from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres import connections, migrations
+from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.rollup import Rollup
 from tests.conftest import run_apart
 from tests.service import environment, lent_database
@@ -78,7 +79,7 @@ def seeded_url(postgres, template):
     """A database with seed 1 up to ANCHOR, shared by the tests that only look at it."""
 
     async def fill() -> None:
-        connection = await database.connect(url, purpose="tests")
+        connection = await connections.connect(url, purpose="tests")
         try:
             await load(connection)
         finally:
@@ -91,7 +92,7 @@ def seeded_url(postgres, template):
 
 @pytest.fixture
 async def seeded(seeded_url):
-    opened = await database.connect(seeded_url, purpose="tests")
+    opened = await connections.connect(seeded_url, purpose="tests")
     yield opened
     await opened.close()
 
@@ -127,7 +128,7 @@ async def test_nobody_but_the_owner_may_call_it(connection: asyncpg.Connection):
 
 
 async def test_migrating_loads_it_only_where_the_database_says_so(empty_database_url: str):
-    connection = await database.connect(empty_database_url, purpose="tests")
+    connection = await connections.connect(empty_database_url, purpose="tests")
     try:
         await connection.execute("SET app.environment = 'development'")
         await migrations.migrate(connection)
@@ -153,8 +154,8 @@ async def test_the_same_seed_gives_the_same_rows_and_another_seed_others(postgre
     assert "" not in expected.values()
     with lent_database(postgres, template) as same, lent_database(postgres, template) as other:
         # In another session, with another clock on the wall and another way to write numbers and times.
-        one = await database.connect(same, purpose="tests")
-        two = await database.connect(other, purpose="tests")
+        one = await connections.connect(same, purpose="tests")
+        two = await connections.connect(other, purpose="tests")
         try:
             await one.execute(
                 "SET TimeZone = 'America/New_York'; SET DateStyle = 'German'; SET extra_float_digits = 0"
@@ -191,7 +192,7 @@ async def test_a_second_time_adds_nothing(connection: asyncpg.Connection):
 
 
 async def test_two_at_once_load_it_once(database_url: str, connection: asyncpg.Connection):
-    other = await database.connect(database_url, purpose="tests")
+    other = await connections.connect(database_url, purpose="tests")
     try:
         loaded = await asyncio.gather(load(connection), load(other))
     finally:

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import database, sources, urls
+from ingest import sources, urls
 from ingest.event import _make_page_fields
+from ingest.postgres import connections
 from ingest.sources import ALIASES, NAMES, NO_HOSTS, OwnHosts, is_own, name_of_host, site_of, source_name, source_of
 from ingest.urls import describe_page, folded, referrer_host, without_credentials
 from tests import worker
@@ -327,7 +328,7 @@ def module_url(postgres: Server, template: str) -> Iterator[str]:
 
 async def by_database(url: str, events: list[dict[str, Any]]) -> list[tuple[str | None, ...]]:
     """What a plain INSERT of these makes of them."""
-    connection = await database.connect(url, purpose="tests")
+    connection = await connections.connect(url, purpose="tests")
     try:
         await connection.execute("SELECT analytics.ensure_events_partition(current_date)")
         await connection.execute("TRUNCATE analytics.events")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ingest import api_keys
 from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
-from ingest.pool import Pool
+from ingest.postgres.pool import Pool
 from ingest.rollup import Rollup
 from ingest.stats import query, times
 from ingest.stats.query import parse

@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from ingest import database, migrations
-from ingest.embedded import EmbeddedPostgres
-from ingest.typescript import SCHEMAS
+from ingest.postgres import connections, migrations
+from ingest.postgres.embedded import EmbeddedPostgres
+from ingest.postgres.typescript import SCHEMAS
 from tests.conftest import Server, execute
 
 SUPABASE = Path(__file__).parent.parent / "deploy" / "supabase"
-FILES = sorted((database.sql_folder() / "migrations").glob("*.sql"))
+FILES = sorted((connections.sql_folder() / "migrations").glob("*.sql"))
 API_ROLES = ("anon", "authenticated", "service_role")
 
 # Who owns what is as there: `auth` belongs to a role that the migrating role cannot become, and that has given it the
@@ -74,7 +74,7 @@ async def supabase(postgres: Server, direct_empty_url: str, template: str) -> As
     word = secrets.token_hex(4)
     ours, theirs = f"postgres_{word}", f"supabase_admin_{word}"
     name = urlsplit(direct_empty_url).path[1:]
-    administrator = await database.connect(direct_empty_url, purpose="tests")
+    administrator = await connections.connect(direct_empty_url, purpose="tests")
     had_authenticator = await administrator.fetchval("SELECT true FROM pg_roles WHERE rolname = 'authenticator'")
     if not had_authenticator:
         await administrator.execute("CREATE ROLE authenticator LOGIN NOINHERIT; GRANT anon TO authenticator")
@@ -96,8 +96,8 @@ def psql(url: str, file: Path) -> None:
     """Apply a file in one transaction, as the CLI does."""
     program = str(EmbeddedPostgres(Path("unused")).psql_path)
     arguments = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "-1", "-f", str(file)]
-    command = database.psql_command(url, program, arguments)
-    environment = {**os.environ, **database.psql_environment(url)}
+    command = connections.psql_command(url, program, arguments)
+    environment = {**os.environ, **connections.psql_environment(url)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -152,7 +152,7 @@ async def privileges(connection: asyncpg.Connection) -> set[tuple[str, ...]]:
 
 async def test_default_privileges_of_theirs_give_nobody_more(supabase: Prepared, connection: asyncpg.Connection):
     """On Supabase whatever is made in `public` is granted to the API's roles, unless the migrations take it back."""
-    ours = await database.connect(supabase.url, purpose="tests")
+    ours = await connections.connect(supabase.url, purpose="tests")
     try:
         await migrations.migrate(ours)
     finally:
@@ -162,7 +162,7 @@ async def test_default_privileges_of_theirs_give_nobody_more(supabase: Prepared,
 
 
 async def test_what_the_cli_has_pushed_is_recorded_and_not_applied_again(supabase: Prepared):
-    ours = await database.connect(supabase.url, purpose="tests")
+    ours = await connections.connect(supabase.url, purpose="tests")
     try:
         await ours.execute(
             "CREATE SCHEMA supabase_migrations;"

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from ingest import database
 from ingest.base.refusals import RejectReason
 from ingest.merge import is_servers
+from ingest.postgres import connections
 from tests.test_failures import batch
 from tests.worker import Client, Start, client, errors, start
 
@@ -342,7 +342,7 @@ async def test_a_slow_database_refuses_no_row(
     change, held = NOBODYS_FAULT[cause]
     await connection.execute(change)
     client = await start(statement_timeout_seconds=1)
-    other = await database.connect(database_url, purpose="tests")
+    other = await connections.connect(database_url, purpose="tests")
     try:
         async with other.transaction():
             await other.execute(held)
@@ -357,7 +357,7 @@ async def test_a_slow_database_refuses_no_row(
                     failed += 1
             assert client.worker.journal.has_backlog
     finally:
-        await database.close(other)
+        await connections.close(other)
     if cause == "every row is slow":
         await connection.execute("DROP FUNCTION public.users_rule CASCADE")
     assert len(await client.events()) == 10

@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import typescript
+from ingest.postgres import typescript
 
 TESTS = Path(__file__).parent
 TSC = TESTS / "node_modules" / ".bin" / "tsc"

@@ -15,9 +15,10 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from ingest import control, database
+from ingest import control
 from ingest.app import Worker, start_worker
 from ingest.base import config_sources
+from ingest.postgres import connections
 from ingest.server import bind
 from tests.service import parse_metrics
 
@@ -143,7 +144,7 @@ class Client:
 
     async def fetch_now(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Rows, on a connection of their own."""
-        connection = await database.connect(self._database_url, purpose="tests")
+        connection = await connections.connect(self._database_url, purpose="tests")
         try:
             rows: list[asyncpg.Record] = await connection.fetch(query, *args)
             return rows

@@ -12,11 +12,11 @@ from typing import Protocol, TypeVar
 
 import asyncpg
 
-from ingest import database, migrations
 from ingest.base.config import Config
 from ingest.commands.target import database_url, embedded_folder
-from ingest.embedded import EmbeddedPostgres
-from ingest.patience import Patience
+from ingest.postgres import connections, migrations
+from ingest.postgres.embedded import EmbeddedPostgres
+from ingest.postgres.lock_waits import Patience
 
 T = TypeVar("T", covariant=True)
 
@@ -63,14 +63,14 @@ class _Work(Protocol[T]):
 
 
 async def _on(url: str, work: _Work[T], wait_seconds: float) -> T:
-    connection = await database.connect(url, purpose="migrate")
+    connection = await connections.connect(url, purpose="migrate")
     connection.add_log_listener(_print_warning)
-    patience = Patience(wait_seconds, partial(database.connect, url, purpose="migrate, looking"), _print_waiting)
+    patience = Patience(wait_seconds, partial(connections.connect, url, purpose="migrate, looking"), _print_waiting)
     try:
         return await work(connection, patience=patience)
     finally:
         connection.remove_log_listener(_print_warning)
-        await database.close(connection)
+        await connections.close(connection)
 
 
 def _print_waiting(line: str) -> None:
@@ -91,10 +91,10 @@ def psql(config: Config, arguments: list[str]) -> int:
         print("Of `ingest psql` itself are --data-dir, --database-url and --config; the rest is psql's:", flush=True)
         return subprocess.run([program, *arguments], check=False).returncode
     with database_url(config) as url:
-        command = database.psql_command(url, program, arguments)
+        command = connections.psql_command(url, program, arguments)
         # Ctrl-C belongs to psql, which uses it to cancel a query.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            return subprocess.run(command, env=database.psql_environment(url), check=False).returncode
+            return subprocess.run(command, env=connections.psql_environment(url), check=False).returncode
         finally:
             signal.signal(signal.SIGINT, before)

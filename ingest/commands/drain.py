@@ -9,12 +9,13 @@ import asyncio
 
 import msgspec
 
-from ingest import database, journals, migrations
+from ingest import journals
 from ingest.app import Worker
 from ingest.base.config import Config
 from ingest.base.data_folder import DataFolder, is_in_use
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
+from ingest.postgres import connections, migrations
 
 
 def drain(config: Config) -> int:
@@ -37,7 +38,7 @@ async def _drain(config: Config) -> int:
     try:
         await migrations.check(connection)
     finally:
-        await database.close(connection)
+        await connections.close(connection)
     left = await worker.drain_only(config.database_wait_seconds)
     books = worker.accounts
     print(

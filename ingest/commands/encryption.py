@@ -6,11 +6,12 @@ import asyncio
 import os
 from pathlib import Path
 
-from ingest import credentials, database, migrations
+from ingest import credentials
 from ingest.base.config import SETTINGS, Config, ConfigError
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
 from ingest.credentials import Cipher, Rotated
+from ingest.postgres import connections, migrations
 
 
 def dev_keys(data_dir: Path) -> tuple[str, ...]:
@@ -71,9 +72,9 @@ def _accounts(count: int) -> str:
 
 
 async def _rotate(url: str, cipher: Cipher) -> Rotated:
-    connection = await database.connect(url, purpose="encryption")
+    connection = await connections.connect(url, purpose="encryption")
     try:
         await migrations.check(connection)
         return await credentials.rotate(connection, cipher)
     finally:
-        await database.close(connection)
+        await connections.close(connection)

@@ -12,7 +12,6 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from ingest import database, migrations
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
@@ -21,6 +20,7 @@ from ingest.experiments.declared import NewExperiment
 from ingest.experiments.lifecycle import STEPS, WrongState
 from ingest.experiments.results import Question, Results, VariantResult, analyse
 from ingest.fields import Invalid, Malformed, decode_object, read
+from ingest.postgres import connections, migrations
 
 ACTIONS = ("list", "show", "create", *STEPS, "results")
 _PAGE = 1000
@@ -58,7 +58,7 @@ Work = Callable[[asyncpg.Connection], Awaitable[str]]
 
 
 async def _on(url: str, work: Work) -> str:
-    connection = await database.connect(url, purpose="experiments")
+    connection = await connections.connect(url, purpose="experiments")
     try:
         await migrations.check(connection)
         async with connection.transaction():
@@ -70,7 +70,7 @@ async def _on(url: str, work: Work) -> str:
     except Invalid as error:
         raise IngestError(_one_line(error)) from None
     finally:
-        await database.close(connection)
+        await connections.close(connection)
 
 
 def _one_line(error: Invalid) -> str:

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import asyncpg
 import orjson
 
-from ingest import database, journals, row, segment
+from ingest import journals, row, segment
 from ingest.base.config import Config
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.commands.target import embedded_folder
-from ingest.embedded import EmbeddedPostgres
 from ingest.ledger import Standing, look
 from ingest.ownership import Ownership
+from ingest.postgres import connections
+from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.segment import Damage, Layout, Record
 from ingest.segment_reader import SegmentError, SegmentReader
 from ingest.survey import known_layouts, survey
@@ -169,13 +170,13 @@ async def _standings(config: Config, folders: list[Path]) -> dict[Path, Standing
         if not postgres.is_running():
             raise DatabaseError("the embedded database is not running")
         url = postgres.dsn
-    connection = await database.connect(url, purpose="journal", timeout_seconds=3)
+    connection = await connections.connect(url, purpose="journal", timeout_seconds=3)
     try:
         return {folder: await look(connection, journals.read_layout(folder), Ownership(folder)) for folder in folders}
     except asyncpg.PostgresError as error:
         raise DatabaseError(f"the database refused: {' '.join(str(error).split())}") from error
     finally:
-        await database.close(connection)
+        await connections.close(connection)
 
 
 def _moment(microseconds: int) -> str:

@@ -10,12 +10,13 @@ from typing import Final, TypeVar
 
 import asyncpg
 
-from ingest import api_keys, database, migrations
+from ingest import api_keys
 from ingest.access import Scope
 from ingest.api_keys import REFRESH_SECONDS, ApiKey
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
+from ingest.postgres import connections, migrations
 
 T = TypeVar("T")
 
@@ -107,9 +108,9 @@ def _run(config: Config, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> 
 
 
 async def _on(url: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    connection = await database.connect(url, purpose="keys")
+    connection = await connections.connect(url, purpose="keys")
     try:
         await migrations.check(connection)
         return await work(connection)
     finally:
-        await database.close(connection)
+        await connections.close(connection)

@@ -6,12 +6,12 @@ import asyncio
 import difflib
 from datetime import UTC, datetime
 
-from ingest import database, migrations
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.buckets import Room
 from ingest.commands.target import database_url
 from ingest.maintenance import TASKS, Settings, Task
+from ingest.postgres import connections, migrations
 
 
 def show() -> int:
@@ -35,14 +35,14 @@ def run(config: Config, name: str) -> int:
 
 
 async def _run(config: Config, url: str, task: Task) -> str:
-    connection = await database.connect(url, purpose=task.name)
+    connection = await connections.connect(url, purpose=task.name)
     try:
         await migrations.check(connection)
         room = Room(names=config.rollup_event_names, values=config.rollup_dimension_values)
         settings = Settings(config.partitions_ahead_days, config.retention_days, config.rollup_dimensions, room)
         return await task.run(connection, datetime.now(UTC), settings)
     finally:
-        await database.close(connection)
+        await connections.close(connection)
 
 
 def _period(seconds: float) -> str:

@@ -12,12 +12,13 @@ import aiohttp
 import asyncpg
 import orjson
 
-from ingest import control, database, migrations
+from ingest import control
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.base.refusals import RejectReason
 from ingest.commands.target import database_url
 from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
+from ingest.postgres import connections, migrations
 from ingest.replays import WAIT_SECONDS
 
 _AT_ONCE = 100
@@ -52,14 +53,14 @@ def _check_reason(reason: str | None) -> None:
 async def _read(
     url: str, reason: str | None, limit: int, replayed: bool
 ) -> tuple[list[asyncpg.Record], list[asyncpg.Record]]:
-    queries = database.load_queries("rejected")
-    connection = await database.connect(url, purpose="rejected")
+    queries = connections.load_queries("rejected")
+    connection = await connections.connect(url, purpose="rejected")
     try:
         await migrations.check(connection)
         counts = await connection.fetch(queries["count_rejected"])
         return counts, await connection.fetch(queries["list_rejected"], reason, replayed, limit)
     finally:
-        await database.close(connection)
+        await connections.close(connection)
 
 
 def replay(config: Config, reason: str | None, number: int | None) -> int:
@@ -78,8 +79,8 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
     paths = [path for path in control.running(config.data_dir) if await control.metrics_page(path) is not None]
     if not paths:
         raise IngestError(f"no collector runs on the data folder {config.data_dir}: start it, it does the storing")
-    queries = database.load_queries("rejected")
-    connection = await database.connect(url, purpose="rejected")
+    queries = connections.load_queries("rejected")
+    connection = await connections.connect(url, purpose="rejected")
     accepted = refused = after = 0
     try:
         await migrations.check(connection)
@@ -98,7 +99,7 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
                 if _NO_ANSWER in answers:
                     raise IngestError(f"the collector went away; {accepted} of the refused events are stored")
     finally:
-        await database.close(connection)
+        await connections.close(connection)
     return accepted, refused
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from ingest import database, journals, ledger, migrations, segment
+from ingest import journals, ledger, segment
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.journal import pieces, records_of
@@ -23,6 +23,7 @@ from ingest.commands.target import database_url
 from ingest.journal import Journal
 from ingest.journals import Claimed
 from ingest.ownership import Ownership
+from ingest.postgres import connections, migrations
 from ingest.segment import Record
 from ingest.survey import known_layouts
 
@@ -37,7 +38,7 @@ def resolve(config: Config, how: str | None, number: int | None) -> int:
 
 
 async def _resolve(data_dir: Path, url: str, how: str | None, number: int | None) -> int:
-    connection = await database.connect(url, purpose="resolve")
+    connection = await connections.connect(url, purpose="resolve")
     try:
         await migrations.check(connection)
         left = 0
@@ -64,7 +65,7 @@ async def _resolve(data_dir: Path, url: str, how: str | None, number: int | None
             print("`--how store` stores what waits once, whoever has it too; `--how set-aside` only puts it away")
         return 1 if left else 0
     finally:
-        await database.close(connection)
+        await connections.close(connection)
 
 
 async def _decide(data_dir: Path, folder: Path, how: str, position: int, connection: asyncpg.Connection) -> None:

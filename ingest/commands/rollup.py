@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import uvloop
 
-from ingest import database, kpis, migrations, rebuild
+from ingest import kpis, rebuild
 from ingest.base import logs
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.buckets import Room
 from ingest.commands.target import database_url
+from ingest.postgres import connections, migrations
 from ingest.rebuild import Difference
 from ingest.supervisor import run_rollup
 from ingest.tallies import OTHER_NAME, OTHER_VALUE
@@ -63,7 +64,7 @@ async def _rebuild(config: Config, url: str, start: datetime, end: datetime) -> 
         print(f"{hours} hours made anew", flush=True)
         return 0
     finally:
-        await database.close(connection)
+        await connections.close(connection)
 
 
 def verify_range(config: Config, start: datetime | None, end: datetime | None) -> int:
@@ -87,7 +88,7 @@ async def _verify(config: Config, url: str, start: datetime, end: datetime) -> i
             if len(differences) > _SHOWN_DIFFERENCES:
                 print(f"{bucket:%Y-%m-%d %H:%M}: {len(differences) - _SHOWN_DIFFERENCES} more", flush=True)
     finally:
-        await database.close(connection)
+        await connections.close(connection)
     print(
         f"{compared} hours and days compared, {found} differences" + (": see `ingest rollup rebuild`" * bool(found))
     )
@@ -121,10 +122,10 @@ def _progress(done: int, total: int) -> None:
 
 
 async def _open(url: str) -> asyncpg.Connection:
-    connection = await database.connect(url, purpose="rebuild")
+    connection = await connections.connect(url, purpose="rebuild")
     try:
         await migrations.check(connection)
     except BaseException:
-        await database.close(connection)
+        await connections.close(connection)
         raise
     return connection

@@ -7,10 +7,10 @@ from datetime import datetime
 
 import asyncpg
 
-from ingest import database, migrations
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
+from ingest.postgres import connections, migrations
 
 _DEVELOPMENT = ("development", "test", "local")
 _SEED_MAX = 2**31 - 1
@@ -30,7 +30,7 @@ def run(config: Config, seed: int, anchor: datetime | None) -> int:
 
 
 async def _load(config: Config, url: str, seed: int, anchor: datetime | None) -> list[asyncpg.Record]:
-    connection = await database.connect(url, purpose="seed")
+    connection = await connections.connect(url, purpose="seed")
     try:
         await migrations.check(connection)
         told = await connection.fetchval("SELECT nullif(current_setting('app.environment', true), '')")
@@ -43,7 +43,7 @@ async def _load(config: Config, url: str, seed: int, anchor: datetime | None) ->
             )
             return loaded
     finally:
-        await database.close(connection)
+        await connections.close(connection)
 
 
 def _environment(config: Config, told: str | None) -> str:

@@ -18,7 +18,6 @@ from typing import Final
 import msgspec
 import uvloop
 
-from ingest import database, migrations
 from ingest.app import start_worker
 from ingest.base import logs
 from ingest.base.config import Config
@@ -27,9 +26,10 @@ from ingest.base.descriptors import raise_limit
 from ingest.base.errors import IngestError
 from ingest.commands.encryption import made_dev_keys
 from ingest.commands.target import embedded_folder
-from ingest.embedded import EmbeddedPostgres
-from ingest.patience import Patience
 from ingest.periodic import run_every
+from ingest.postgres import connections, migrations
+from ingest.postgres.embedded import EmbeddedPostgres
+from ingest.postgres.lock_waits import Patience
 from ingest.server import bind
 from ingest.supervisor import (
     Stop,
@@ -131,12 +131,12 @@ def _stay() -> None:
 
 async def _migrate(config: Config) -> None:
     assert config.database_url is not None
-    connection = await database.connect(config.database_url, purpose="migrate")
+    connection = await connections.connect(config.database_url, purpose="migrate")
     try:
-        looking = partial(database.connect, config.database_url, purpose="migrate, looking")
+        looking = partial(connections.connect, config.database_url, purpose="migrate, looking")
         await migrations.migrate(connection, patience=Patience(connect=looking))
     finally:
-        await database.close(connection)
+        await connections.close(connection)
 
 
 async def _keep_running(postgres: EmbeddedPostgres, stop: asyncio.Event) -> None:
@@ -157,7 +157,7 @@ def _welcome(config: Config, port: int, own_database: bool) -> str:
   Segment     {where}  (set it as your SDK's host)
   statistics  {where}/v1/stats/totals
   metrics     {where}/metrics
-  database    {database.describe(config.database_url or "")}
+  database    {connections.describe(config.database_url or "")}
   journal     {config.data_dir / "journals"}
 
 Try it, in another terminal:

@@ -11,7 +11,7 @@ import asyncpg
 from ingest.base.config import Config
 from ingest.base.data_folder import is_in_use
 from ingest.base.errors import DatabaseError, IngestError
-from ingest.embedded import EmbeddedPostgres
+from ingest.postgres.embedded import EmbeddedPostgres
 
 
 def embedded_folder(data_dir: Path) -> Path:

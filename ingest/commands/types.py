@@ -6,10 +6,10 @@ import asyncio
 import sys
 from pathlib import Path
 
-from ingest import database, migrations, typescript
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
+from ingest.postgres import connections, migrations, typescript
 
 
 def write(config: Config, output: str | None) -> int:
@@ -31,9 +31,9 @@ def write(config: Config, output: str | None) -> int:
 
 
 async def _read(url: str) -> str:
-    connection = await database.connect(url, purpose="types")
+    connection = await connections.connect(url, purpose="types")
     try:
         await migrations.check(connection)
         return typescript.write_types(await typescript.read_catalogue(connection))
     finally:
-        await database.close(connection)
+        await connections.close(connection)

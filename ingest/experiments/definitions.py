@@ -11,9 +11,9 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
-from ingest.database import load_queries
 from ingest.experiments.flags import Definition, Flag, Variant
-from ingest.pool import Pool, TooSlow, Unavailable
+from ingest.postgres.connections import load_queries
+from ingest.postgres.pool import Pool, TooSlow, Unavailable
 
 logger = logging.getLogger(__name__)
 

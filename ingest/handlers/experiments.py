@@ -16,7 +16,6 @@ from aiohttp import web
 
 from ingest import fields
 from ingest.access import Caller, Scope
-from ingest.database import load_queries
 from ingest.enrich import describe_user_agent
 from ingest.experiments import store
 from ingest.experiments.assignment import Context, canonical_id, country_code
@@ -28,6 +27,7 @@ from ingest.experiments.results import Question, Results, analyse
 from ingest.fields import FieldError, Invalid
 from ingest.operations import JSON, Answer, Call, Operation, Problem
 from ingest.placeholders import Placeholders
+from ingest.postgres.connections import load_queries
 from ingest.prefetch import is_made_ahead
 
 _QUERIES: Final = load_queries("experiments")

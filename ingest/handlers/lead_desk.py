@@ -15,7 +15,6 @@ from msgspec import UNSET, UnsetType
 
 from ingest import fields, mailbox
 from ingest.access import Scope
-from ingest.database import load_queries
 from ingest.fields import FieldError, Invalid
 from ingest.http import answer
 from ingest.lead import (
@@ -33,6 +32,7 @@ from ingest.lead import (
     utc,
 )
 from ingest.operations import Answer, Call, Operation, Problem
+from ingest.postgres.connections import load_queries
 
 _QUERIES: Final = load_queries("leads")
 _MOST_INTERACTIONS: Final = 1000

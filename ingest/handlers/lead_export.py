@@ -20,10 +20,10 @@ from aiohttp import web
 
 from ingest import fields
 from ingest.access import Scope
-from ingest.database import load_queries
 from ingest.handlers.lead_desk import Filters, arguments, lead_of
 from ingest.lead import COLUMNS, Place
 from ingest.operations import Answer, Call, Operation, Problem
+from ingest.postgres.connections import load_queries
 
 logger = logging.getLogger(__name__)
 

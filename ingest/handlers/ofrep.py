@@ -29,7 +29,7 @@ from ingest.fields import about, text
 from ingest.http import OVERLOADED_RETRY_SECONDS, answer, read_body
 from ingest.operations import JSON, MAX_BODY_BYTES, Answer, Api, Call, Operation, Problem
 from ingest.placeholders import Placeholders
-from ingest.pool import TooSlow, Unavailable
+from ingest.postgres.pool import TooSlow, Unavailable
 
 BULK_PATH: Final = "/ofrep/v1/evaluate/flags"
 FLAG_PATH: Final = "/ofrep/v1/evaluate/flags/{key}"

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from ingest import fields
 from ingest.access import Scope
-from ingest.database import load_queries
 from ingest.fields import FieldError, Invalid
 from ingest.http import answer
 from ingest.onboarding import STEPS, Step, StepName
 from ingest.operations import Answer, Call, Operation
+from ingest.postgres.connections import load_queries
 
 _DAYS: Final = 30
 _WITH_ZONE: Final = msgspec.Meta(tz=True)

@@ -14,9 +14,9 @@ from aiohttp import web
 from ingest import fields, journals, mailbox, set_aside
 from ingest.access import Scope
 from ingest.base.errors import IngestError
-from ingest.database import load_queries
 from ingest.fields import FieldError, Invalid
 from ingest.operations import Answer, Call, Operation, Problem
+from ingest.postgres.connections import load_queries
 from ingest.traces import Traces
 
 JOURNAL_SECONDS: Final = 15.0

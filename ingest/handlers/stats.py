@@ -14,7 +14,7 @@ from ingest.access import Scope
 from ingest.base.logs import Quiet
 from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, answer, problem
 from ingest.operations import Api, Problem
-from ingest.pool import Unavailable
+from ingest.postgres.pool import Unavailable
 from ingest.stats import counts, kept_metrics, people
 from ingest.stats.query import Query, Refused, parse
 from ingest.stats.reading import Reader

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from ingest.database import load_queries
-from ingest.pool import Pool, TooSlow
+from ingest.postgres.connections import load_queries
+from ingest.postgres.pool import Pool, TooSlow
 from ingest.stats.query import MAX_VALUE_CHARACTERS, Query, Refused, Value
 from ingest.stats.times import Part
 from ingest.transactions import LOCK_SECONDS

@@ -1,4 +1,4 @@
--- Leases: ingest/leases.py. Times are the database's clock: those of the holders may differ.
+-- Leases: ingest/postgres/leases.py. Times are the database's clock: those of the holders may differ.
 
 -- take --
 -- Ours already, or expired, and not held by a transaction either: that one is not waited for.

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from ingest.database import FAILURES, close, is_direct
-from ingest.shares import Shares
-from ingest.statements import Connection
+from ingest.postgres.connections import FAILURES, close, is_direct
+from ingest.postgres.shares import Shares
+from ingest.postgres.statements import Connection
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import asyncpg
 
 import ingest
 from ingest.base.errors import DatabaseError
-from ingest.statements import Connection
+from ingest.postgres.statements import Connection
 
 FAILURES: Final = (
     asyncpg.PostgresError,

@@ -18,7 +18,7 @@ from typing import Final
 import asyncpg
 
 from ingest.base.errors import IngestError
-from ingest.database import FAILURES, close, load_queries
+from ingest.postgres.connections import FAILURES, close, load_queries
 
 logger = logging.getLogger(__name__)
 

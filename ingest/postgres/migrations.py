@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from ingest.base.errors import MigrationError
-from ingest.database import load_queries, sql_folder
-from ingest.patience import LOCKED, Patience
+from ingest.postgres.connections import load_queries, sql_folder
+from ingest.postgres.lock_waits import LOCKED, Patience
 
 LOCK_KEY: Final = 0x696E67657374
 """Any number that nobody else takes; this one is "ingest" in ASCII."""
@@ -166,7 +166,7 @@ async def _applied_rows(connection: asyncpg.Connection, patience: Patience | Non
         async with connection.transaction():
             if patience is not None:
                 await patience.begin(connection)
-            if await connection.fetchval("SELECT to_regclass('ingest.migrations')") is None:
+            if await connection.fetchval("SELECT to_regclass('ingest.postgres.migrations')") is None:
                 return []
             rows: list[asyncpg.Record] = await connection.fetch(
                 "SELECT number, name, sha256, applied_at FROM ingest.migrations ORDER BY number"
