@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import psutil
 
+from ingest.events.row import EVENT_COLUMNS
 from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.row import EVENT_COLUMNS
 
 _COLUMNS = ", ".join(EVENT_COLUMNS)
 STATEMENT_SECONDS = 600

@@ -33,12 +33,12 @@ from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal
-from ingest.drafts import Drafts
-from ingest.enrich import warm_up
-from ingest.event import Limits, Sender, arrive, moment_of, take_through_steps, write_lines
+from ingest.events.drafts import Drafts
+from ingest.events.payload import MAX_EVENT_BYTES, Payload, read_native
+from ingest.events.steps import Limits, Sender, arrive, moment_of, take_through_steps, write_lines
+from ingest.events.values.enrich import warm_up
 from ingest.intake import slice_of
 from ingest.operations import MAX_BODY_BYTES
-from ingest.payload import MAX_EVENT_BYTES, Payload, read_native
 from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres

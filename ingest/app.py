@@ -18,7 +18,7 @@ from typing import Final
 
 import asyncpg
 
-from ingest import control, enrich, journals, leftovers, partitions, routes, watermark
+from ingest import control, journals, leftovers, partitions, routes, watermark
 from ingest.accounts import Accounts
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.base import descriptors
@@ -30,6 +30,7 @@ from ingest.budget import Budget
 from ingest.census import Census, Seat
 from ingest.connections import CLOSING, SPARE
 from ingest.dedupe import DedupeWindow
+from ingest.events.values import enrich
 from ingest.experiments import definitions
 from ingest.experiments.definitions import Definitions
 from ingest.journal import Journal, JournalFailed, JournalFull

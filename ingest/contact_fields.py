@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from ingest import fields
-from ingest.phones import without_trunk_zero
+from ingest.events.values.phones import without_trunk_zero
 
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"

@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
+from ingest.events.payload import MAX_EVENT_BYTES, read_native
 from ingest.intake import Intake
-from ingest.payload import MAX_EVENT_BYTES, read_native
 from ingest.submission import Submission
 
 logger = logging.getLogger(__name__)

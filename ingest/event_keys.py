@@ -1,6 +1,6 @@
 """Events that the key of analytics.events would not know again: stored once all the same.
 
-An event is known by its id and the time that its client gave (ingest/event.py). Where created_at is that time, the
+An event is known by its id and the time that its client gave (ingest/events/steps.py). Where created_at is that time, the
 primary key (created_at, id) is enough. Where it is not, because the time was impossible and is corrected, or because
 there was none, another delivery has another created_at: then the key is kept in analytics.event_keys, and the flush
 that stores the event claims it there, in its own transaction.
@@ -20,10 +20,10 @@ from uuid import UUID
 
 import asyncpg
 
+from ingest.events.row import NO_TIME
+from ingest.events.values.timestamps import one_text_of
 from ingest.postgres.connections import load_queries
-from ingest.row import NO_TIME
 from ingest.segment import Record
-from ingest.timestamps import one_text_of
 
 _QUERIES: Final = load_queries("event_keys")
 _LOCK_KEY: Final = 0x6576656E74732E2E

@@ -20,16 +20,18 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
 
-from ingest import row
 from ingest.accounts import Accounts
-from ingest.anonymity import conceal_members, conceal_own, conceal_own_number, conceal_text
 from ingest.base.bites import Bites
 from ingest.base.refusals import NOT_KEPT, PayloadRefused, Refusal, RejectReason
-from ingest.batches import EVENT_BYTES, Part
 from ingest.budget import Budget
 from ingest.dedupe import DedupeWindow
-from ingest.drafts import Drafts
-from ingest.event import (
+from ingest.events import row
+from ingest.events.anonymity import conceal_members, conceal_own, conceal_own_number, conceal_text
+from ingest.events.batches import EVENT_BYTES, Part
+from ingest.events.drafts import Drafts
+from ingest.events.hazards import ALL_HAZARDS
+from ingest.events.payload import Payload, RawEvent, pieces, sent_at_in
+from ingest.events.steps import (
     Arrival,
     Limits,
     Moment,
@@ -40,15 +42,13 @@ from ingest.event import (
     take_through_steps,
     write_lines,
 )
-from ingest.hazards import ALL_HAZARDS
+from ingest.events.values.timestamps import parse_time
+from ingest.events.values.urls import strip_credentials
 from ingest.journal import Journal, JournalFull
 from ingest.open_record import OpenRecord
-from ingest.payload import Payload, RawEvent, pieces, sent_at_in
 from ingest.replays import Replays
 from ingest.submission import Submission
 from ingest.tail import Tail, Told
-from ingest.timestamps import parse_time
-from ingest.urls import strip_credentials
 from ingest.waiting import Waiting
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from typing import Final
 
 import msgspec
 
-from ingest import row, segment
+from ingest import segment
 from ingest.base.errors import IngestError
+from ingest.events import row
 from ingest.ownership import Ownership
 from ingest.segment import Layout
 from ingest.segment_reader import SegmentError, SegmentReader

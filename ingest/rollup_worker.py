@@ -16,12 +16,12 @@ import asyncpg
 from aiohttp import web
 
 from ingest import control
-from ingest.addresses import parse_networks
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.buckets import Room
+from ingest.events.values.locations import parse_networks
 from ingest.handlers import health
 from ingest.maintenance import Schedule, Settings
 from ingest.postgres import connections, migrations

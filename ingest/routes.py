@@ -14,8 +14,6 @@ from aiohttp import web
 from ingest import control
 from ingest.access import Authenticator, secret_key_checker
 from ingest.accounts import Accounts
-from ingest.addresses import CountryDatabase, Place, anonymise, parse_networks, public_address
-from ingest.anonymity import own_address
 from ingest.api_keys import KeyRing
 from ingest.base.config import DIMENSION_NAMES, Config
 from ingest.budget import Budget
@@ -23,7 +21,11 @@ from ingest.census import Seat
 from ingest.connections import Limits as ConnectionLimits
 from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
-from ingest.event import MAX_USER_AGENT_CHARACTERS, Limits, Sender
+from ingest.events.anonymity import own_address
+from ingest.events.placeholders import Placeholders
+from ingest.events.steps import MAX_USER_AGENT_CHARACTERS, Limits, Sender
+from ingest.events.values.locations import CountryDatabase, Place, anonymise, parse_networks, public_address
+from ingest.events.values.sources import OwnHosts
 from ingest.experiments.definitions import Definitions
 from ingest.handlers import docs, health, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
 from ingest.handlers.collect import (
@@ -44,13 +46,11 @@ from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal
 from ingest.metrics import Metrics
 from ingest.operations import Api, Operation, Problem
-from ingest.placeholders import Placeholders
 from ingest.postgres.pool import Pool
 from ingest.prefetch import is_made_ahead
 from ingest.public_address import PublicAddress
 from ingest.replays import Replays
 from ingest.server import Admission, Server
-from ingest.sources import OwnHosts
 from ingest.stats.reading import Reader
 from ingest.tail import Tail
 from ingest.transactions import Transactions

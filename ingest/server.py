@@ -20,13 +20,13 @@ from typing import Final, NamedTuple, cast
 from aiohttp import StreamReader, web
 from aiohttp.web_protocol import _ErrInfo
 
-from ingest.addresses import Network, is_trusted, rate_limit_key
 from ingest.base.descriptors import LAST_RESERVE, limit
 from ingest.base.errors import IngestError
 from ingest.base.waits import wait_for
 from ingest.budget import Budget
 from ingest.census import Census, Seat
 from ingest.connections import Connections, Limits, Refusal
+from ingest.events.values.locations import Network, is_trusted, rate_limit_key
 from ingest.http import OVERLOADED_RETRY_SECONDS, Cors, problem
 from ingest.listener import Listener
 from ingest.unread import Reader

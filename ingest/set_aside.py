@@ -18,8 +18,9 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from ingest import journals, row, segment
+from ingest import journals, segment
 from ingest.base.errors import IngestError
+from ingest.events import row
 from ingest.segment import FOOTER_MAGIC, HEADER, Layout, Record, decode_header
 from ingest.segment_reader import SegmentError, SegmentReader
 from ingest.traces import Traces

@@ -9,11 +9,11 @@ from typing import Any
 
 from ingest.base.bites import Bites
 from ingest.base.refusals import Refusal
-from ingest.batches import Part
 from ingest.budget import Hold
-from ingest.event import Arrival, Sender
+from ingest.events.batches import Part
+from ingest.events.payload import Payload, RawEvent
+from ingest.events.steps import Arrival, Sender
 from ingest.open_record import OpenRecord
-from ingest.payload import Payload, RawEvent
 from ingest.replays import Watch
 
 

@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from ingest.anonymity import conceal_text
 from ingest.base.refusals import Refusal
-from ingest.row import EVENT_COLUMNS, event_of_line, split_line
+from ingest.events.anonymity import conceal_text
+from ingest.events.row import EVENT_COLUMNS, event_of_line, split_line
 
 _QUEUE: Final = 2000
 """Lines a slow follower may be behind; past it lines are left out, and the follower is told how many."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from ingest.phones import phone_forms, phones_in
+from ingest.events.values.phones import phone_forms, phones_in
 
 _ROUNDS: Final = 5
 """How often a text may have been percent-encoded."""

@@ -24,11 +24,12 @@ from uuid import uuid4
 
 import asyncpg
 
-from ingest import event_keys, partitions, row
+from ingest import event_keys, partitions
 from ingest.accounts import Accounts
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.logs import Quiet
 from ingest.base.refusals import RejectReason
+from ingest.events import row
 from ingest.journal import RECORD_BITS, Journal
 from ingest.ledger import JournalTaken, Ledger
 from ingest.merge import TIMED_OUT, Bad, Merge, Merged, Reason, copy_lines, is_servers

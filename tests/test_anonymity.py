@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.addresses import anonymise
-from ingest.anonymity import (
+from ingest.events.anonymity import (
     conceal_members,
     conceal_own,
     conceal_own_lines,
@@ -26,6 +25,7 @@ from ingest.anonymity import (
     may_hold_addresses,
     own_address,
 )
+from ingest.events.values.locations import anonymise
 from tests.experiments import ADMIN_KEY, EVERYBODY_B, run
 from tests.worker import Client, Start, start
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from ingest import intake, unread, waiting
 from ingest.base.refusals import PayloadRefused
 from ingest.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded_bytes
-from ingest.payload import Payload, decode_native, decode_segment
+from ingest.events.payload import Payload, decode_native, decode_segment
 from tests import worker
 from tests.service import Service, running
 from tests.worker import Client, Raw, Start

@@ -17,8 +17,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import journals, ledger, row
+from ingest import journals, ledger
 from ingest.commands.resolve import _waiting
+from ingest.events import row
 from ingest.ownership import Ownership
 from ingest.postgres.embedded import EmbeddedPostgres
 from tests.faults import StubbornClient, kill_postgres

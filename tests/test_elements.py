@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import batches, elements
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, RejectReason
-from ingest.batches import Bounds, Decoders, read_parts
-from ingest.payload import pieces
+from ingest.events import batches, elements
+from ingest.events.batches import Bounds, Decoders, read_parts
+from ingest.events.payload import pieces
 
 MOST = 1000
 # A NUL would be replaced.

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import enrich
-from ingest.enrich import NO_DEVICE, Device, describe_user_agent
+from ingest.events.values import enrich
+from ingest.events.values.enrich import NO_DEVICE, Device, describe_user_agent
 
 APPLE = "AppleWebKit/605.1.15 (KHTML, like Gecko)"
 BLINK = "AppleWebKit/537.36 (KHTML, like Gecko)"

@@ -18,9 +18,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import journals, row, segment, set_aside
+from ingest import journals, segment, set_aside
 from ingest.app import Worker, start_worker
 from ingest.base import config_sources
+from ingest.events import row
 from ingest.segment import Layout, Record
 from ingest.segment_reader import SegmentReader
 from ingest.server import bind

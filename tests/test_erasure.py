@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from ingest import mailbox
-from ingest.phones import phone_forms
+from ingest.events.values.phones import phone_forms
 from ingest.traces import Traces
 from tests.roles import NOT_PERMITTED, acting, claims, refusal
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.addresses import Place
 from ingest.base.refusals import Refusal, RejectReason
-from ingest.event import (
+from ingest.events.payload import decode_native, decode_segment
+from ingest.events.row import EVENT_COLUMNS, split_line
+from ingest.events.steps import (
     STEPS,
     Arrival,
     Limits,
@@ -22,11 +23,10 @@ from ingest.event import (
     moment_of,
     process,
 )
-from ingest.message_ids import MESSAGE_ID_NAMESPACE
-from ingest.payload import decode_native, decode_segment
-from ingest.row import EVENT_COLUMNS, split_line
-from ingest.sources import OwnHosts
-from ingest.timestamps import parse_time
+from ingest.events.values.locations import Place
+from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE
+from ingest.events.values.sources import OwnHosts
+from ingest.events.values.timestamps import parse_time
 from tests.test_placeholders import EVERY_SPELLING, NOTHING, PEOPLE, UNFILLED
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, 123456, tzinfo=UTC)

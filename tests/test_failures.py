@@ -21,9 +21,10 @@ import asyncpg
 import pytest
 
 import ingest.journal
-from ingest import journals, row, segment
+from ingest import journals, segment
 from ingest.base.errors import DatabaseError
 from ingest.base.refusals import RejectReason
+from ingest.events import row
 from ingest.journal import Journal
 from ingest.ledger import create_journal
 from ingest.segment import Layout

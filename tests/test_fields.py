@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 import ingest
-from ingest import fields, payload
+from ingest import fields
 from ingest.base.refusals import PayloadRefused
+from ingest.events import payload
 from ingest.handlers import ofrep
 
 Word = Annotated[str, fields.text("A word", pattern="^[a-z]+$")]

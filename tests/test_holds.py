@@ -16,16 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.hostile import KINDS, OWN_ADDRESS, body_of
-from ingest import context, event, intake, jsonb, server
+from ingest import intake, server
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.batches import PART_BYTES
-from ingest.drafts import Drafts
-from ingest.elements import CannotTell, Scan
-from ingest.encodings import gunzip
-from ingest.event import arrive, moment_of, take_through_steps, write_lines
-from ingest.hazards import NO_HAZARDS, clean_escapes
-from ingest.payload import MAX_EVENT_BYTES, Payload, RawEvent, read_native
+from ingest.events import context, jsonb, steps
+from ingest.events.batches import PART_BYTES
+from ingest.events.drafts import Drafts
+from ingest.events.elements import CannotTell, Scan
+from ingest.events.encodings import gunzip
+from ingest.events.hazards import NO_HAZARDS, clean_escapes
+from ingest.events.payload import MAX_EVENT_BYTES, Payload, RawEvent, read_native
+from ingest.events.steps import arrive, moment_of, take_through_steps, write_lines
 from tests import worker
 from tests.test_event import LIMITS, NOBODY, NOW
 from tests.worker import Client
@@ -115,7 +116,7 @@ def test_numbers_that_once_took_seconds():
         assert payload is not None and payload.total == count
         for part in payload.parts:
             arrival = arrive(moment_of(NOW, LIMITS), None, NOBODY, part.hazards, LIMITS)
-            assert not event.process(part.events, arrival).refused
+            assert not steps.process(part.events, arrival).refused
 
 
 @pytest.mark.parametrize("number", ["9" * 6000, "1e00001", "1E+99999", "-0." + "1" * 6000, "1" * 20_000])
@@ -195,8 +196,8 @@ def test_what_is_refused_is_left_out_of_later_steps(monkeypatch):
         seen.append(bytes(raw))
         return read_context(raw, *more)
 
-    monkeypatch.setattr(event, "check_object", check)
-    monkeypatch.setattr(event, "read_context", read)
+    monkeypatch.setattr(steps, "check_object", check)
+    monkeypatch.setattr(steps, "read_context", read)
     big, deep = json.dumps({"x": "a" * 70_000}), '{"x":' + "[" * 40 + "]" * 40 + "}"
     texts = [
         '{"name":"a","properties":{"ok":1},"context":{"ok":2}}',
@@ -213,7 +214,7 @@ def test_what_is_refused_is_left_out_of_later_steps(monkeypatch):
     for part in payload.parts:
         arrival = arrive(moment_of(NOW, LIMITS), None, NOBODY, part.hazards, LIMITS)
         before = sum(len(each.events) for each in payload.parts[: payload.parts.index(part)])
-        processed = event.process(part.events, arrival)
+        processed = steps.process(part.events, arrival)
         refused |= {before + index: refusal.reason for index, refusal in processed.refused.items()}
     assert refused == {
         1: RejectReason.EVENT_TOO_LARGE, 2: RejectReason.EVENT_TOO_LARGE, 3: RejectReason.NESTED_TOO_DEEP,

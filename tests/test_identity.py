@@ -12,8 +12,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from ingest import event_keys, partitions, row
+from ingest import event_keys, partitions
 from ingest.event_keys import Keyed
+from ingest.events import row
 from ingest.segment import Layout, Record
 from tests.worker import Client, Start, start
 

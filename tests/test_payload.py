@@ -12,9 +12,9 @@ import pytest
 
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.encodings import MAX_GZIP_MEMBERS, gunzip
-from ingest.hazards import Hazards, clean_escapes, find_hazards, has_long_number
-from ingest.payload import (
+from ingest.events.encodings import MAX_GZIP_MEMBERS, gunzip
+from ingest.events.hazards import Hazards, clean_escapes, find_hazards, has_long_number
+from ingest.events.payload import (
     NOTHING,
     Payload,
     RawEvent,

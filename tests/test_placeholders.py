@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from ingest.placeholders import NAMES, Placeholders
+from ingest.events.placeholders import NAMES, Placeholders
 from tests.experiments import ADMIN_KEY, EVERYBODY_B, run
 from tests.worker import Start, start
 

@@ -18,17 +18,9 @@ from hypothesis import strategies as st
 
 from ingest import partitions
 from ingest.base.refusals import PayloadRefused, Refusal
-from ingest.event import (
-    Limits,
-    Sender,
-    arrive,
-    moment_of,
-    process,
-)
-from ingest.message_ids import MESSAGE_ID_NAMESPACE
-from ingest.payload import Payload, decode_native, decode_segment
-from ingest.placeholders import Placeholders
-from ingest.row import (
+from ingest.events.payload import Payload, decode_native, decode_segment
+from ingest.events.placeholders import Placeholders
+from ingest.events.row import (
     EVENT_COLUMNS,
     REJECTED_COLUMNS,
     event_of_line,
@@ -38,6 +30,14 @@ from ingest.row import (
     split_line,
     well_formed,
 )
+from ingest.events.steps import (
+    Limits,
+    Sender,
+    arrive,
+    moment_of,
+    process,
+)
+from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 LIMITS = Limits(

@@ -14,9 +14,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import enrich, sources, urls
 from ingest.base.config import DIMENSION_NAMES
 from ingest.buckets import Room
+from ingest.events.values import enrich, sources, urls
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.rollup import Rollup

@@ -13,11 +13,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import sources, urls
-from ingest.event import _make_page_fields
+from ingest.events.steps import _make_page_fields
+from ingest.events.values import sources, urls
+from ingest.events.values.sources import (
+    ALIASES,
+    NAMES,
+    NO_HOSTS,
+    OwnHosts,
+    is_own,
+    name_of_host,
+    site_of,
+    source_name,
+    source_of,
+)
+from ingest.events.values.urls import describe_page, folded, referrer_host, without_credentials
 from ingest.postgres import connections
-from ingest.sources import ALIASES, NAMES, NO_HOSTS, OwnHosts, is_own, name_of_host, site_of, source_name, source_of
-from ingest.urls import describe_page, folded, referrer_host, without_credentials
 from tests import worker
 from tests.conftest import Server, run_apart
 from tests.service import lent_database

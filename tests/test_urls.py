@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import urls
-from ingest.urls import (
+from ingest.events.values import urls
+from ingest.events.values.urls import (
     NO_PAGE,
     Page,
     describe_page,
@@ -181,9 +181,9 @@ class TestHost:
 
 
 LONG_TEXTS = """
-from ingest.enrich import describe_user_agent
-from ingest.urls import describe_page, folded, host_form, path_form, referrer_host, strip_credentials, tidy
-from ingest.urls import without_credentials
+from ingest.events.values.enrich import describe_user_agent
+from ingest.events.values.urls import describe_page, folded, host_form, path_form, referrer_host, strip_credentials, tidy
+from ingest.events.values.urls import without_credentials
 
 for text in (
     "a" * 3_000_000,

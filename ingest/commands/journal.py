@@ -14,10 +14,11 @@ from typing import NamedTuple
 import asyncpg
 import orjson
 
-from ingest import journals, row, segment
+from ingest import journals, segment
 from ingest.base.config import Config
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.commands.target import embedded_folder
+from ingest.events import row
 from ingest.ledger import Standing, look
 from ingest.ownership import Ownership
 from ingest.postgres import connections

@@ -13,7 +13,16 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from ingest import replays
-from ingest.addresses import (
+from ingest.base.bites import Bites
+from ingest.base.logs import Quiet
+from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
+from ingest.budget import Budget
+from ingest.clients import authorization_key
+from ingest.events.batches import PART_BYTES
+from ingest.events.encodings import is_packed, unpack
+from ingest.events.formats import is_json, to_json
+from ingest.events.payload import Payload, read_native, read_segment
+from ingest.events.values.locations import (
     Network,
     anonymise,
     client_address,
@@ -22,17 +31,8 @@ from ingest.addresses import (
     public_address,
     rate_limit_key,
 )
-from ingest.base.bites import Bites
-from ingest.base.logs import Quiet
-from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.batches import PART_BYTES
-from ingest.budget import Budget
-from ingest.clients import authorization_key
-from ingest.encodings import is_packed, unpack
-from ingest.formats import is_json, to_json
 from ingest.http import Brief, RateLimit, Volume, answer, problem, read_packed, refuse
 from ingest.intake import NOT_WRITTEN, Intake
-from ingest.payload import Payload, read_native, read_segment
 from ingest.public_address import PublicAddress
 from ingest.replays import Watch
 from ingest.submission import Submission

@@ -16,7 +16,8 @@ from aiohttp import web
 
 from ingest import fields
 from ingest.access import Caller, Scope
-from ingest.enrich import describe_user_agent
+from ingest.events.placeholders import Placeholders
+from ingest.events.values.enrich import describe_user_agent
 from ingest.experiments import store
 from ingest.experiments.assignment import Context, canonical_id, country_code
 from ingest.experiments.declared import Changes, NewExperiment, TargetingRules, Variant
@@ -26,7 +27,6 @@ from ingest.experiments.lifecycle import STEPS, WrongState
 from ingest.experiments.results import Question, Results, analyse
 from ingest.fields import FieldError, Invalid
 from ingest.operations import JSON, Answer, Call, Operation, Problem
-from ingest.placeholders import Placeholders
 from ingest.postgres.connections import load_queries
 from ingest.prefetch import is_made_ahead
 

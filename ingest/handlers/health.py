@@ -9,8 +9,8 @@ from typing import Final
 
 from aiohttp import web
 
-from ingest.addresses import Network, is_trusted
 from ingest.clients import authorization_key
+from ingest.events.values.locations import Network, is_trusted
 from ingest.http import BEARER, answer, problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

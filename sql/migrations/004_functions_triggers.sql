@@ -372,7 +372,7 @@ COMMENT ON FUNCTION public.abandon_inactive_sessions() IS
 
 -- Ids that are nobody's
 
--- The same rule as in ingest/placeholders.py, where it is explained.
+-- The same rule as in ingest/events/placeholders.py, where it is explained.
 CREATE FUNCTION ingest.is_placeholder_word(word text) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -453,7 +453,7 @@ COMMENT ON FUNCTION ingest.known_id(text) IS 'The id, NULL where it is nobody''s
 
 -- Addresses and sources
 
--- The same rules as in ingest/urls.py and ingest/sources.py, where they are explained; docs/sources.md is their table.
+-- The same rules as in ingest/events/values/urls.py and ingest/events/values/sources.py, where they are explained; docs/sources.md is their table.
 
 CREATE FUNCTION ingest.url_pieces(encoded text) RETURNS SETOF text
 LANGUAGE sql IMMUTABLE STRICT
@@ -924,7 +924,7 @@ LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
-        -- As in ingest/enrich.py.
+        -- As in ingest/events/values/enrich.py.
         WHEN lower(user_agent) ~ (
             '(?<!cu)(?<!tal)(?<!tur)(?<!ab)(?<!\yro)bots?\y|\yrobot/|\ybot[-_/]|crawl(?:er|ers|ing)?\y|spiders?\y|'
             || 'slurp\y|\ygoogleother\y|\ygoogle-[a-z]|\y(?:apis|mediapartners|feedfetcher|appengine)-google\y|'

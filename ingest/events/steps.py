@@ -26,28 +26,28 @@ from uuid import uuid5
 
 from msgspec import Raw
 
-from ingest.addresses import Place
-from ingest.anonymity import (
+from ingest.base.bites import Bites, finish
+from ingest.base.refusals import Refusal, RejectReason
+from ingest.events.anonymity import (
     conceal_members,
     conceal_own_lines,
     conceal_own_number,
     may_hold_addresses,
     own_number,
 )
-from ingest.base.bites import Bites, finish
-from ingest.base.refusals import Refusal, RejectReason
-from ingest.context import ContextFacts, page_of_properties, read_context
-from ingest.drafts import Drafts
-from ingest.enrich import NO_DEVICE, describe_user_agent
-from ingest.hazards import Hazards
-from ingest.jsonb import check_object
-from ingest.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
-from ingest.payload import MAX_NAME_CHARACTERS, RawEvent
-from ingest.placeholders import Placeholders
-from ingest.row import NO_TIME, field, fields
-from ingest.sources import NO_HOSTS, OwnHosts, source_name, source_of
-from ingest.timestamps import is_javascript_time, one_text_of, parse_time
-from ingest.urls import (
+from ingest.events.context import ContextFacts, page_of_properties, read_context
+from ingest.events.drafts import Drafts
+from ingest.events.hazards import Hazards
+from ingest.events.jsonb import check_object
+from ingest.events.payload import MAX_NAME_CHARACTERS, RawEvent
+from ingest.events.placeholders import Placeholders
+from ingest.events.row import NO_TIME, field, fields
+from ingest.events.values.enrich import NO_DEVICE, describe_user_agent
+from ingest.events.values.locations import Place
+from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
+from ingest.events.values.sources import NO_HOSTS, OwnHosts, source_name, source_of
+from ingest.events.values.timestamps import is_javascript_time, one_text_of, parse_time
+from ingest.events.values.urls import (
     MAX_URL_CHARACTERS,
     NO_PAGE,
     describe_page,

@@ -16,7 +16,7 @@ from ua_parser.loaders import load_lazy_builtins
 # By name, not the parser's own choice: that falls back to pure Python in silence, 1.1 ms a miss for 16 µs.
 from ua_parser.regex import Resolver
 
-from ingest.urls import MAX_VALUE_CHARACTERS, clean
+from ingest.events.values.urls import MAX_VALUE_CHARACTERS, clean
 
 _CACHED_CHARACTERS: Final = 512
 """No more is read of a user agent: what it tells comes first, and a text made for that purpose keeps the parser busy

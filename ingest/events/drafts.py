@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from ingest.base.refusals import Refusal, RejectReason
-from ingest.context import ContextFacts
-from ingest.payload import RawEvent
+from ingest.events.context import ContextFacts
+from ingest.events.payload import RawEvent
 
 _NOTHING: Final = RawEvent(name="-", type="system")
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import orjson
 
-from ingest.addresses import anonymise, canonical
+from ingest.events.values.locations import anonymise, canonical
 
 _STRING = rb'"((?:[^"\\]++|\\.)*+)"'
 _MEMBERS = re.compile(_STRING + rb"(?:(\s*+:)(?:\s*+" + _STRING + rb")?)?", re.DOTALL)

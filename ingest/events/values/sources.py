@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-from ingest.urls import host_form
+from ingest.events.values.urls import host_form
 
 NAMES: Final[dict[str, tuple[str, ...]]] = {
     "baidu": ("baidu.com",),

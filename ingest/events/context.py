@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple, TypeVar, get_args, get_type_hints
 import msgspec
 from msgspec import Raw
 
-from ingest.anonymity import conceal_members, may_hold_addresses
 from ingest.base.refusals import RejectReason
-from ingest.hazards import ALL_HAZARDS, NO_HAZARDS
-from ingest.jsonb import check_object
-from ingest.payload import NOTHING
-from ingest.urls import folded, strip_credentials, tidy
+from ingest.events.anonymity import conceal_members, may_hold_addresses
+from ingest.events.hazards import ALL_HAZARDS, NO_HAZARDS
+from ingest.events.jsonb import check_object
+from ingest.events.payload import NOTHING
+from ingest.events.values.urls import folded, strip_credentials, tidy
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)

@@ -11,8 +11,8 @@ from itertools import accumulate
 from msgspec import Raw
 
 from ingest.base.refusals import RejectReason
-from ingest.hazards import LONG_NUMBER_DIGITS, Hazards, has_long_number
-from ingest.row import json_field
+from ingest.events.hazards import LONG_NUMBER_DIGITS, Hazards, has_long_number
+from ingest.events.row import json_field
 
 
 def check_object(raw: Raw, hazards: Hazards, max_depth: int) -> str | RejectReason:
