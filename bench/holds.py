@@ -37,12 +37,12 @@ from ingest.events.drafts import Drafts
 from ingest.events.payload import MAX_EVENT_BYTES, Payload, read_native
 from ingest.events.steps import Limits, Sender, arrive, moment_of, take_through_steps, write_lines
 from ingest.events.values.enrich import warm_up
+from ingest.http.server import bind
 from ingest.intake import slice_of
 from ingest.operations import MAX_BODY_BYTES
 from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.server import bind
 from ingest.supervisor import tune_process
 
 T = TypeVar("T")

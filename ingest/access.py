@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from ingest.api_keys import PREFIX, KeyRing
-from ingest.clients import authorization_key
+from ingest.http.clients import authorization_key
 
 
 class InvalidToken(Exception):

@@ -26,13 +26,14 @@ from ingest.base.config import Config
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.logs import Quiet, fields
 from ingest.base.refusals import RejectReason
-from ingest.budget import Budget
-from ingest.census import Census, Seat
-from ingest.connections import CLOSING, SPARE
 from ingest.dedupe import DedupeWindow
 from ingest.events.values import enrich
 from ingest.experiments import definitions
 from ingest.experiments.definitions import Definitions
+from ingest.http.admission import CLOSING, SPARE
+from ingest.http.budget import Budget
+from ingest.http.census import Census, Seat
+from ingest.http.server import Server, bind_unix
 from ingest.journal import Journal, JournalFailed, JournalFull
 from ingest.ledger import JournalTaken, Ledger, create_journal
 from ingest.metrics import Gauges, Metrics, merge
@@ -42,7 +43,6 @@ from ingest.postgres import connections, migrations
 from ingest.postgres.pool import Pool
 from ingest.replays import Replays
 from ingest.routes import Parts
-from ingest.server import Server, bind_unix
 from ingest.tail import Tail
 from ingest.writer import Outcome, Writer
 

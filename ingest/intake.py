@@ -23,7 +23,6 @@ from typing import Final, NamedTuple, Protocol
 from ingest.accounts import Accounts
 from ingest.base.bites import Bites
 from ingest.base.refusals import NOT_KEPT, PayloadRefused, Refusal, RejectReason
-from ingest.budget import Budget
 from ingest.dedupe import DedupeWindow
 from ingest.events import row
 from ingest.events.anonymity import conceal_members, conceal_own, conceal_own_number, conceal_text
@@ -44,6 +43,7 @@ from ingest.events.steps import (
 )
 from ingest.events.values.timestamps import parse_time
 from ingest.events.values.urls import strip_credentials
+from ingest.http.budget import Budget
 from ingest.journal import Journal, JournalFull
 from ingest.open_record import OpenRecord
 from ingest.replays import Replays

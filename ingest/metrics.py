@@ -27,8 +27,8 @@ from prometheus_client.samples import Sample
 
 from ingest.accounts import Accounts
 from ingest.base.refusals import RejectReason
-from ingest.budget import Budget
-from ingest.connections import Connections
+from ingest.http.admission import Connections
+from ingest.http.budget import Budget
 from ingest.journal import Journal
 from ingest.writer import Writer
 

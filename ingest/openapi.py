@@ -12,7 +12,7 @@ from typing import Any, Final, get_args
 import msgspec
 import orjson
 
-from ingest.http import PROBLEM
+from ingest.http.answers import PROBLEM
 from ingest.operations import FORM, JSON, Answer, Operation
 
 _REF: Final = "#/components/schemas/{name}"

@@ -22,7 +22,7 @@ from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.buckets import Room
 from ingest.events.values.locations import parse_networks
-from ingest.handlers import health
+from ingest.http import health
 from ingest.maintenance import Schedule, Settings
 from ingest.postgres import connections, migrations
 from ingest.postgres.connections import FAILURES

@@ -16,9 +16,6 @@ from ingest.access import Authenticator, secret_key_checker
 from ingest.accounts import Accounts
 from ingest.api_keys import KeyRing
 from ingest.base.config import DIMENSION_NAMES, Config
-from ingest.budget import Budget
-from ingest.census import Seat
-from ingest.connections import Limits as ConnectionLimits
 from ingest.dedupe import DedupeWindow
 from ingest.emitter import Emitter
 from ingest.events.anonymity import own_address
@@ -27,7 +24,7 @@ from ingest.events.steps import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.events.values.locations import CountryDatabase, Place, anonymise, parse_networks, public_address
 from ingest.events.values.sources import OwnHosts
 from ingest.experiments.definitions import Definitions
-from ingest.handlers import docs, health, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
+from ingest.handlers import docs, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
 from ingest.handlers.collect import (
     SETTINGS_PATH,
     Collector,
@@ -41,16 +38,20 @@ from ingest.handlers.collect import (
 from ingest.handlers.experiments import Experiments
 from ingest.handlers.ofrep import Ofrep
 from ingest.handlers.stats import Stats, admit_reader
-from ingest.http import Cors, RateLimit, Volume
+from ingest.http import health
+from ingest.http.admission import Limits as ConnectionLimits
+from ingest.http.answers import Cors, RateLimit, Volume
+from ingest.http.budget import Budget
+from ingest.http.census import Seat
+from ingest.http.prefetch import is_made_ahead
+from ingest.http.public_address import PublicAddress
+from ingest.http.server import Admission, Server
 from ingest.intake import Intake, IntakeSettings
 from ingest.journal import Journal
 from ingest.metrics import Metrics
 from ingest.operations import Api, Operation, Problem
 from ingest.postgres.pool import Pool
-from ingest.prefetch import is_made_ahead
-from ingest.public_address import PublicAddress
 from ingest.replays import Replays
-from ingest.server import Admission, Server
 from ingest.stats.reading import Reader
 from ingest.tail import Tail
 from ingest.transactions import Transactions

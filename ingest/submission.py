@@ -9,10 +9,10 @@ from typing import Any
 
 from ingest.base.bites import Bites
 from ingest.base.refusals import Refusal
-from ingest.budget import Hold
 from ingest.events.batches import Part
 from ingest.events.payload import Payload, RawEvent
 from ingest.events.steps import Arrival, Sender
+from ingest.http.budget import Hold
 from ingest.open_record import OpenRecord
 from ingest.replays import Watch
 

@@ -34,8 +34,8 @@ from ingest.base.descriptors import raise_limit
 from ingest.base.errors import IngestError
 from ingest.base.logs import fields
 from ingest.base.waits import wait_for
-from ingest.census import Census
-from ingest.server import bind
+from ingest.http.census import Census
+from ingest.http.server import bind
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.base.refusals import RejectReason
-from ingest.connections import FIRST_REQUEST_SECONDS
 from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
+from ingest.http.admission import FIRST_REQUEST_SECONDS
 from tests import worker
 from tests.worker import Answer, Client, Raw, Start, errors
 
@@ -45,7 +45,7 @@ CHUNKED = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\
 @pytest.fixture(autouse=True)
 def short_lingering(monkeypatch):
     """Seconds in which the rest of a refused body is read, so that no test waits for them."""
-    monkeypatch.setattr("ingest.server.LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("ingest.http.server.LINGER_SECONDS", 0.3)
 
 
 @pytest.fixture(autouse=True)

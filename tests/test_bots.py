@@ -13,7 +13,7 @@ import pytest
 
 from ingest import kpis
 from ingest.buckets import Room
-from ingest.prefetch import is_made_ahead
+from ingest.http.prefetch import is_made_ahead
 from tests.aggregates import TOLD, Event, make_partitions
 from tests.test_experiment_results import NINE, TEN, counted, event, running, shown
 from tests.test_stats import Asker, ask, store

@@ -21,10 +21,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import intake, unread, waiting
+from ingest import intake, waiting
 from ingest.base.refusals import PayloadRefused
-from ingest.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded_bytes
 from ingest.events.payload import Payload, decode_native, decode_segment
+from ingest.http import unread
+from ingest.http.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded_bytes
 from tests import worker
 from tests.service import Service, running
 from tests.worker import Client, Raw, Start

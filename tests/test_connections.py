@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest.census import Census, Seat
-from ingest.connections import FIRST_REQUEST_SECONDS, Connections, Limits, Refusal
+from ingest.http.admission import FIRST_REQUEST_SECONDS, Connections, Limits, Refusal
+from ingest.http.census import Census, Seat
 from tests.service import Service, running, wait_until
 from tests.worker import Client, Start, client, start  # noqa: F401
 

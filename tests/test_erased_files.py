@@ -22,9 +22,9 @@ from ingest import journals, segment, set_aside
 from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.events import row
+from ingest.http.server import bind
 from ingest.segment import Layout, Record
 from ingest.segment_reader import SegmentReader
-from ingest.server import bind
 from ingest.traces import Traces
 from tests.service import Service, running, wait_until
 from tests.worker import QUICK, Client, Start, start

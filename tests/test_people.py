@@ -14,7 +14,7 @@ import pytest
 from ingest import journals, watermark
 from ingest.app import Worker, start_worker
 from ingest.base import config_sources
-from ingest.server import bind
+from ingest.http.server import bind
 from tests.worker import QUICK, Answer, Client, Start, start
 
 __all__ = ["start"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.http import RateLimit
+from ingest.http.answers import RateLimit
 
 
 class Clock:

@@ -12,7 +12,7 @@ import pytest
 
 from ingest import api_keys
 from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
-from ingest.handlers.health import FORWARDED
+from ingest.http.health import FORWARDED
 from tests import worker
 from tests.worker import Answer, Client, Start
 

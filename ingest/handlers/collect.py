@@ -16,8 +16,6 @@ from ingest import replays
 from ingest.base.bites import Bites
 from ingest.base.logs import Quiet
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.budget import Budget
-from ingest.clients import authorization_key
 from ingest.events.batches import PART_BYTES
 from ingest.events.encodings import is_packed, unpack
 from ingest.events.formats import is_json, to_json
@@ -31,9 +29,11 @@ from ingest.events.values.locations import (
     public_address,
     rate_limit_key,
 )
-from ingest.http import Brief, RateLimit, Volume, answer, problem, read_packed, refuse
+from ingest.http.answers import Brief, RateLimit, Volume, answer, problem, read_packed, refuse
+from ingest.http.budget import Budget
+from ingest.http.clients import authorization_key
+from ingest.http.public_address import PublicAddress
 from ingest.intake import NOT_WRITTEN, Intake
-from ingest.public_address import PublicAddress
 from ingest.replays import Watch
 from ingest.submission import Submission
 

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ingest import openapi
 from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
-from ingest.http import PROBLEM
+from ingest.http.answers import PROBLEM
 from ingest.operations import JSON, Operation
 from ingest.stats.query import ENDPOINTS, PARAMETERS
 

@@ -26,9 +26,9 @@ from ingest.experiments.flags import Reason
 from ingest.experiments.lifecycle import STEPS, WrongState
 from ingest.experiments.results import Question, Results, analyse
 from ingest.fields import FieldError, Invalid
+from ingest.http.prefetch import is_made_ahead
 from ingest.operations import JSON, Answer, Call, Operation, Problem
 from ingest.postgres.connections import load_queries
-from ingest.prefetch import is_made_ahead
 
 _QUERIES: Final = load_queries("experiments")
 TOO_MANY: Final = "PT429"

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from ingest import fields, mailbox
 from ingest.access import Scope
 from ingest.fields import FieldError, Invalid
-from ingest.http import answer
+from ingest.http.answers import answer
 from ingest.lead import (
     CURSOR_CHARACTERS,
     CURSOR_PATTERN,

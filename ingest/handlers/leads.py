@@ -20,7 +20,7 @@ from ingest.access import Caller, Scope
 from ingest.base.logs import Quiet
 from ingest.contact_fields import MAX_LOCAL_PART, Country, Email, Phone, is_phone
 from ingest.fields import FieldError, Invalid
-from ingest.http import answer
+from ingest.http.answers import answer
 from ingest.lead import Campaign, Consent, Features, Link, Source, recorded
 from ingest.operations import Answer, Call, Operation
 from ingest.postgres.connections import load_queries

@@ -27,7 +27,7 @@ from ingest.experiments.assignment import NOTHING_KNOWN, Context, canonical_id, 
 from ingest.experiments.definitions import Definitions
 from ingest.experiments.flags import Flag
 from ingest.fields import about, text
-from ingest.http import OVERLOADED_RETRY_SECONDS, answer, read_body
+from ingest.http.answers import OVERLOADED_RETRY_SECONDS, answer, read_body
 from ingest.operations import JSON, MAX_BODY_BYTES, Answer, Api, Call, Operation, Problem
 from ingest.postgres.pool import TooSlow, Unavailable
 

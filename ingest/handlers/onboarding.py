@@ -22,7 +22,7 @@ from ingest.access import ANYBODY
 from ingest.activities import conceal, told_errors, told_value
 from ingest.events.placeholders import Placeholders
 from ingest.fields import FieldError, Invalid
-from ingest.http import answer, problem
+from ingest.http.answers import answer, problem
 from ingest.journey import NamedSession, Session, event, events_of, kept, session
 from ingest.onboarding import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
 from ingest.operations import CONTENTION, Answer, Call, Operation, Problem

@@ -12,7 +12,7 @@ from aiohttp import web
 from ingest import fields
 from ingest.access import Scope
 from ingest.fields import FieldError, Invalid
-from ingest.http import answer
+from ingest.http.answers import answer
 from ingest.onboarding import STEPS, Step, StepName
 from ingest.operations import Answer, Call, Operation
 from ingest.postgres.connections import load_queries

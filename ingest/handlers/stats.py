@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ingest.access import Scope
 from ingest.base.logs import Quiet
-from ingest.http import BEARER, OVERLOADED_RETRY_SECONDS, answer, problem
+from ingest.http.answers import BEARER, OVERLOADED_RETRY_SECONDS, answer, problem
 from ingest.operations import Api, Problem
 from ingest.postgres.pool import Unavailable
 from ingest.stats import counts, kept_metrics, people

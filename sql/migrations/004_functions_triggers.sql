@@ -952,7 +952,7 @@ CREATE FUNCTION ingest.is_made_ahead() RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    -- As in ingest/prefetch.py.
+    -- As in ingest/http/prefetch.py.
     SELECT coalesce(coalesce(
         ingest.request_header('Sec-Purpose'), ingest.request_header('Purpose'),
         ingest.request_header('X-Purpose'), ingest.request_header('X-Moz')

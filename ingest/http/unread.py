@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from ingest.budget import Budget, Hold
 from ingest.events.values.locations import rate_limit_key
+from ingest.http.budget import Budget, Hold
 
 UNREAD_SECONDS: Final = 30.0
 """How long a client may take to read 64 kB, or what is left of an answer, before it is hung up on."""

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from ingest.census import Seat
+from ingest.http.census import Seat
 
 BACKLOG: Final = 1024
 _AT_ONCE: Final = 16

@@ -9,9 +9,9 @@ from typing import Final
 
 from aiohttp import web
 
-from ingest.clients import authorization_key
 from ingest.events.values.locations import Network, is_trusted
-from ingest.http import BEARER, answer, problem
+from ingest.http.answers import BEARER, answer, problem
+from ingest.http.clients import authorization_key
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ingest.base.logs import Quiet
-from ingest.census import Seat
+from ingest.http.census import Seat
 
 logger = logging.getLogger(__name__)
 

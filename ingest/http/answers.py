@@ -15,8 +15,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 
 from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused, Refusal, RejectReason
-from ingest.budget import Hold, too_slow
 from ingest.events.encodings import is_packed, unpack
+from ingest.http.budget import Hold, too_slow
 
 REASON_HEADER: Final = "X-Reject-Reason"
 OVERLOADED_RETRY_SECONDS: Final = 5

@@ -23,13 +23,13 @@ from aiohttp.web_protocol import _ErrInfo
 from ingest.base.descriptors import LAST_RESERVE, limit
 from ingest.base.errors import IngestError
 from ingest.base.waits import wait_for
-from ingest.budget import Budget
-from ingest.census import Census, Seat
-from ingest.connections import Connections, Limits, Refusal
 from ingest.events.values.locations import Network, is_trusted, rate_limit_key
-from ingest.http import OVERLOADED_RETRY_SECONDS, Cors, problem
-from ingest.listener import Listener
-from ingest.unread import Reader
+from ingest.http.admission import Connections, Limits, Refusal
+from ingest.http.answers import OVERLOADED_RETRY_SECONDS, Cors, problem
+from ingest.http.budget import Budget
+from ingest.http.census import Census, Seat
+from ingest.http.listener import Listener
+from ingest.http.unread import Reader
 
 logger = logging.getLogger(__name__)
 
