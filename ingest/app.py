@@ -18,8 +18,7 @@ from typing import Final
 
 import asyncpg
 
-from ingest import control, journals, leftovers, partitions, routes, watermark
-from ingest.accounts import Accounts
+from ingest import control, partitions, routes, watermark
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.base import descriptors
 from ingest.base.config import Config
@@ -34,14 +33,16 @@ from ingest.http.admission import CLOSING, SPARE
 from ingest.http.budget import Budget
 from ingest.http.census import Census, Seat
 from ingest.http.server import Server, bind_unix
-from ingest.journal import Journal, JournalFailed, JournalFull
+from ingest.journal import journals, leftovers
+from ingest.journal.accounts import Accounts
+from ingest.journal.journal import Journal, JournalFailed, JournalFull
+from ingest.journal.open_record import OpenRecord
+from ingest.journal.replays import Replays
 from ingest.ledger import JournalTaken, Ledger, create_journal
 from ingest.metrics import Gauges, Metrics, merge
-from ingest.open_record import OpenRecord
 from ingest.periodic import run_every
 from ingest.postgres import connections, migrations
 from ingest.postgres.pool import Pool
-from ingest.replays import Replays
 from ingest.routes import Parts
 from ingest.tail import Tail
 from ingest.writer import Outcome, Writer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ingest.open_record import OpenRecord
+from ingest.journal.open_record import OpenRecord
 
 
 class DedupeWindow:

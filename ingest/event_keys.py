@@ -22,8 +22,8 @@ import asyncpg
 
 from ingest.events.row import NO_TIME
 from ingest.events.values.timestamps import one_text_of
+from ingest.journal.segments import Record
 from ingest.postgres.connections import load_queries
-from ingest.segment import Record
 
 _QUERIES: Final = load_queries("event_keys")
 _LOCK_KEY: Final = 0x6576656E74732E2E

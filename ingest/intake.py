@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
 
-from ingest.accounts import Accounts
 from ingest.base.bites import Bites
 from ingest.base.refusals import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.dedupe import DedupeWindow
@@ -44,9 +43,10 @@ from ingest.events.steps import (
 from ingest.events.values.timestamps import parse_time
 from ingest.events.values.urls import strip_credentials
 from ingest.http.budget import Budget
-from ingest.journal import Journal, JournalFull
-from ingest.open_record import OpenRecord
-from ingest.replays import Replays
+from ingest.journal.accounts import Accounts
+from ingest.journal.journal import Journal, JournalFull
+from ingest.journal.open_record import OpenRecord
+from ingest.journal.replays import Replays
 from ingest.submission import Submission
 from ingest.tail import Tail, Told
 from ingest.waiting import Waiting

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import asyncpg
 
-from ingest import journals
 from ingest.base.errors import DatabaseError, IngestError
-from ingest.journals import Claimed
-from ingest.ownership import Ownership
+from ingest.journal import journals
+from ingest.journal.journals import Claimed
+from ingest.journal.ownership import Ownership
+from ingest.journal.segments import Layout, Record
 from ingest.postgres.connections import load_queries
-from ingest.segment import Layout, Record
 
 logger = logging.getLogger(__name__)
 

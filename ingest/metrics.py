@@ -25,11 +25,11 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.samples import Sample
 
-from ingest.accounts import Accounts
 from ingest.base.refusals import RejectReason
 from ingest.http.admission import Connections
 from ingest.http.budget import Budget
-from ingest.journal import Journal
+from ingest.journal.accounts import Accounts
+from ingest.journal.journal import Journal
 from ingest.writer import Writer
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -19,7 +19,7 @@ import asyncpg
 from ingest import buckets, identities, stale_metrics, tallies
 from ingest.buckets import Room
 from ingest.identities import MOST_LINKS
-from ingest.journal import RECORD_BITS
+from ingest.journal.journal import RECORD_BITS
 from ingest.postgres.connections import load_queries
 from ingest.postgres.leases import Lease
 from ingest.tallies import BEGINNINGS, Tallies

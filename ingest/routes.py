@@ -13,7 +13,6 @@ from aiohttp import web
 
 from ingest import control
 from ingest.access import Authenticator, secret_key_checker
-from ingest.accounts import Accounts
 from ingest.api_keys import KeyRing
 from ingest.base.config import DIMENSION_NAMES, Config
 from ingest.dedupe import DedupeWindow
@@ -47,11 +46,12 @@ from ingest.http.prefetch import is_made_ahead
 from ingest.http.public_address import PublicAddress
 from ingest.http.server import Admission, Server
 from ingest.intake import Intake, IntakeSettings
-from ingest.journal import Journal
+from ingest.journal.accounts import Accounts
+from ingest.journal.journal import Journal
+from ingest.journal.replays import Replays
 from ingest.metrics import Metrics
 from ingest.operations import Api, Operation, Problem
 from ingest.postgres.pool import Pool
-from ingest.replays import Replays
 from ingest.stats.reading import Reader
 from ingest.tail import Tail
 from ingest.transactions import Transactions

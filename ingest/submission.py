@@ -13,8 +13,8 @@ from ingest.events.batches import Part
 from ingest.events.payload import Payload, RawEvent
 from ingest.events.steps import Arrival, Sender
 from ingest.http.budget import Hold
-from ingest.open_record import OpenRecord
-from ingest.replays import Watch
+from ingest.journal.open_record import OpenRecord
+from ingest.journal.replays import Watch
 
 
 class Submission:

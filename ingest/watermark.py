@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ingest import journals, segment
-from ingest.journal import Journal
-from ingest.ownership import Ownership
+from ingest.journal import journals, segments
+from ingest.journal.journal import Journal
+from ingest.journal.ownership import Ownership
+from ingest.journal.segment_reader import SegmentError, SegmentReader
+from ingest.journal.segments import Layout, Record
+from ingest.journal.survey import known_layouts
 from ingest.postgres.pool import Pool
-from ingest.segment import Layout, Record
-from ingest.segment_reader import SegmentError, SegmentReader
-from ingest.survey import known_layouts
 
 _ASK_SECONDS: Final = 0.05
 _POSITIONS: Final = """
@@ -44,7 +44,7 @@ async def read(data_dir: Path, held: Sequence[Journal]) -> Watermark:
 def _read_in_thread(folders: Sequence[Path]) -> dict[str, tuple[int, Path]]:
     found: dict[str, tuple[int, Path]] = {}
     for folder in folders:
-        layout, paths = journals.read_layout(folder), segment.list_segments(folder)
+        layout, paths = journals.read_layout(folder), segments.list_segments(folder)
         known = known_layouts(paths, layout)
         # The newest that holds anything is enough: records are stored in order.
         last = next(filter(None, (_last_record(path, known) for path in reversed(paths))), 0)

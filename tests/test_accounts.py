@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.accounts import Accounts
 from ingest.base.refusals import RejectReason
+from ingest.journal.accounts import Accounts
 
 
 def test_new_books_balance():

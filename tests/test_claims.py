@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from ingest import identity_repairs
-from ingest.traces import Traces
+from ingest.journal.traces import Traces
 
 MALLORY = "mal3@evil.example"
 LEAD = "eeeeeeee-0000-4000-8000-000000000001"

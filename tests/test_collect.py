@@ -23,10 +23,11 @@ import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest import control, journal
+from ingest import control
 from ingest.base.refusals import RejectReason
 from ingest.handlers.collect import SEGMENT_CALLS
 from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
+from ingest.journal import journal
 from tests import worker
 from tests.test_addresses import write_database
 from tests.worker import Answer, Client, Start, errors
@@ -726,7 +727,7 @@ async def test_a_failing_disk_is_a_503_and_the_retry_is_no_duplicate(client: Cli
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.journal._write_all", fail)
+        patch.setattr("ingest.journal.journal._write_all", fail)
         assert_refused(await client.post(event), 503, "journal_unavailable")
         assert (await client.get("/readyz")).status == 503
     answer = await client.post(event)
@@ -796,7 +797,7 @@ async def test_a_retry_in_flight_waits_for_the_first_try(client: Client, monkeyp
             write(descriptor, content)
 
         with monkeypatch.context() as patch:
-            patch.setattr("ingest.journal._write_all", write_slowly)
+            patch.setattr("ingest.journal.journal._write_all", write_slowly)
             tries = [asyncio.create_task(client.post(event)) for _ in range(3)]
             try:
                 _, waiting = await asyncio.wait(tries, timeout=0.2)

@@ -17,10 +17,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import journals, ledger
+from ingest import ledger
 from ingest.commands.resolve import _waiting
 from ingest.events import row
-from ingest.ownership import Ownership
+from ingest.journal import journals
+from ingest.journal.ownership import Ownership
 from ingest.postgres.embedded import EmbeddedPostgres
 from tests.faults import StubbornClient, kill_postgres
 from tests.service import Service, environment, wait_until

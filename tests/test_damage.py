@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ingest.segment_reader
-from ingest import journals, segment
-from ingest.journal import Journal
-from ingest.journals import Claimed, claim_folder
-from ingest.segment import Layout, Record
-from ingest.survey import Gap
+import ingest.journal.segment_reader
+from ingest.journal import journals, segments
+from ingest.journal.journal import Journal
+from ingest.journal.journals import Claimed, claim_folder
+from ingest.journal.segments import Layout, Record
+from ingest.journal.survey import Gap
 from tests.test_journal import LAYOUT, MIB, drain, lines_of, put
 
 SEGMENT = 600
@@ -121,12 +121,12 @@ def copy(folder: Path, target: Path) -> Path:
 def parts_of(folder: Path) -> list[tuple[Path, int, int, int]]:
     """Where the records' lines are: segment, first byte, end, number."""
     found = []
-    for path in segment.list_segments(folder):
-        with ingest.segment_reader.SegmentReader(path) as reader:
+    for path in segments.list_segments(folder):
+        with ingest.journal.segment_reader.SegmentReader(path) as reader:
             at = reader.offset
             for piece in reader:
                 assert isinstance(piece, Record)
-                found.append((path, at + segment.HEADER.size, reader.offset - segment.HEADER.size, piece.number))
+                found.append((path, at + segments.HEADER.size, reader.offset - segments.HEADER.size, piece.number))
                 at = reader.offset
     return found
 
@@ -155,9 +155,9 @@ async def test_each_byte_flipped_in_turn(in_memory, with_mark, flip):
     folder = in_memory / "j"
     events = await fill(folder, 3)
     if not with_mark:
-        segment.mark_path(folder).unlink()
+        segments.mark_path(folder).unlink()
     parts = parts_of(folder)
-    files = [*segment.list_segments(folder), *([segment.mark_path(folder)] if with_mark else [])]
+    files = [*segments.list_segments(folder), *([segments.mark_path(folder)] if with_mark else [])]
     assert len(files) == (3 if with_mark else 2)
     for file in files:
         whole = file.read_bytes()
@@ -178,7 +178,7 @@ async def test_cut_at_every_length(in_memory, which):
     folder = in_memory / "j"
     events = await fill(folder)
     parts = parts_of(folder)
-    file = segment.list_segments(folder)[which]
+    file = segments.list_segments(folder)[which]
     for size in range(0, file.stat().st_size, 7):
         target = copy(folder, in_memory / "copy")
         os.truncate(target / file.name, size)
@@ -195,7 +195,7 @@ def test_a_stretch_that_is_overwritten(tmp_path_factory, which, place, size, wit
         folder = tmp_path_factory.mktemp("hole") / "j"
         events = await fill(folder, stored=stored)
         parts = parts_of(folder)
-        file = segment.list_segments(folder)[which % len(segment.list_segments(folder))]
+        file = segments.list_segments(folder)[which % len(segments.list_segments(folder))]
         whole = file.read_bytes()
         start = place % len(whole)
         end = min(start + size, len(whole))
@@ -221,7 +221,7 @@ def swap(a: Path, b: Path) -> None:
 
 
 def numbers_in(folder: Path, *which: int) -> set[int]:
-    paths = segment.list_segments(folder)
+    paths = segments.list_segments(folder)
     return {number for path, *_, number in parts_of(folder) if path in [paths[index] for index in which]}
 
 
@@ -241,7 +241,7 @@ def become(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def mark_of(paths: list[Path]) -> Path:
-    return segment.mark_path(paths[0].parent)
+    return segments.mark_path(paths[0].parent)
 
 
 def into_one(paths: list[Path]) -> None:
@@ -266,13 +266,13 @@ FILES: dict[str, tuple[Callable[[list[Path]], object], tuple[int, ...]]] = {
     "all emptied": (lambda paths: empty(*paths), (0, 1, 2, -1)),
     "swapped": (lambda paths: swap(paths[0], paths[2]), ()),
     "newest swapped": (lambda paths: swap(paths[1], paths[-1]), ()),
-    "renamed to the front": (lambda paths: paths[2].rename(segment.path_of(paths[0].parent, 0)), ()),
+    "renamed to the front": (lambda paths: paths[2].rename(segments.path_of(paths[0].parent, 0)), ()),
     "renamed to the end": (lambda paths: paths[0].rename(paths[0].with_name("9999999999999999.segment")), ()),
-    "renamed to the next": (lambda paths: paths[1].rename(segment.path_of(paths[0].parent, 9)), ()),
+    "renamed to the next": (lambda paths: paths[1].rename(segments.path_of(paths[0].parent, 9)), ()),
     "renamed to a word": (lambda paths: paths[1].rename(paths[0].with_name("copy of one.segment")), ()),
-    "copied": (lambda paths: shutil.copy(paths[1], segment.path_of(paths[0].parent, 100)), ()),
-    "newest copied": (lambda paths: shutil.copy(paths[-1], segment.path_of(paths[0].parent, 0)), ()),
-    "an empty one between": (lambda paths: empty(segment.path_of(paths[0].parent, 2)), ()),
+    "copied": (lambda paths: shutil.copy(paths[1], segments.path_of(paths[0].parent, 100)), ()),
+    "newest copied": (lambda paths: shutil.copy(paths[-1], segments.path_of(paths[0].parent, 0)), ()),
+    "an empty one between": (lambda paths: empty(segments.path_of(paths[0].parent, 2)), ()),
     "all in one": (into_one, ()),
     "a folder": (lambda paths: become(paths[1], Path.mkdir), (1,)),
     "a folder, newest": (lambda paths: become(paths[-1], lambda path: (path / "x").mkdir(parents=True)), (-1,)),
@@ -297,7 +297,7 @@ async def test_files_that_are_not_as_they_were_left(tmp_path, what, stored):
     events = await fill(folder, 8, stored)
     mutate, which = FILES[what]
     lost = numbers_in(folder, *which)
-    mutate(segment.list_segments(folder))
+    mutate(segments.list_segments(folder))
     async with asyncio.timeout(20):
         check(await reopen(folder, stored), events, lost, stored)
 
@@ -310,7 +310,7 @@ async def test_of_a_gap_that_the_ledger_covers_in_part_the_most_is_counted(tmp_p
     mutate, which = FILES[what]
     lost = numbers_in(folder, *which)
     ledger = min(lost)
-    mutate(segment.list_segments(folder))
+    mutate(segments.list_segments(folder))
     books = await reopen(folder, ledger)
     least = sum(events[number - 1] for number in lost if number > ledger)
     assert least <= books.lost <= sum(events[: max(lost)])
@@ -321,7 +321,7 @@ async def test_what_is_stored_may_be_missing(tmp_path):
     """Segments are deleted when they are stored: that is no loss, and nothing is told."""
     folder = tmp_path / "j"
     events = await fill(folder, 8, stored=5)
-    assert len(segment.list_segments(folder)) < 4
+    assert len(segments.list_segments(folder)) < 4
     check(await reopen(folder, 5), events, set(), 5)
     check(await reopen(folder, 8), events, set(), 8)
 
@@ -336,13 +336,13 @@ def test_records_out_of_order_and_more_than_once(tmp_path_factory, one, other, w
         events = await fill(folder)
         records = []
         for path, start, end, _ in parts_of(folder):
-            records.append(path.read_bytes()[start - segment.HEADER.size : end + segment.HEADER.size])
-        for path in segment.list_segments(folder):
+            records.append(path.read_bytes()[start - segments.HEADER.size : end + segments.HEADER.size])
+        for path in segments.list_segments(folder):
             path.unlink()
         rubbish = b"rubbish" if with_rubbish else b""
         for name, places in ((1, one), (5, other)):
             content = rubbish.join(records[place] for place in places) + rubbish
-            segment.path_of(folder, name).write_bytes(segment.encode_layout(LAYOUT) + content)
+            segments.path_of(folder, name).write_bytes(segments.encode_layout(LAYOUT) + content)
         check(await reopen(folder), events, set(range(1, 7)) - {place + 1 for place in one + other})
 
     asyncio.run(run())
@@ -356,7 +356,7 @@ async def test_what_is_missing_is_judged_when_the_ledger_tells(tmp_path, what, l
     events = await fill(folder, 8)
     mutate, which = FILES[what]
     missing = numbers_in(folder, *which)
-    mutate(segment.list_segments(folder))
+    mutate(segments.list_segments(folder))
     books = await reopen(folder, None, ledger)
     assert books.recovered == sum(events)
     lost = sum(events[number - 1] for number in missing if number > ledger)
@@ -373,7 +373,7 @@ async def test_a_file_without_permission(tmp_path, monkeypatch):
     folder = tmp_path / "j"
     events = await fill(folder, 8)
     lost = numbers_in(folder, 1)
-    path = segment.list_segments(folder)[1]
+    path = segments.list_segments(folder)[1]
     real = os.open
 
     def refuse(name, *given, **named):
@@ -421,16 +421,16 @@ async def test_blocks_that_the_disk_does_not_give(tmp_path, monkeypatch, block):
             raise OSError(errno.EIO, "Input/output error")
         return real_pread(descriptor, size, at)
 
-    real = ingest.segment_reader.SegmentReader._bytes
+    real = ingest.journal.segment_reader.SegmentReader._bytes
 
     def through_the_bad_disk(self, offset, size):
         if not isinstance(self._file, Failing):
             self._file = Failing(self._file)
         return real(self, offset, size)
 
-    monkeypatch.setattr(ingest.segment_reader.SegmentReader, "_bytes", through_the_bad_disk)
+    monkeypatch.setattr(ingest.journal.segment_reader.SegmentReader, "_bytes", through_the_bad_disk)
     monkeypatch.setattr(os, "pread", pread)
-    overhead = segment.HEADER.size
+    overhead = segments.HEADER.size
     hit = {
         number
         for _, start, end, number in parts
@@ -469,7 +469,7 @@ async def test_damage_that_comes_while_the_journal_is_open_is_counted(tmp_path):
     lost: list[int] = []
     journal = open_journal(folder)
     journal._on_lost = lost.append
-    paths = segment.list_segments(folder)
+    paths = segments.list_segments(folder)
     content = bytearray(paths[0].read_bytes())
     content[content.index(b"2.1")] ^= 1
     paths[0].write_bytes(content)
@@ -490,7 +490,7 @@ async def test_damage_that_comes_while_the_journal_is_open_is_counted(tmp_path):
 async def test_what_was_set_aside_before_is_never_overwritten(tmp_path):
     folder = tmp_path / "j"
     await fill(folder, 8)
-    paths = segment.list_segments(folder)
+    paths = segments.list_segments(folder)
     for path in paths:
         path.with_suffix(".damaged").write_bytes(b"of an earlier day")
         path.with_suffix(".torn").write_bytes(b"of an earlier day")
@@ -514,7 +514,7 @@ async def test_a_new_segment_overwrites_nothing(tmp_path, make):
     folder = tmp_path / "j"
     await fill(folder, 2)
     journal = open_journal(folder)
-    path = segment.path_of(folder, 3)
+    path = segments.path_of(folder, 3)
     make(path)
     assert await put(journal, "third") == 3
     assert path.is_dir() or path.is_symlink() or path.stat().st_size == 0
@@ -527,7 +527,7 @@ async def test_a_new_segment_overwrites_nothing(tmp_path, make):
 async def test_garbage_at_the_end_is_no_loss_and_is_kept(tmp_path, at_end):
     folder = tmp_path / "j"
     events = await fill(folder)
-    path = segment.list_segments(folder)[-1]
+    path = segments.list_segments(folder)[-1]
     path.write_bytes(path.read_bytes() + at_end)
     check(await reopen(folder), events, set())
     kept = path.with_suffix(".torn")
@@ -538,11 +538,11 @@ async def test_a_segment_of_another_journal_is_not_stored_as_ours(tmp_path):
     folder = tmp_path / "j"
     events = await fill(folder)
     other = Layout(8, "another", LAYOUT.event_columns, LAYOUT.rejected_columns)
-    record = segment.encode(Record(3, 1, 0, 1, 0, b"not ours\n", b"", other))
+    record = segments.encode(Record(3, 1, 0, 1, 0, b"not ours\n", b"", other))
     strayed = folder / "0000000000000003-2.segment"
-    strayed.write_bytes(segment.encode_layout(other) + record)
+    strayed.write_bytes(segments.encode_layout(other) + record)
     # And a block of it in one of ours.
-    path = segment.list_segments(folder)[0]
+    path = segments.list_segments(folder)[0]
     path.write_bytes(path.read_bytes() + record)
     check(await reopen(folder), events, set())
     assert strayed.with_suffix(".damaged").exists()
@@ -553,12 +553,12 @@ async def test_no_event_can_be_made_to_look_like_a_record(tmp_path):
     folder = tmp_path / "j"
     folder.mkdir()
     journal = open_journal(folder)
-    forged = segment.encode(Record(9, 1, 0, 1, 0, b"forged\n", b"", LAYOUT))
+    forged = segments.encode(Record(9, 1, 0, 1, 0, b"forged\n", b"", LAYOUT))
     text = "IJN2 IJE2 IJN1 " + forged.translate(None, b"\0\n\r").decode("latin-1").replace("\x85", "")
     for _ in range(3):
         await put(journal, text)
     await journal.close()
-    path = segment.list_segments(folder)[0]
+    path = segments.list_segments(folder)[0]
     content = bytearray(path.read_bytes())
     content[content.index(b"forged")] ^= 1
     path.write_bytes(content)
@@ -575,7 +575,7 @@ def old_record(number: int, lines: bytes, events: int = 1) -> bytes:
 
 
 def old_segment(*records: bytes | bytearray) -> bytes:
-    line = segment.encode_layout(LAYOUT)
+    line = segments.encode_layout(LAYOUT)
     return line[: len(line) // 2].replace(b"ingest-journal 2", b"ingest-journal 1") + b"".join(records)
 
 
@@ -583,7 +583,7 @@ async def test_segments_of_format_1_are_read_and_followed_by_new_ones(tmp_path):
     folder = tmp_path / "j"
     folder.mkdir()
     records = [old_record(number, f"old {number}\n".encode()) for number in range(1, 5)]
-    segment.path_of(folder, 1).write_bytes(old_segment(*records))
+    segments.path_of(folder, 1).write_bytes(old_segment(*records))
     journal = open_journal(folder)
     await put(journal, "new")
     await journal.close()
@@ -600,7 +600,7 @@ async def test_damage_in_format_1_costs_a_record(tmp_path, place):
         folder.mkdir()
         records = [bytearray(old_record(number, f"old {number}\tx\n".encode(), 3)) for number in range(1, 5)]
         records[place][10 if in_header else -2] ^= 1
-        path = segment.path_of(folder, 1)
+        path = segments.path_of(folder, 1)
         path.write_bytes(old_segment(*records))
         journal = open_journal(folder)
         lost: list[int] = []
@@ -618,7 +618,7 @@ async def test_a_first_line_of_format_1_that_is_damaged(tmp_path):
     folder.mkdir()
     content = bytearray(old_segment(*[old_record(number, f"old\t{number}\n".encode()) for number in (1, 2)]))
     content[40] ^= 1
-    segment.path_of(folder, 1).write_bytes(content)
+    segments.path_of(folder, 1).write_bytes(content)
     books = await reopen(folder)
     assert (books.drained, books.lost) == (["old\t1", "old\t2"], 0)
 
@@ -630,9 +630,9 @@ async def test_the_lines_of_an_older_release_are_stored_with_their_columns_altho
     older = Layout(LAYOUT.journal, LAYOUT.identity, ("id",), ("reason",))
     for number in (1, 2):
         record = Record(number, 1, 0, 1, 0, b"%d\n" % number, b"", older)
-        segment.path_of(folder, number).write_bytes(segment.encode_layout(older) + segment.encode(record))
-    path = segment.path_of(folder, 1)
-    path.write_bytes(bytes(600) + path.read_bytes()[2 * len(segment.encode_layout(older)) // 2 :])
+        segments.path_of(folder, number).write_bytes(segments.encode_layout(older) + segments.encode(record))
+    path = segments.path_of(folder, 1)
+    path.write_bytes(bytes(600) + path.read_bytes()[2 * len(segments.encode_layout(older)) // 2 :])
     journal = open_journal(folder)
     await put(journal, "3\tnew")
     await journal.close()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.dedupe import DedupeWindow
-from ingest.open_record import OpenRecord
+from ingest.journal.open_record import OpenRecord
 
 
 def key(number: int) -> bytes:

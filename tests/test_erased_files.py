@@ -18,14 +18,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import journals, segment, set_aside
 from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.events import row
 from ingest.http.server import bind
-from ingest.segment import Layout, Record
-from ingest.segment_reader import SegmentReader
-from ingest.traces import Traces
+from ingest.journal import journals, segments, set_aside
+from ingest.journal.segment_reader import SegmentReader
+from ingest.journal.segments import Layout, Record
+from ingest.journal.traces import Traces
 from tests.service import Service, running, wait_until
 from tests.worker import QUICK, Client, Start, start
 
@@ -163,7 +163,7 @@ async def test_empty_records_and_many_files_do_not_keep_an_old_one(client: Clien
     await erase(client, ANN)
     assert named_in(data_dir_of(client), ANN) == []
     await erase(client, ANN)
-    assert len(segment.list_segments(journal.folder)) <= 2, (
+    assert len(segments.list_segments(journal.folder)) <= 2, (
         "the newest, and one of which nothing is left but a number"
     )
 
@@ -230,7 +230,7 @@ async def written(client: Client, connection: asyncpg.Connection) -> bytes:
             for body in bodies:
                 await client.post(body)
         await client.post([{"name": "last"}])
-        [path] = segment.list_segments(client.worker.journal.folder)
+        [path] = segments.list_segments(client.worker.journal.folder)
         content = path.read_bytes()
     for person in (ANN, BOB, OTHERS):
         await client.post(person.lead, "/v1/leads")
@@ -372,7 +372,7 @@ async def test_a_segment_that_is_damaged_while_it_waits_is_set_aside_and_searche
         await say(first, ANN)
         await say(first, BOB)
         await first.worker.stop()
-    [path] = segment.list_segments(first.worker.journal.folder)
+    [path] = segments.list_segments(first.worker.journal.folder)
     content = bytearray(path.read_bytes())
     for person in (ANN, BOB):
         # Not in the event that tells whose id it is.
@@ -396,7 +396,7 @@ async def test_a_damaged_journal_that_nobody_holds_stops_no_erasure(client: Clie
     await one.post([{"name": "only", "user_id": ANN.user_id, "properties": {"email": BOB.address}}])
     await one.settled()
     await gone.stop()
-    [path] = segment.list_segments(gone.journal.folder)
+    [path] = segments.list_segments(gone.journal.folder)
     content = bytearray(path.read_bytes())
     content[30 if place == "first line" else content.index(BOB.address.encode())] ^= 0x40
     path.write_bytes(content)
@@ -404,7 +404,7 @@ async def test_a_damaged_journal_that_nobody_holds_stops_no_erasure(client: Clie
     assert ["unclear" in file for file in files] == ([True] if place == "own line" else [])
     (await erase(client, BOB)).get("journal_files", [])
     assert (place == "own line") or named_in(data_dir_of(client), BOB) == []
-    assert not [path for path in segment.list_segments(gone.journal.folder) if b"only" in path.read_bytes()]
+    assert not [path for path in segments.list_segments(gone.journal.folder) if b"only" in path.read_bytes()]
 
 
 # Crashes.
@@ -424,11 +424,11 @@ def fill(folder: Path, records: int) -> bytes:
     (folder / "journal.json").write_text(f'{{"number": 7, "identity": "{LAYOUT.identity}"}}')
     kept = b""
     with (folder / "x.damaged").open("wb") as file:
-        file.write(segment.encode_layout(LAYOUT))
+        file.write(segments.encode_layout(LAYOUT))
         for number in range(1, records + 1):
             lines = [line_of(BOB, number), line_of(ANN, number), line_of(BOB, -number)]
             kept += lines[0] + lines[2]
-            file.write(segment.encode(Record(number, 3, 0, 1, 0, b"".join(lines), b"", LAYOUT)))
+            file.write(segments.encode(Record(number, 3, 0, 1, 0, b"".join(lines), b"", LAYOUT)))
     return kept
 
 
@@ -436,7 +436,7 @@ ERASING = f"""
 import sys
 from pathlib import Path
 from ingest import set_aside
-from ingest.traces import Traces
+from ingest.journal.traces import Traces
 print("begins", flush=True)
 traces = Traces({{"address": [{ANN.address!r}], "user_ids": [{ANN.user_id!r}]}})
 set_aside.search(Path(sys.argv[1]), traces, erase=True)

@@ -15,7 +15,7 @@ import pytest
 
 from ingest import mailbox
 from ingest.events.values.phones import phone_forms
-from ingest.traces import Traces
+from ingest.journal.traces import Traces
 from tests.roles import NOT_PERMITTED, acting, claims, refusal
 
 

@@ -20,14 +20,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-import ingest.journal
-from ingest import journals, segment
+import ingest.journal.journal
 from ingest.base.errors import DatabaseError
 from ingest.base.refusals import RejectReason
 from ingest.events import row
-from ingest.journal import Journal
+from ingest.journal import journals, segments
+from ingest.journal.journal import Journal
+from ingest.journal.segments import Layout
 from ingest.ledger import create_journal
-from ingest.segment import Layout
 from tests.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres
 from tests.service import Service, running, wait_until
 from tests.test_crashes import mortal, stored_ids
@@ -337,7 +337,7 @@ def test_a_collector_that_freezes_goes_on_where_it_was(mortal, tmp_path):
 async def test_a_failed_fsync_is_a_503_for_its_requests_and_the_next_ones_are_fine(start: Start, monkeypatch):
     client = await start()
     assert (await client.post(batch(1, "before"))).status == 200
-    real, failures = ingest.journal._write_all, iter([True, False])
+    real, failures = ingest.journal.journal._write_all, iter([True, False])
 
     def failing(descriptor: int, content: bytes) -> None:
         real(descriptor, content)
@@ -360,7 +360,7 @@ async def test_a_failed_fsync_is_a_503_for_its_requests_and_the_next_ones_are_fi
 
 async def test_the_tail_shows_as_accepted_only_what_is_durable(start: Start, monkeypatch):
     client = await start()
-    real, failures = ingest.journal._write_all, iter([True])
+    real, failures = ingest.journal.journal._write_all, iter([True])
 
     def failing(descriptor: int, content: bytes) -> None:
         real(descriptor, content)
@@ -458,7 +458,7 @@ def test_a_torn_tail_is_cut_and_everything_acknowledged_is_stored(mortal, tmp_pa
         for _ in range(5):
             service.post("/v1/events", batch(10))
         service.kill()
-        newest = segment.list_segments(journals.folders(tmp_path / "data")[0])[-1]
+        newest = segments.list_segments(journals.folders(tmp_path / "data")[0])[-1]
         whole = newest.read_bytes()
         newest.write_bytes(whole + whole[-200:-40])
         mortal.start()
@@ -479,7 +479,7 @@ def test_a_flipped_byte_costs_its_record_is_counted_and_the_segment_is_set_aside
             service.post("/v1/events", batch(10, f"record {n}"))
         service.kill()
         folder = journals.folders(tmp_path / "data")[0]
-        path = segment.list_segments(folder)[-1]
+        path = segments.list_segments(folder)[-1]
         content = bytearray(path.read_bytes())
         content[content.index(b"record 2") + 1] ^= 0x20
         path.write_bytes(content)
@@ -512,7 +512,7 @@ def test_segments_that_are_lost_or_moved_are_counted_and_stop_nobody(mortal, tmp
             events = [{**one, "properties": {"text": "x" * 9000}} for one in batch(20)]
             assert service.post("/v1/events", events)[0] == 200
         service.kill()
-        paths = segment.list_segments(journals.folders(tmp_path / "data")[0])
+        paths = segments.list_segments(journals.folders(tmp_path / "data")[0])
         assert len(paths) >= 3
         if what == "newest emptied":
             os.truncate(paths[-1], 0)
@@ -590,13 +590,13 @@ async def test_a_journal_that_nobody_holds_is_adopted_and_drained(start: Start, 
 
 async def test_nobody_can_take_a_journal_that_is_just_being_made(database_url, tmp_path, monkeypatch):
     """A sibling looks for journals that nobody holds at that very moment."""
-    real, looks = segment.flush_folder, []
+    real, looks = segments.flush_folder, []
 
     def look(folder: Path) -> None:
         real(folder)
         looks.append(journals.claim(tmp_path))
 
-    monkeypatch.setattr(segment, "flush_folder", look)
+    monkeypatch.setattr(segments, "flush_folder", look)
     connection = await asyncpg.connect(database_url)
     made = await create_journal(tmp_path, connection)
     await connection.close()

@@ -15,7 +15,7 @@ import pytest
 from ingest import event_keys, partitions
 from ingest.event_keys import Keyed
 from ingest.events import row
-from ingest.segment import Layout, Record
+from ingest.journal.segments import Layout, Record
 from tests.worker import Client, Start, start
 
 __all__ = ["start"]

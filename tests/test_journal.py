@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ingest.journal
-from ingest import segment
-from ingest.journal import MAX_OPEN_BYTES, Journal, JournalFailed, JournalFull
-from ingest.journals import Claimed, claim_folder
-from ingest.segment import Layout, Record
-from ingest.survey import Gap
+import ingest.journal.journal
+from ingest.journal import segments
+from ingest.journal.journal import MAX_OPEN_BYTES, Journal, JournalFailed, JournalFull
+from ingest.journal.journals import Claimed, claim_folder
+from ingest.journal.segments import Layout, Record
+from ingest.journal.survey import Gap
 
 LAYOUT = Layout(7, "0b8f2f6c-3c39-4d0c-9f0e-7a1d9f5b1d11", ("id", "name"), ("reason",))
 MIB = 1024 * 1024
@@ -128,7 +128,7 @@ async def test_memory_is_bounded_and_the_rest_is_read_back_from_disk_in_order(tm
     for index in range(1500):
         await put(journal, f"{index} {text}")
         assert journal.memory_bytes <= 110_000
-    assert len(segment.list_segments(tmp_path / "j")) >= 4
+    assert len(segments.list_segments(tmp_path / "j")) >= 4
     taken = []
     while records := await journal.take(50_000):
         assert journal.memory_bytes <= 250_000
@@ -137,7 +137,7 @@ async def test_memory_is_bounded_and_the_rest_is_read_back_from_disk_in_order(tm
         await put(journal, f"{1500 + len(taken)} late") if len(taken) < 500 else None
     assert [int(line.split()[0]) for line in taken[:1500]] == list(range(1500))
     assert journal.backlog.events == 0 and journal.backlog.bytes == 0
-    assert len(segment.list_segments(tmp_path / "j")) == 1
+    assert len(segments.list_segments(tmp_path / "j")) == 1
     await journal.close()
 
 
@@ -193,7 +193,7 @@ async def test_past_the_byte_limit_nothing_is_taken_until_there_is_room(tmp_path
 async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = __import__("threading").Event()
-    real = ingest.journal._write_all
+    real = ingest.journal.journal._write_all
     monkeypatch.setattr(ingest.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
     first = journal.append(["first\n"], 1, [])
     await asyncio.sleep(0.01)
@@ -210,7 +210,7 @@ async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp
 async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     await put(journal, "before")
-    real = ingest.journal._write_all
+    real = ingest.journal.journal._write_all
     failed: list[int] = []
 
     def fail_once(descriptor: int, content: bytes) -> None:
@@ -224,7 +224,7 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
     assert all(isinstance(outcome, JournalFailed) for outcome in outcomes)
     assert journal.backlog.events == 1 and journal.failed_writes == 1
     await put(journal, "after")
-    assert len(segment.list_segments(tmp_path / "j")) == 2, "a descriptor that failed is never fsynced again"
+    assert len(segments.list_segments(tmp_path / "j")) == 2, "a descriptor that failed is never fsynced again"
     await journal.close()
     journal = make(tmp_path / "j", stored_through=0)
     assert lines_of(await drain(journal)) == ["before", "after"], "what was not acknowledged is not stored either"
@@ -232,16 +232,16 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
 
 
 BROKEN_WRITES = {
-    "encoding": ("ingest.segment.encode", struct.error("argument out of range")),
-    "no memory": ("ingest.segment.encode", MemoryError()),
+    "encoding": ("ingest.journal.journal.segments.encode", struct.error("argument out of range")),
+    "no memory": ("ingest.journal.journal.segments.encode", MemoryError()),
     "no thread": ("threading.Thread.start", RuntimeError("can't start new thread")),
     "no descriptor": ("os.open", OSError(errno.EMFILE, "Too many open files")),
     "folder gone": ("os.open", FileNotFoundError(errno.ENOENT, "No such file or directory")),
-    "first line": ("ingest.segment.encode_layout", ValueError("not JSON")),
-    "folder's fsync": ("ingest.segment.flush_folder", OSError(errno.EIO, "Input/output error")),
-    "write": ("ingest.journal._write_all", OSError(errno.ENOSPC, "No space left on device")),
-    "write, no memory": ("ingest.journal._write_all", MemoryError()),
-    "write, a bug": ("ingest.journal._write_all", ZeroDivisionError("ours")),
+    "first line": ("ingest.journal.journal.segments.encode_layout", ValueError("not JSON")),
+    "folder's fsync": ("ingest.journal.journal.segments.flush_folder", OSError(errno.EIO, "Input/output error")),
+    "write": ("ingest.journal.journal.journal._write_all", OSError(errno.ENOSPC, "No space left on device")),
+    "write, no memory": ("ingest.journal.journal.journal._write_all", MemoryError()),
+    "write, a bug": ("ingest.journal.journal.journal._write_all", ZeroDivisionError("ours")),
 }
 
 
@@ -291,7 +291,7 @@ async def test_a_listener_that_raises_keeps_nobody_waiting(tmp_path, monkeypatch
 async def test_a_write_that_hangs_is_told(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = threading.Event()
-    real = ingest.journal._write_all
+    real = ingest.journal.journal._write_all
     monkeypatch.setattr(ingest.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
     waiting = asyncio.ensure_future(put(journal, "event"))
     await asyncio.sleep(0.01)
@@ -326,16 +326,16 @@ async def test_the_clock_may_say_anything(tmp_path, monkeypatch, clock):
 
 async def test_a_disk_that_is_full_when_a_segment_begins_leaves_nothing_behind(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
-    real = segment.flush_folder
+    real = segments.flush_folder
 
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(segment, "flush_folder", full)
+    monkeypatch.setattr(segments, "flush_folder", full)
     with pytest.raises(JournalFailed):
         await put(journal, "lost")
-    assert segment.list_segments(tmp_path / "j") == []
-    monkeypatch.setattr(segment, "flush_folder", real)
+    assert segments.list_segments(tmp_path / "j") == []
+    monkeypatch.setattr(segments, "flush_folder", real)
     await put(journal, "kept")
     assert lines_of(await drain(journal)) == ["kept"]
     await journal.close()
@@ -358,7 +358,7 @@ async def test_a_flipped_byte_costs_one_record_and_sets_the_segment_aside(tmp_pa
     for index in range(10):
         await put(journal, f"event {index}", events=1)
     await journal.close()
-    (path,) = segment.list_segments(tmp_path / "j")
+    (path,) = segments.list_segments(tmp_path / "j")
     content = bytearray(path.read_bytes())
     content[content.index(b"event 4") + 3] ^= 0xFF
     path.write_bytes(content)
@@ -375,11 +375,11 @@ async def test_a_flipped_byte_costs_one_record_and_sets_the_segment_aside(tmp_pa
 
 def build(folder: Path, count: int) -> tuple[bytes, list[int]]:
     """A segment of `count` records and the offset where the lines of each end."""
-    content, ends = segment.encode_layout(LAYOUT), []
+    content, ends = segments.encode_layout(LAYOUT), []
     for number in range(1, count + 1):
         lines = f"event {number} {'y' * (number * 37 % 90)}\n".encode()
-        content += segment.encode(Record(number, 1, 0, 1, 0, lines, b"", LAYOUT))
-        ends.append(len(content) - segment.HEADER.size)
+        content += segments.encode(Record(number, 1, 0, 1, 0, lines, b"", LAYOUT))
+        ends.append(len(content) - segments.HEADER.size)
     return content, ends
 
 
@@ -389,9 +389,9 @@ def test_a_tail_torn_anywhere_is_cut_at_the_last_whole_record(tmp_path_factory, 
     folder = tmp_path_factory.mktemp("torn") / "j"
     folder.mkdir()
     content, ends = build(folder, 8)
-    head = len(segment.encode_layout(LAYOUT))
+    head = len(segments.encode_layout(LAYOUT))
     cut = head + cut % (len(content) - head + 1)
-    path = segment.path_of(folder, 1)
+    path = segments.path_of(folder, 1)
     path.write_bytes(content[:cut] + junk)
     # One whose footer alone is torn is whole.
     whole = sum(end <= cut for end in ends)
@@ -399,7 +399,7 @@ def test_a_tail_torn_anywhere_is_cut_at_the_last_whole_record(tmp_path_factory, 
     async def check() -> None:
         journal = make(folder, stored_through=0)
         assert len(lines_of(await drain(journal))) == whole
-        assert not path.exists() or path.stat().st_size <= (ends[whole - 1] + segment.HEADER.size if whole else head)
+        assert not path.exists() or path.stat().st_size <= (ends[whole - 1] + segments.HEADER.size if whole else head)
         await put(journal, "after")
         assert lines_of(await drain(journal)) == ["after"]
         await journal.close()

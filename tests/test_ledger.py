@@ -11,12 +11,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import journals
 from ingest.base.errors import DatabaseError
-from ingest.journals import Claimed
+from ingest.journal import journals
+from ingest.journal.journals import Claimed
+from ingest.journal.ownership import RECORD_LIMIT, Ownership
+from ingest.journal.segments import Record
 from ingest.ledger import JournalTaken, JournalUnknown, Ledger, create_journal, look
-from ingest.ownership import RECORD_LIMIT, Ownership
-from ingest.segment import Record
 from tests.test_failures import batch
 from tests.worker import Client, Start, client, errors, start
 

@@ -12,12 +12,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-import ingest.replays
+import ingest.journal.replays
 from ingest.base import config_sources
 from ingest.base.errors import IngestError
 from ingest.commands import rejected
 from ingest.dedupe import DedupeWindow
-from ingest.open_record import OpenRecord
+from ingest.journal.open_record import OpenRecord
 from tests.service import Service, running, wait_until
 from tests.test_failures import batch
 from tests.worker import Client, Start, client, start
@@ -213,14 +213,14 @@ def test_the_window_forgets_what_it_is_told_to():
 
 def test_watches_end_once_and_leave_nothing_behind():
     async def check() -> None:
-        replays = ingest.replays.Replays()
+        replays = ingest.journal.replays.Replays()
         one, two, three = (replays.watch(at, [bytes([at]) * 16]) for at in (1, 2, 3))
         assert replays.is_kept(bytes([2]) * 16) and not replays.is_kept(bytes(16))
         replays.flushed(2, {bytes([2]) * 16: "no"})
-        assert (await ingest.replays.outcome(one), one.refused) == (True, {})
-        assert (await ingest.replays.outcome(two), two.refused) == (True, {bytes([2]) * 16: "no"})
+        assert (await ingest.journal.replays.outcome(one), one.refused) == (True, {})
+        assert (await ingest.journal.replays.outcome(two), two.refused) == (True, {bytes([2]) * 16: "no"})
         replays.flushed(5, None)
-        assert not await ingest.replays.outcome(three), "nobody knows what that flush refused"
+        assert not await ingest.journal.replays.outcome(three), "nobody knows what that flush refused"
         assert not replays._watches
 
     asyncio.run(check())

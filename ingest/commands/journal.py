@@ -14,18 +14,18 @@ from typing import NamedTuple
 import asyncpg
 import orjson
 
-from ingest import journals, segment
 from ingest.base.config import Config
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.commands.target import embedded_folder
 from ingest.events import row
+from ingest.journal import journals, segments
+from ingest.journal.ownership import Ownership
+from ingest.journal.segment_reader import SegmentError, SegmentReader
+from ingest.journal.segments import Damage, Layout, Record
+from ingest.journal.survey import known_layouts, survey
 from ingest.ledger import Standing, look
-from ingest.ownership import Ownership
 from ingest.postgres import connections
 from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.segment import Damage, Layout, Record
-from ingest.segment_reader import SegmentError, SegmentReader
-from ingest.survey import known_layouts, survey
 
 
 def pending(config: Config) -> int:
@@ -60,7 +60,7 @@ def verify(config: Config) -> int:
     """Read every segment, check every checksum, and look for what is missing; exit code 1 when anything is."""
     faults = 0
     for folder in _folders(config):
-        layout, paths = journals.read_layout(folder), segment.list_segments(folder)
+        layout, paths = journals.read_layout(folder), segments.list_segments(folder)
         known = known_layouts(paths, layout)
         for path in paths:
             records = events = 0
@@ -76,7 +76,7 @@ def verify(config: Config) -> int:
             faults += len(problems)
         # What is stored is deleted, so it can only be asked what is missing after that.
         first = min((record.number for record in records_of(folder)), default=1)
-        for gap in survey(paths, first - 1, layout, segment.read_mark(folder)).gaps:
+        for gap in survey(paths, first - 1, layout, segments.read_mark(folder)).gaps:
             print(f"{folder}: {gap}")
             faults += 1
     return 1 if faults else 0
@@ -138,7 +138,7 @@ def records_of(folder: Path) -> Iterator[Record]:
 
 
 def _found(folder: Path) -> Iterator[tuple[Path, Record]]:
-    paths = segment.list_segments(folder)
+    paths = segments.list_segments(folder)
     known = known_layouts(paths, journals.read_layout(folder))
     for path in paths:
         yield from ((path, piece) for piece in pieces(path, known) if isinstance(piece, Record))

@@ -18,8 +18,8 @@ from ingest.base.errors import IngestError
 from ingest.base.refusals import RejectReason
 from ingest.commands.target import database_url
 from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
+from ingest.journal.replays import WAIT_SECONDS
 from ingest.postgres import connections, migrations
-from ingest.replays import WAIT_SECONDS
 
 _AT_ONCE = 100
 """An answer comes when the flush is stored, which takes a tenth of a second however many wait for it."""

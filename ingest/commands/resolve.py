@@ -15,17 +15,18 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from ingest import journals, ledger, segment
+from ingest import ledger
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.journal import pieces, records_of
 from ingest.commands.target import database_url
-from ingest.journal import Journal
-from ingest.journals import Claimed
-from ingest.ownership import Ownership
+from ingest.journal import journals, segments
+from ingest.journal.journal import Journal
+from ingest.journal.journals import Claimed
+from ingest.journal.ownership import Ownership
+from ingest.journal.segments import Record
+from ingest.journal.survey import known_layouts
 from ingest.postgres import connections, migrations
-from ingest.segment import Record
-from ingest.survey import known_layouts
 
 SET_ASIDE = "set-aside"
 
@@ -151,7 +152,7 @@ def _waiting(folder: Path, position: int) -> Iterator[Record]:
 
 
 def _is_sound(folder: Path) -> bool:
-    paths = segment.list_segments(folder)
+    paths = segments.list_segments(folder)
     known = known_layouts(paths, journals.read_layout(folder))
     return all(isinstance(piece, Record) for path in paths for piece in pieces(path, known))
 
@@ -162,5 +163,5 @@ def _set_aside(folder: Path) -> Path:
     place.mkdir(mode=0o700, exist_ok=True)
     kept = folder.rename(place / f"{folder.name}-{secrets.token_hex(4)}")
     for parent in (place, folder.parent):
-        segment.flush_folder(parent)
+        segments.flush_folder(parent)
     return kept

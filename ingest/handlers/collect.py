@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from ingest import replays
 from ingest.base.bites import Bites
 from ingest.base.logs import Quiet
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
@@ -34,7 +33,8 @@ from ingest.http.budget import Budget
 from ingest.http.clients import authorization_key
 from ingest.http.public_address import PublicAddress
 from ingest.intake import NOT_WRITTEN, Intake
-from ingest.replays import Watch
+from ingest.journal import replays
+from ingest.journal.replays import Watch
 from ingest.submission import Submission
 
 logger = logging.getLogger(__name__)

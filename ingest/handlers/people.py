@@ -11,13 +11,14 @@ import asyncpg
 import msgspec
 from aiohttp import web
 
-from ingest import fields, journals, mailbox, set_aside
+from ingest import fields, mailbox
 from ingest.access import Scope
 from ingest.base.errors import IngestError
 from ingest.fields import FieldError, Invalid
+from ingest.journal import journals, set_aside
+from ingest.journal.traces import Traces
 from ingest.operations import Answer, Call, Operation, Problem
 from ingest.postgres.connections import load_queries
-from ingest.traces import Traces
 
 JOURNAL_SECONDS: Final = 15.0
 """How long a request waits for what still sits in the journals: it is stored within a second, unless Postgres was

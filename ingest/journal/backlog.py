@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ingest import segment
 from ingest.base.disk_thread import WorkThread
-from ingest.recovery import KnownSegment, Recovered, Stretch, log_damage
-from ingest.segment import Damage, Layout, Record, Totals
-from ingest.segment_reader import SegmentError, SegmentReader
-from ingest.survey import Gap
+from ingest.journal import segments
+from ingest.journal.recovery import KnownSegment, Recovered, Stretch, log_damage
+from ingest.journal.segment_reader import SegmentError, SegmentReader
+from ingest.journal.segments import Damage, Layout, Record, Totals
+from ingest.journal.survey import Gap
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ class Backlog:
                             return back._replace(offset=reader.offset, last=last)
                     at = reader.offset
         except (OSError, SegmentError) as error:
-            if isinstance(error, OSError) and segment.is_passing(error):
+            if isinstance(error, OSError) and segments.is_passing(error):
                 raise
             logger.error("segment %s/%s cannot be read: %s", path.parent.name, path.name, error)
             back.damages.append(Damage(stretch.start, end - stretch.start, None, False, at_end=True))
@@ -338,7 +338,7 @@ class Backlog:
             self.disk_bytes -= oldest.end
             try:
                 if oldest.damaged:
-                    segment.set_aside(oldest.path)
+                    segments.set_aside(oldest.path)
                 else:
                     oldest.path.unlink(missing_ok=True)
             except OSError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from ingest.segment import (
+from ingest.journal.segments import (
     FOOTER_MAGIC,
     HEAD,
     HEADER,

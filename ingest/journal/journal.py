@@ -21,15 +21,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from ingest import segment
-from ingest.backlog import Backlog, Written
 from ingest.base.disk_thread import WorkThread
 from ingest.base.refusals import RejectReason
-from ingest.journals import Claimed
-from ingest.open_record import OpenRecord
-from ingest.recovery import recover
-from ingest.segment import Record, Totals
-from ingest.survey import Gap
+from ingest.journal import segments
+from ingest.journal.backlog import Backlog, Written
+from ingest.journal.journals import Claimed
+from ingest.journal.open_record import OpenRecord
+from ingest.journal.recovery import recover
+from ingest.journal.segments import Record, Totals
+from ingest.journal.survey import Gap
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ class Journal:
         if self.is_taken:
             raise JournalClosed("the journal was taken over by another process")
         waiting = self._writing.size if self._writing else 0
-        if self.backlog.disk_bytes + waiting + self._open.size + size + 2 * segment.OVERHEAD > self._max_bytes:
+        if self.backlog.disk_bytes + waiting + self._open.size + size + 2 * segments.OVERHEAD > self._max_bytes:
             raise JournalFull("the journal has reached its byte limit")
 
     async def wait(self, record: OpenRecord) -> None:
@@ -303,7 +303,7 @@ class Journal:
             )
             # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
             # each time it needs it, so it should need it once, between two system calls.
-            encoded = segment.encode(durable)
+            encoded = segments.encode(durable)
             work = partial(self._write_in_thread, durable, encoded, record.begins_segment)
             self._thread.submit(work, self._finish_write, partial(self._mark_in_thread, encoded))
         except Exception as error:
@@ -331,9 +331,9 @@ class Journal:
         survives a crash of ours is enough, and a power cut leaves an older mark, which only says less."""
         try:
             if self._mark is None:
-                path = segment.mark_path(self.folder)
+                path = segments.mark_path(self.folder)
                 self._mark = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-            os.pwrite(self._mark, encoded[: segment.HEADER.size], 0)
+            os.pwrite(self._mark, encoded[: segments.HEADER.size], 0)
             self._mark_failed = False
         except OSError as error:
             if not self._mark_failed:
@@ -342,13 +342,13 @@ class Journal:
 
     def _begin_segment_in_thread(self, first_number: int) -> None:
         self._close_segment()
-        path = segment.free_name(segment.path_of(self.folder, first_number))
-        head = segment.encode_layout(self.layout)
+        path = segments.free_name(segments.path_of(self.folder, first_number))
+        head = segments.encode_layout(self.layout)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | _O_DSYNC
         descriptor = os.open(path, flags, 0o600)
         try:
             _write_all(descriptor, head)
-            segment.flush_folder(self.folder)
+            segments.flush_folder(self.folder)
         except BaseException:
             os.close(descriptor)
             path.unlink(missing_ok=True)

@@ -17,12 +17,12 @@ from typing import Final
 
 import msgspec
 
-from ingest import segment
 from ingest.base.errors import IngestError
 from ingest.events import row
-from ingest.ownership import Ownership
-from ingest.segment import Layout
-from ingest.segment_reader import SegmentError, SegmentReader
+from ingest.journal import segments
+from ingest.journal.ownership import Ownership
+from ingest.journal.segment_reader import SegmentError, SegmentReader
+from ingest.journal.segments import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Claimed:
 
 def folders(data_dir: Path) -> list[Path]:
     """The journals of a data folder, by number; also one of which only the segments are left."""
-    found = {path.parent for name in (_IDENTITY_FILE, f"*{segment.SUFFIX}") for path in _glob(data_dir, name)}
+    found = {path.parent for name in (_IDENTITY_FILE, f"*{segments.SUFFIX}") for path in _glob(data_dir, name)}
     return sorted(found, key=lambda path: path.name)
 
 
@@ -125,7 +125,7 @@ def read_layout(folder: Path) -> Layout:
 
 
 def _identity_of_segments(folder: Path) -> _Identity | None:
-    for path in segment.list_segments(folder):
+    for path in segments.list_segments(folder):
         with contextlib.suppress(OSError, SegmentError), SegmentReader(path) as reader:
             if reader.layout is not None and f"{reader.layout.journal:06d}" == folder.name:
                 return _Identity(reader.layout.journal, reader.layout.identity)
@@ -153,7 +153,7 @@ async def create(data_dir: Path, register: Callable[[str, uuid.UUID], Awaitable[
             os.fsync(file.fileno())
         partial.rename(folder / _IDENTITY_FILE)
         for parent in (folder, folder.parent, data_dir):
-            segment.flush_folder(parent)
+            segments.flush_folder(parent)
         return Claimed(folder, lock, read_layout(folder))
     except BaseException:
         os.close(lock)
@@ -162,4 +162,4 @@ async def create(data_dir: Path, register: Callable[[str, uuid.UUID], Awaitable[
 
 def changed_at(folder: Path) -> float:
     """When the newest segment of a journal was last written; 0.0 without one."""
-    return max((path.stat().st_mtime for path in segment.list_segments(folder)), default=0.0)
+    return max((path.stat().st_mtime for path in segments.list_segments(folder)), default=0.0)

@@ -18,12 +18,12 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from ingest import journals, segment
 from ingest.base.errors import IngestError
 from ingest.events import row
-from ingest.segment import FOOTER_MAGIC, HEADER, Layout, Record, decode_header
-from ingest.segment_reader import SegmentError, SegmentReader
-from ingest.traces import Traces
+from ingest.journal import journals, segments
+from ingest.journal.segment_reader import SegmentError, SegmentReader
+from ingest.journal.segments import FOOTER_MAGIC, HEADER, Layout, Record, decode_header
+from ingest.journal.traces import Traces
 
 _PARTIAL: Final = ".erasing"
 _LOCK: Final = "erasing.lock"
@@ -52,7 +52,7 @@ class _Contents(NamedTuple):
 def files(data_dir: Path) -> list[Path]:
     """Everything below `journals` but the segments in use and what holds no lines."""
     top = data_dir / "journals"
-    in_use = {path for folder in journals.folders(data_dir) for path in segment.list_segments(folder)}
+    in_use = {path for folder in journals.folders(data_dir) for path in segments.list_segments(folder)}
     found = []
     for path in sorted(top.rglob("*")):
         if path not in in_use and path.name not in _WITHOUT_LINES and not (path.is_dir() and _is_plain(path)):
@@ -67,7 +67,7 @@ def exist(data_dir: Path) -> bool:
 
 def _is_plain(folder: Path) -> bool:
     """Whether it is a folder as we make them, and not one where a segment should be."""
-    return folder.suffix not in (segment.DAMAGED, segment.TORN, segment.SUFFIX) and not folder.is_symlink()
+    return folder.suffix not in (segments.DAMAGED, segments.TORN, segments.SUFFIX) and not folder.is_symlink()
 
 
 def search(data_dir: Path, traces: Traces, *, erase: bool) -> list[Found]:
@@ -108,13 +108,13 @@ def _layouts(data_dir: Path, paths: Sequence[Path]) -> dict[int, Layout]:
             own = journals.read_layout(folder)
         except IngestError:
             continue
-        found[segment.layout_id(own)] = own
-    live = [path for folder in journals.folders(data_dir) for path in segment.list_segments(folder)]
+        found[segments.layout_id(own)] = own
+    live = [path for folder in journals.folders(data_dir) for path in segments.list_segments(folder)]
     for path in (*live, *paths):
         try:
             with SegmentReader(path) as reader:
                 if reader.layout is not None:
-                    found[segment.layout_id(reader.layout)] = reader.layout
+                    found[segments.layout_id(reader.layout)] = reader.layout
         except (OSError, SegmentError):
             continue
     return found
@@ -157,7 +157,7 @@ def _rewrite(path: Path, layouts: Mapping[int, Layout], traces: Traces) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    segment.flush_folder(path.parent)
+    segments.flush_folder(path.parent)
 
 
 def _read(path: Path, layouts: Mapping[int, Layout], traces: Traces, sink: BinaryIO | None) -> _Contents:
@@ -177,7 +177,7 @@ def _read(path: Path, layouts: Mapping[int, Layout], traces: Traces, sink: Binar
                 else:
                     lines += piece.events + piece.rejected - kept.events - kept.rejected
                     if sink is not None:
-                        sink.write(segment.encode(kept))
+                        sink.write(segments.encode(kept))
             else:
                 more = _blot(file, start, reader.offset, traces, sink)
                 lines, unclear = lines + more.lines, unclear + more.unclear
@@ -189,7 +189,7 @@ def _is_head(reader: SegmentReader, end: int) -> bool:
     """Whether a segment begins with nothing but the two lines that name its columns, be one of them damaged."""
     if reader.is_sound or reader.layout is None:
         return reader.is_sound
-    return end <= len(segment.encode_layout(reader.layout))
+    return end <= len(segments.encode_layout(reader.layout))
 
 
 def _without(record: Record, traces: Traces) -> Record | None:
@@ -223,7 +223,7 @@ def _blot(file: BinaryIO, start: int, end: int, traces: Traces, sink: BinaryIO |
     lines = unclear = 0
     file.seek(start)
     head = file.read(min(HEADER.size, end - start))
-    if (header := decode_header(head) or decode_header(head, segment.MAGIC_1)) is not None:
+    if (header := decode_header(head) or decode_header(head, segments.MAGIC_1)) is not None:
         _copy(file, start, start + header.lines_at, sink)
         start += header.lines_at
     file.seek(start)

@@ -8,9 +8,9 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ingest import journals, segment
-from ingest.segment import Record
-from ingest.segment_reader import SegmentError, SegmentReader
+from ingest.journal import journals, segments
+from ingest.journal.segment_reader import SegmentError, SegmentReader
+from ingest.journal.segments import Record
 
 _LOOK_SECONDS: Final = 0.05
 
@@ -37,7 +37,7 @@ async def wait_gone(data_dir: Path, clearing: Sequence[Coroutine[Any, Any, None]
 
 def _segments(data_dir: Path) -> dict[Path, int]:
     """Each with its inode."""
-    paths = [path for folder in journals.folders(data_dir) for path in segment.list_segments(folder)]
+    paths = [path for folder in journals.folders(data_dir) for path in segments.list_segments(folder)]
     return {path: inode for path in paths if (inode := _inode(path))}
 
 

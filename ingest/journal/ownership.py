@@ -21,7 +21,7 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-from ingest import segment
+from ingest.journal import segments
 
 _FILE: Final = "owners"
 _LINE: Final = re.compile(r"(?:owner ([0-9a-f-]{36})|unclaimed (\d{13})|inode (\d{20})|claimed)")
@@ -123,7 +123,7 @@ class Ownership:
             file.flush()
             os.fsync(file.fileno())
         if is_new:
-            segment.flush_folder(self._path.parent)
+            segments.flush_folder(self._path.parent)
 
     def _ends_well(self) -> bool:
         return self._path.read_bytes().endswith(b"\n")
@@ -141,7 +141,7 @@ class Ownership:
             file.flush()
             os.fsync(file.fileno())
             partial.rename(self._path)
-            segment.flush_folder(self._path.parent)
+            segments.flush_folder(self._path.parent)
 
 
 def _owner_line(token: uuid.UUID) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest import segment
-from ingest.segment import Damage, Header, Layout, Record, Totals
-from ingest.segment_reader import SegmentError, SegmentReader
+from ingest.journal import segments
+from ingest.journal.segment_reader import SegmentError, SegmentReader
+from ingest.journal.segments import Damage, Header, Layout, Record, Totals
 
 
 class Run:
@@ -119,7 +119,7 @@ class Survey:
         try:
             reader = SegmentReader(path, known=self.known)
         except (OSError, SegmentError) as error:
-            if isinstance(error, OSError) and segment.is_passing(error):
+            if isinstance(error, OSError) and segments.is_passing(error):
                 raise
             found.trouble = error
             return
@@ -220,12 +220,12 @@ def survey(paths: Sequence[Path], position: int, own: Layout, mark: Header | Non
 
 def known_layouts(paths: Iterable[Path], own: Layout) -> dict[int, Layout]:
     """The layouts of a journal's segments by their ids, for a segment that does not tell its own any more."""
-    found = {segment.layout_id(own): own}
+    found = {segments.layout_id(own): own}
     for path in paths:
         try:
             with SegmentReader(path) as reader:
                 if reader.layout is not None and reader.layout.identity == own.identity:
-                    found[segment.layout_id(reader.layout)] = reader.layout
+                    found[segments.layout_id(reader.layout)] = reader.layout
         except (OSError, SegmentError):
             continue
     return found

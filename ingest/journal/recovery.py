@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ingest import segment
-from ingest.segment import Damage, Layout, Totals
-from ingest.segment_reader import SegmentError, SegmentReader
-from ingest.survey import Gap, Survey, SurveyedSegment, survey
+from ingest.journal import segments
+from ingest.journal.segment_reader import SegmentError, SegmentReader
+from ingest.journal.segments import Damage, Layout, Totals
+from ingest.journal.survey import Gap, Survey, SurveyedSegment, survey
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recover
     `stored_through` is the ledger's position, None when it is not known; the newest record tells how far the
     ledger had come when it was written.
     """
-    paths, mark = segment.list_segments(folder), segment.read_mark(folder)
+    paths, mark = segments.list_segments(folder), segments.read_mark(folder)
     noted = max(mark.stored_through if mark else 0, _noted_position(paths[-1]) if paths else 0)
     found = survey(paths, max(stored_through or 0, noted), layout, mark)
     known: dict[Path, KnownSegment] = {}
@@ -158,7 +158,7 @@ def _is_left_over(one: SurveyedSegment, found: Survey) -> bool:
         head = one.path.read_bytes() if one.size < _HEAD_BYTES else b"\0"
     except OSError:
         return False
-    return segment.HEAD.startswith(head[: len(segment.HEAD)]) and b"\0" not in head
+    return segments.HEAD.startswith(head[: len(segments.HEAD)]) and b"\0" not in head
 
 
 def _is_torn(one: SurveyedSegment, damage: Damage, found: Survey) -> bool:
@@ -173,7 +173,7 @@ def _set_aside(one: SurveyedSegment) -> None:
     folder, name = one.path.parent.name, one.path.name
     trouble = one.trouble or "there is no record in it"
     try:
-        target = segment.set_aside(one.path)
+        target = segments.set_aside(one.path)
     except OSError as error:
         logger.error("segment %s/%s is left out: %s; it cannot be set aside: %s", folder, name, trouble, error)
     else:
@@ -203,7 +203,7 @@ def _cut_torn_tail(known: KnownSegment, damage: Damage) -> bool:
         with known.path.open("r+b") as file:
             file.seek(damage.offset)
             torn = file.read(damage.size)
-            with segment.free_name(known.path.with_suffix(segment.TORN)).open("xb") as kept:
+            with segments.free_name(known.path.with_suffix(segments.TORN)).open("xb") as kept:
                 kept.write(torn)
                 kept.flush()
                 os.fsync(kept.fileno())
