@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from ingest import partitions
+from ingest.store import partitions
 
 DAYS: Final = 30
 LEADS: Final = 10_000

@@ -18,7 +18,7 @@ from typing import Final
 
 import asyncpg
 
-from ingest import control, partitions, routes, watermark
+from ingest import control, routes
 from ingest.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.base import descriptors
 from ingest.base.config import Config
@@ -38,14 +38,15 @@ from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalFailed, JournalFull
 from ingest.journal.open_record import OpenRecord
 from ingest.journal.replays import Replays
-from ingest.ledger import JournalTaken, Ledger, create_journal
 from ingest.metrics import Gauges, Metrics, merge
 from ingest.periodic import run_every
 from ingest.postgres import connections, migrations
 from ingest.postgres.pool import Pool
 from ingest.routes import Parts
+from ingest.store import partitions, watermark
+from ingest.store.ledger import JournalTaken, Ledger, create_journal
+from ingest.store.writer import Outcome, Writer
 from ingest.tail import Tail
-from ingest.writer import Outcome, Writer
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from ingest import identity_repairs, kpis, partitions, rebuild
+from ingest import identity_repairs, kpis, rebuild
 from ingest.base.errors import IngestError
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.buckets import Room
 from ingest.postgres.connections import FAILURES, close, load_queries
+from ingest.store import partitions
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from ingest.http.admission import Connections
 from ingest.http.budget import Budget
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
-from ingest.writer import Writer
+from ingest.store.writer import Writer
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000)

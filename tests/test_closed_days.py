@@ -9,10 +9,10 @@ from datetime import date
 
 import asyncpg
 
-from ingest import partitions
 from ingest.buckets import Room
 from ingest.maintenance import TASKS, Schedule, Settings
 from ingest.postgres import connections
+from ingest.store import partitions
 
 MISSING = "SELECT count(*) FROM analytics.missing_closed_day_indexes()"
 # Not sooner than it waits: only then is there an index for it to leave half made.

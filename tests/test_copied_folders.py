@@ -17,12 +17,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import ledger
 from ingest.commands.resolve import _waiting
 from ingest.events import row
 from ingest.journal import journals
 from ingest.journal.ownership import Ownership
 from ingest.postgres.embedded import EmbeddedPostgres
+from ingest.store import ledger
 from tests.faults import StubbornClient, kill_postgres
 from tests.service import Service, environment, wait_until
 from tests.test_crashes import mortal, stored_ids

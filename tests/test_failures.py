@@ -27,7 +27,7 @@ from ingest.events import row
 from ingest.journal import journals, segments
 from ingest.journal.journal import Journal
 from ingest.journal.segments import Layout
-from ingest.ledger import create_journal
+from ingest.store.ledger import create_journal
 from tests.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres
 from tests.service import Service, running, wait_until
 from tests.test_crashes import mortal, stored_ids

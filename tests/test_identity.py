@@ -12,10 +12,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from ingest import event_keys, partitions
-from ingest.event_keys import Keyed
 from ingest.events import row
 from ingest.journal.segments import Layout, Record
+from ingest.store import event_keys, partitions
+from ingest.store.event_keys import Keyed
 from tests.worker import Client, Start, start
 
 __all__ = ["start"]

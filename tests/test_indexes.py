@@ -11,9 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import partitions
 from ingest.postgres import connections
 from ingest.postgres.leases import Lease
+from ingest.store import partitions
 
 MIGRATION = Path(__file__).parent.parent / "sql" / "migrations" / "003_performance_indexes.sql"
 TABLES = """

@@ -16,7 +16,7 @@ from ingest.journal import journals
 from ingest.journal.journals import Claimed
 from ingest.journal.ownership import RECORD_LIMIT, Ownership
 from ingest.journal.segments import Record
-from ingest.ledger import JournalTaken, JournalUnknown, Ledger, create_journal, look
+from ingest.store.ledger import JournalTaken, JournalUnknown, Ledger, create_journal, look
 from tests.test_failures import batch
 from tests.worker import Client, Start, client, errors, start
 

@@ -23,7 +23,7 @@ def root_as_it_was():
 
 
 def record(message: str, /, *args: object, level: int = logging.INFO, **values: object) -> logging.LogRecord:
-    made = logging.LogRecord("ingest.writer", level, "writer.py", 1, message, args, None)
+    made = logging.LogRecord("ingest.store.writer", level, "writer.py", 1, message, args, None)
     made.created = AT
     made.__dict__.update(fields(**values))
     return made
@@ -67,7 +67,7 @@ def test_json():
     assert json.loads(line) == {
         "time": "2026-01-02T03:04:05.678Z",
         "level": "info",
-        "logger": "ingest.writer",
+        "logger": "ingest.store.writer",
         "message": "stored\n",
         "events": 3,
     }

@@ -8,8 +8,8 @@ from typing import Literal
 import asyncpg
 import pytest
 
-from ingest import partitions
 from ingest.postgres import connections
+from ingest.store import partitions
 
 DAY = date(2026, 1, 2)
 INSERT = "INSERT INTO analytics.events (type, name, created_at) VALUES ('system', 'ping', $1)"

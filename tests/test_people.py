@@ -11,11 +11,11 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from ingest import watermark
 from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.http.server import bind
 from ingest.journal import journals
+from ingest.store import watermark
 from tests.worker import QUICK, Answer, Client, Start, start
 
 __all__ = ["start"]

@@ -11,11 +11,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import partitions
 from ingest.access import Caller
 from ingest.postgres import connections
 from ingest.postgres.pool import Pool
 from ingest.postgres.statements import batches
+from ingest.store import partitions
 from ingest.transactions import Transactions
 from tests.faults import StubbornClient
 from tests.pooler import PROGRAM, Pooler

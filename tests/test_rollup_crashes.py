@@ -17,7 +17,7 @@ from pathlib import Path
 
 import asyncpg
 
-from ingest import partitions
+from ingest.store import partitions
 from tests.service import Service, environment, free_port, parse_metrics, request, running, wait_until
 
 KILLS = 50

@@ -13,8 +13,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import partitions
 from ingest.postgres import connections
+from ingest.store import partitions
 from tests.service import request, wait_until
 from tests.test_rollup_crashes import (
     RollupProcess,

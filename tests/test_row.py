@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import partitions
 from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.events.payload import Payload, decode_native, decode_segment
 from ingest.events.placeholders import Placeholders
@@ -38,6 +37,7 @@ from ingest.events.steps import (
     process,
 )
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE
+from ingest.store import partitions
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 LIMITS = Limits(

@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from ingest.base.refusals import RejectReason
-from ingest.merge import is_servers
 from ingest.postgres import connections
+from ingest.store.merge import is_servers
 from tests.test_failures import batch
 from tests.worker import Client, Start, client, errors, start
 

@@ -23,9 +23,9 @@ from ingest.journal.ownership import Ownership
 from ingest.journal.segment_reader import SegmentError, SegmentReader
 from ingest.journal.segments import Damage, Layout, Record
 from ingest.journal.survey import known_layouts, survey
-from ingest.ledger import Standing, look
 from ingest.postgres import connections
 from ingest.postgres.embedded import EmbeddedPostgres
+from ingest.store.ledger import Standing, look
 
 
 def pending(config: Config) -> int:

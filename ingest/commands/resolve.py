@@ -15,7 +15,6 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from ingest import ledger
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.journal import pieces, records_of
@@ -27,6 +26,7 @@ from ingest.journal.ownership import Ownership
 from ingest.journal.segments import Record
 from ingest.journal.survey import known_layouts
 from ingest.postgres import connections, migrations
+from ingest.store import ledger
 
 SET_ASIDE = "set-aside"
 

@@ -1,4 +1,4 @@
--- What ingest/event_keys.py asks.
+-- What ingest/store/event_keys.py asks.
 
 -- lock --
 -- Flushes that store such events take turns with all others from here to their COMMIT: each must see what the other

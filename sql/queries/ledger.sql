@@ -1,4 +1,4 @@
--- The position of a journal: ingest/ledger.py and journals.py
+-- The position of a journal: ingest/store/ledger.py and journals.py
 
 -- register --
 -- A journal gets its number once, when its folder is made. Numbers are never used again.

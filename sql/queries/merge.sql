@@ -1,4 +1,4 @@
--- What ingest/merge.py does in the server. It puts in :table, :columns and what :is_servers tells of an SQLSTATE.
+-- What ingest/store/merge.py does in the server. It puts in :table, :columns and what :is_servers tells of an SQLSTATE.
 
 -- begin --
 -- No constraint waits for the COMMIT, where nobody could tell which row it is about.

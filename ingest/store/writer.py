@@ -24,7 +24,6 @@ from uuid import uuid4
 
 import asyncpg
 
-from ingest import event_keys, partitions
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.logs import Quiet
 from ingest.base.refusals import RejectReason
@@ -33,9 +32,10 @@ from ingest.journal.accounts import Accounts
 from ingest.journal.journal import RECORD_BITS, Journal
 from ingest.journal.segments import Record
 from ingest.journal.survey import Gap
-from ingest.ledger import JournalTaken, Ledger
-from ingest.merge import TIMED_OUT, Bad, Merge, Merged, Reason, copy_lines, is_servers
 from ingest.postgres.connections import FAILURES, close, load_queries
+from ingest.store import event_keys, partitions
+from ingest.store.ledger import JournalTaken, Ledger
+from ingest.store.merge import TIMED_OUT, Bad, Merge, Merged, Reason, copy_lines, is_servers
 
 logger = logging.getLogger(__name__)
 
