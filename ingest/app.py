@@ -25,7 +25,6 @@ from ingest.base.config import Config
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.logs import Quiet, fields
 from ingest.base.refusals import RejectReason
-from ingest.dedupe import DedupeWindow
 from ingest.events.values import enrich
 from ingest.experiments import definitions
 from ingest.experiments.definitions import Definitions
@@ -33,6 +32,8 @@ from ingest.http.admission import CLOSING, SPARE
 from ingest.http.budget import Budget
 from ingest.http.census import Census, Seat
 from ingest.http.server import Server, bind_unix
+from ingest.intake.dedupe import DedupeWindow
+from ingest.intake.tail import Tail
 from ingest.journal import journals, leftovers
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalFailed, JournalFull
@@ -46,7 +47,6 @@ from ingest.routes import Parts
 from ingest.store import partitions, watermark
 from ingest.store.ledger import JournalTaken, Ledger, create_journal
 from ingest.store.writer import Outcome, Writer
-from ingest.tail import Tail
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,6 @@ from ingest import control
 from ingest.access import Authenticator, secret_key_checker
 from ingest.api_keys import KeyRing
 from ingest.base.config import DIMENSION_NAMES, Config
-from ingest.dedupe import DedupeWindow
-from ingest.emitter import Emitter
 from ingest.events.anonymity import own_address
 from ingest.events.placeholders import Placeholders
 from ingest.events.steps import MAX_USER_AGENT_CHARACTERS, Limits, Sender
@@ -24,16 +22,6 @@ from ingest.events.values.locations import CountryDatabase, Place, anonymise, pa
 from ingest.events.values.sources import OwnHosts
 from ingest.experiments.definitions import Definitions
 from ingest.handlers import docs, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
-from ingest.handlers.collect import (
-    SETTINGS_PATH,
-    Collector,
-    CollectSettings,
-    key_checker,
-    root,
-    segment_settings,
-    takes_events,
-    unknown_route,
-)
 from ingest.handlers.experiments import Experiments
 from ingest.handlers.ofrep import Ofrep
 from ingest.handlers.stats import Stats, admit_reader
@@ -45,7 +33,20 @@ from ingest.http.census import Seat
 from ingest.http.prefetch import is_made_ahead
 from ingest.http.public_address import PublicAddress
 from ingest.http.server import Admission, Server
-from ingest.intake import Intake, IntakeSettings
+from ingest.intake.collect import (
+    SETTINGS_PATH,
+    Collector,
+    CollectSettings,
+    key_checker,
+    root,
+    segment_settings,
+    takes_events,
+    unknown_route,
+)
+from ingest.intake.dedupe import DedupeWindow
+from ingest.intake.emitter import Emitter
+from ingest.intake.intake import Intake, IntakeSettings
+from ingest.intake.tail import Tail
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
 from ingest.journal.replays import Replays
@@ -53,7 +54,6 @@ from ingest.metrics import Metrics
 from ingest.operations import Api, Operation, Problem
 from ingest.postgres.pool import Pool
 from ingest.stats.reading import Reader
-from ingest.tail import Tail
 from ingest.transactions import Transactions
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.base.refusals import RejectReason
-from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
 from ingest.http.admission import FIRST_REQUEST_SECONDS
+from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
 from tests import worker
 from tests.worker import Answer, Client, Raw, Start, errors
 

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import intake, waiting
 from ingest.base.refusals import PayloadRefused
 from ingest.events.payload import Payload, decode_native, decode_segment
 from ingest.http import unread
 from ingest.http.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded_bytes
+from ingest.intake import intake, waiting
 from tests import worker
 from tests.service import Service, running
 from tests.worker import Client, Raw, Start

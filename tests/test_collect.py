@@ -25,8 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest import control
 from ingest.base.refusals import RejectReason
-from ingest.handlers.collect import SEGMENT_CALLS
-from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
+from ingest.intake.collect import SEGMENT_CALLS
+from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.journal import journal
 from tests import worker
 from tests.test_addresses import write_database
@@ -598,7 +598,7 @@ async def test_every_status_carries_cors_headers(start: Start, monkeypatch, capl
         if answer.status >= 400 and answer.body and "code" not in answer.json():
             assert answer.json()["status"] == "not ready"
     monkeypatch.undo()
-    monkeypatch.setattr("ingest.handlers.collect.read_packed", None)
+    monkeypatch.setattr("ingest.intake.collect.read_packed", None)
     broken = await client.post({"name": "a"}, **named)
     assert (broken.status, broken.json()["code"]) == (500, "internal_error")
     assert_readable(broken)

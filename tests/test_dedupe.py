@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.dedupe import DedupeWindow
+from ingest.intake.dedupe import DedupeWindow
 from ingest.journal.open_record import OpenRecord
 
 

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.hostile import KINDS, OWN_ADDRESS, body_of
-from ingest import intake
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
 from ingest.events import context, jsonb, steps
@@ -28,6 +27,7 @@ from ingest.events.hazards import NO_HAZARDS, clean_escapes
 from ingest.events.payload import MAX_EVENT_BYTES, Payload, RawEvent, read_native
 from ingest.events.steps import arrive, moment_of, take_through_steps, write_lines
 from ingest.http import server
+from ingest.intake import intake
 from tests import worker
 from tests.test_event import LIMITS, NOBODY, NOW
 from tests.worker import Client

@@ -39,7 +39,7 @@ class Clock(datetime):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Clock]]:
     Clock.at = BASE
-    monkeypatch.setattr("ingest.intake.datetime", Clock)
+    monkeypatch.setattr("ingest.intake.intake.datetime", Clock)
     yield Clock
 
 

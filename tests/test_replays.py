@@ -16,7 +16,7 @@ import ingest.journal.replays
 from ingest.base import config_sources
 from ingest.base.errors import IngestError
 from ingest.commands import rejected
-from ingest.dedupe import DedupeWindow
+from ingest.intake.dedupe import DedupeWindow
 from ingest.journal.open_record import OpenRecord
 from tests.service import Service, running, wait_until
 from tests.test_failures import batch

@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from ingest import api_keys
-from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
 from ingest.http.health import FORWARDED
+from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
 from tests import worker
 from tests.worker import Answer, Client, Start
 

@@ -17,7 +17,7 @@ from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.base.refusals import RejectReason
 from ingest.commands.target import database_url
-from ingest.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
+from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.journal.replays import WAIT_SECONDS
 from ingest.postgres import connections, migrations
 

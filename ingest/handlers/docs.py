@@ -11,8 +11,8 @@ from typing import Any, Final
 from aiohttp import web
 
 from ingest import openapi
-from ingest.handlers.collect import NATIVE_PATH, SEGMENT_CALLS
 from ingest.http.answers import PROBLEM
+from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
 from ingest.operations import JSON, Operation
 from ingest.stats.query import ENDPOINTS, PARAMETERS
 

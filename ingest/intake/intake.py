@@ -22,7 +22,6 @@ from typing import Final, NamedTuple, Protocol
 
 from ingest.base.bites import Bites
 from ingest.base.refusals import NOT_KEPT, PayloadRefused, Refusal, RejectReason
-from ingest.dedupe import DedupeWindow
 from ingest.events import row
 from ingest.events.anonymity import conceal_members, conceal_own, conceal_own_number, conceal_text
 from ingest.events.batches import EVENT_BYTES, Part
@@ -43,13 +42,14 @@ from ingest.events.steps import (
 from ingest.events.values.timestamps import parse_time
 from ingest.events.values.urls import strip_credentials
 from ingest.http.budget import Budget
+from ingest.intake.dedupe import DedupeWindow
+from ingest.intake.submission import Submission
+from ingest.intake.tail import Tail, Told
+from ingest.intake.waiting import Waiting
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalFull
 from ingest.journal.open_record import OpenRecord
 from ingest.journal.replays import Replays
-from ingest.submission import Submission
-from ingest.tail import Tail, Told
-from ingest.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 

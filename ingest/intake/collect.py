@@ -32,10 +32,10 @@ from ingest.http.answers import Brief, RateLimit, Volume, answer, problem, read_
 from ingest.http.budget import Budget
 from ingest.http.clients import authorization_key
 from ingest.http.public_address import PublicAddress
-from ingest.intake import NOT_WRITTEN, Intake
+from ingest.intake.intake import NOT_WRITTEN, Intake
+from ingest.intake.submission import Submission
 from ingest.journal import replays
 from ingest.journal.replays import Watch
-from ingest.submission import Submission
 
 logger = logging.getLogger(__name__)
 

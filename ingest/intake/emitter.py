@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 
 from ingest.events.payload import MAX_EVENT_BYTES, read_native
-from ingest.intake import Intake
-from ingest.submission import Submission
+from ingest.intake.intake import Intake
+from ingest.intake.submission import Submission
 
 logger = logging.getLogger(__name__)
 

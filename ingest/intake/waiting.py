@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from ingest.submission import Submission
+from ingest.intake.submission import Submission
 
 MOST_AT_ONCE: Final = 4
 
