@@ -27,13 +27,13 @@ from bench.report import Line
 from bench.rolled import Rolled, Sent, measure_load, send_all_it_takes, send_steadily, wait_leader
 from bench.service import Service, running_service
 from bench.watch import OtherCpu
-from ingest import rebuild
 from ingest.base.config import Config
 from ingest.base.config_sources import load as load_config
 from ingest.base.errors import IngestError
-from ingest.buckets import Room
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres
+from ingest.rollup import rebuild
+from ingest.rollup.buckets import Room
 
 LAG_TARGET_SECONDS: Final = 3.0
 SHARE_TARGET: Final = 0.2

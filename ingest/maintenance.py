@@ -14,12 +14,12 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from ingest import identity_repairs, kpis, rebuild
 from ingest.base.errors import IngestError
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
-from ingest.buckets import Room
 from ingest.postgres.connections import FAILURES, close, load_queries
+from ingest.rollup import identity_repairs, kpis, rebuild
+from ingest.rollup.buckets import Room
 from ingest.store import partitions
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import asyncpg
 
-from ingest import identity_repairs, rebuild
 from ingest.base.config import DIMENSION_NAMES
-from ingest.buckets import Room
+from ingest.rollup import identity_repairs, rebuild
+from ingest.rollup.buckets import Room
 
 GRANULARITIES = ("minute", "hour", "day", "week", "month")
 TOLD = """

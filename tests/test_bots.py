@@ -11,9 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import kpis
-from ingest.buckets import Room
 from ingest.http.prefetch import is_made_ahead
+from ingest.rollup import kpis
+from ingest.rollup.buckets import Room
 from tests.aggregates import TOLD, Event, make_partitions
 from tests.test_experiment_results import NINE, TEN, counted, event, running, shown
 from tests.test_stats import Asker, ask, store

@@ -9,8 +9,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import identity_repairs
 from ingest.journal.traces import Traces
+from ingest.rollup import identity_repairs
 
 MALLORY = "mal3@evil.example"
 LEAD = "eeeeeeee-0000-4000-8000-000000000001"

@@ -9,9 +9,9 @@ from datetime import date
 
 import asyncpg
 
-from ingest.buckets import Room
 from ingest.maintenance import TASKS, Schedule, Settings
 from ingest.postgres import connections
+from ingest.rollup.buckets import Room
 from ingest.store import partitions
 
 MISSING = "SELECT count(*) FROM analytics.missing_closed_day_indexes()"

@@ -13,9 +13,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from ingest import kpis
 from ingest.experiments import results, store
 from ingest.experiments.results import Count, Question, analyse
+from ingest.rollup import kpis
 from tests.test_assignment import make_experiment
 
 

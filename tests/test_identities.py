@@ -16,14 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import identities, identity_repairs, kpis, maintenance, rebuild, visits
+from ingest import maintenance
 from ingest.base.config import DIMENSION_NAMES
-from ingest.buckets import Room
 from ingest.postgres import connections
-from ingest.rollup import Rollup
+from ingest.rollup import identities, identity_repairs, kpis, rebuild, visits
+from ingest.rollup.buckets import Room
+from ingest.rollup.rollup import Rollup
+from ingest.rollup.visits import Visit
 from ingest.stats import counts, people
 from ingest.stats.query import Query, parse
-from ingest.visits import Visit
 from tests import worker
 from tests.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, recognised, stored
 from tests.conftest import Server

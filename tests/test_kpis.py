@@ -10,12 +10,12 @@ import asyncpg
 import orjson
 import pytest
 
-from ingest import kpis, rebuild
 from ingest.base.config import DIMENSION_NAMES
 from ingest.base.errors import IngestError
-from ingest.buckets import Room
-from ingest.kpis import Kpi, Window, windows
-from ingest.rollup import Rollup
+from ingest.rollup import kpis, rebuild
+from ingest.rollup.buckets import Room
+from ingest.rollup.kpis import Kpi, Window, windows
+from ingest.rollup.rollup import Rollup
 from tests.aggregates import Event, Ledger, make_partitions
 
 NOW = datetime.now(UTC).replace(hour=12, minute=30, second=0, microsecond=0) - timedelta(days=1)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import kpis, rebuild, stale_metrics
 from ingest.base.config import DIMENSION_NAMES
 from ingest.base.errors import IngestError
-from ingest.buckets import Room
-from ingest.rollup import Rollup
-from ingest.stale_metrics import Note
+from ingest.rollup import kpis, rebuild, stale_metrics
+from ingest.rollup.buckets import Room
+from ingest.rollup.rollup import Rollup
+from ingest.rollup.stale_metrics import Note
 from tests.aggregates import Event, Ledger, make_partitions, recognise
 from tests.test_rollup import connected, module_database
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from ingest import rollup
-from ingest.buckets import Room
 from ingest.postgres import connections
 from ingest.postgres.leases import Lease, LeaseLost, holder
+from ingest.rollup import rollup
+from ingest.rollup.buckets import Room
 
 EXPIRE = "UPDATE analytics.leases SET expires_at = clock_timestamp() - interval '1 second'"
 

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from ingest.base.config import DIMENSION_NAMES
-from ingest.buckets import Room
-from ingest.rollup import Rollup
+from ingest.rollup.buckets import Room
+from ingest.rollup.rollup import Rollup
 from tests.aggregates import Event, Ledger, make_partitions, recognise, stored
 from tests.test_stats import Asker, all_pages, ask, store
 from tests.worker import start

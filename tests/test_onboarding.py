@@ -15,10 +15,11 @@ import asyncpg
 import jwt
 import pytest
 
-from ingest import activities, api_keys, kpis
+from ingest import activities, api_keys
 from ingest.contact_fields import plain_phone
 from ingest.credentials import Cipher, new_key
 from ingest.onboarding import OF_NAME, WhatsAppIntegration, check
+from ingest.rollup import kpis
 from tests.worker import Answer, Client, Start, client, start
 
 __all__ = ["client", "start"]

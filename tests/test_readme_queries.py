@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import kpis
 from ingest.base.config import DIMENSION_NAMES
-from ingest.buckets import Room
 from ingest.events.values.sources import source_of
 from ingest.events.values.urls import describe_page, referrer_host
 from ingest.postgres import connections
 from ingest.postgres.connections import load_queries
-from ingest.rollup import Rollup
+from ingest.rollup import kpis
+from ingest.rollup.buckets import Room
+from ingest.rollup.rollup import Rollup
 from tests.conftest import Server, run_apart
 from tests.service import lent_database
 from tests.test_seed import load

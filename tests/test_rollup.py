@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import rebuild, sketches
 from ingest.base.config import DIMENSION_NAMES
-from ingest.buckets import Room
 from ingest.postgres import connections
-from ingest.rollup import Rollup
+from ingest.rollup import rebuild, sketches
+from ingest.rollup.buckets import Room
+from ingest.rollup.rollup import Rollup
 from tests.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, stored
 from tests.conftest import Server
 from tests.service import lent_database

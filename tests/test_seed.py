@@ -15,11 +15,11 @@ import asyncpg
 import pytest
 
 from ingest.base.config import DIMENSION_NAMES
-from ingest.buckets import Room
 from ingest.events.values import enrich, sources, urls
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.rollup import Rollup
+from ingest.rollup.buckets import Room
+from ingest.rollup.rollup import Rollup
 from tests.conftest import run_apart
 from tests.service import environment, lent_database
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import sketches
-from ingest.tallies import Distinct
+from ingest.rollup import sketches
+from ingest.rollup.tallies import Distinct
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 50, 300])

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from ingest import api_keys
 from ingest.base.config import DIMENSION_NAMES
-from ingest.buckets import Room
 from ingest.postgres.pool import Pool
-from ingest.rollup import Rollup
+from ingest.rollup.buckets import Room
+from ingest.rollup.rollup import Rollup
 from ingest.stats import query, times
 from ingest.stats.query import parse
 from ingest.stats.reading import Reader

@@ -9,10 +9,10 @@ import asyncpg
 import pytest
 from cryptography.fernet import Fernet
 
-from ingest import kpis
 from ingest.base.config import DIMENSION_NAMES
-from ingest.buckets import Room
-from ingest.rollup import Rollup
+from ingest.rollup import kpis
+from ingest.rollup.buckets import Room
+from ingest.rollup.rollup import Rollup
 from tests.worker import Client, Start, start
 
 __all__ = ["start"]

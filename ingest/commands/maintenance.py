@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
-from ingest.buckets import Room
 from ingest.commands.target import database_url
 from ingest.maintenance import TASKS, Settings, Task
 from ingest.postgres import connections, migrations
+from ingest.rollup.buckets import Room
 
 
 def show() -> int:

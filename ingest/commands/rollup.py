@@ -10,16 +10,16 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import uvloop
 
-from ingest import kpis, rebuild
 from ingest.base import logs
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
-from ingest.buckets import Room
 from ingest.commands.target import database_url
 from ingest.postgres import connections, migrations
-from ingest.rebuild import Difference
+from ingest.rollup import kpis, rebuild
+from ingest.rollup.buckets import Room
+from ingest.rollup.rebuild import Difference
+from ingest.rollup.tallies import OTHER_NAME, OTHER_VALUE
 from ingest.supervisor import run_rollup
-from ingest.tallies import OTHER_NAME, OTHER_VALUE
 
 _SHOWN_DIFFERENCES = 20
 

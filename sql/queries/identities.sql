@@ -1,4 +1,4 @@
--- Who did it, and in which visit: ingest/identities.py and identity_repairs.py. The rule is in 001_initial_schema.sql.
+-- Who did it, and in which visit: ingest/rollup/identities.py and identity_repairs.py. The rule is in 001_initial_schema.sql.
 
 -- links --
 -- What these browsers are linked to

@@ -1,7 +1,7 @@
 -- KPIs: each query is one. Its sentence, then a line with type, aggregation; granularities; and what it is from, if that
 -- changes with events that come late, so that windows that are over are computed again: "from aggregates"
 -- (analytics.event_aggregations), or "from events" (analytics.events), which runs less often. "from events and flushes"
--- runs less often, too, but never again. ingest/kpis.py reads all of it, so that a query added here is a KPI added.
+-- runs less often, too, but never again. ingest/rollup/kpis.py reads all of it, so that a query added here is a KPI added.
 --
 -- $1 is where the window begins, $2 where it ends or now if that is sooner, $3 the granularity. A row is one value:
 -- dimensions, value_numeric, value_json, sample_count; or dimensions, sketch: the value is how many different there are

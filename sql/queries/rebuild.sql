@@ -1,4 +1,4 @@
--- Buckets made anew and compared: ingest/rebuild.py
+-- Buckets made anew and compared: ingest/rollup/rebuild.py
 
 -- note_hours --
 -- Every hour of a day that has a partition, within [$1, $2)

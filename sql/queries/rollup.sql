@@ -1,4 +1,4 @@
--- Rollups: ingest/rollup.py, buckets.py and rebuild.py
+-- Rollups: ingest/rollup/rollup.py, buckets.py and rebuild.py
 
 -- claim --
 -- Flushes that are not rolled up, oldest first. Locked, so that a second worker that believes it is alone adds nothing twice.

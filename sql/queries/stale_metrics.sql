@@ -1,4 +1,4 @@
--- Windows whose KPIs are to be computed again: ingest/stale_metrics.py
+-- Windows whose KPIs are to be computed again: ingest/rollup/stale_metrics.py
 
 -- note --
 -- In the order of the key, so that two who note do not wait for each other

@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from ingest.postgres.connections import load_queries
-from ingest.tallies import BEGINNINGS
+from ingest.rollup.tallies import BEGINNINGS
 
 AROUND: Final = timedelta(minutes=30)
 """An hour's KPIs that are from events look so far before the hour and after it."""

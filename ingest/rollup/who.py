@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from ingest import visits
-from ingest.visits import Visit
+from ingest.rollup import visits
+from ingest.rollup.visits import Visit
 
 Row = Sequence[Any]
 """An event: minute, type, name, user_id, anonymous_id, session_id, created_at, authenticated, whether it is a bot's,

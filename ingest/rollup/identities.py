@@ -15,10 +15,10 @@ from uuid import uuid4
 import asyncpg
 import orjson
 
-from ingest import visits
 from ingest.postgres.connections import load_queries
-from ingest.visits import Visit
-from ingest.who import Row, Who
+from ingest.rollup import visits
+from ingest.rollup.visits import Visit
+from ingest.rollup.who import Row, Who
 
 MOST_LINKS: Final = 100
 MAX_ID_CHARACTERS: Final = 255

@@ -16,12 +16,12 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest import sketches, stale_metrics
 from ingest.base.errors import IngestError
 from ingest.postgres.connections import sql_folder
-from ingest.sketches import Sketch
-from ingest.stale_metrics import Note
-from ingest.tallies import BEGINNINGS
+from ingest.rollup import sketches, stale_metrics
+from ingest.rollup.sketches import Sketch
+from ingest.rollup.stale_metrics import Note
+from ingest.rollup.tallies import BEGINNINGS
 
 logger = logging.getLogger(__name__)
 

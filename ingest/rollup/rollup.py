@@ -16,14 +16,14 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest import buckets, identities, stale_metrics, tallies
-from ingest.buckets import Room
-from ingest.identities import MOST_LINKS
 from ingest.journal.journal import RECORD_BITS
 from ingest.postgres.connections import load_queries
 from ingest.postgres.leases import Lease
-from ingest.tallies import BEGINNINGS, Tallies
-from ingest.who import Row
+from ingest.rollup import buckets, identities, stale_metrics, tallies
+from ingest.rollup.buckets import Room
+from ingest.rollup.identities import MOST_LINKS
+from ingest.rollup.tallies import BEGINNINGS, Tallies
+from ingest.rollup.who import Row
 
 _TURN_PAUSE_SECONDS: Final = 0.2
 _TAKE_TURN: Final = """

@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import asyncpg
 import orjson
 
-from ingest import sketches, tallies
 from ingest.postgres.connections import load_queries
-from ingest.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies, Tally
+from ingest.rollup import sketches, tallies
+from ingest.rollup.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies, Tally
 
 K = TypeVar("K", bound=tuple[Any, ...])
 G = TypeVar("G")

@@ -12,10 +12,10 @@ from typing import Final
 
 import asyncpg
 
-from ingest import identities, visits
 from ingest.postgres.connections import load_queries
-from ingest.rollup import partition, turn
-from ingest.visits import Visit
+from ingest.rollup import identities, visits
+from ingest.rollup.rollup import partition, turn
+from ingest.rollup.visits import Visit
 
 MOST_BROWSERS: Final = 2000
 """Of one run: days that are over are searched by an index, today's events are read through once."""

@@ -13,12 +13,12 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest import buckets, identities, sketches, stale_metrics, tallies
-from ingest.buckets import Room, Stored
 from ingest.postgres import statements
 from ingest.postgres.connections import load_queries
-from ingest.rollup import batches, note_stale, partition, rows_query, turn, with_hours
-from ingest.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies
+from ingest.rollup import buckets, identities, sketches, stale_metrics, tallies
+from ingest.rollup.buckets import Room, Stored
+from ingest.rollup.rollup import batches, note_stale, partition, rows_query, turn, with_hours
+from ingest.rollup.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies
 
 GRANULARITIES: Final = ("hour", "day", "week", "month")
 HOUR: Final = timedelta(hours=1)

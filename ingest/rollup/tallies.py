@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from ingest import sketches
-from ingest.sketches import Sketch
-from ingest.who import NOBODY, Row, Who
+from ingest.rollup import sketches
+from ingest.rollup.sketches import Sketch
+from ingest.rollup.who import NOBODY, Row, Who
 
 OTHER_NAME: Final = ""
 """What stands for the names for which a bucket has no room: no event's name is empty."""
