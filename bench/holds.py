@@ -29,6 +29,7 @@ from typing import Final, NamedTuple, TypeVar
 import uvloop
 
 from bench.hostile import KINDS, OWN_ADDRESS, WRAPPINGS, Hostile, body_of, other_requests, packed_requests, request_of
+from ingest.api.operations import MAX_BODY_BYTES
 from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.base.bites import Bites
@@ -39,7 +40,6 @@ from ingest.events.steps import Limits, Sender, arrive, moment_of, take_through_
 from ingest.events.values.enrich import warm_up
 from ingest.http.server import bind
 from ingest.intake.intake import slice_of
-from ingest.operations import MAX_BODY_BYTES
 from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres

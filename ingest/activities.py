@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
-from ingest.fields import FieldError
+from ingest.api.fields import FieldError
 from ingest.onboarding import Step
 
 CONCEALED: Final = "[concealed]"

@@ -19,7 +19,7 @@ from typing import Final
 import asyncpg
 
 from ingest import control, routes
-from ingest.api_keys import REFRESH_SECONDS, KeyRing
+from ingest.api.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.base import descriptors
 from ingest.base.config import Config
 from ingest.base.errors import DatabaseError, IngestError

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
-from ingest import fields
+from ingest.api import fields
 
 Source = Literal["website-form", "demo-request", "newsletter-signup", "pricing-inquiry", "contact-form"]
 Status = Literal["new", "contacted", "qualified", "converted", "lost"]

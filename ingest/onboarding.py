@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from ingest import fields
-from ingest.contact_fields import ADDRESS, EMAIL_WHAT, LOCAL_PART, MAX_LOCAL_PART, is_phone, plain_phone
-from ingest.fields import FieldError
+from ingest.api import fields
+from ingest.api.contact_fields import ADDRESS, EMAIL_WHAT, LOCAL_PART, MAX_LOCAL_PART, is_phone, plain_phone
+from ingest.api.fields import FieldError
 
 MAX_SECONDS: Final = 7 * 86_400
 _NOT_BLANK: Final = r"\S"

@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from ingest import control
-from ingest.access import Authenticator, secret_key_checker
-from ingest.api_keys import KeyRing
+from ingest.api.access import Authenticator, secret_key_checker
+from ingest.api.api_keys import KeyRing
+from ingest.api.operations import Api, Operation, Problem
+from ingest.api.transactions import Transactions
 from ingest.base.config import DIMENSION_NAMES, Config
 from ingest.events.anonymity import own_address
 from ingest.events.placeholders import Placeholders
@@ -51,10 +53,8 @@ from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
 from ingest.journal.replays import Replays
 from ingest.metrics import Metrics
-from ingest.operations import Api, Operation, Problem
 from ingest.postgres.pool import Pool
 from ingest.stats.reading import Reader
-from ingest.transactions import Transactions
 
 if TYPE_CHECKING:
     from ingest.credentials import Cipher
@@ -308,7 +308,7 @@ def _api(parts: Parts, collector: Collector, own_events: Intake) -> Api:
     verify = None
     if config.jwt_secret is not None or config.jwks_file is not None:
         # Where no JWT is believed, what verifies them need not be loaded.
-        from ingest.tokens import TokenVerifier
+        from ingest.api.tokens import TokenVerifier
 
         verify = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience).verify
     return Api(

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from ingest import api_keys
+from ingest.api import api_keys
 from tests.roles import NOT_PERMITTED, OURS, TOKEN, acting, refusal
 from tests.roles import claims as claims_of
 from tests.worker import Answer, Client, Start, start

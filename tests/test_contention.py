@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import api_keys
+from ingest.api import api_keys
 from ingest.app import CALLING_CONNECTIONS, FEATURES
 from ingest.postgres.shares import Shares
 from tests import worker
@@ -128,7 +128,7 @@ NEEDS = {
     "onboarding.sessions": {"onboarding"},
     "experiments.assignments": {"assignments"},
     "analytics.event_aggregations": {"statistics"},
-    "ingest.api_keys": set[str](),
+    "ingest.api.api_keys": set[str](),
 }
 
 
@@ -141,7 +141,7 @@ async def ask(client: Client, name: str) -> Answer:
 async def test_who_locks_a_table_stops_nobody_who_does_not_need_it(
     start: Start, database_url: str, table: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("ingest.transactions.LOCK_SECONDS", 1.0)
+    monkeypatch.setattr("ingest.api.transactions.LOCK_SECONDS", 1.0)
     monkeypatch.setattr("ingest.stats.reading.LOCK_SECONDS", 1.0)
     client = await start(**NO_LIMIT)
     made = await client.post(EXPERIMENT, "/v1/experiments", **BEARER)
@@ -165,7 +165,7 @@ async def test_who_locks_a_table_stops_nobody_who_does_not_need_it(
 async def test_a_row_that_others_lock_is_waited_for_and_not_for_ever(
     start: Start, database_url: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("ingest.transactions.LOCK_SECONDS", 0.5)
+    monkeypatch.setattr("ingest.api.transactions.LOCK_SECONDS", 0.5)
     client = await start(**NO_LIMIT)
     lead = (await client.post({"email": "ann@shop.example"}, "/v1/leads", **BEARER)).json()["id"]
     path = f"/v1/leads/{lead}"

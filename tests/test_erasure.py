@@ -13,7 +13,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from ingest import mailbox
+from ingest.api import mailbox
 from ingest.events.values.phones import phone_forms
 from ingest.journal.traces import Traces
 from tests.roles import NOT_PERMITTED, acting, claims, refusal

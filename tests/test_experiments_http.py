@@ -13,10 +13,10 @@ import asyncpg
 import jwt
 import pytest
 
-from ingest import api_keys
+from ingest.api import api_keys
+from ingest.api.fields import Invalid, read
 from ingest.experiments.declared import TargetingRules
 from ingest.experiments.lifecycle import EDITABLE, STEPS
-from ingest.fields import Invalid, read
 from tests.conftest import execute
 from tests.experiments import ADMIN, ADMIN_KEY, EVERYBODY_B, PATH, act, change, draft, run
 from tests.roles import refusal

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 import ingest
-from ingest import fields
+from ingest.api import fields
 from ingest.base.refusals import PayloadRefused
 from ingest.events import payload
 from ingest.handlers import ofrep

@@ -15,12 +15,12 @@ from urllib.parse import quote, urlencode
 import msgspec
 import pytest
 
-from ingest.contact_fields import plain_phone
+from ingest.api.contact_fields import plain_phone
+from ingest.api.operations import Problem
 from ingest.handlers.lead_desk import LeadWithInteractions, Page, check_transition
 from ingest.handlers.lead_export import AT_ONCE, disarmed
 from ingest.handlers.leads import Captured, may_redirect
 from ingest.lead import COLUMNS, TRANSITIONS, Lead
-from ingest.operations import Problem
 from tests.worker import Answer, Client, Start, errors, start
 
 __all__ = ["start"]

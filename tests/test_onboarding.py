@@ -15,8 +15,9 @@ import asyncpg
 import jwt
 import pytest
 
-from ingest import activities, api_keys
-from ingest.contact_fields import plain_phone
+from ingest import activities
+from ingest.api import api_keys
+from ingest.api.contact_fields import plain_phone
 from ingest.credentials import Cipher, new_key
 from ingest.onboarding import OF_NAME, WhatsAppIntegration, check
 from ingest.rollup import kpis

@@ -11,12 +11,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.access import Caller
+from ingest.api.access import Caller
+from ingest.api.transactions import Transactions
 from ingest.postgres import connections
 from ingest.postgres.pool import Pool
 from ingest.postgres.statements import batches
 from ingest.store import partitions
-from ingest.transactions import Transactions
 from tests.faults import StubbornClient
 from tests.pooler import PROGRAM, Pooler
 from tests.service import Service, running

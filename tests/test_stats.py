@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import api_keys
+from ingest.api import api_keys
 from ingest.base.config import DIMENSION_NAMES
 from ingest.postgres.pool import Pool
 from ingest.rollup.buckets import Room

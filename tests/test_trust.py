@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest import api_keys
+from ingest.api import api_keys
 from ingest.http.health import FORWARDED
 from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
 from tests import worker

@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
+from ingest.api.fields import Invalid, Malformed, decode_object, read
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
@@ -19,7 +20,6 @@ from ingest.experiments import store
 from ingest.experiments.declared import NewExperiment
 from ingest.experiments.lifecycle import STEPS, WrongState
 from ingest.experiments.results import Question, Results, VariantResult, analyse
-from ingest.fields import Invalid, Malformed, decode_object, read
 from ingest.postgres import connections, migrations
 
 ACTIONS = ("list", "show", "create", *STEPS, "results")

@@ -10,9 +10,9 @@ from typing import Final, TypeVar
 
 import asyncpg
 
-from ingest import api_keys
-from ingest.access import Scope
-from ingest.api_keys import REFRESH_SECONDS, ApiKey
+from ingest.api import api_keys
+from ingest.api.access import Scope
+from ingest.api.api_keys import REFRESH_SECONDS, ApiKey
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url

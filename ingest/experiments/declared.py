@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ingest.fields import FieldError, about, number, text
+from ingest.api.fields import FieldError, about, number, text
 
 MAX_TESTS: Final = 50
 """Variants beside the control."""

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from ingest.fields import about
+from ingest.api.fields import about
 
 MISMATCH_BELOW: Final = 0.001
 """As usual for a sample ratio mismatch: it is tested often, and a false alarm stops an experiment."""

@@ -10,11 +10,11 @@ from uuid import UUID
 import asyncpg
 import orjson
 
+from ingest.api.fields import FieldError, Invalid
 from ingest.experiments.declared import Changes, NewExperiment, columns, wrong_together
 from ingest.experiments.definitions import weights_of
 from ingest.experiments.lifecycle import STEPS, WrongState, check_changes, check_step
 from ingest.experiments.results import Count, counts_of
-from ingest.fields import FieldError, Invalid
 from ingest.postgres.connections import load_queries
 
 _QUERIES: Final = load_queries("experiments")

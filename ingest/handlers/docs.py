@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from ingest import openapi
+from ingest.api import openapi
+from ingest.api.operations import JSON, Operation
 from ingest.http.answers import PROBLEM
 from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
-from ingest.operations import JSON, Operation
 from ingest.stats.query import ENDPOINTS, PARAMETERS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -14,8 +14,10 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from ingest import fields
-from ingest.access import Caller, Scope
+from ingest.api import fields
+from ingest.api.access import Caller, Scope
+from ingest.api.fields import FieldError, Invalid
+from ingest.api.operations import JSON, Answer, Call, Operation, Problem
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.enrich import describe_user_agent
 from ingest.experiments import store
@@ -25,9 +27,7 @@ from ingest.experiments.definitions import Definitions
 from ingest.experiments.flags import Reason
 from ingest.experiments.lifecycle import STEPS, WrongState
 from ingest.experiments.results import Question, Results, analyse
-from ingest.fields import FieldError, Invalid
 from ingest.http.prefetch import is_made_ahead
-from ingest.operations import JSON, Answer, Call, Operation, Problem
 from ingest.postgres.connections import load_queries
 
 _QUERIES: Final = load_queries("experiments")

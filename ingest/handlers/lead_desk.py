@@ -13,9 +13,10 @@ import orjson
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from ingest import fields, mailbox
-from ingest.access import Scope
-from ingest.fields import FieldError, Invalid
+from ingest.api import fields, mailbox
+from ingest.api.access import Scope
+from ingest.api.fields import FieldError, Invalid
+from ingest.api.operations import Answer, Call, Operation, Problem
 from ingest.http.answers import answer
 from ingest.lead import (
     CURSOR_CHARACTERS,
@@ -31,7 +32,6 @@ from ingest.lead import (
     place_of,
     utc,
 )
-from ingest.operations import Answer, Call, Operation, Problem
 from ingest.postgres.connections import load_queries
 
 _QUERIES: Final = load_queries("leads")

@@ -18,11 +18,11 @@ import asyncpg
 import orjson
 from aiohttp import web
 
-from ingest import fields
-from ingest.access import Scope
+from ingest.api import fields
+from ingest.api.access import Scope
+from ingest.api.operations import Answer, Call, Operation, Problem
 from ingest.handlers.lead_desk import Filters, arguments, lead_of
 from ingest.lead import COLUMNS, Place
-from ingest.operations import Answer, Call, Operation, Problem
 from ingest.postgres.connections import load_queries
 
 logger = logging.getLogger(__name__)

@@ -15,16 +15,16 @@ import orjson
 from aiohttp import web
 from msgspec import Meta
 
-from ingest import fields
-from ingest.access import Caller, Scope
+from ingest.api import fields
+from ingest.api.access import Caller, Scope
+from ingest.api.contact_fields import MAX_LOCAL_PART, Country, Email, Phone, is_phone
+from ingest.api.fields import FieldError, Invalid
+from ingest.api.operations import Answer, Call, Operation
+from ingest.api.transactions import quoted
 from ingest.base.logs import Quiet
-from ingest.contact_fields import MAX_LOCAL_PART, Country, Email, Phone, is_phone
-from ingest.fields import FieldError, Invalid
 from ingest.http.answers import answer
 from ingest.lead import Campaign, Consent, Features, Link, Source, recorded
-from ingest.operations import Answer, Call, Operation
 from ingest.postgres.connections import load_queries
-from ingest.transactions import quoted
 
 logger = logging.getLogger(__name__)
 

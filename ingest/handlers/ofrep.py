@@ -20,15 +20,15 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
+from ingest.api.fields import about, text
+from ingest.api.operations import JSON, MAX_BODY_BYTES, Answer, Api, Call, Operation, Problem
 from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.locations import rate_limit_key
 from ingest.experiments.assignment import NOTHING_KNOWN, Context, canonical_id, country_code
 from ingest.experiments.definitions import Definitions
 from ingest.experiments.flags import Flag
-from ingest.fields import about, text
 from ingest.http.answers import OVERLOADED_RETRY_SECONDS, answer, read_body
-from ingest.operations import JSON, MAX_BODY_BYTES, Answer, Api, Call, Operation, Problem
 from ingest.postgres.pool import TooSlow, Unavailable
 
 BULK_PATH: Final = "/ofrep/v1/evaluate/flags"

@@ -17,15 +17,15 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from ingest import fields
-from ingest.access import ANYBODY
 from ingest.activities import conceal, told_errors, told_value
+from ingest.api import fields
+from ingest.api.access import ANYBODY
+from ingest.api.fields import FieldError, Invalid
+from ingest.api.operations import CONTENTION, Answer, Call, Operation, Problem
 from ingest.events.placeholders import Placeholders
-from ingest.fields import FieldError, Invalid
 from ingest.http.answers import answer, problem
 from ingest.journey import NamedSession, Session, event, events_of, kept, session
 from ingest.onboarding import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
-from ingest.operations import CONTENTION, Answer, Call, Operation, Problem
 from ingest.postgres.connections import load_queries
 from ingest.postgres.pool import TooSlow, Unavailable
 

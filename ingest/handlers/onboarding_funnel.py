@@ -9,12 +9,12 @@ import asyncpg
 import msgspec
 from aiohttp import web
 
-from ingest import fields
-from ingest.access import Scope
-from ingest.fields import FieldError, Invalid
+from ingest.api import fields
+from ingest.api.access import Scope
+from ingest.api.fields import FieldError, Invalid
+from ingest.api.operations import Answer, Call, Operation
 from ingest.http.answers import answer
 from ingest.onboarding import STEPS, Step, StepName
-from ingest.operations import Answer, Call, Operation
 from ingest.postgres.connections import load_queries
 
 _DAYS: Final = 30

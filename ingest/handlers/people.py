@@ -11,13 +11,13 @@ import asyncpg
 import msgspec
 from aiohttp import web
 
-from ingest import fields, mailbox
-from ingest.access import Scope
+from ingest.api import fields, mailbox
+from ingest.api.access import Scope
+from ingest.api.fields import FieldError, Invalid
+from ingest.api.operations import Answer, Call, Operation, Problem
 from ingest.base.errors import IngestError
-from ingest.fields import FieldError, Invalid
 from ingest.journal import journals, set_aside
 from ingest.journal.traces import Traces
-from ingest.operations import Answer, Call, Operation, Problem
 from ingest.postgres.connections import load_queries
 
 JOURNAL_SECONDS: Final = 15.0

@@ -10,10 +10,10 @@ from typing import Any, Final
 import asyncpg
 from aiohttp import web
 
-from ingest.access import Scope
+from ingest.api.access import Scope
+from ingest.api.operations import Api, Problem
 from ingest.base.logs import Quiet
 from ingest.http.answers import BEARER, OVERLOADED_RETRY_SECONDS, answer, problem
-from ingest.operations import Api, Problem
 from ingest.postgres.pool import Unavailable
 from ingest.stats import counts, kept_metrics, people
 from ingest.stats.query import Query, Refused, parse

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import jwt
 
-from ingest.access import InvalidToken
+from ingest.api.access import InvalidToken
 from ingest.base.errors import IngestError
 
 ROLES: Final = ("anon", "authenticated", "service_role")

@@ -18,17 +18,17 @@ import asyncpg
 import msgspec
 from aiohttp import web
 
-from ingest.access import Authenticator, Caller, Scope, Unauthorized
+from ingest.api.access import Authenticator, Caller, Scope, Unauthorized
+from ingest.api.fields import FieldError, Invalid, Malformed, decode_object, read
+from ingest.api.transactions import Transactions
 from ingest.base.logs import Quiet
 from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused
 from ingest.events.anonymity import conceal_own, conceal_own_number, own_address
 from ingest.events.values.locations import rate_limit_key
-from ingest.fields import FieldError, Invalid, Malformed, decode_object, read
 from ingest.http.answers import BEARER, OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
 from ingest.http.budget import Budget, Hold
 from ingest.intake.emitter import Emitter
 from ingest.postgres.pool import TooSlow, Unavailable
-from ingest.transactions import Transactions
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any, Final, get_args
 import msgspec
 import orjson
 
+from ingest.api.operations import FORM, JSON, Answer, Operation
 from ingest.http.answers import PROBLEM
-from ingest.operations import FORM, JSON, Answer, Operation
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEMES: Final = {

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from ingest.api_keys import PREFIX, KeyRing
+from ingest.api.api_keys import PREFIX, KeyRing
 from ingest.http.clients import authorization_key
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import asyncpg
 
-from ingest.access import Caller
+from ingest.api.access import Caller
 from ingest.postgres.pool import Pool
 
 # `role` as SET LOCAL ROLE; the rest is what 002_rls_policies.sql tells of. With constants, so that it is

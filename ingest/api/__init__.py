@@ -1,0 +1,1 @@
+"""Operations over HTTP: declared once, checked, documented, run under the caller's role."""
