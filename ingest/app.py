@@ -26,8 +26,8 @@ from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.logs import Quiet, fields
 from ingest.base.refusals import RejectReason
 from ingest.events.values import enrich
-from ingest.experiments import definitions
-from ingest.experiments.definitions import Definitions
+from ingest.features.experiments import definitions
+from ingest.features.experiments.definitions import Definitions
 from ingest.http.admission import CLOSING, SPARE
 from ingest.http.budget import Budget
 from ingest.http.census import Census, Seat

@@ -22,11 +22,16 @@ from ingest.events.placeholders import Placeholders
 from ingest.events.steps import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.events.values.locations import CountryDatabase, Place, anonymise, parse_networks, public_address
 from ingest.events.values.sources import OwnHosts
-from ingest.experiments.definitions import Definitions
-from ingest.handlers import docs, lead_desk, lead_export, leads, onboarding, onboarding_funnel, people
-from ingest.handlers.experiments import Experiments
-from ingest.handlers.ofrep import Ofrep
-from ingest.handlers.stats import Stats, admit_reader
+from ingest.features import people
+from ingest.features.experiments.definitions import Definitions
+from ingest.features.experiments.handlers import Experiments
+from ingest.features.experiments.ofrep import Ofrep
+from ingest.features.leads import capture, desk, export
+from ingest.features.onboarding import funnel
+from ingest.features.onboarding import handlers as onboarding
+from ingest.features.stats.handlers import Stats, admit_reader
+from ingest.features.stats.reading import Reader
+from ingest.handlers import docs
 from ingest.http import health
 from ingest.http.admission import Limits as ConnectionLimits
 from ingest.http.answers import Cors, RateLimit, Volume
@@ -54,10 +59,9 @@ from ingest.journal.journal import Journal
 from ingest.journal.replays import Replays
 from ingest.metrics import Metrics
 from ingest.postgres.pool import Pool
-from ingest.stats.reading import Reader
 
 if TYPE_CHECKING:
-    from ingest.credentials import Cipher
+    from ingest.features.onboarding.credentials import Cipher
 
 _BURST_SECONDS: Final = 10
 """What an address may send in ten seconds, it may send at once."""
@@ -292,12 +296,12 @@ def _unless_reader(api: Api) -> Callable[[web.Request], Awaitable[web.Response |
 def _operations(parts: Parts, ofrep: Ofrep) -> list[Operation]:
     """Every operation of the API, by feature."""
     return [
-        *leads.operations(parts.config.redirect_origins),
-        *lead_export.operations(),
-        *lead_desk.operations(),
+        *capture.operations(parts.config.redirect_origins),
+        *export.operations(),
+        *desk.operations(),
         *people.operations(parts.wait_stored, parts.clear_journals, parts.config.data_dir),
         *onboarding.operations(_cipher(parts.config.encryption_keys), Placeholders(parts.config.placeholder_ids)),
-        *onboarding_funnel.operations(),
+        *funnel.operations(),
         *Experiments(parts.experiments, Placeholders(parts.config.placeholder_ids)).operations(),
         *ofrep.operations(),
     ]
@@ -328,6 +332,6 @@ def _api(parts: Parts, collector: Collector, own_events: Intake) -> Api:
 def _cipher(keys: tuple[str, ...]) -> Cipher | None:
     if not keys:
         return None
-    from ingest.credentials import Cipher
+    from ingest.features.onboarding.credentials import Cipher
 
     return Cipher(keys)

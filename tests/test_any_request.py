@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pytest
 from cryptography.fernet import Fernet
 
-from ingest.handlers.ofrep import BULK_PATH, FLAG_PATH
+from ingest.features.experiments.ofrep import BULK_PATH, FLAG_PATH
 from tests import worker
 from tests.worker import Client, Raw, Start
 

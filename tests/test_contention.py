@@ -142,7 +142,7 @@ async def test_who_locks_a_table_stops_nobody_who_does_not_need_it(
     start: Start, database_url: str, table: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("ingest.api.transactions.LOCK_SECONDS", 1.0)
-    monkeypatch.setattr("ingest.stats.reading.LOCK_SECONDS", 1.0)
+    monkeypatch.setattr("ingest.features.stats.reading.LOCK_SECONDS", 1.0)
     client = await start(**NO_LIMIT)
     made = await client.post(EXPERIMENT, "/v1/experiments", **BEARER)
     await client.post({}, f"/v1/experiments/{made.json()['id']}/start", **BEARER)

@@ -11,10 +11,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest import credentials
 from ingest.base.config import ConfigError
 from ingest.commands.encryption import dev_keys, made_dev_keys
-from ingest.credentials import Cipher, Rotated, Undecipherable, new_key
+from ingest.features.onboarding import credentials
+from ingest.features.onboarding.credentials import Cipher, Rotated, Undecipherable, new_key
 from tests.service import environment
 
 OLD, NEW, LOST = new_key(), new_key(), new_key()

@@ -176,7 +176,7 @@ async def test_what_cannot_be_stored_is_an_honest_503_that_names_the_file(
     one = Client(other, client.session, client.worker.config.database_url or "")
     await say(one, ANN)
     await one.settled()
-    monkeypatch.setattr("ingest.handlers.people.JOURNAL_SECONDS", 0.3)
+    monkeypatch.setattr("ingest.features.people.JOURNAL_SECONDS", 0.3)
     assert other._control is not None
     await other._control.stop()
     address = ANN.address.replace("+", "%2B")

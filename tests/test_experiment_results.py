@@ -13,8 +13,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from ingest.experiments import results, store
-from ingest.experiments.results import Count, Question, analyse
+from ingest.features.experiments import results, store
+from ingest.features.experiments.results import Count, Question, analyse
 from ingest.rollup import kpis
 from tests.test_assignment import make_experiment
 

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from ingest.experiments.assignment import (
+from ingest.features.experiments.assignment import (
     POINTS,
     Assigner,
     Context,
@@ -22,8 +22,8 @@ from ingest.experiments.assignment import (
     country_code,
     first_point_at,
 )
-from ingest.experiments.definitions import definition_of
-from ingest.experiments.flags import Definition
+from ingest.features.experiments.definitions import definition_of
+from ingest.features.experiments.flags import Definition
 from ingest.postgres.connections import load_queries
 from tests.experiments import ADMIN, ADMIN_KEY, run
 from tests.test_assignment import assign, make_experiment

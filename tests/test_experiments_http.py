@@ -15,8 +15,8 @@ import pytest
 
 from ingest.api import api_keys
 from ingest.api.fields import Invalid, read
-from ingest.experiments.declared import TargetingRules
-from ingest.experiments.lifecycle import EDITABLE, STEPS
+from ingest.features.experiments.declaration import TargetingRules
+from ingest.features.experiments.lifecycle import EDITABLE, STEPS
 from tests.conftest import execute
 from tests.experiments import ADMIN, ADMIN_KEY, EVERYBODY_B, PATH, act, change, draft, run
 from tests.roles import refusal

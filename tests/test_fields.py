@@ -19,7 +19,7 @@ import ingest
 from ingest.api import fields
 from ingest.base.refusals import PayloadRefused
 from ingest.events import payload
-from ingest.handlers import ofrep
+from ingest.features.experiments import ofrep
 
 Word = Annotated[str, fields.text("A word", pattern="^[a-z]+$")]
 Named = Annotated[str, fields.text("A word with a name of its own", what="a colour", pattern="^(red|blue)$")]

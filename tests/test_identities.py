@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from ingest import maintenance
 from ingest.base.config import DIMENSION_NAMES
+from ingest.features.stats import counts, journeys
+from ingest.features.stats.query import Query, parse
 from ingest.postgres import connections
 from ingest.rollup import identities, identity_repairs, kpis, rebuild, visits
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from ingest.rollup.visits import Visit
-from ingest.stats import counts, people
-from ingest.stats.query import Query, parse
 from tests import worker
 from tests.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, recognised, stored
 from tests.conftest import Server
@@ -160,7 +160,7 @@ async def agree(url: str, populations: list[tuple[str, list[Event], bool, bool]]
         await check_visits(connection)
         for asked in FUNNELS:
             query = asking("funnel", asked)
-            told = await people.funnel(connection, query)
+            told = await journeys.funnel(connection, query)
             assert [step["people"] for step in told["steps"]] == funnel(query, events, known), asked
         await check_people(connection)
     finally:

@@ -17,10 +17,10 @@ import pytest
 
 from ingest.api.contact_fields import plain_phone
 from ingest.api.operations import Problem
-from ingest.handlers.lead_desk import LeadWithInteractions, Page, check_transition
-from ingest.handlers.lead_export import AT_ONCE, disarmed
-from ingest.handlers.leads import Captured, may_redirect
-from ingest.lead import COLUMNS, TRANSITIONS, Lead
+from ingest.features.leads.capture import Captured, may_redirect
+from ingest.features.leads.desk import LeadWithInteractions, Page, check_transition
+from ingest.features.leads.export import AT_ONCE, disarmed
+from ingest.features.leads.lead import COLUMNS, TRANSITIONS, Lead
 from tests.worker import Answer, Client, Start, errors, start
 
 __all__ = ["start"]

@@ -15,11 +15,11 @@ import asyncpg
 import jwt
 import pytest
 
-from ingest import activities
 from ingest.api import api_keys
 from ingest.api.contact_fields import plain_phone
-from ingest.credentials import Cipher, new_key
-from ingest.onboarding import OF_NAME, WhatsAppIntegration, check
+from ingest.features.onboarding import activities
+from ingest.features.onboarding.credentials import Cipher, new_key
+from ingest.features.onboarding.steps import OF_NAME, WhatsAppIntegration, check
 from ingest.rollup import kpis
 from tests.worker import Answer, Client, Start, client, start
 

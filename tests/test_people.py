@@ -105,7 +105,7 @@ async def test_what_comes_later_is_not_waited_for(client: Client, connection: as
 async def test_what_is_not_stored_in_time_is_an_honest_503(
     client: Client, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("ingest.handlers.people.JOURNAL_SECONDS", 0.1)
+    monkeypatch.setattr("ingest.features.people.JOURNAL_SECONDS", 0.1)
     async with connection.transaction():
         await connection.execute(BLOCK)
         await client.post([EVENT])

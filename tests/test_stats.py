@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from ingest.api import api_keys
 from ingest.base.config import DIMENSION_NAMES
+from ingest.features.stats import query, times
+from ingest.features.stats.query import parse
+from ingest.features.stats.reading import Reader
 from ingest.postgres.pool import Pool
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
-from ingest.stats import query, times
-from ingest.stats.query import parse
-from ingest.stats.reading import Reader
 from tests import worker
 from tests.aggregates import Event, Ledger, make_partitions, recognise, recognised
 from tests.conftest import Server, execute

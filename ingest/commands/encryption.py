@@ -6,11 +6,11 @@ import asyncio
 import os
 from pathlib import Path
 
-from ingest import credentials
 from ingest.base.config import SETTINGS, Config, ConfigError
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.credentials import Cipher, Rotated
+from ingest.features.onboarding import credentials
+from ingest.features.onboarding.credentials import Cipher, Rotated
 from ingest.postgres import connections, migrations
 
 

@@ -16,10 +16,10 @@ from ingest.api.fields import Invalid, Malformed, decode_object, read
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.experiments import store
-from ingest.experiments.declared import NewExperiment
-from ingest.experiments.lifecycle import STEPS, WrongState
-from ingest.experiments.results import Question, Results, VariantResult, analyse
+from ingest.features.experiments import store
+from ingest.features.experiments.declaration import NewExperiment
+from ingest.features.experiments.lifecycle import STEPS, WrongState
+from ingest.features.experiments.results import Question, Results, VariantResult, analyse
 from ingest.postgres import connections, migrations
 
 ACTIONS = ("list", "show", "create", *STEPS, "results")

@@ -12,9 +12,9 @@ from aiohttp import web
 
 from ingest.api import openapi
 from ingest.api.operations import JSON, Operation
+from ingest.features.stats.query import ENDPOINTS, PARAMETERS
 from ingest.http.answers import PROBLEM
 from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
-from ingest.stats.query import ENDPOINTS, PARAMETERS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -1126,7 +1126,7 @@ COMMENT ON FUNCTION public.process_pending_events() IS
 
 -- Experiments
 
--- As in ingest/experiments/assignment.py. The spellings are those that a uuid is read from.
+-- As in ingest/features/experiments/assignment.py. The spellings are those that a uuid is read from.
 CREATE FUNCTION experiments.canonical_id(id text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
 -- Onboarding, as anon with app.session_token set to the token, so that row security shows no other session. In braces
--- stands what ingest/handlers/onboarding.py puts there: {told}, the columns that it reads; {on}, which marks a
+-- stands what ingest/features/onboarding/handlers.py puts there: {told}, the columns that it reads; {on}, which marks a
 -- session as one that goes on, also if it was abandoned a while ago; and {note}, which records an activity.
 
 -- create --

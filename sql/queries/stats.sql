@@ -1,4 +1,4 @@
--- Statistics: ingest/stats/. In braces stands what ingest/stats/reading.py puts there from words of its own: {filters},
+-- Statistics: ingest/stats/. In braces stands what ingest/features/stats/reading.py puts there from words of its own: {filters},
 -- one condition a dimension, and {value}, what a ranking is by. All that a request holds comes as arguments.
 
 -- moment --

@@ -22,8 +22,8 @@ from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import Answer, Call, Operation
 from ingest.api.transactions import quoted
 from ingest.base.logs import Quiet
+from ingest.features.leads.lead import Campaign, Consent, Features, Link, Source, recorded
 from ingest.http.answers import answer
-from ingest.lead import Campaign, Consent, Features, Link, Source, recorded
 from ingest.postgres.connections import load_queries
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from ingest.stats import times
+from ingest.features.stats import times
 
 EVENT_TYPES: Final = ("page_view", "user_action", "conversion", "system")
 MAX_ROWS: Final = 1000

@@ -10,9 +10,9 @@ from typing import Any
 import asyncpg
 import orjson
 
-from ingest.stats import reading
-from ingest.stats.query import Query, Refused, cursor
-from ingest.stats.reading import QUERIES
+from ingest.features.stats import reading
+from ingest.features.stats.query import Query, Refused, cursor
+from ingest.features.stats.reading import QUERIES
 
 
 async def metrics(connection: asyncpg.Connection, query: Query) -> Any:

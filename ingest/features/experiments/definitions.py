@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
-from ingest.experiments.flags import Definition, Flag, Variant
+from ingest.features.experiments.flags import Definition, Flag, Variant
 from ingest.postgres.connections import load_queries
 from ingest.postgres.pool import Pool, TooSlow, Unavailable
 

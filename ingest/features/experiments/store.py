@@ -11,10 +11,10 @@ import asyncpg
 import orjson
 
 from ingest.api.fields import FieldError, Invalid
-from ingest.experiments.declared import Changes, NewExperiment, columns, wrong_together
-from ingest.experiments.definitions import weights_of
-from ingest.experiments.lifecycle import STEPS, WrongState, check_changes, check_step
-from ingest.experiments.results import Count, counts_of
+from ingest.features.experiments.declaration import Changes, NewExperiment, columns, wrong_together
+from ingest.features.experiments.definitions import weights_of
+from ingest.features.experiments.lifecycle import STEPS, WrongState, check_changes, check_step
+from ingest.features.experiments.results import Count, counts_of
 from ingest.postgres.connections import load_queries
 
 _QUERIES: Final = load_queries("experiments")

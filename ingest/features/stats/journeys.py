@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from ingest.stats import reading, times
-from ingest.stats.query import Query, check_events_range
-from ingest.stats.reading import QUERIES
+from ingest.features.stats import reading, times
+from ingest.features.stats.query import Query, check_events_range
+from ingest.features.stats.reading import QUERIES
 
 ORDER: Final = "created_at, received_at, batch_id, batch_position, id"
 """The order in which events were sent; that of ids is only for rows of which nothing is known."""

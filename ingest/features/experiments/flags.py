@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ingest.experiments.assignment import Assigner, Context
+from ingest.features.experiments.assignment import Assigner, Context
 
 
 class Reason(StrEnum):

@@ -17,20 +17,20 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from ingest.activities import conceal, told_errors, told_value
 from ingest.api import fields
 from ingest.api.access import ANYBODY
 from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import CONTENTION, Answer, Call, Operation, Problem
 from ingest.events.placeholders import Placeholders
+from ingest.features.onboarding.activities import conceal, told_errors, told_value
+from ingest.features.onboarding.journey import NamedSession, Session, event, events_of, kept, session
+from ingest.features.onboarding.steps import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
 from ingest.http.answers import answer, problem
-from ingest.journey import NamedSession, Session, event, events_of, kept, session
-from ingest.onboarding import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
 from ingest.postgres.connections import load_queries
 from ingest.postgres.pool import TooSlow, Unavailable
 
 if TYPE_CHECKING:
-    from ingest.credentials import Cipher
+    from ingest.features.onboarding.credentials import Cipher
 
 logger = logging.getLogger(__name__)
 

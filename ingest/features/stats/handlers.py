@@ -13,11 +13,11 @@ from aiohttp import web
 from ingest.api.access import Scope
 from ingest.api.operations import Api, Problem
 from ingest.base.logs import Quiet
+from ingest.features.stats import counts, journeys, kpi_values
+from ingest.features.stats.query import Query, Refused, parse
+from ingest.features.stats.reading import Reader
 from ingest.http.answers import BEARER, OVERLOADED_RETRY_SECONDS, answer, problem
 from ingest.postgres.pool import Unavailable
-from ingest.stats import counts, kept_metrics, people
-from ingest.stats.query import Query, Refused, parse
-from ingest.stats.reading import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,9 @@ class Stats:
             "timeseries": lambda connection, query, now: counts.timeseries(connection, query, rolled_up, now),
             "totals": lambda connection, query, _: counts.totals(connection, query, rolled_up),
             "top": lambda connection, query, _: counts.top(connection, query, rolled_up),
-            "funnel": lambda connection, query, _: people.funnel(connection, query),
-            "retention": people.retention,
-            "metrics": lambda connection, query, _: kept_metrics.metrics(connection, query),
+            "funnel": lambda connection, query, _: journeys.funnel(connection, query),
+            "retention": journeys.retention,
+            "metrics": lambda connection, query, _: kpi_values.metrics(connection, query),
         }
         return [web.get(f"/v1/stats/{name}", self._handler(name, run)) for name, run in endpoints.items()]
 

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import orjson
 
-from ingest.stats import reading, times
-from ingest.stats.query import (
+from ingest.features.stats import reading, times
+from ingest.features.stats.query import (
     MAX_EVENTS_RANGE,
     OTHER,
     OTHER_EVENT,
@@ -23,8 +23,8 @@ from ingest.stats.query import (
     check_events_range,
     cursor,
 )
-from ingest.stats.reading import MAX_STORED_ROWS, QUERIES, Moment
-from ingest.stats.times import Part
+from ingest.features.stats.reading import MAX_STORED_ROWS, QUERIES, Moment
+from ingest.features.stats.times import Part
 
 _TOTAL: Final = "{}"
 _BOTS: Final = '{"device_type":"bot"}'

@@ -21,8 +21,8 @@ from aiohttp import web
 from ingest.api import fields
 from ingest.api.access import Scope
 from ingest.api.operations import Answer, Call, Operation, Problem
-from ingest.handlers.lead_desk import Filters, arguments, lead_of
-from ingest.lead import COLUMNS, Place
+from ingest.features.leads.desk import Filters, arguments, lead_of
+from ingest.features.leads.lead import COLUMNS, Place
 from ingest.postgres.connections import load_queries
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from ingest.api.transactions import LOCK_SECONDS
+from ingest.features.stats.query import MAX_VALUE_CHARACTERS, Query, Refused, Value
+from ingest.features.stats.times import Part
 from ingest.postgres.connections import load_queries
 from ingest.postgres.pool import Pool, TooSlow
-from ingest.stats.query import MAX_VALUE_CHARACTERS, Query, Refused, Value
-from ingest.stats.times import Part
 
 MAX_STORED_ROWS: Final = 25_000
 """Buckets read for one answer: their sketches are some 200 MB at the most."""

@@ -25,9 +25,9 @@ from ingest.api.operations import JSON, MAX_BODY_BYTES, Answer, Api, Call, Opera
 from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.locations import rate_limit_key
-from ingest.experiments.assignment import NOTHING_KNOWN, Context, canonical_id, country_code
-from ingest.experiments.definitions import Definitions
-from ingest.experiments.flags import Flag
+from ingest.features.experiments.assignment import NOTHING_KNOWN, Context, canonical_id, country_code
+from ingest.features.experiments.definitions import Definitions
+from ingest.features.experiments.flags import Flag
 from ingest.http.answers import OVERLOADED_RETRY_SECONDS, answer, read_body
 from ingest.postgres.pool import TooSlow, Unavailable
 

@@ -13,8 +13,8 @@ from ingest.api import fields
 from ingest.api.access import Scope
 from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import Answer, Call, Operation
+from ingest.features.onboarding.steps import STEPS, Step, StepName
 from ingest.http.answers import answer
-from ingest.onboarding import STEPS, Step, StepName
 from ingest.postgres.connections import load_queries
 
 _DAYS: Final = 30

@@ -20,13 +20,13 @@ from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import JSON, Answer, Call, Operation, Problem
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.enrich import describe_user_agent
-from ingest.experiments import store
-from ingest.experiments.assignment import Context, canonical_id, country_code
-from ingest.experiments.declared import Changes, NewExperiment, TargetingRules, Variant
-from ingest.experiments.definitions import Definitions
-from ingest.experiments.flags import Reason
-from ingest.experiments.lifecycle import STEPS, WrongState
-from ingest.experiments.results import Question, Results, analyse
+from ingest.features.experiments import store
+from ingest.features.experiments.assignment import Context, canonical_id, country_code
+from ingest.features.experiments.declaration import Changes, NewExperiment, TargetingRules, Variant
+from ingest.features.experiments.definitions import Definitions
+from ingest.features.experiments.flags import Reason
+from ingest.features.experiments.lifecycle import STEPS, WrongState
+from ingest.features.experiments.results import Question, Results, analyse
 from ingest.http.prefetch import is_made_ahead
 from ingest.postgres.connections import load_queries
 

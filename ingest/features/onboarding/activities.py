@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ingest.api.fields import FieldError
-from ingest.onboarding import Step
+from ingest.features.onboarding.steps import Step
 
 CONCEALED: Final = "[concealed]"
 _PERSONAL_NAME: Final = re.compile(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 import orjson
 
-from ingest.onboarding import STEPS, Step, StepName
+from ingest.features.onboarding.steps import STEPS, Step, StepName
 
 Row = Mapping[str, Any]
 """A row of onboarding.sessions, with JSON as text."""

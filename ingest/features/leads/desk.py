@@ -17,8 +17,7 @@ from ingest.api import fields, mailbox
 from ingest.api.access import Scope
 from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import Answer, Call, Operation, Problem
-from ingest.http.answers import answer
-from ingest.lead import (
+from ingest.features.leads.lead import (
     CURSOR_CHARACTERS,
     CURSOR_PATTERN,
     TRANSITIONS,
@@ -32,6 +31,7 @@ from ingest.lead import (
     place_of,
     utc,
 )
+from ingest.http.answers import answer
 from ingest.postgres.connections import load_queries
 
 _QUERIES: Final = load_queries("leads")

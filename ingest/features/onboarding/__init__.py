@@ -1,0 +1,1 @@
+"""Onboarding: a session, its steps one after the other, its activities, its funnel, and customers' credentials."""
