@@ -30,7 +30,6 @@ import uvloop
 
 from bench.hostile import KINDS, OWN_ADDRESS, WRAPPINGS, Hostile, body_of, other_requests, packed_requests, request_of
 from ingest.api.operations import MAX_BODY_BYTES
-from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal
@@ -43,7 +42,8 @@ from ingest.intake.intake import slice_of
 from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.supervisor import tune_process
+from ingest.service.collector import Worker, start_worker
+from ingest.service.supervisor import tune_process
 
 T = TypeVar("T")
 TARGET_MS: Final = 50.0

@@ -9,9 +9,9 @@ from datetime import date
 
 import asyncpg
 
-from ingest.maintenance import TASKS, Schedule, Settings
 from ingest.postgres import connections
 from ingest.rollup.buckets import Room
+from ingest.service.maintenance import TASKS, Schedule, Settings
 from ingest.store import partitions
 
 MISSING = "SELECT count(*) FROM analytics.missing_closed_day_indexes()"

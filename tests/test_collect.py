@@ -23,11 +23,11 @@ import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest import control
 from ingest.base.refusals import RejectReason
 from ingest.intake.collect import SEGMENT_CALLS
 from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.journal import journal
+from ingest.service import control
 from tests import worker
 from tests.test_addresses import write_database
 from tests.worker import Answer, Client, Start, errors

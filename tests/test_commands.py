@@ -22,10 +22,10 @@ from ingest.base.config import DIMENSION_NAMES
 from ingest.base.data_folder import is_in_use
 from ingest.journal.segment_reader import SegmentReader
 from ingest.journal.segments import Record
-from ingest.maintenance import TASKS
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
+from ingest.service.maintenance import TASKS
 from tests.aggregates import Event, Ledger, insert, make_partitions
 from tests.service import Service, environment, lent_database, running, wait_until
 

@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from ingest.api import api_keys
-from ingest.app import CALLING_CONNECTIONS, FEATURES
 from ingest.postgres.shares import Shares
+from ingest.service.collector import CALLING_CONNECTIONS, FEATURES
 from tests import worker
 from tests.worker import Answer, Client, Start
 

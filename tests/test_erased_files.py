@@ -18,7 +18,6 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.events import row
 from ingest.http.server import bind
@@ -26,6 +25,7 @@ from ingest.journal import journals, segments, set_aside
 from ingest.journal.segment_reader import SegmentReader
 from ingest.journal.segments import Layout, Record
 from ingest.journal.traces import Traces
+from ingest.service.collector import Worker, start_worker
 from tests.service import Service, running, wait_until
 from tests.worker import QUICK, Client, Start, start
 

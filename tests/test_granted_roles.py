@@ -8,8 +8,8 @@ from itertools import combinations
 import asyncpg
 import pytest
 
-from ingest.app import _tell_of_missing_roles
 from ingest.postgres import connections
+from ingest.service.collector import _tell_of_missing_roles
 
 ROLES = ("anon", "authenticated", "service_role")
 

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import maintenance
 from ingest.base.config import DIMENSION_NAMES
 from ingest.features.stats import counts, journeys
 from ingest.features.stats.query import Query, parse
@@ -25,6 +24,7 @@ from ingest.rollup import identities, identity_repairs, kpis, rebuild, visits
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from ingest.rollup.visits import Visit
+from ingest.service import maintenance
 from tests import worker
 from tests.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, recognised, stored
 from tests.conftest import Server

@@ -10,9 +10,9 @@ import asyncpg
 import pytest
 
 from ingest.base.config import DIMENSION_NAMES
-from ingest.maintenance import TASKS, Schedule, Settings, Task
 from ingest.postgres import connections
 from ingest.rollup.buckets import Room
+from ingest.service.maintenance import TASKS, Schedule, Settings, Task
 from tests.aggregates import Event, insert, make_partitions
 
 SETTINGS = Settings(3, 90, DIMENSION_NAMES, Room(100, 100))

@@ -11,10 +11,10 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.http.server import bind
 from ingest.journal import journals
+from ingest.service.collector import Worker, start_worker
 from ingest.store import watermark
 from tests.worker import QUICK, Answer, Client, Start, start
 

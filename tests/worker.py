@@ -15,11 +15,11 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from ingest import control
-from ingest.app import Worker, start_worker
 from ingest.base import config_sources
 from ingest.http.server import bind
 from ingest.postgres import connections
+from ingest.service import control
+from ingest.service.collector import Worker, start_worker
 from tests.service import parse_metrics
 
 SETTLE_SECONDS = 20.0

@@ -9,13 +9,13 @@ import asyncio
 
 import msgspec
 
-from ingest.app import Worker
 from ingest.base.config import Config
 from ingest.base.data_folder import DataFolder, is_in_use
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
 from ingest.journal import journals
 from ingest.postgres import connections, migrations
+from ingest.service.collector import Worker
 
 
 def drain(config: Config) -> int:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
-from ingest.maintenance import TASKS, Settings, Task
 from ingest.postgres import connections, migrations
 from ingest.rollup.buckets import Room
+from ingest.service.maintenance import TASKS, Settings, Task
 
 
 def show() -> int:

@@ -12,7 +12,6 @@ import aiohttp
 import asyncpg
 import orjson
 
-from ingest import control
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.base.refusals import RejectReason
@@ -20,6 +19,7 @@ from ingest.commands.target import database_url
 from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.journal.replays import WAIT_SECONDS
 from ingest.postgres import connections, migrations
+from ingest.service import control
 
 _AT_ONCE = 100
 """An answer comes when the flush is stored, which takes a tenth of a second however many wait for it."""

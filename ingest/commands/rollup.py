@@ -19,7 +19,7 @@ from ingest.rollup import kpis, rebuild
 from ingest.rollup.buckets import Room
 from ingest.rollup.rebuild import Difference
 from ingest.rollup.tallies import OTHER_NAME, OTHER_VALUE
-from ingest.supervisor import run_rollup
+from ingest.service.supervisor import run_rollup
 
 _SHOWN_DIFFERENCES = 20
 

@@ -18,7 +18,6 @@ from typing import Final
 import msgspec
 import uvloop
 
-from ingest.app import start_worker
 from ingest.base import logs
 from ingest.base.config import Config
 from ingest.base.data_folder import DataFolder
@@ -27,11 +26,12 @@ from ingest.base.errors import IngestError
 from ingest.commands.encryption import made_dev_keys
 from ingest.commands.target import embedded_folder
 from ingest.http.server import bind
-from ingest.periodic import run_every
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.postgres.lock_waits import Patience
-from ingest.supervisor import (
+from ingest.service.collector import start_worker
+from ingest.service.loops import run_every
+from ingest.service.supervisor import (
     Stop,
     keep_rollup_running,
     restart,

@@ -8,9 +8,9 @@ import sys
 import aiohttp
 import orjson
 
-from ingest import control
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
+from ingest.service import control
 
 _COLOURS = {"accepted": "32", "rejected": "31", "skipped": "33"}
 

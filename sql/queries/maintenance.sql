@@ -1,4 +1,4 @@
--- What is done on a schedule: ingest/maintenance.py
+-- What is done on a schedule: ingest/service/maintenance.py
 
 -- pin_retention --
 -- Every period that cleanup_old_data() goes by, for this transaction. A pooler's server connection may still have what

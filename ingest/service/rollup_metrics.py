@@ -13,8 +13,8 @@ from prometheus_client import (
     generate_latest,
 )
 
-from ingest.metrics import Labelled
 from ingest.rollup.rollup import Cycle
+from ingest.service.metrics import Labelled
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from ingest import control
 from ingest.api.access import Authenticator, secret_key_checker
 from ingest.api.api_keys import KeyRing
 from ingest.api.operations import Api, Operation, Problem
@@ -31,7 +30,6 @@ from ingest.features.onboarding import funnel
 from ingest.features.onboarding import handlers as onboarding
 from ingest.features.stats.handlers import Stats, admit_reader
 from ingest.features.stats.reading import Reader
-from ingest.handlers import docs
 from ingest.http import health
 from ingest.http.admission import Limits as ConnectionLimits
 from ingest.http.answers import Cors, RateLimit, Volume
@@ -57,8 +55,9 @@ from ingest.intake.tail import Tail
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
 from ingest.journal.replays import Replays
-from ingest.metrics import Metrics
 from ingest.postgres.pool import Pool
+from ingest.service import control, docs
+from ingest.service.metrics import Metrics
 
 if TYPE_CHECKING:
     from ingest.features.onboarding.credentials import Cipher

@@ -18,7 +18,6 @@ from typing import Final
 
 import asyncpg
 
-from ingest import control, routes
 from ingest.api.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.base import descriptors
 from ingest.base.config import Config
@@ -39,11 +38,12 @@ from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalFailed, JournalFull
 from ingest.journal.open_record import OpenRecord
 from ingest.journal.replays import Replays
-from ingest.metrics import Gauges, Metrics, merge
-from ingest.periodic import run_every
 from ingest.postgres import connections, migrations
 from ingest.postgres.pool import Pool
-from ingest.routes import Parts
+from ingest.service import control, routes
+from ingest.service.loops import run_every
+from ingest.service.metrics import Gauges, Metrics, merge
+from ingest.service.routes import Parts
 from ingest.store import partitions, watermark
 from ingest.store.ledger import JournalTaken, Ledger, create_journal
 from ingest.store.writer import Outcome, Writer

@@ -15,21 +15,21 @@ from typing import Final
 import asyncpg
 from aiohttp import web
 
-from ingest import control
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.events.values.locations import parse_networks
 from ingest.http import health
-from ingest.maintenance import Schedule, Settings
 from ingest.postgres import connections, migrations
 from ingest.postgres.connections import FAILURES
 from ingest.postgres.leases import Lease
 from ingest.rollup.buckets import Room
 from ingest.rollup.progress import Progress, Waiting
 from ingest.rollup.rollup import Rollup
-from ingest.rollup_metrics import RollupMetrics
+from ingest.service import control
+from ingest.service.maintenance import Schedule, Settings
+from ingest.service.rollup_metrics import RollupMetrics
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ from typing import Final, NoReturn
 
 import uvloop
 
-from ingest.app import Worker, start_worker
 from ingest.base import logs
 from ingest.base.config import Config
 from ingest.base.descriptors import raise_limit
@@ -36,6 +35,7 @@ from ingest.base.logs import fields
 from ingest.base.waits import wait_for
 from ingest.http.census import Census
 from ingest.http.server import bind
+from ingest.service.collector import Worker, start_worker
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ def _run_rollup(config: Config) -> None:
 async def run_rollup(config: Config) -> None:
     """Roll up, or stand by, until this process is told to stop."""
     # Only here: with the sketches behind it, it is 20 MB that a collector need not have.
-    from ingest.rollup_worker import RollupWorker
+    from ingest.service.rollup_worker import RollupWorker
 
     stop = Stop()
     _ready_to_stop(stop)

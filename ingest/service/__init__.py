@@ -1,0 +1,1 @@
+"""The processes: the collector, the rollup worker, their supervisor; who is given what."""
