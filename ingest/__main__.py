@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ingest import command_line
 from ingest.base import config_sources
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
+from ingest.commands import command_line
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import pytest
 from ingest.base.config import SETTINGS, Config, ConfigError, Setting, documentation
 from ingest.base.config_sources import add_arguments, load, unknown_flag
 from ingest.base.errors import IngestError
-from ingest.command_line import _effect, _moment, _natural, _parser
+from ingest.commands.command_line import _effect, _moment, _natural, _parser
 
 # Each setting as it is written in text, and what it becomes: never its default.
 FERNET_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
