@@ -128,7 +128,7 @@ NEEDS = {
     "onboarding.sessions": {"onboarding"},
     "experiments.assignments": {"assignments"},
     "analytics.event_aggregations": {"statistics"},
-    "ingest.api.api_keys": set[str](),
+    "ingest.api_keys": set[str](),
 }
 
 

@@ -179,7 +179,7 @@ def test_nothing_is_ever_infinite(control: tuple[int, int], test: tuple[int, int
 
 
 def test_scipy_is_not_imported_with_the_service():
-    code = "import sys, ingest.app; sys.exit('scipy' in sys.modules)"
+    code = "import sys, ingest.service.collector; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

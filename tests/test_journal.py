@@ -232,16 +232,16 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
 
 
 BROKEN_WRITES = {
-    "encoding": ("ingest.journal.journal.segments.encode", struct.error("argument out of range")),
-    "no memory": ("ingest.journal.journal.segments.encode", MemoryError()),
+    "encoding": ("ingest.journal.segments.encode", struct.error("argument out of range")),
+    "no memory": ("ingest.journal.segments.encode", MemoryError()),
     "no thread": ("threading.Thread.start", RuntimeError("can't start new thread")),
     "no descriptor": ("os.open", OSError(errno.EMFILE, "Too many open files")),
     "folder gone": ("os.open", FileNotFoundError(errno.ENOENT, "No such file or directory")),
-    "first line": ("ingest.journal.journal.segments.encode_layout", ValueError("not JSON")),
-    "folder's fsync": ("ingest.journal.journal.segments.flush_folder", OSError(errno.EIO, "Input/output error")),
-    "write": ("ingest.journal.journal.journal._write_all", OSError(errno.ENOSPC, "No space left on device")),
-    "write, no memory": ("ingest.journal.journal.journal._write_all", MemoryError()),
-    "write, a bug": ("ingest.journal.journal.journal._write_all", ZeroDivisionError("ours")),
+    "first line": ("ingest.journal.segments.encode_layout", ValueError("not JSON")),
+    "folder's fsync": ("ingest.journal.segments.flush_folder", OSError(errno.EIO, "Input/output error")),
+    "write": ("ingest.journal.journal._write_all", OSError(errno.ENOSPC, "No space left on device")),
+    "write, no memory": ("ingest.journal.journal._write_all", MemoryError()),
+    "write, a bug": ("ingest.journal.journal._write_all", ZeroDivisionError("ours")),
 }
 
 

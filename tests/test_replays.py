@@ -113,7 +113,7 @@ async def test_what_is_refused_again_without_an_id_of_its_own_does_not_go_round_
 async def test_a_replay_is_not_marked_while_its_row_is_not_stored(
     start: Start, connection: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ingest.replays, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(ingest.journal.replays, "WAIT_SECONDS", 0.5)
     client = await start()
     await connection.execute(REFUSE)
     await client.post(bad(40))

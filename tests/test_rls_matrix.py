@@ -64,8 +64,8 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "whatsapp.accounts": ("id", OURS, OTHERS, "display_name"),
     "whatsapp.templates": ("id", OURS, OTHERS, "body_text"),
     "public.audit_logs": ("table_name", "ours", "others", "row_id"),
-    "ingest.postgres.migrations": ("number", "9001", "9002", "name"),
-    "ingest.api.api_keys": ("name", "ours", "others", "name"),
+    "ingest.migrations": ("number", "9001", "9002", "name"),
+    "ingest.api_keys": ("name", "ours", "others", "name"),
     "ingest.rate_limits": ("kind", "ours", "others", "subject"),
     "analytics.events_20260102": ("id", OURS, OTHERS, "name"),
 }
@@ -132,8 +132,8 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
         (f"'{OURS}'", f"'{OTHERS}'"),
     ),
     "public.audit_logs": ("table_name, operation", "%s, 'EXPORT'", ("'ours'", "'others'")),
-    "ingest.postgres.migrations": ("number, name, sha256", "%s, 'new', ''", ("9003", "9004")),
-    "ingest.api.api_keys": ("name, shown, hash, scopes", "%s, '', sha256('new'), '{read}'", ("'ours'", "'others'")),
+    "ingest.migrations": ("number, name, sha256", "%s, 'new', ''", ("9003", "9004")),
+    "ingest.api_keys": ("name, shown, hash, scopes", "%s, '', sha256('new'), '{read}'", ("'ours'", "'others'")),
     "ingest.rate_limits": ("kind, subject, hits, last_hit_at", "'new', %s, '{}', now()", ("'ours'", "'others'")),
     "analytics.events_20260102": ("type, name, created_at", "'system', %s, '2026-01-02'", ("'ours'", "'others'")),
 }

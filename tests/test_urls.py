@@ -182,7 +182,8 @@ class TestHost:
 
 LONG_TEXTS = """
 from ingest.events.values.enrich import describe_user_agent
-from ingest.events.values.urls import describe_page, folded, host_form, path_form, referrer_host, strip_credentials, tidy
+from ingest.events.values.urls import describe_page, folded, host_form, path_form, referrer_host, tidy
+from ingest.events.values.urls import strip_credentials
 from ingest.events.values.urls import without_credentials
 
 for text in (

@@ -166,7 +166,7 @@ async def _applied_rows(connection: asyncpg.Connection, patience: Patience | Non
         async with connection.transaction():
             if patience is not None:
                 await patience.begin(connection)
-            if await connection.fetchval("SELECT to_regclass('ingest.postgres.migrations')") is None:
+            if await connection.fetchval("SELECT to_regclass('ingest.migrations')") is None:
                 return []
             rows: list[asyncpg.Record] = await connection.fetch(
                 "SELECT number, name, sha256, applied_at FROM ingest.migrations ORDER BY number"

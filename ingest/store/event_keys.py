@@ -1,9 +1,9 @@
 """Events that the key of analytics.events would not know again: stored once all the same.
 
-An event is known by its id and the time that its client gave (ingest/events/steps.py). Where created_at is that time, the
-primary key (created_at, id) is enough. Where it is not, because the time was impossible and is corrected, or because
-there was none, another delivery has another created_at: then the key is kept in analytics.event_keys, and the flush
-that stores the event claims it there, in its own transaction.
+An event is known by its id and the time that its client gave (ingest/events/steps.py). Where created_at is that
+time, the primary key (created_at, id) is enough. Where it is not, because the time was impossible and is corrected,
+or because there was none, another delivery has another created_at: then the key is kept in analytics.event_keys, and
+the flush that stores the event claims it there, in its own transaction.
 
 A time that is impossible today may be possible tomorrow, so the same event can come both ways: `claim` looks among
 the events that have their own time, and `drop_known` looks for the others' keys. What makes that exact while two

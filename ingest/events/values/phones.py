@@ -1,7 +1,7 @@
 """Phone numbers as people and programs write them, in texts that are looked through. Pure.
 
-What is stored as one is stricter: `ingest.lead.plain_phone`. Each function does as the one of the same name in the
-database.
+What is stored as one is stricter: `plain_phone` in `ingest.api.contact_fields`. Each function does as the one of the
+same name in the database.
 """
 
 from __future__ import annotations
