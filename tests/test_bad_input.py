@@ -45,7 +45,7 @@ CHUNKED = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\
 @pytest.fixture(autouse=True)
 def short_lingering(monkeypatch):
     """Seconds in which the rest of a refused body is read, so that no test waits for them."""
-    monkeypatch.setattr("ingest.http.server.LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("ingest.http.connections.LINGER_SECONDS", 0.3)
 
 
 @pytest.fixture(autouse=True)

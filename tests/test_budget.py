@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from ingest.base.refusals import PayloadRefused
 from ingest.events.payload import Payload, decode_native, decode_segment
-from ingest.http import unread
+from ingest.http import connections
 from ingest.http.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded_bytes
 from ingest.intake import intake, waiting
 from tests import worker
@@ -396,11 +396,11 @@ async def test_a_full_journal_gives_it_back(start: Start, database_url: str):
     await wait_free(client)
 
 
-async def connection_of(client: Client, sock: socket.socket) -> unread.Reader:
+async def connection_of(client: Client, sock: socket.socket) -> connections.Reader:
     """The server's end of a socket."""
     while True:
         for one in client.worker._server.connections:  # type: ignore[union-attr]
-            assert isinstance(one, unread.Reader)
+            assert isinstance(one, connections.Reader)
             if one.transport is not None and one.transport.get_extra_info("peername") == sock.getsockname():
                 return one
         await asyncio.sleep(0.005)
@@ -408,7 +408,7 @@ async def connection_of(client: Client, sock: socket.socket) -> unread.Reader:
 
 async def test_answers_that_nobody_reads(start: Start, monkeypatch: pytest.MonkeyPatch):
     """10,000 refusals are an answer of most of a megabyte: it counts, and does not wait for its reader for ever."""
-    monkeypatch.setattr(unread, "UNREAD_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.0)
     client = await start(**LITTLE)
     refused = post(zipped(json.dumps([{"name": ""}] * 10_000).encode()))
     with socket.socket() as sock:

@@ -20,7 +20,7 @@ import pytest
 
 from ingest.base import config_sources
 from ingest.events import row
-from ingest.http.server import bind
+from ingest.http.binding import bind
 from ingest.journal import journals, segments, set_aside
 from ingest.journal.segment_reader import SegmentReader
 from ingest.journal.segments import Layout, Record

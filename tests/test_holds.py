@@ -26,7 +26,7 @@ from ingest.events.encodings import gunzip
 from ingest.events.hazards import NO_HAZARDS, clean_escapes
 from ingest.events.payload import MAX_EVENT_BYTES, Payload, RawEvent, read_native
 from ingest.events.steps import arrive, moment_of, take_through_steps, write_lines
-from ingest.http import server
+from ingest.http import connections
 from ingest.intake import intake
 from tests import worker
 from tests.test_event import LIMITS, NOBODY, NOW
@@ -299,13 +299,13 @@ async def test_large_bodies_take_turns(client: Client):
 
 async def test_what_comes_is_parsed_little_by_little(client: Client, monkeypatch):
     sizes: list[int] = []
-    parse = server._Connection._parse
+    parse = connections.ClientConnection._parse
 
     def count(self: Any, data: bytes, *more: bytes) -> None:
         sizes.append(len(data))
         parse(self, data, *more)
 
-    monkeypatch.setattr(server._Connection, "_parse", count)
+    monkeypatch.setattr(connections.ClientConnection, "_parse", count)
     body = json.dumps([{"name": "a", "id": f"i{index}"} for index in range(3_000)]).encode()
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(body[at : at + 3]), body[at : at + 3]) for at in range(0, len(body), 3))
     async with await client.raw() as raw:
@@ -318,4 +318,4 @@ async def test_what_comes_is_parsed_little_by_little(client: Client, monkeypatch
         for _ in range(600):
             assert (await raw.answer()).status == 200
         await sender
-    assert max(sizes) <= server._PARSED_BYTES < sum(sizes)
+    assert max(sizes) <= connections._PARSED_BYTES < sum(sizes)

@@ -49,7 +49,7 @@ PURE = (
 IMPURE = {"aiohttp", "asyncpg", "asyncio", "socket", "time", "threading", "prometheus_client"}
 READS_CONFIG = ("base.config", "base.config_sources", "service", "commands", "__main__")
 # The only modules that touch what aiohttp calls private.
-PRIVATE_AIOHTTP = {"http.server", "http.unread"}
+PRIVATE_AIOHTTP = {"http.connections"}
 
 
 class Module(NamedTuple):

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from ingest.base import config_sources
-from ingest.http.server import bind
+from ingest.http.binding import bind
 from ingest.journal import journals
 from ingest.service.collector import Worker, start_worker
 from ingest.store import watermark

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.http.answers import RateLimit
+from ingest.http.rate_limits import RateLimit
 
 
 class Clock:

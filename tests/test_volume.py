@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from ingest.base.refusals import RejectReason
-from ingest.http.answers import Volume
+from ingest.http.rate_limits import Volume
 from tests import worker
 from tests.worker import Answer, Start
 

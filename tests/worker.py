@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from ingest.base import config_sources
-from ingest.http.server import bind
+from ingest.http.binding import bind
 from ingest.postgres import connections
 from ingest.service import control
 from ingest.service.collector import Worker, start_worker

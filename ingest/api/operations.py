@@ -25,8 +25,10 @@ from ingest.base.logs import Quiet
 from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused
 from ingest.events.anonymity import conceal_own, conceal_own_number, own_address
 from ingest.events.values.locations import rate_limit_key
-from ingest.http.answers import BEARER, OVERLOADED_RETRY_SECONDS, RateLimit, problem, read_body
+from ingest.http.answers import BEARER, OVERLOADED_RETRY_SECONDS, problem
+from ingest.http.bodies import read_body
 from ingest.http.budget import Budget, Hold
+from ingest.http.rate_limits import RateLimit
 from ingest.intake.emitter import Emitter
 from ingest.postgres.pool import TooSlow, Unavailable
 

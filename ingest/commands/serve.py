@@ -25,7 +25,7 @@ from ingest.base.descriptors import raise_limit
 from ingest.base.errors import IngestError
 from ingest.commands.encryption import made_dev_keys
 from ingest.commands.target import embedded_folder
-from ingest.http.server import bind
+from ingest.http.binding import bind
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.postgres.lock_waits import Patience

@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import logging
-import os
 import socket
-import struct
-import termios
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
-from aiohttp import StreamReader, web
-from aiohttp.web_protocol import _ErrInfo
+from aiohttp import web
 
 from ingest.base.descriptors import LAST_RESERVE, limit
-from ingest.base.errors import IngestError
 from ingest.base.waits import wait_for
 from ingest.events.values.locations import Network, is_trusted, rate_limit_key
-from ingest.http.admission import Connections, Limits, Refusal
-from ingest.http.answers import OVERLOADED_RETRY_SECONDS, Cors, problem
+from ingest.http.admission import Connections, Limits
+from ingest.http.answers import OVERLOADED_RETRY_SECONDS, problem
+from ingest.http.binding import cannot_listen
 from ingest.http.budget import Budget
 from ingest.http.census import Census, Seat
+from ingest.http.connections import ClientConnection
+from ingest.http.cors import Cors
 from ingest.http.listener import Listener
-from ingest.http.unread import Reader
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-KEEPALIVE_SECONDS: Final = 75.0
-"""Longer than the 60 seconds of common balancers, so that they close first and no request meets a closing end."""
-LINGER_SECONDS: Final = 10.0
-"""How long the rest of a body that is refused early is read: a client that still sends would otherwise meet a
-reset connection instead of the answer."""
 OTHER: Final = "other"
 """The route of every request to a path that is not ours: a client cannot make the metrics grow."""
 SPARED: Final = frozenset(("/healthz", "/readyz", "/metrics"))
@@ -49,195 +38,6 @@ _CLOSING_SECONDS: Final = 1.0
 _NEWCOMER_SECONDS: Final = 1.0
 """A connection that came so shortly before the end gets the time to say what it came for."""
 _LOOK_SECONDS: Final = 0.02
-_PARSED_BYTES: Final = 32 * 1024
-"""Of what comes, this much is parsed in a turn of the loop: 5 ms, if it is chunks of one byte."""
-_BUFFERED_BYTES: Final = 64 * 1024
-"""Twice as much of a body that nobody reads yet is taken from the socket, and no more."""
-_LINE_BYTES: Final = 16 * 1024
-"""The longest line of a request's head. Pages send all cookies of their site, which are one line."""
-_HEAD_BYTES: Final = 64 * 1024
-"""All lines of a head together. aiohttp limits each of them, and how many there are: 2 MB for who never ends."""
-_HEAD_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-)
-
-
-class _Connection(Reader):
-    """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
-    stays quiet, whoever scans the internet."""
-
-    __slots__ = (
-        "_broken", "_connections", "_head_bytes", "_later", "_on_broken", "_opened", "_unfinished", "_whole",
-        "address", "is_spared", "refusal", "since", "slot", "unread",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        manager: web.Server,
-        budget: Budget,
-        on_broken: Callable[[bytes, web.StreamResponse], None],
-        connections: Connections,
-    ) -> None:
-        super().__init__(
-            manager,
-            budget,
-            access_log=None,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            lingering_time=LINGER_SECONDS,
-            max_line_size=_LINE_BYTES,
-            max_field_size=_LINE_BYTES,
-            auto_decompress=False,
-            read_bufsize=_BUFFERED_BYTES,
-        )
-        self._max_msg_queue_size, self._msg_queue_resume_size = 2, 0
-        self._on_broken = on_broken
-        # Of the head that has begun to come.
-        self._head_bytes = 0
-        self._connections = connections
-        # What `connections` knows of it.
-        self.slot: int | None = None
-        self.address, self.since, self.is_spared = "", 0.0, False
-        self.refusal: Refusal | None = None
-        self._opened: asyncio.Transport | None = None
-        # What came and could not be parsed.
-        self._broken = b""
-        # What came in one piece with what is being parsed, until the next turns of the loop.
-        self._later: deque[bytes] = deque()
-        # All of that piece.
-        self._whole = b""
-        # The body of the newest request, if not all of it had come with the head.
-        self._unfinished: StreamReader | None = None
-        # The body of a request that was answered without it.
-        self.unread: StreamReader | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's have other classes.
-        self._opened = cast(asyncio.Transport, transport)
-        super().connection_made(transport)
-        if self._force_close:
-            # Dropped before it was made.
-            self._opened.abort()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._connections.remove(self)
-        super().connection_lost(exc)
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether every request that came is answered, and nothing has come that was not looked at."""
-        if self._opened is None or self._request_in_progress or self.has_more:
-            return False
-        if self._opened.get_write_buffer_size() and time.monotonic() - self.since < LINGER_SECONDS:
-            # The client reads its answer still; or never will.
-            return False
-        return (self._force_close or self._waiter is not None) and not self._unseen()
-
-    @property
-    def has_more(self) -> bool:
-        """Whether there are requests, or bytes of some, behind the one that is being served."""
-        return bool(self._messages or self._later)
-
-    def _unseen(self) -> int:
-        """Bytes that the system has for us."""
-        if self.transport is None or self.transport.is_closing():
-            return 0
-        found = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, b"\0" * 4)
-        return int(struct.unpack("i", found)[0])
-
-    def drop(self) -> None:
-        """Close it at once, whatever it has not read yet."""
-        self.force_close()
-        if self._opened is not None:
-            self._opened.abort()
-
-    def data_received(self, data: bytes) -> None:
-        if not self._later and len(data) <= _PARSED_BYTES:
-            self._parse(data)
-            return
-        if not data:
-            # aiohttp goes on with what it has.
-            super().data_received(data)
-            return
-        if not self._later:
-            asyncio.get_running_loop().call_soon(self._parse_later)
-        self._whole = data
-        self._later += [data[at : at + _PARSED_BYTES] for at in range(0, len(data), _PARSED_BYTES)]
-        if self.transport is not None:
-            self.transport.pause_reading()
-
-    def _resume_transport_reading(self) -> None:
-        # Whoever reads a body asks for more of it. What has come is parsed first, or there would be no end to it.
-        if not self._later:
-            super()._resume_transport_reading()
-
-    def _parse_later(self) -> None:
-        if self.transport is None or self.transport.is_closing():
-            self._later.clear()
-            return
-        whole, data = self._whole, self._later.popleft()
-        if self._later:
-            asyncio.get_running_loop().call_soon(self._parse_later)
-        else:
-            self._whole = b""
-            if not self._reading_paused and not self._buffer_paused:
-                self.transport.resume_reading()
-        self._parse(data, whole)
-
-    def _parse(self, data: bytes, whole: bytes = b"") -> None:
-        super().data_received(data)
-        messages = self._messages
-        if not messages:
-            if self._unfinished is None or self._unfinished.is_eof():
-                self._add_to_head(len(data))
-            return
-        self._head_bytes = 0
-        message, body = messages[-1]
-        if message.__class__ is _ErrInfo:
-            self._broken = whole or data
-            self._end_body(message)
-        else:
-            self._unfinished = None if body.is_eof() else body
-
-    def _add_to_head(self, size: int) -> None:
-        """What came is part of a request's head that has not ended yet."""
-        self._head_bytes += size
-        if self._head_bytes > _HEAD_BYTES and self._opened is not None and not self._opened.is_closing():
-            if not self._request_in_progress:
-                self._opened.write(_HEAD_TOO_LARGE)
-            self.force_close()
-
-    def _end_body(self, error: _ErrInfo) -> None:
-        """If what came was the rest of a body, tell who reads that body: it would wait for more in vain."""
-        body, self._unfinished = self._unfinished, None
-        if body is None or body.is_eof():
-            return
-        if body is self.unread:
-            # Only thrown away. The request has its answer, and there is no other one to answer.
-            self.close()
-        else:
-            body.set_exception(web.RequestPayloadError(_first_line(error.message or str(error.exc))))
-        body.feed_eof()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if status >= 500:
-            return super().handle_error(request, status, exc, message)
-        told = _first_line(message or str(exc))
-        logger.debug("broken HTTP from %s: %s", request.remote, told)
-        response = problem(status, "bad_http", told)
-        self._on_broken(self._broken, response)
-        response.force_close()
-        return response
-
-
-def _first_line(message: str) -> str:
-    """Of an error of the parser: what follows shows the client its own bytes."""
-    return message.partition("\n")[0].strip(": ")[:200]
 
 
 class Admission(NamedTuple):
@@ -296,7 +96,7 @@ class Server:
         try:
             listener.start()
         except OSError as error:
-            raise _cannot_listen(sock.getsockname(), error) from None
+            raise cannot_listen(sock.getsockname(), error) from None
         self._listener = listener
 
     def _take(self, sock: socket.socket, peer: object) -> bool:
@@ -315,14 +115,14 @@ class Server:
             sock.close()
             return False
         assert server is not None
-        connection = _Connection(server, self._budget, self._finish_broken, connections)
+        connection = ClientConnection(server, self._budget, self._finish_broken, connections)
         connections.admit(connection, address, refusal)
         task = asyncio.get_running_loop().create_task(self._open(connection, sock))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
         return refusal is None and not connections.is_full
 
-    async def _open(self, connection: _Connection, sock: socket.socket) -> None:
+    async def _open(self, connection: ClientConnection, sock: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except OSError as error:
@@ -371,9 +171,9 @@ class Server:
             # The routes that take events are found here, in front of the application: its router, match info
             # and middlewares cost a third of a small request.
             connection = request.protocol
-            assert isinstance(connection, _Connection)
+            assert isinstance(connection, ClientConnection)
             connections.begin(connection)
-            if connection._messages:
+            if connection.has_more:
                 # More requests came with it. Others get their turn, too, before those are served.
                 await asyncio.sleep(0)
             path = request.raw_path.partition("?")[0]
@@ -446,43 +246,3 @@ def _no_room() -> web.Response:
 
 def _canonical(route: web.AbstractRoute) -> str | None:
     return route.resource.canonical if route.resource is not None else None
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A TCP socket bound to host and port, not listening yet.
-
-    Raises IngestError with one clear line when the address is taken or is not ours.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            return sock
-        except OSError:
-            sock.close()
-            raise
-    except OSError as error:
-        raise _cannot_listen((host, port), error) from None
-
-
-def _cannot_listen(address: object, error: OSError) -> IngestError:
-    where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
-    reason = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-    return IngestError(f"cannot listen on {where}: {reason}")
-
-
-def bind_unix(path: Path) -> socket.socket:
-    """A socket at this path, for this user only; one that a dead process left is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        sock.bind(str(path))
-    finally:
-        os.umask(mask)
-    return sock

@@ -28,10 +28,12 @@ from ingest.events.values.locations import (
     public_address,
     rate_limit_key,
 )
-from ingest.http.answers import Brief, RateLimit, Volume, answer, problem, read_packed, refuse
+from ingest.http.answers import Brief, answer, problem, refuse
+from ingest.http.bodies import read_packed
 from ingest.http.budget import Budget
 from ingest.http.clients import authorization_key
 from ingest.http.public_address import PublicAddress
+from ingest.http.rate_limits import RateLimit, Volume
 from ingest.intake.intake import NOT_WRITTEN, Intake
 from ingest.intake.submission import Submission
 from ingest.journal import replays

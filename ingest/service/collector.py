@@ -28,9 +28,10 @@ from ingest.events.values import enrich
 from ingest.features.experiments import definitions
 from ingest.features.experiments.definitions import Definitions
 from ingest.http.admission import CLOSING, SPARE
+from ingest.http.binding import bind_unix
 from ingest.http.budget import Budget
 from ingest.http.census import Census, Seat
-from ingest.http.server import Server, bind_unix
+from ingest.http.server import Server
 from ingest.intake.dedupe import DedupeWindow
 from ingest.intake.tail import Tail
 from ingest.journal import journals, leftovers

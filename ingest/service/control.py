@@ -16,7 +16,7 @@ from aiohttp import web
 
 from ingest.base.errors import IngestError
 from ingest.base.sockets import find_socket_folder, short_socket_folder
-from ingest.http.server import bind_unix
+from ingest.http.binding import bind_unix
 from ingest.intake.tail import Tail
 
 SIBLING_TIMEOUT_SECONDS: Final = 2.0

@@ -32,11 +32,12 @@ from ingest.features.stats.handlers import Stats, admit_reader
 from ingest.features.stats.reading import Reader
 from ingest.http import health
 from ingest.http.admission import Limits as ConnectionLimits
-from ingest.http.answers import Cors, RateLimit, Volume
 from ingest.http.budget import Budget
 from ingest.http.census import Seat
+from ingest.http.cors import Cors
 from ingest.http.prefetch import is_made_ahead
 from ingest.http.public_address import PublicAddress
+from ingest.http.rate_limits import RateLimit, Volume
 from ingest.http.server import Admission, Server
 from ingest.intake.collect import (
     SETTINGS_PATH,

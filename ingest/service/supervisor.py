@@ -33,8 +33,8 @@ from ingest.base.descriptors import raise_limit
 from ingest.base.errors import IngestError
 from ingest.base.logs import fields
 from ingest.base.waits import wait_for
+from ingest.http.binding import bind
 from ingest.http.census import Census
-from ingest.http.server import bind
 from ingest.service.collector import Worker, start_worker
 
 logger = logging.getLogger(__name__)

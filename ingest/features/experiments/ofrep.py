@@ -28,7 +28,8 @@ from ingest.events.values.locations import rate_limit_key
 from ingest.features.experiments.assignment import NOTHING_KNOWN, Context, canonical_id, country_code
 from ingest.features.experiments.definitions import Definitions
 from ingest.features.experiments.flags import Flag
-from ingest.http.answers import OVERLOADED_RETRY_SECONDS, answer, read_body
+from ingest.http.answers import OVERLOADED_RETRY_SECONDS, answer
+from ingest.http.bodies import read_body
 from ingest.postgres.pool import TooSlow, Unavailable
 
 BULK_PATH: Final = "/ofrep/v1/evaluate/flags"

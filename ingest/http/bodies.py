@@ -1,0 +1,88 @@
+"""Reading the body of a request, within the memory that there is for bodies."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+from aiohttp import HttpVersion11, web
+
+from ingest.base.refusals import PayloadRefused, RejectReason
+from ingest.events.encodings import is_packed, unpack
+from ingest.http.budget import Hold, too_slow
+
+
+async def read_body(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:
+    """The body, decompressed whether it says that it is gzip or not. Raises PayloadRefused."""
+    body = await read_packed(request, hold, max_bytes, timeout_seconds)
+    encoding = request.headers.get("Content-Encoding")
+    if not is_packed(body, encoding):
+        return body
+    work = unpack(body, encoding, max_bytes)
+    while True:
+        try:
+            hold.take(next(work) or 0)
+        except StopIteration as end:
+            return bytes(end.value)
+        await asyncio.sleep(0)
+
+
+async def read_packed(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:
+    """The body as it was sent; `hold` has its bytes. Raises PayloadRefused.
+
+    The connection must not decompress by itself: aiohttp takes a gzip body that is cut short for a whole one, and
+    hangs up over one that is damaged.
+    """
+    content = request.content
+    try:
+        if not content.is_eof():
+            return await _read_rest(request, hold, max_bytes, timeout_seconds)
+        # All of it is here already, as with nearly every request.
+        body = content.read_nowait()
+    except TimeoutError:
+        if hold.is_dropped:
+            raise too_slow() from None
+        detail = f"the body did not come within {timeout_seconds:g} seconds"
+        raise PayloadRefused(RejectReason.BODY_TIMEOUT, detail) from None
+    except (web.RequestPayloadError, aiohttp.http.HttpProcessingError) as error:
+        # What aiohttp could not dechunk.
+        raise PayloadRefused(RejectReason.BAD_ENCODING, f"the body cannot be read: {error}") from None
+    except ConnectionError as error:
+        raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the client hung up: {error}") from None
+    except RuntimeError as error:
+        # What aiohttp raises for the same where it is we who closed the connection before the body was asked for.
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the connection is closed: {error}") from None
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    hold.take(len(body))
+    return body
+
+
+async def _read_rest(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:
+    promised = request.content_length or 0
+    if promised > max_bytes:
+        raise _too_large(max_bytes)
+    hold.expect(promised)
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # The answer itself has not begun.
+    # Not the pieces themselves, which may be as many as there are bytes.
+    body = bytearray()
+    async with asyncio.timeout(timeout_seconds) as deadline:
+        hold.arriving(deadline)
+        try:
+            while piece := await request.content.readany():
+                if len(body) + len(piece) > max_bytes:
+                    raise _too_large(max_bytes)
+                hold.take(len(piece))
+                body += piece
+        finally:
+            # Whatever ends it: outside of this block its deadline cannot be moved any more.
+            hold.arrived()
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> PayloadRefused:
+    return PayloadRefused(RejectReason.BODY_TOO_LARGE, f"the body is over {max_bytes} bytes")
