@@ -36,7 +36,7 @@ from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.events.drafts import Drafts
 from ingest.events.payload import MAX_EVENT_BYTES, Payload, read_native
 from ingest.events.steps import Limits, Sender, arrive, moment_of, take_through_steps, write_lines
-from ingest.events.values.enrich import warm_up
+from ingest.events.values.user_agents import warm_up
 from ingest.http.binding import bind
 from ingest.intake.intake import slice_of
 from ingest.postgres import migrations

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.events.values import enrich
-from ingest.events.values.enrich import NO_DEVICE, Device, describe_user_agent
+from ingest.events.values import user_agents
+from ingest.events.values.user_agents import NO_DEVICE, Device, describe_user_agent
 
 APPLE = "AppleWebKit/605.1.15 (KHTML, like Gecko)"
 BLINK = "AppleWebKit/537.36 (KHTML, like Gecko)"
@@ -211,7 +211,7 @@ class TestUserAgent:
             seen.append(len(user_agent))
             return NO_DEVICE
 
-        monkeypatch.setattr(enrich, "_cached_device", read)
+        monkeypatch.setattr(user_agents, "_cached_device", read)
         for length in (1, 511, 512, 513, 100_000):
             describe_user_agent("y" * length)
         assert seen == [1, 511, 512, 512, 512]

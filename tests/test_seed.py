@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from ingest.base.config import DIMENSION_NAMES
-from ingest.events.values import enrich, sources, urls
+from ingest.events.values import sources, urls, user_agents
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.rollup.buckets import Room
@@ -366,7 +366,7 @@ async def test_the_columns_are_what_the_collector_would_have_made_of_it(seeded: 
         came_from = urls.referrer_host(row["referrer"]) if row["referrer"] else None
         assert row["referrer_host"] == came_from
         assert row["source"] == sources.source_of(page[2], page.hint, row["referrer"], came_from, page.host)
-        assert enrich.describe_user_agent(row["user_agent"]) == (row["device_type"], row["browser"], row["os"])
+        assert user_agents.describe_user_agent(row["user_agent"]) == (row["device_type"], row["browser"], row["os"])
     assert await seeded.fetchval("SELECT count(*) FROM analytics.events WHERE batch_id IS NOT NULL") == 0
     assert await seeded.fetchval("SELECT count(*) FROM analytics.events WHERE received_at < created_at") == 0
 

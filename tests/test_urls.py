@@ -181,7 +181,7 @@ class TestHost:
 
 
 LONG_TEXTS = """
-from ingest.events.values.enrich import describe_user_agent
+from ingest.events.values.user_agents import describe_user_agent
 from ingest.events.values.urls import describe_page, folded, host_form, path_form, referrer_host, tidy
 from ingest.events.values.urls import strip_credentials
 from ingest.events.values.urls import without_credentials

@@ -42,7 +42,6 @@ from ingest.events.jsonb import check_object
 from ingest.events.payload import MAX_NAME_CHARACTERS, RawEvent
 from ingest.events.placeholders import Placeholders
 from ingest.events.row import NO_TIME, field, fields
-from ingest.events.values.enrich import NO_DEVICE, describe_user_agent
 from ingest.events.values.locations import Place
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
 from ingest.events.values.sources import NO_HOSTS, OwnHosts, source_name, source_of
@@ -56,6 +55,7 @@ from ingest.events.values.urls import (
     strip_credentials,
     without_credentials,
 )
+from ingest.events.values.user_agents import NO_DEVICE, describe_user_agent
 
 MAX_ID_CHARACTERS: Final = 255
 MAX_USER_AGENT_CHARACTERS: Final = 512

@@ -24,7 +24,7 @@ from ingest.base.config import Config
 from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.logs import Quiet, fields
 from ingest.base.refusals import RejectReason
-from ingest.events.values import enrich
+from ingest.events.values import user_agents
 from ingest.features.experiments import definitions
 from ingest.features.experiments.definitions import Definitions
 from ingest.http.admission import CLOSING, SPARE
@@ -506,7 +506,7 @@ async def start_worker(config: Config, sock: socket.socket, index: int = 0, cens
     worker = Worker(config, index, census)
     try:
         await worker.open_journal()
-        enrich.warm_up()
+        user_agents.warm_up()
         await worker.listen(sock)
     except BaseException:
         sock.close()

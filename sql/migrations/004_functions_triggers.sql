@@ -372,7 +372,7 @@ COMMENT ON FUNCTION public.abandon_inactive_sessions() IS
 
 -- Ids that are nobody's
 
--- The same rule as in ingest/events/placeholders.py, where it is explained.
+-- The same rule as the collector's for ids that are nobody's.
 CREATE FUNCTION ingest.is_placeholder_word(word text) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -453,7 +453,7 @@ COMMENT ON FUNCTION ingest.known_id(text) IS 'The id, NULL where it is nobody''s
 
 -- Addresses and sources
 
--- The same rules as in ingest/events/values/urls.py and ingest/events/values/sources.py, where they are explained; docs/sources.md is their table.
+-- The same rules as the collector's; docs/sources.md is their table.
 
 CREATE FUNCTION ingest.url_pieces(encoded text) RETURNS SETOF text
 LANGUAGE sql IMMUTABLE STRICT
@@ -924,7 +924,7 @@ LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
-        -- As in ingest/events/values/enrich.py.
+        -- As the collector reads user agents.
         WHEN lower(user_agent) ~ (
             '(?<!cu)(?<!tal)(?<!tur)(?<!ab)(?<!\yro)bots?\y|\yrobot/|\ybot[-_/]|crawl(?:er|ers|ing)?\y|spiders?\y|'
             || 'slurp\y|\ygoogleother\y|\ygoogle-[a-z]|\y(?:apis|mediapartners|feedfetcher|appengine)-google\y|'
@@ -952,7 +952,7 @@ CREATE FUNCTION ingest.is_made_ahead() RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    -- As in ingest/http/prefetch.py.
+    -- As the collector does.
     SELECT coalesce(coalesce(
         ingest.request_header('Sec-Purpose'), ingest.request_header('Purpose'),
         ingest.request_header('X-Purpose'), ingest.request_header('X-Moz')
@@ -1126,7 +1126,7 @@ COMMENT ON FUNCTION public.process_pending_events() IS
 
 -- Experiments
 
--- As in ingest/features/experiments/assignment.py. The spellings are those that a uuid is read from.
+-- As the service computes it. The spellings are those that a uuid is read from.
 CREATE FUNCTION experiments.canonical_id(id text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp

@@ -172,7 +172,7 @@ AS $$
         (7, 'ES', 'MD', 'Europe/Madrid', 60, 'es-ES', 'EUR'),
         (8, 'GB', 'LND', 'Europe/London', 0, 'en-GB', 'GBP')
     ),
-    -- With the names that ingest/events/values/enrich.py reads out of these user agents.
+    -- With the names that the collector reads out of these user agents.
     devices (device, device_type, browser, os, user_agent) AS (VALUES
         (1, 'mobile', 'Chrome Mobile', 'Android', 'Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Mobile Safari/537.36'),
         (2, 'mobile', 'Samsung Internet', 'Android', 'Mozilla/5.0 (Linux; Android 14; SM-A546B) AppleWebKit/537.36 (KHTML, like Gecko) SamsungBrowser/28.0 Chrome/130.0.0.0 Mobile Safari/537.36'),

@@ -19,7 +19,7 @@ from ingest.api.access import Caller, Scope
 from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import JSON, Answer, Call, Operation, Problem
 from ingest.events.placeholders import Placeholders
-from ingest.events.values.enrich import describe_user_agent
+from ingest.events.values.user_agents import describe_user_agent
 from ingest.features.experiments import store
 from ingest.features.experiments.assignment import Context, canonical_id, country_code
 from ingest.features.experiments.declaration import Changes, NewExperiment, TargetingRules, Variant
