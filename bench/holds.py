@@ -33,9 +33,10 @@ from ingest.api.operations import MAX_BODY_BYTES
 from ingest.base import config_sources
 from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal
+from ingest.events.arrival import Limits, Sender, arrive, moment_of
 from ingest.events.drafts import Drafts
 from ingest.events.payload import MAX_EVENT_BYTES, Payload, read_native
-from ingest.events.steps import Limits, Sender, arrive, moment_of, take_through_steps, write_lines
+from ingest.events.steps import take_through_steps, write_lines
 from ingest.events.values.user_agents import warm_up
 from ingest.http.binding import bind
 from ingest.intake.intake import slice_of

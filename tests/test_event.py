@@ -12,17 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.base.refusals import Refusal, RejectReason
+from ingest.events.arrival import Arrival, Limits, Sender, arrive, moment_of
 from ingest.events.payload import decode_native, decode_segment
 from ingest.events.row import EVENT_COLUMNS, split_line
-from ingest.events.steps import (
-    STEPS,
-    Arrival,
-    Limits,
-    Sender,
-    arrive,
-    moment_of,
-    process,
-)
+from ingest.events.steps import STEPS, process
 from ingest.events.values.locations import Place
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.events.values.sources import OwnHosts

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.base.refusals import PayloadRefused, Refusal
+from ingest.events.arrival import Limits, Sender, arrive, moment_of
 from ingest.events.payload import Payload, decode_native, decode_segment
 from ingest.events.placeholders import Placeholders
 from ingest.events.row import (
@@ -29,13 +30,7 @@ from ingest.events.row import (
     split_line,
     well_formed,
 )
-from ingest.events.steps import (
-    Limits,
-    Sender,
-    arrive,
-    moment_of,
-    process,
-)
+from ingest.events.steps import process
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.store import partitions
 

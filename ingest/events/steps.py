@@ -19,7 +19,7 @@ When an event happened, and which event it is:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import uuid5
@@ -35,16 +35,20 @@ from ingest.events.anonymity import (
     may_hold_addresses,
     own_number,
 )
+from ingest.events.arrival import (
+    MAX_USER_AGENT_CHARACTERS,
+    Arrival,
+    Moment,
+    Sender,
+    sender_fields_of,
+)
 from ingest.events.context import ContextFacts, page_of_properties, read_context
 from ingest.events.drafts import Drafts
-from ingest.events.hazards import Hazards
 from ingest.events.jsonb import check_object
 from ingest.events.payload import MAX_NAME_CHARACTERS, RawEvent
-from ingest.events.placeholders import Placeholders
 from ingest.events.row import NO_TIME, field, fields
-from ingest.events.values.locations import Place
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
-from ingest.events.values.sources import NO_HOSTS, OwnHosts, source_name, source_of
+from ingest.events.values.sources import OwnHosts, source_name, source_of
 from ingest.events.values.timestamps import is_javascript_time, one_text_of, parse_time
 from ingest.events.values.urls import (
     MAX_URL_CHARACTERS,
@@ -55,77 +59,9 @@ from ingest.events.values.urls import (
     strip_credentials,
     without_credentials,
 )
-from ingest.events.values.user_agents import NO_DEVICE, describe_user_agent
 
 MAX_ID_CHARACTERS: Final = 255
-MAX_USER_AGENT_CHARACTERS: Final = 512
 EVENT_TYPES: Final = frozenset({"page_view", "user_action", "conversion", "system"})
-
-
-def _nowhere(text: str) -> Place | None:
-    return None
-
-
-class Limits(NamedTuple):
-    """What an event may be, from the configuration.
-
-    locate: what may be stored of an address that an event names itself, None if it is no public one.
-    placeholders: the ids that are nobody's.  conceals: whether addresses lose their last part.
-    own_hosts: whose pages are no sources.
-    """
-
-    max_event_bytes: int
-    max_depth: int
-    retention: timedelta
-    max_future: timedelta
-    skew_tolerance: timedelta
-    conversion_events: frozenset[str]
-    locate: Callable[[str], Place | None] = _nowhere
-    placeholders: Placeholders = Placeholders()
-    conceals: bool = False
-    own_hosts: OwnHosts = NO_HOSTS
-
-
-class Sender(NamedTuple):
-    """Who sent a request, as far as the request tells; the same for each of its events.
-
-    `address` is what may be stored (already anonymised if it is to be), "" if unknown. `own` is the whole address if
-    it must not be stored, wherever a client wrote it. `ahead`: nobody saw it, it was prefetched or prerendered.
-    """
-
-    address: str
-    user_agent: str
-    country: str | None
-    region: str | None
-    own: str = ""
-    ahead: bool = False
-
-
-class Moment(NamedTuple):
-    """When a request came, and the times that are accepted from then on; shared by requests that came together."""
-
-    at: datetime
-    text: str
-    oldest: datetime
-    newest: datetime
-
-
-class Arrival(NamedTuple):
-    """A request as the steps see it: when it came, from whom, and what its body may hide.
-
-    sent_at: by the client's clock, None if it did not say.  authenticated: whether it carried a credential that is
-    not public.  first_came: when it came first, for a replay.  own: whether it is the service's, not a client's.
-    """
-
-    moment: Moment
-    sent_at: datetime | None
-    sender: Sender
-    sender_fields: str
-    hazards: Hazards
-    limits: Limits
-    authenticated: bool = False
-    first_came: datetime | None = None
-    own: bool = False
 
 
 class Processed(NamedTuple):
@@ -138,30 +74,6 @@ class Processed(NamedTuple):
 
 
 Step = Callable[[Drafts, Arrival], None]
-
-
-def moment_of(received_at: datetime, limits: Limits) -> Moment:
-    """What follows from our clock."""
-    return Moment(
-        received_at, received_at.isoformat(), received_at - limits.retention, received_at + limits.max_future
-    )
-
-
-def arrive(
-    moment: Moment,
-    sent_at: datetime | None,
-    sender: Sender,
-    hazards: Hazards,
-    limits: Limits,
-    authenticated: bool = False,
-    first_came: datetime | None = None,
-    own: bool = False,
-) -> Arrival:
-    """Work out once for a request what all its events share. `first_came` is ignored if it is no time to be kept."""
-    if first_came is not None and not moment.oldest <= first_came <= moment.at:
-        first_came = None
-    sender_fields = _sender_fields(sender)
-    return Arrival(moment, sent_at, sender, sender_fields, hazards, limits, authenticated, first_came, own)
 
 
 def process(raws: Sequence[RawEvent], arrival: Arrival, ending: str = "", first: int = 0) -> Processed:
@@ -441,7 +353,7 @@ def _set_told_senders(drafts: Drafts, arrival: Arrival) -> Bites[Drafts]:
             if text is None:
                 if known:
                     yield
-                text = known[key] = _sender_fields(_told_sender(told, arrival))
+                text = known[key] = sender_fields_of(_told_sender(told, arrival))
             senders.append(text)
         else:
             senders.append(sender_fields)
@@ -531,12 +443,3 @@ def _address_field(url: str | None) -> str:
 
 _NO_CAMPAIGN = "\t".join(["\\N"] * 5)
 _cached_page_fields = lru_cache(maxsize=4096)(_make_page_fields)
-
-
-@lru_cache(maxsize=4096)
-def _sender_fields(sender: Sender) -> str:
-    device = describe_user_agent(sender.user_agent) if sender.user_agent else NO_DEVICE
-    if sender.ahead:
-        # By the rule for bots it counts nowhere. Browser and system tell it apart from one.
-        device = device._replace(device_type="bot")
-    return fields(sender.user_agent or None, *device, sender.address or None, sender.country, sender.region)

@@ -17,8 +17,8 @@ from ingest.api.operations import Api, Operation, Problem
 from ingest.api.transactions import Transactions
 from ingest.base.config import DIMENSION_NAMES, Config
 from ingest.events.anonymity import own_address
+from ingest.events.arrival import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.events.placeholders import Placeholders
-from ingest.events.steps import MAX_USER_AGENT_CHARACTERS, Limits, Sender
 from ingest.events.values.locations import CountryDatabase, Place, anonymise, parse_networks, public_address
 from ingest.events.values.sources import OwnHosts
 from ingest.features import people
