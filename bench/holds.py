@@ -35,7 +35,7 @@ from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.events.arrival import Limits, Sender, arrive, moment_of
 from ingest.events.drafts import Drafts
-from ingest.events.payload import MAX_EVENT_BYTES, Payload, read_native
+from ingest.intake.dialects.decoding import MAX_EVENT_BYTES, Payload, read_native
 from ingest.events.steps import take_through_steps, write_lines
 from ingest.events.values.user_agents import warm_up
 from ingest.http.binding import bind

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.base.refusals import PayloadRefused
-from ingest.events.payload import Payload, decode_native, decode_segment
+from ingest.intake.dialects.decoding import Payload, decode_native, decode_segment
 from ingest.http import connections
 from ingest.http.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded_bytes
 from ingest.intake import intake, waiting

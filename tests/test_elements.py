@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, RejectReason
 from ingest.events import batches, elements
-from ingest.events.batches import Bounds, Decoders, read_parts
-from ingest.events.payload import pieces
+from ingest.intake.dialects.batches import Bounds, Decoders, read_parts
+from ingest.intake.dialects.decoding import pieces
 
 MOST = 1000
 # A NUL would be replaced.

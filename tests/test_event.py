@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest.base.refusals import Refusal, RejectReason
 from ingest.events.arrival import Arrival, Limits, Sender, arrive, moment_of
-from ingest.events.payload import decode_native, decode_segment
+from ingest.intake.dialects.decoding import decode_native, decode_segment
 from ingest.events.row import EVENT_COLUMNS, split_line
 from ingest.events.steps import STEPS, process
 from ingest.events.values.locations import Place

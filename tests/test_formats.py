@@ -12,7 +12,7 @@ import pytest
 
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, RejectReason
-from ingest.events.formats import FIELDS, KEY_FIELDS, MAX_FIELDS, to_json
+from ingest.intake.dialects.formats import FIELDS, KEY_FIELDS, MAX_FIELDS, to_json
 from tests import worker
 from tests.worker import Client
 

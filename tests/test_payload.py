@@ -12,9 +12,9 @@ import pytest
 
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.events.encodings import MAX_GZIP_MEMBERS, gunzip
+from ingest.http.encodings import MAX_GZIP_MEMBERS, gunzip
 from ingest.events.hazards import Hazards, clean_escapes, find_hazards, has_long_number
-from ingest.events.payload import (
+from ingest.intake.dialects.decoding import (
     NOTHING,
     Payload,
     RawEvent,

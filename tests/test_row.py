@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.events.arrival import Limits, Sender, arrive, moment_of
-from ingest.events.payload import Payload, decode_native, decode_segment
+from ingest.intake.dialects.decoding import Payload, decode_native, decode_segment
 from ingest.events.placeholders import Placeholders
 from ingest.events.row import (
     EVENT_COLUMNS,

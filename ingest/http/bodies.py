@@ -8,7 +8,7 @@ import aiohttp
 from aiohttp import HttpVersion11, web
 
 from ingest.base.refusals import PayloadRefused, RejectReason
-from ingest.events.encodings import is_packed, unpack
+from ingest.http.encodings import is_packed, unpack
 from ingest.http.budget import Hold, too_slow
 
 

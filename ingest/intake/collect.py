@@ -15,10 +15,10 @@ from aiohttp import web
 from ingest.base.bites import Bites
 from ingest.base.logs import Quiet
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.events.batches import PART_BYTES
-from ingest.events.encodings import is_packed, unpack
-from ingest.events.formats import is_json, to_json
-from ingest.events.payload import Payload, read_native, read_segment
+from ingest.intake.dialects.batches import PART_BYTES
+from ingest.http.encodings import is_packed, unpack
+from ingest.intake.dialects.formats import is_json, to_json
+from ingest.intake.dialects.decoding import Payload, read_native, read_segment
 from ingest.events.values.locations import (
     Network,
     anonymise,

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from ingest.events.payload import MAX_EVENT_BYTES, read_native
+from ingest.intake.dialects.decoding import MAX_EVENT_BYTES, read_native
 from ingest.intake.intake import Intake
 from ingest.intake.submission import Submission
 

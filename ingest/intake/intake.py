@@ -25,10 +25,10 @@ from ingest.base.refusals import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.events import row
 from ingest.events.anonymity import conceal_members, conceal_own, conceal_own_number, conceal_text
 from ingest.events.arrival import Arrival, Limits, Moment, Sender, arrive, moment_of
-from ingest.events.batches import EVENT_BYTES, Part
+from ingest.intake.dialects.batches import EVENT_BYTES, Part
 from ingest.events.drafts import Drafts
 from ingest.events.hazards import ALL_HAZARDS
-from ingest.events.payload import Payload, RawEvent, pieces, sent_at_in
+from ingest.intake.dialects.decoding import Payload, RawEvent, pieces, sent_at_in
 from ingest.events.steps import Processed, take_through_steps, write_lines
 from ingest.events.values.timestamps import parse_time
 from ingest.events.values.urls import strip_credentials

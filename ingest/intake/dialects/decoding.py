@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from ingest.base.bites import Bites, finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.events.batches import (
+from ingest.intake.dialects.batches import (
     EVENT_BYTES,
     LONGEST_MEMBER,
     MOST_BESIDE,
@@ -30,7 +30,7 @@ from ingest.events.batches import (
     read_parts,
 )
 from ingest.events.hazards import ALL_HAZARDS, NO_HAZARDS, clean_escapes, clean_in_bites, find_hazards
-from ingest.events.spellings import CREDENTIALS, UNREADABLE, Spellings, differing, spellings, with_fields
+from ingest.intake.dialects.spellings import CREDENTIALS, UNREADABLE, Spellings, differing, spellings, with_fields
 
 NOTHING = Raw(b"")
 MAX_NAME_CHARACTERS = 100

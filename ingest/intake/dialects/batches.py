@@ -16,9 +16,9 @@ from msgspec import Raw
 
 from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.events.elements import CannotTell, Scan
+from ingest.intake.dialects.arrays import CannotTell, Scan
 from ingest.events.hazards import NO_HAZARDS, Hazards, clean_in_bites, find_hazards
-from ingest.events.spellings import UNREADABLE, Spellings, respell
+from ingest.intake.dialects.spellings import UNREADABLE, Spellings, respell
 
 PART_BYTES: Final = 32 * 1024
 """What is decoded in one go: 2 ms, if it is as many empty objects as there can be; 7 ms, if all of it is escapes."""
