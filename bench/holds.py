@@ -35,10 +35,12 @@ from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.events.arrival import Limits, Sender, arrive, moment_of
 from ingest.events.drafts import Drafts
-from ingest.intake.dialects.decoding import MAX_EVENT_BYTES, Payload, read_native
+from ingest.events.payload import Payload
 from ingest.events.steps import take_through_steps, write_lines
 from ingest.events.values.user_agents import warm_up
 from ingest.http.binding import bind
+from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
+from ingest.intake.dialects.native import read_native
 from ingest.intake.intake import slice_of
 from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect

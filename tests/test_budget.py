@@ -22,10 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.base.refusals import PayloadRefused
-from ingest.intake.dialects.decoding import Payload, decode_native, decode_segment
+from ingest.events.payload import Payload
 from ingest.http import connections
 from ingest.http.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded_bytes
 from ingest.intake import intake, waiting
+from ingest.intake.dialects.native import decode_native
+from ingest.intake.dialects.segment import decode_segment
 from tests import worker
 from tests.service import Service, running
 from tests.worker import Client, Raw, Start

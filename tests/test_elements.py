@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, RejectReason
-from ingest.events import batches, elements
+from ingest.intake.dialects import arrays, batches
 from ingest.intake.dialects.batches import Bounds, Decoders, read_parts
 from ingest.intake.dialects.decoding import pieces
 
@@ -238,7 +238,7 @@ def test_members_without_end():
 
 
 def test_the_steps_are_limited(monkeypatch):
-    monkeypatch.setattr(elements, "MOST_STEPS", 7)
+    monkeypatch.setattr(arrays, "MOST_STEPS", 7)
     assert split_array(b"[{},{},1]", MOST) == [b"{}", b"{}", b"1"]
     assert split_array(b"[{},{},1,2]", MOST) is None
     assert split_envelope(b'{"a":1,"batch":[{}],"c":[3]}', MOST, ["a"]) is None

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from ingest.base.refusals import Refusal, RejectReason
 from ingest.events.arrival import Arrival, Limits, Sender, arrive, moment_of
-from ingest.intake.dialects.decoding import decode_native, decode_segment
 from ingest.events.row import EVENT_COLUMNS, split_line
 from ingest.events.steps import STEPS, process
 from ingest.events.values.locations import Place
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE
 from ingest.events.values.sources import OwnHosts
 from ingest.events.values.timestamps import parse_time
+from ingest.intake.dialects.native import decode_native
+from ingest.intake.dialects.segment import decode_segment
 from tests.test_placeholders import EVERY_SPELLING, NOTHING, PEOPLE, UNFILLED
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, 123456, tzinfo=UTC)

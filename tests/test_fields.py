@@ -18,8 +18,9 @@ import pytest
 import ingest
 from ingest.api import fields
 from ingest.base.refusals import PayloadRefused
-from ingest.events import payload
 from ingest.features.experiments import ofrep
+from ingest.intake.dialects.native import decode_native
+from ingest.intake.dialects.segment import decode_segment
 
 Word = Annotated[str, fields.text("A word", pattern="^[a-z]+$")]
 Named = Annotated[str, fields.text("A word with a name of its own", what="a colour", pattern="^(red|blue)$")]
@@ -127,7 +128,7 @@ def decode_hostile_bodies() -> None:
         for _ in range(random.randrange(6)):
             at = random.randrange(len(body) + 1)
             body[at : at + random.randrange(9)] = random.choice(PIECES)
-        for decode in (payload.decode_native, partial(payload.decode_segment, call=random.choice((None, "track")))):
+        for decode in (decode_native, partial(decode_segment, call=random.choice((None, "track")))):
             with contextlib.suppress(PayloadRefused):
                 decode(bytes(body), max_events=1000)
                 decoded += 1

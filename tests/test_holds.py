@@ -20,15 +20,17 @@ from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
 from ingest.events import context, jsonb, steps
 from ingest.events.arrival import arrive, moment_of
-from ingest.intake.dialects.batches import PART_BYTES
 from ingest.events.drafts import Drafts
-from ingest.intake.dialects.arrays import CannotTell, Scan
-from ingest.http.encodings import gunzip
 from ingest.events.hazards import NO_HAZARDS, clean_escapes
-from ingest.intake.dialects.decoding import MAX_EVENT_BYTES, Payload, RawEvent, read_native
+from ingest.events.payload import Payload, RawEvent
 from ingest.events.steps import take_through_steps, write_lines
 from ingest.http import connections
+from ingest.http.encodings import gunzip
 from ingest.intake import intake
+from ingest.intake.dialects.arrays import CannotTell, Scan
+from ingest.intake.dialects.batches import PART_BYTES
+from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
+from ingest.intake.dialects.native import read_native
 from tests import worker
 from tests.test_event import LIMITS, NOBODY, NOW
 from tests.worker import Client

@@ -32,6 +32,7 @@ PURE = (
     "base.bites",
     "base.refusals",
     "intake.dedupe",
+    "intake.dialects",
     "journal.accounts",
     "journal.segments",
     "rollup.sketches",

@@ -12,16 +12,12 @@ import pytest
 
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.http.encodings import MAX_GZIP_MEMBERS, gunzip
 from ingest.events.hazards import Hazards, clean_escapes, find_hazards, has_long_number
-from ingest.intake.dialects.decoding import (
-    NOTHING,
-    Payload,
-    RawEvent,
-    decode_native,
-    decode_segment,
-    pieces,
-)
+from ingest.events.payload import NOTHING, Payload, RawEvent
+from ingest.http.encodings import MAX_GZIP_MEMBERS, gunzip
+from ingest.intake.dialects.decoding import pieces
+from ingest.intake.dialects.native import decode_native
+from ingest.intake.dialects.segment import decode_segment
 
 MAX_EVENTS = 1000
 CLEAN = Hazards(escapes=False, special=False, whitespace=False, numbers=False, invalid_utf8=False)

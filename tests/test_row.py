@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.events.arrival import Limits, Sender, arrive, moment_of
-from ingest.intake.dialects.decoding import Payload, decode_native, decode_segment
+from ingest.events.payload import Payload
 from ingest.events.placeholders import Placeholders
 from ingest.events.row import (
     EVENT_COLUMNS,
@@ -32,6 +32,8 @@ from ingest.events.row import (
 )
 from ingest.events.steps import process
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE
+from ingest.intake.dialects.native import decode_native
+from ingest.intake.dialects.segment import decode_segment
 from ingest.store import partitions
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)

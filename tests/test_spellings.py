@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
+from ingest.events.payload import RawEvent
 from ingest.intake.dialects.batches import MOST_BESIDE
-from ingest.intake.dialects.decoding import RawEvent, decode_native, decode_segment
+from ingest.intake.dialects.native import decode_native
+from ingest.intake.dialects.segment import decode_segment
 
 FIELDS = {
     "name": "n", "type": "user_action", "id": "i", "timestamp": "2026-01-02T03:04:05Z", "user_id": "u",

@@ -14,7 +14,7 @@ from ingest.base.refusals import RejectReason
 from ingest.events.anonymity import conceal_members, may_hold_addresses
 from ingest.events.hazards import ALL_HAZARDS, NO_HAZARDS
 from ingest.events.jsonb import check_object
-from ingest.intake.dialects.decoding import NOTHING
+from ingest.events.payload import NOTHING
 from ingest.events.values.urls import folded, strip_credentials, tidy
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Final
 
 from ingest.base.refusals import Refusal, RejectReason
 from ingest.events.context import ContextFacts
-from ingest.intake.dialects.decoding import RawEvent
+from ingest.events.payload import RawEvent
 
 _NOTHING: Final = RawEvent(name="-", type="system")
 

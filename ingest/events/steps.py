@@ -45,7 +45,7 @@ from ingest.events.arrival import (
 from ingest.events.context import ContextFacts, page_of_properties, read_context
 from ingest.events.drafts import Drafts
 from ingest.events.jsonb import check_object
-from ingest.intake.dialects.decoding import MAX_NAME_CHARACTERS, RawEvent
+from ingest.events.payload import MAX_NAME_CHARACTERS, RawEvent
 from ingest.events.row import NO_TIME, field, fields
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
 from ingest.events.values.sources import OwnHosts, source_name, source_of

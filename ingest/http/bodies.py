@@ -8,8 +8,8 @@ import aiohttp
 from aiohttp import HttpVersion11, web
 
 from ingest.base.refusals import PayloadRefused, RejectReason
-from ingest.http.encodings import is_packed, unpack
 from ingest.http.budget import Hold, too_slow
+from ingest.http.encodings import is_packed, unpack
 
 
 async def read_body(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:

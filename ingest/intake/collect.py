@@ -15,10 +15,7 @@ from aiohttp import web
 from ingest.base.bites import Bites
 from ingest.base.logs import Quiet
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
-from ingest.intake.dialects.batches import PART_BYTES
-from ingest.http.encodings import is_packed, unpack
-from ingest.intake.dialects.formats import is_json, to_json
-from ingest.intake.dialects.decoding import Payload, read_native, read_segment
+from ingest.events.payload import Payload
 from ingest.events.values.locations import (
     Network,
     anonymise,
@@ -32,8 +29,13 @@ from ingest.http.answers import Brief, answer, problem, refuse
 from ingest.http.bodies import read_packed
 from ingest.http.budget import Budget
 from ingest.http.clients import authorization_key
+from ingest.http.encodings import is_packed, unpack
 from ingest.http.public_address import PublicAddress
 from ingest.http.rate_limits import RateLimit, Volume
+from ingest.intake.dialects.batches import PART_BYTES
+from ingest.intake.dialects.formats import is_json, to_json
+from ingest.intake.dialects.native import read_native
+from ingest.intake.dialects.segment import read_segment
 from ingest.intake.intake import NOT_WRITTEN, Intake
 from ingest.intake.submission import Submission
 from ingest.journal import replays

@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from ingest.intake.dialects.decoding import MAX_EVENT_BYTES, read_native
+from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
+from ingest.intake.dialects.native import read_native
 from ingest.intake.intake import Intake
 from ingest.intake.submission import Submission
 

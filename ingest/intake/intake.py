@@ -25,15 +25,15 @@ from ingest.base.refusals import NOT_KEPT, PayloadRefused, Refusal, RejectReason
 from ingest.events import row
 from ingest.events.anonymity import conceal_members, conceal_own, conceal_own_number, conceal_text
 from ingest.events.arrival import Arrival, Limits, Moment, Sender, arrive, moment_of
-from ingest.intake.dialects.batches import EVENT_BYTES, Part
 from ingest.events.drafts import Drafts
 from ingest.events.hazards import ALL_HAZARDS
-from ingest.intake.dialects.decoding import Payload, RawEvent, pieces, sent_at_in
+from ingest.events.payload import EVENT_BYTES, Part, Payload, RawEvent
 from ingest.events.steps import Processed, take_through_steps, write_lines
 from ingest.events.values.timestamps import parse_time
 from ingest.events.values.urls import strip_credentials
 from ingest.http.budget import Budget
 from ingest.intake.dedupe import DedupeWindow
+from ingest.intake.dialects.decoding import pieces, sent_at_in
 from ingest.intake.submission import Submission
 from ingest.intake.tail import Tail, Told
 from ingest.intake.waiting import Waiting

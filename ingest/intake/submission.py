@@ -10,8 +10,7 @@ from typing import Any
 from ingest.base.bites import Bites
 from ingest.base.refusals import Refusal
 from ingest.events.arrival import Arrival, Sender
-from ingest.intake.dialects.batches import Part
-from ingest.intake.dialects.decoding import Payload, RawEvent
+from ingest.events.payload import Part, Payload, RawEvent
 from ingest.http.budget import Hold
 from ingest.journal.open_record import OpenRecord
 from ingest.journal.replays import Watch

@@ -16,8 +16,9 @@ from msgspec import Raw
 
 from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
+from ingest.events.hazards import NO_HAZARDS, clean_in_bites, find_hazards
+from ingest.events.payload import Part
 from ingest.intake.dialects.arrays import CannotTell, Scan
-from ingest.events.hazards import NO_HAZARDS, Hazards, clean_in_bites, find_hazards
 from ingest.intake.dialects.spellings import UNREADABLE, Spellings, respell
 
 PART_BYTES: Final = 32 * 1024
@@ -26,8 +27,6 @@ _LOOK_BACK: Final = 8 * 1024
 """Before the end of a part, where an event may end. Most events are much shorter."""
 _PIECES_AT_ONCE: Final = 64
 """Elements that are decoded one by one in a bite; an error costs some 5 µs."""
-EVENT_BYTES: Final = 600
-"""What a decoded event costs at the most, beside its text: the object, its fields, perhaps its refusal."""
 LONGEST_MEMBER: Final = 4096
 """Of the members beside a batch, which are a time and a key, and perhaps what all its events share."""
 MOST_BESIDE: Final = 50
@@ -36,24 +35,6 @@ _BETWEEN = re.compile(rb"\}[ \t\r\n]{0,64}+,[ \t\r\n]{0,64}+(?=\{)")
 _WHITESPACE: Final = b" \t\r\n"
 _BATCH: Final = b'"batch"'
 _COMMA, _CLOSED_ARRAY, _CLOSED_OBJECT = b",]}"
-
-
-class Part(NamedTuple):
-    """Neighbouring events of a body, decoded; a Refusal stands where one was malformed.
-
-    `text` is what they were decoded from, and `split` the text of each if they had to be told apart for that.
-    """
-
-    text: bytes
-    events: list[Any]
-    hazards: Hazards
-    split: list[bytes] | None = None
-
-    @property
-    def memory_bytes(self) -> int:
-        """What it costs at the most: its text, again in pieces or with fields of other names, and as texts of events,
-        where a character takes four bytes if one of them is off Latin-1."""
-        return len(self.text) * (3 if self.text.isascii() else 7) + EVENT_BYTES * len(self.events)
 
 
 class Decoders(NamedTuple):

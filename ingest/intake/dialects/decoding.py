@@ -9,92 +9,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from ingest.base.bites import Bites, finish
+from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
+from ingest.events.hazards import ALL_HAZARDS, NO_HAZARDS, clean_escapes, clean_in_bites, find_hazards
+from ingest.events.payload import EVENT_BYTES, NOTHING, Part, Payload
 from ingest.intake.dialects.batches import (
-    EVENT_BYTES,
     LONGEST_MEMBER,
     MOST_BESIDE,
-    PART_BYTES,
     Bounds,
     Decoders,
-    Part,
     check_count,
     decode_piece,
     decode_respelled,
     read_parts,
 )
-from ingest.events.hazards import ALL_HAZARDS, NO_HAZARDS, clean_escapes, clean_in_bites, find_hazards
-from ingest.intake.dialects.spellings import CREDENTIALS, UNREADABLE, Spellings, differing, spellings, with_fields
-
-NOTHING = Raw(b"")
-MAX_NAME_CHARACTERS = 100
-
-
-class RawEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """One event as a client sent it, in the native dialect's names. Types are checked, values are not."""
-
-    name: str | None = None
-    type: str | None = None
-    id: str | int | None = None
-    timestamp: str | int | float | None = None
-    user_id: str | int | None = None
-    anonymous_id: str | int | None = None
-    session_id: str | int | None = None
-    properties: Raw = NOTHING
-    context: Raw = NOTHING
-    url: str | None = None
-    referrer: str | None = None
-    sentAt: str | int | float | None = None
-    sent_at: str | int | float | None = None
-
-
-class NativeBody(RawEvent, gc=False, forbid_unknown_fields=True):
-    """A native body that is an object: one event, or a batch of them."""
-
-    batch: list[RawEvent] | None = None
-    writeKey: str | None = None
-    write_key: str | None = None
-    api_key: str | None = None
-    token: str | None = None
-
-
-class SegmentMessage(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """One message of Segment's spec. `integrations` and `_metadata` tell Segment what to do, and are not stored."""
-
-    type: str | None = None
-    event: str | None = None
-    name: str | None = None
-    category: str | None = None
-    userId: str | int | None = None
-    anonymousId: str | int | None = None
-    groupId: str | int | None = None
-    previousId: str | int | None = None
-    messageId: str | int | None = None
-    timestamp: str | int | float | None = None
-    originalTimestamp: str | int | float | None = None
-    sentAt: str | int | float | None = None
-    sessionId: str | int | None = None
-    properties: Raw = NOTHING
-    traits: Raw = NOTHING
-    context: Raw = NOTHING
-    integrations: Raw = NOTHING
-    _metadata: Raw = NOTHING
-
-
-class SegmentBody(SegmentMessage, gc=False, forbid_unknown_fields=True):
-    """A body of Segment's API that is an object: one message, or a batch of them."""
-
-    batch: list[SegmentMessage] | None = None
-    writeKey: str | None = None
-    write_key: str | None = None
-    api_key: str | None = None
-    token: str | None = None
+from ingest.intake.dialects.spellings import CREDENTIALS, UNREADABLE, Spellings
 
 
 class _Batch(msgspec.Struct, gc=False):
@@ -110,31 +44,7 @@ class _Sent(msgspec.Struct, gc=False):
     sent_at: str | int | float | None = None
 
 
-class Payload(NamedTuple):
-    """A decoded body, its events in order, in parts. cleaned: escapes that were replaced.  size: its bytes.
-
-    sent_at: the whole body's; an event may have one of its own, which is by the clock that it was stamped by.
-    """
-
-    parts: list[Part]
-    sent_at: str | int | float | None
-    write_key: str | None
-    cleaned: int
-    size: int
-
-    @property
-    def total(self) -> int:
-        """How many events it holds."""
-        parts = self.parts
-        return len(parts[0].events) if len(parts) == 1 else sum([len(part.events) for part in parts])
-
-    @property
-    def events(self) -> list[RawEvent | Refusal]:
-        """All of them; a Refusal stands where one was malformed."""
-        return [event for part in self.parts for event in part.events]
-
-
-_INVALID_OF_PLACE = {
+INVALID_OF_PLACE = {
     "$.name": RejectReason.INVALID_NAME,
     "$.event": RejectReason.INVALID_NAME,
     "$.type": RejectReason.INVALID_TYPE,
@@ -143,136 +53,27 @@ _INVALID_OF_PLACE = {
     "$.timestamp": RejectReason.INVALID_TIMESTAMP,
     "$.originalTimestamp": RejectReason.INVALID_TIMESTAMP,
 }
-_NATIVE_SPELLINGS = spellings(
-    RawEvent.__struct_fields__,
-    {
-        "event": "name",
-        "event_name": "name",
-        "message_id": "id",
-        "event_id": "id",
-        "uuid": "id",
-        "original_timestamp": "timestamp",
-        "referer": "referrer",
-    },
-    ("batch",),
-)
-_SEGMENT_SPELLINGS = spellings(SegmentMessage.__struct_fields__, {"id": "messageId"}, ("batch",))
-_NATIVE = Decoders(
-    msgspec.json.Decoder(list[RawEvent]), msgspec.json.Decoder(RawEvent), _INVALID_OF_PLACE, _NATIVE_SPELLINGS
-)
-_SEGMENT = Decoders(
-    msgspec.json.Decoder(list[SegmentMessage]),
-    msgspec.json.Decoder(SegmentMessage),
-    _INVALID_OF_PLACE,
-    _SEGMENT_SPELLINGS,
-)
-_native_body = msgspec.json.Decoder(NativeBody)
-_segment_body = msgspec.json.Decoder(SegmentBody)
 _raw_list = msgspec.json.Decoder(list[Raw])
 _batch = msgspec.json.Decoder(_Batch)
 _sent = msgspec.json.Decoder(_Sent)
-_beside_members = msgspec.json.Decoder(dict[str, Raw])
+beside_members = msgspec.json.Decoder(dict[str, Raw])
 _scalar = msgspec.json.Decoder(str | int | float | None)
 
 MAX_EVENT_BYTES = 64 * 1024
-_BESIDE_BYTES = 256 * 1024
+BESIDE_BYTES = 256 * 1024
 """What an event may have beside its properties and context, which are checked by themselves. What is longer than all
 of that together is refused for its length alone."""
-_MESSAGES_AT_ONCE = 500
-
-
-def decode_native(body: bytes, max_events: int, max_event_bytes: int = MAX_EVENT_BYTES) -> Payload:
-    """`read_native` in one go."""
-    found = read_native(body, max_events, max_event_bytes)
-    return found if isinstance(found, Payload) else finish(found)
-
-
-def decode_segment(body: bytes, call: str | None, max_events: int, max_event_bytes: int = MAX_EVENT_BYTES) -> Payload:
-    """`read_segment` in one go."""
-    found = read_segment(body, call, max_events, max_event_bytes)
-    return found if isinstance(found, Payload) else finish(found)
-
-
-def read_native(body: bytes, max_events: int, max_event_bytes: int) -> Payload | Bites[Payload]:
-    """Decode the body of POST /v1/events: one event, an array of events, or {"batch": […], "sentAt": …}.
-
-    Raises PayloadRefused when nothing in the body can be read.
-    """
-    body = _prepare(body)
-    error: Exception | None = None
-    if len(body) <= PART_BYTES:
-        text, cleaned = clean_escapes(body)
-        try:
-            if text.startswith(b"["):
-                return _whole(text, _NATIVE.array.decode(text), None, None, cleaned, max_events)
-            parsed = _native_body.decode(text)
-            key = parsed.writeKey or parsed.write_key or parsed.api_key or parsed.token
-            sent_at = parsed.sentAt if parsed.sentAt is not None else parsed.sent_at
-            events = [parsed] if parsed.batch is None else parsed.batch
-            if parsed.batch is None or not _shares(parsed, NativeBody):
-                return _whole(text, events, sent_at, key, cleaned, max_events)
-        except UNREADABLE as unreadable:
-            error = unreadable
-    return _decode_apart(body, _NATIVE, Bounds(max_events, max_event_bytes + _BESIDE_BYTES), error)
-
-
-def read_segment(body: bytes, call: str | None, max_events: int, max_event_bytes: int) -> Payload | Bites[Payload]:
-    """Decode a body of Segment's HTTP API. `call` is the path's own call (track, page …), None for a batch.
-
-    Raises PayloadRefused when nothing in the body can be read.
-    """
-    found = _decode_messages(_prepare(body), max_events, max_event_bytes)
-    if isinstance(found, Payload) and len(found.parts[0].events) <= _MESSAGES_AT_ONCE:
-        return _translate(found, found.parts[0].events, call)
-    return _translate_in_bites(found, call)
-
-
-def _translate(payload: Payload, messages: list[Any], call: str | None) -> Payload:
-    """Segment's messages, which are replaced, as events."""
-    messages[:] = [m if isinstance(m, Refusal) else _from_segment(m, call) for m in messages]
-    return payload
-
-
-def _translate_in_bites(work: Payload | Bites[Payload], call: str | None) -> Bites[Payload]:
-    payload = work if isinstance(work, Payload) else (yield from work)
-    for part in payload.parts:
-        events: list[Any] = []
-        for start in range(0, len(part.events), _MESSAGES_AT_ONCE):
-            messages = part.events[start : start + _MESSAGES_AT_ONCE]
-            payload = _translate(payload, messages, call)
-            events += messages
-            yield EVENT_BYTES * len(messages)
-        part.events[:] = events
-    return payload
-
-
-def _decode_messages(body: bytes, max_events: int, max_event_bytes: int) -> Payload | Bites[Payload]:
-    """A body of Segment's, its parts still Segment's messages."""
-    error: Exception | None = None
-    if len(body) <= PART_BYTES:
-        text, cleaned = clean_escapes(body)
-        try:
-            if text.startswith(b"["):
-                return _whole(text, _SEGMENT.array.decode(text), None, None, cleaned, max_events)
-            parsed = _segment_body.decode(text)
-            key = parsed.writeKey or parsed.write_key or parsed.api_key or parsed.token
-            messages = [parsed] if parsed.batch is None else parsed.batch
-            if parsed.batch is None or not _shares(parsed, SegmentBody):
-                return _whole(text, messages, parsed.sentAt, key, cleaned, max_events)
-        except UNREADABLE as unreadable:
-            error = unreadable
-    return _decode_apart(body, _SEGMENT, Bounds(max_events, max_event_bytes + _BESIDE_BYTES), error)
 
 
 _OF_A_BATCH = frozenset({"batch", "sentAt", "sent_at", *CREDENTIALS, "integrations", "_metadata"})
 
 
-def _shares(parsed: NativeBody | SegmentBody, kind: type[msgspec.Struct]) -> bool:
+def shares(parsed: msgspec.Struct) -> bool:
     """Whether something stands beside a batch that its events share."""
-    return any(getattr(parsed, name) for name in kind.__struct_fields__ if name not in _OF_A_BATCH)
+    return any(getattr(parsed, name) for name in parsed.__struct_fields__ if name not in _OF_A_BATCH)
 
 
-def _whole(
+def whole(
     text: bytes, events: list[Any], sent_at: str | int | float | None, key: str | None, cleaned: int, max_events: int
 ) -> Payload:
     """The payload of a text that was decoded in one go."""
@@ -309,80 +110,7 @@ def pieces(part: Part) -> list[bytes]:
     return [text]
 
 
-_CALL_TYPES = {"page": "page_view", "screen": "page_view", "track": "user_action"}
-_CALLS = frozenset({"track", "page", "screen", "identify", "group", "alias"})
-
-
-def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refusal:
-    kind = call or message.type
-    if kind not in _CALLS:
-        detail = f"type is {str(kind)[:60]!r}; one of {', '.join(sorted(_CALLS))} is wanted"
-        return Refusal(RejectReason.INVALID_TYPE, detail)
-    name = message.event if kind == "track" else _title(message.name) if kind in ("page", "screen") else None
-    if kind == "track" and not name:
-        return Refusal(RejectReason.MISSING_NAME, "a track call needs `event`")
-    properties = message.properties
-    extra: dict[str, object] = {}
-    if message.traits and bytes(message.traits) != b"null":
-        if kind not in ("identify", "group"):
-            extra["traits"] = message.traits
-        else:
-            # Their properties are the traits; what else was given as properties is kept with them, or apart.
-            properties, extra = message.traits, _members_of(message.properties, message.traits)
-    if message.groupId or message.previousId or message.category or message.name or kind != "track":
-        extra |= _beside_the_name(message, kind)
-    if call is not None and message.type not in (None, call):
-        extra["type"] = message.type
-    if message.originalTimestamp not in (None, message.timestamp) and message.timestamp is not None:
-        extra["originalTimestamp"] = message.originalTimestamp
-    if kind in ("page", "screen") and message.name and len(message.name.strip()) > MAX_NAME_CHARACTERS:
-        # It is whole beside what was cut.
-        named = differing(properties, {"name": Raw(msgspec.json.encode(message.name))})
-        extra["page_name" if named else "name"] = message.name
-    if extra:
-        properties = with_fields(properties, extra)
-    return RawEvent(
-        name=name or kind,
-        type=_CALL_TYPES.get(kind, "system"),
-        id=message.messageId,
-        timestamp=message.timestamp if message.timestamp is not None else message.originalTimestamp,
-        user_id=message.userId,
-        anonymous_id=message.anonymousId,
-        session_id=message.sessionId,
-        properties=properties,
-        context=message.context,
-        sentAt=message.sentAt,
-    )
-
-
-def _title(name: str | None) -> str | None:
-    """The name of a page, which is its title and may be longer than a name can be; None if it is blank."""
-    return (name.strip()[:MAX_NAME_CHARACTERS].strip() or None) if name else None
-
-
-def _beside_the_name(message: SegmentMessage, kind: str) -> dict[str, object]:
-    """Fields of a message that have no column and are not its name."""
-    told = {"groupId": message.groupId, "previousId": message.previousId, "category": message.category}
-    if kind != "track":
-        told["event"] = message.event
-    if kind not in ("page", "screen"):
-        told["name"] = message.name
-    return {name: value for name, value in told.items() if value is not None and value != ""}
-
-
-def _members_of(properties: Raw, traits: Raw) -> dict[str, object]:
-    if not properties or bytes(properties) == b"null":
-        return {}
-    try:
-        members = _beside_members.decode(properties) if bytes(properties).startswith(b"{") else None
-    except UNREADABLE:
-        members = None
-    if members is None or differing(traits, members):
-        return {"properties": properties}
-    return dict(members)
-
-
-def _prepare(body: bytes) -> bytes:
+def prepare(body: bytes) -> bytes:
     body = body.removeprefix(b"\xef\xbb\xbf").strip()
     if not body:
         raise PayloadRefused(RejectReason.EMPTY_PAYLOAD, "the body is empty")
@@ -396,7 +124,7 @@ _KEYS = {b'"writeKey"': "writeKey", b'"write_key"': "write_key", b'"api_key"': "
 _BESIDE = {**_TIMES, **_KEYS, b'"batch"': "batch"}
 
 
-def _decode_apart(body: bytes, decoders: Decoders, bounds: Bounds, error: Exception | None) -> Bites[Payload]:
+def decode_apart(body: bytes, decoders: Decoders, bounds: Bounds, error: Exception | None) -> Bites[Payload]:
     """A body that is too long to be read in one go, or cannot be, for which reason `error` is there."""
     found = yield from read_parts(body, decoders, bounds, _BESIDE)
     if found is None:
@@ -439,7 +167,7 @@ def _beside(members: Sequence[tuple[bytes, bytes]], count: int) -> dict[str, Raw
     for member in members:
         # What is no JSON does no harm to the events.
         with contextlib.suppress(*UNREADABLE):
-            found |= _beside_members.decode(clean_escapes(b"{%b:%b}" % member)[0])
+            found |= beside_members.decode(clean_escapes(b"{%b:%b}" % member)[0])
     return found
 
 
