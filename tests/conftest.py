@@ -28,7 +28,7 @@ import pytest
 
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
-from tests.pooler import Pooler
+from tests.support.pooler import Pooler
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -70,7 +70,7 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         pool.submit(lambda: asyncio.run(work())).result()
 
 
-_RUN_THE_SERVICE = {"tests.service", "tests.worker", "tests.faults"}
+_RUN_THE_SERVICE = {"tests.support.service", "tests.support.collector", "tests.support.faults"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,278 @@
+"""Migrations that others are in the way of: it is said who, again and again, and there is an end to it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from ingest.base.errors import MigrationError
+from ingest.postgres import connections, migrations
+from ingest.postgres.lock_waits import Patience
+from ingest.postgres.migrations import LOCK_KEY
+from tests.support.pooler import Pooler
+from tests.support.service import environment, wait_until
+
+END_SECONDS = 60
+
+
+class Migrating:
+    """`ingest migrate` in a process of its own."""
+
+    def __init__(self, url: str, folder: Path, *flags: str) -> None:
+        self._err = folder / f"err-{secrets.token_hex(4)}"
+        with self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ingest", "migrate", *flags],
+                env=environment(url),
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=err,
+            )
+
+    @property
+    def said(self) -> list[str]:
+        return self._err.read_text().splitlines()
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and stdout."""
+        out = self.process.communicate(timeout=END_SECONDS)[0]
+        return self.process.returncode, out.decode()
+
+
+def is_told(waiting: Migrating) -> bool:
+    return bool(waiting.said)
+
+
+@asynccontextmanager
+async def session(url: str, name: str, *statements: str) -> AsyncIterator[asyncpg.Connection]:
+    """Somebody who has done this in a transaction, and has not ended it."""
+    connection = await asyncpg.connect(url, server_settings={"application_name": name}, statement_cache_size=0)
+    try:
+        async with connection.transaction():
+            for statement in statements:
+                await connection.execute(statement)
+            yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def pooler(database_url: str, new_folder) -> Iterator[Pooler]:
+    folder = new_folder()
+    folder.chmod(0o755)
+    made = Pooler(database_url, folder / "pooler")
+    try:
+        yield made.start()
+    finally:
+        made.kill()
+
+
+HELD = {
+    "another migration": (f"SELECT pg_advisory_xact_lock({LOCK_KEY})", "another migration"),
+    "its table": ("LOCK TABLE ingest.migrations IN ACCESS EXCLUSIVE MODE", "a lock on ingest.migrations"),
+}
+
+
+@pytest.mark.parametrize(
+    ("held", "flags"),
+    [
+        *[(held, flags) for held in HELD for flags in ((), ("--dry-run",))],
+        # Which does not wait for other migrations.
+        ("its table", ("--status",)),
+    ],
+)
+async def test_who_is_in_the_way_is_told_until_there_is_an_end(database_url: str, tmp_path: Path, held: str, flags):
+    statement, what = HELD[held]
+    async with session(database_url, "somebody else", statement) as other:
+        pid = other.get_server_pid()
+        waiting = Migrating(database_url, tmp_path, "--wait", "3", *flags)
+        code, _ = await asyncio.to_thread(waiting.end)
+    assert code == 1
+    *said, last = waiting.said
+    assert said and all(line.startswith(f"waiting for {what}") for line in said), waiting.said
+    for line in (*said, last):
+        for words in (
+            f"process {pid} (",
+            "application somebody else",
+            "user postgres",
+            "idle in transaction",
+            " UTC",
+        ):
+            assert words in line, line
+    assert last.startswith("ingest: gave up after ") and what in last and "--wait SECONDS" in last
+    assert len(said) <= 3, "not more than one line in five seconds"
+
+
+@pytest.mark.parametrize("through_pooler", [False, True])
+async def test_it_goes_on_when_the_other_is_done(database_url: str, tmp_path: Path, pooler, through_pooler: bool):
+    url = pooler.url_of(database_url) if through_pooler else database_url
+    for statement, _ in HELD.values():
+        async with session(url, "in no hurry", statement):
+            waiting = Migrating(url, tmp_path)
+            try:
+                await asyncio.to_thread(wait_until, partial(is_told, waiting), 30, "it is told")
+            finally:
+                if not waiting.said:
+                    waiting.process.kill()
+        code, out = await asyncio.to_thread(waiting.end)
+        assert (code, out) == (0, "nothing to do: the database is up to date\n"), waiting.said
+        assert all(line.startswith("waiting for ") and "application in no hurry" in line for line in waiting.said)
+
+
+async def test_a_pooler_that_has_no_connection_left_is_told_as_well(
+    database_url: str, tmp_path: Path, pooler: Pooler
+):
+    url = pooler.url_of(database_url)
+    async with session(url, "a", "SELECT 1"), session(url, "b", "SELECT 1"), session(url, "c", "SELECT 1"):
+        waiting = Migrating(url, tmp_path, "--wait", "2")
+        code, _ = await asyncio.to_thread(waiting.end)
+    assert code == 1 and "an answer of the database, or of a pooler before it" in waiting.said[0], waiting.said
+    assert waiting.said[-1].startswith("ingest: gave up after "), waiting.said
+
+
+async def test_two_migrations_name_each_other(empty_database_url: str, tmp_path: Path):
+    """The first one takes its time; the second says whom it waits for, and finds everything done."""
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    (folder / "001_slow.sql").write_text("SELECT pg_sleep(4); CREATE TABLE slow (a int);")
+    first = await connections.connect(empty_database_url, purpose="migrate")
+    second = await connections.connect(empty_database_url, purpose="migrate")
+    said: list[str] = []
+    try:
+        running = asyncio.ensure_future(migrations.migrate(first, folder=folder))
+        while not await second.fetchval(_IS_HELD):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        patience = Patience(60, partial(connections.connect, empty_database_url, purpose="looking"), said.append)
+        found = await migrations.migrate(second, folder=folder, patience=patience)
+        assert sorted([*await running, *found]) == ["001_slow.sql"]
+    finally:
+        await first.close()
+        await second.close()
+    assert said and "application ingest migrate, user postgres, active" in said[0], said
+
+
+_IS_HELD = """
+SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+"""
+
+
+DDL = {
+    "ALTER TABLE t ADD COLUMN more int": "SELECT * FROM t",
+    "CREATE INDEX ON t (a)": "INSERT INTO t VALUES (1)",
+    "DROP TABLE t": "SELECT * FROM t",
+    "TRUNCATE t": "LOCK TABLE t IN SHARE MODE",
+    "CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()":
+        "UPDATE t SET a = 2",
+    "UPDATE t SET a = 3": "SELECT * FROM t FOR UPDATE",
+    "CREATE TABLE done (a int); ALTER TABLE t ADD CHECK (a > 0) NOT VALID": "LOCK TABLE t IN ROW EXCLUSIVE MODE",
+}  # fmt: skip
+"""What a file does, and what another does that is in its way."""
+
+
+@pytest.mark.parametrize("file", DDL)
+@pytest.mark.parametrize("how", ["released", "kept"])
+async def test_locks_of_tables_are_waited_for_likewise(empty_database_url: str, tmp_path: Path, file: str, how: str):
+    (tmp_path / "001_t.sql").write_text("CREATE TABLE t (a int); INSERT INTO t VALUES (1);")
+    connection = await connections.connect(empty_database_url, purpose="migrate")
+    said: list[str] = []
+    try:
+        await migrations.migrate(connection, folder=tmp_path)
+        (tmp_path / "002_file.sql").write_text(file)
+        looking = partial(connections.connect, empty_database_url, purpose="looking")
+        patience = Patience(1 if how == "kept" else 60, looking, said.append)
+        async with session(empty_database_url, "a reader", DDL[file]) as other:
+            migrating = asyncio.ensure_future(migrations.migrate(connection, folder=tmp_path, patience=patience))
+            if how == "kept":
+                with pytest.raises(MigrationError, match=r"^gave up after \d+ s of waiting for a lock.*a reader"):
+                    await migrating
+            else:
+                while not said:
+                    assert not migrating.done()
+                    await asyncio.sleep(0.01)
+            assert f"process {other.get_server_pid()} (application a reader, user postgres, idle in tr" in said[0]
+        if how == "released":
+            assert await migrating == ["002_file.sql"]
+        else:
+            # Nothing of it is left, and the next one can do it.
+            assert await migrations.migrate(connection, folder=tmp_path) == ["002_file.sql"]
+    finally:
+        await connection.close()
+
+
+async def test_others_can_use_the_table_while_a_migration_waits_for_it(empty_database_url: str, tmp_path: Path):
+    """Who comes after a waiting ALTER TABLE waits behind it: it must let them pass from time to time."""
+    (tmp_path / "001_t.sql").write_text("CREATE TABLE t (a int);")
+    connection = await connections.connect(empty_database_url, purpose="migrate")
+    reader = await asyncpg.connect(empty_database_url)
+    try:
+        await migrations.migrate(connection, folder=tmp_path)
+        (tmp_path / "002_file.sql").write_text("ALTER TABLE t ADD COLUMN more int")
+        said: list[str] = []
+        looking = partial(connections.connect, empty_database_url, purpose="looking")
+        async with session(empty_database_url, "for hours", "SELECT * FROM t"):
+            patience = Patience(60, looking, said.append)
+            migrating = asyncio.ensure_future(migrations.migrate(connection, folder=tmp_path, patience=patience))
+            while not said:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert await reader.fetch("SELECT * FROM t", timeout=30) == []
+            assert not migrating.done()
+        assert await migrating == ["002_file.sql"]
+    finally:
+        await reader.close()
+        await connection.close()
+
+
+async def test_a_role_without_rights_is_told_the_process_and_the_user(empty_database_url: str, tmp_path: Path):
+    administrator = await asyncpg.connect(empty_database_url)
+    role = f"plain_{secrets.token_hex(4)}"
+    await administrator.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
+    await administrator.execute(f"CREATE SCHEMA ingest AUTHORIZATION {role}; GRANT CREATE ON SCHEMA public TO {role}")
+    parts = urlsplit(empty_database_url)
+    url = parts._replace(netloc=f"{role}:{role}@{parts.netloc.rpartition('@')[2]}").geturl()
+    (tmp_path / "001_t.sql").write_text("CREATE TABLE public.plain (a int);")
+    said: list[str] = []
+    connection = await connections.connect(url, purpose="migrate")
+    try:
+        async with session(empty_database_url, "the owner's", f"SELECT pg_advisory_xact_lock({LOCK_KEY})") as other:
+            patience = Patience(1, partial(connections.connect, url, purpose="looking"), said.append)
+            with pytest.raises(MigrationError, match="gave up after"):
+                await migrations.migrate(connection, folder=tmp_path, patience=patience)
+            pid = other.get_server_pid()
+        assert f"process {pid} (application the owner's, user postgres, what it does is shown to pg_read" in said[0]
+        assert await migrations.migrate(connection, folder=tmp_path) == ["001_t.sql"]
+    finally:
+        await connection.close()
+        await administrator.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        await administrator.close()
+
+
+async def test_without_somebody_to_look_there_is_an_end_too(database_url: str):
+    connection = await connections.connect(database_url, purpose="migrate")
+    try:
+        async with session(database_url, "somebody", f"SELECT pg_advisory_xact_lock({LOCK_KEY})"):
+            with pytest.raises(MigrationError, match=r"gave up after .* s of waiting for another transaction"):
+                await migrations.migrate(connection, patience=Patience(1))
+        # Nothing of the limits is left in the session.
+        assert await connection.fetchval("SELECT current_setting('lock_timeout')") == "0"
+        assert await migrations.migrate(connection) == []
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("bad", ["-1", "soon", "nan", "1e9", ""])
+def test_a_wrong_wait_is_told_in_one_line(tmp_path: Path, bad: str):
+    waiting = Migrating("postgresql://nobody@127.0.0.1:1/none", tmp_path, f"--wait={bad}")
+    assert waiting.end()[0] == 1
+    (line,) = waiting.said
+    assert line.startswith("ingest: ") and "must be a number of seconds from 0 to 86400" in line

@@ -1,0 +1,310 @@
+"""Rollup workers under kill -9: whichever dies when, each stored event is counted once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+
+from ingest.store import partitions
+from tests.support.service import Service, environment, free_port, parse_metrics, request, running, wait_until
+
+KILLS = 50
+EVENTS_A_REQUEST = 100
+HOURS_LATE = (0, 0, 0, 0, 0, 1, 26, 50)
+"""Events are mostly of now, else of so many hours earlier."""
+KINDS = {"page_view": "page_view", "clicked": "user_action", "ordered": "conversion", "searched": "user_action"}
+COUNTRIES = ("DE", "US", "BR", "XX")
+LEADS = "this worker rolls up now"
+LEADS_NO_MORE = "this worker no longer rolls up"
+
+
+class RollupProcess:
+    """`ingest rollup` in a process of its own, with its own data folder."""
+
+    def __init__(self, data_dir: Path, database_url: str, *flags: str) -> None:
+        self.port = free_port()
+        self._log = data_dir.parent / f"{data_dir.name}.log"
+        self._environ = environment(database_url)
+        self._command = [
+            sys.executable, "-m", "ingest", "rollup", "--data-dir", str(data_dir), "--host", "127.0.0.1",
+            "--rollup-port", str(self.port), "--rollup-interval-seconds", "0.1",
+            "--rollup-lease-seconds", "1", *flags,
+        ]  # fmt: skip
+        self.process: subprocess.Popen[bytes] | None = None
+        # Where in the log the process that runs now began to write; set by `start`.
+        self._log_start = 0
+
+    def start(self) -> RollupProcess:
+        with self._log.open("ab") as log:
+            self._log_start = log.tell()
+            self.process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=log)
+        return self
+
+    def log_text(self) -> str:
+        """What the process that runs now has written."""
+        return self._log.read_bytes()[self._log_start :].decode(errors="replace")
+
+    def all_logs(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def leads(self) -> bool:
+        """Whether it says that it does, and has not said since that it no longer does."""
+        text = self.log_text()
+        return text.rfind(LEADS) > text.rfind(LEADS_NO_MORE)
+
+    def is_up(self) -> bool:
+        """Whether it answers; a process that ended is none that may still come up."""
+        assert self.process is not None and self.process.poll() is None, self.all_logs()
+        try:
+            return request(f"http://127.0.0.1:{self.port}/healthz")[0] == 200
+        except OSError:
+            return False
+
+    def metrics(self) -> dict[str, float]:
+        return parse_metrics(request(f"http://127.0.0.1:{self.port}/metrics")[1])
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(20)
+
+
+@contextmanager
+def rolling_up(worker: RollupProcess) -> Iterator[RollupProcess]:
+    """Started, and whatever happens, gone at the end."""
+    try:
+        yield worker.start()
+    finally:
+        worker.kill()
+
+
+class VariedClient(threading.Thread):
+    """Sends events of several names, people, pages and days, and every fifth request a second time.
+
+    `sent` are the ids that were acknowledged, `repeated` how many of them were sent twice.
+    """
+
+    def __init__(self, url: str, chance: random.Random, pause_seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._url = f"{url}/v1/events"
+        self._chance = chance
+        self._pause_seconds = pause_seconds
+        self._stop_asked = threading.Event()
+        self._began = datetime.now(UTC)
+        self.sent: set[str] = set()
+        self.repeated = 0
+        self.failure: str | None = None
+
+    def __enter__(self) -> VariedClient:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_asked.set()
+        self.join(60)
+
+    def run(self) -> None:
+        number = 0
+        while not self._stop_asked.wait(self._pause_seconds):
+            number += 1
+            events = [self._event() for _ in range(EVENTS_A_REQUEST)]
+            body, country = json.dumps(events).encode(), self._chance.choice(COUNTRIES)
+            for _ in range(1 + (number % 5 == 0)):
+                status, answer = request(self._url, body, 20, {"CF-IPCountry": country})
+                if status != 200:
+                    self.failure = f"{status}: {answer}"
+                    return
+            self.sent |= {str(event["id"]) for event in events}
+            self.repeated += EVENTS_A_REQUEST * (number % 5 == 0)
+
+    def _event(self) -> dict[str, object]:
+        chance = self._chance
+        late = timedelta(hours=chance.choice(HOURS_LATE))
+        moment = (datetime.now(UTC) if not late else self._began) - late
+        name = chance.choice(list(KINDS))
+        campaign = chance.choice(("", "?utm_source=google&utm_medium=cpc", "?utm_source=letter&utm_campaign=may"))
+        return {
+            "id": str(uuid.UUID(int=chance.getrandbits(128), version=4)),
+            "name": name,
+            "type": KINDS[name],
+            "timestamp": moment.isoformat(timespec="milliseconds"),
+            "user_id": chance.choice((None, f"user-{chance.randrange(400)}")),
+            "anonymous_id": chance.choice((None, f"visitor-{chance.randrange(2000)}")),
+            "session_id": chance.choice((None, f"session-{chance.randrange(3000)}")),
+            "url": f"https://shop.example/page-{chance.randrange(8)}{campaign}",
+            "referrer": chance.choice((None, "https://www.google.com/", "https://news.example/today")),
+        }
+
+    def finish(self) -> None:
+        self._stop_asked.set()
+        self.join(60)
+        assert not self.is_alive() and self.failure is None, self.failure
+
+
+async def insert_plainly(connection: asyncpg.Connection, number: int) -> int:
+    """Rows that an application inserts with plain SQL, of now and of the day before yesterday; how many."""
+    await connection.execute(
+        "INSERT INTO analytics.events (type, name, session_id, user_id, created_at, properties)"
+        " SELECT 'system', 'inserted', 'plain-' || n % 7, 'user-' || n, now() - interval '50 hours' * (n % 2), '{}'"
+        " FROM generate_series($1::int, $1 + 9) AS n",
+        number,
+    )
+    return 10
+
+
+async def wait_rolled_up(connection: asyncpg.Connection, seconds: float) -> None:
+    """Return when every row of the table has a batch, and every flush is in the aggregates."""
+    deadline = time.monotonic() + seconds
+    while True:
+        await connection.execute("SELECT public.process_pending_events()")
+        waiting = await connection.fetchval(
+            "SELECT (SELECT count(*) FROM analytics.flushes WHERE rolled_up_at IS NULL)"
+            " + (SELECT count(*) FROM analytics.events WHERE batch_id IS NULL)"
+        )
+        if not waiting:
+            return
+        assert time.monotonic() < deadline, f"{waiting} flushes and rows still wait after {seconds} s"
+        await asyncio.sleep(0.1)
+
+
+async def total(connection: asyncpg.Connection, granularity: str) -> int:
+    count = await connection.fetchval(
+        "SELECT coalesce(sum(event_count), 0)::bigint FROM analytics.event_aggregations"
+        " WHERE granularity = $1::text::analytics.granularity AND dimensions = '{}'",
+        granularity,
+    )
+    return int(count)
+
+
+def verify(database_url: str) -> str:
+    """What `ingest rollup verify` says of five days and the next; it must have found nothing."""
+    now = datetime.now(UTC)
+    ranged = ["--from", (now - timedelta(days=5)).isoformat(), "--to", (now + timedelta(days=1)).isoformat()]
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest", "rollup", "verify", *ranged],
+        env=environment(database_url),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+async def the_leader(workers: list[RollupProcess]) -> RollupProcess:
+    """The worker that rolls up, when there is one; there is never a second."""
+    deadline = time.monotonic() + 30
+    while not (leaders := [worker for worker in workers if worker.leads]):
+        assert time.monotonic() < deadline, f"nobody took the lead:\n{''.join(each.all_logs() for each in workers)}"
+        await asyncio.sleep(0.02)
+    assert len(leaders) == 1
+    return leaders[0]
+
+
+async def in_the_middle(connection: asyncpg.Connection) -> bool:
+    """Whether the leader has a transaction open at this moment."""
+    busy: bool = await connection.fetchval(
+        "SELECT count(*) > 0 FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE relation = 'analytics.leases'::regclass AND mode = 'ShareUpdateExclusiveLock' AND granted"
+        " AND datname = current_database()"
+    )
+    return busy
+
+
+async def test_fifty_random_kills_of_rollup_workers_count_each_event_once(connection, database_url, tmp_path):
+    """kill -9 of one of two workers, at random moments while a collector and plain SQL store events of several days:
+    minutes, hours and days hold what one count over the events gives, and their uniques too."""
+    chance = random.Random(20260304)
+    workers = [RollupProcess(tmp_path / f"rollup-{number}", database_url) for number in range(2)]
+    inserted = interrupted = 0
+    await partitions.ensure(connection, [(datetime.now(UTC) - timedelta(days=days)).date() for days in range(-1, 5)])
+    with ExitStack() as stack:
+        service = stack.enter_context(
+            running(Service(tmp_path / "collector", database_url, "--trusted-proxies", "127.0.0.1"))
+        )
+        for worker in workers:
+            stack.enter_context(rolling_up(worker))
+        client = stack.enter_context(VariedClient(service.url, random.Random(5), 0.05))
+        for number in range(KILLS):
+            inserted += await insert_plainly(connection, number * 10)
+            if chance.random() < 0.7:
+                await connection.execute("SELECT public.process_pending_events()")
+            # Every other is killed while it rolls up, or just has; the others at any moment, starting ones too.
+            victim = await the_leader(workers) if number % 2 else chance.choice(workers)
+            await asyncio.sleep(chance.uniform(0.0, 0.4))
+            interrupted += victim.leads and await in_the_middle(connection)
+            victim.kill()
+            victim.start()
+        client.finish()
+        service.wait_stored(60)
+        await wait_rolled_up(connection, 60)
+    for worker in workers:
+        assert "Traceback" not in worker.all_logs(), worker.all_logs()
+    assert interrupted >= 3, "hardly a kill met a transaction"
+    events = await connection.fetchval("SELECT count(*) FROM analytics.events")
+    assert events == len(client.sent) + inserted and client.repeated > 0
+    assert await total(connection, "day") == events
+    assert await total(connection, "hour") == events
+    assert await total(connection, "minute") == events, "none is so late that its minute is not kept"
+    assert await connection.fetchval("SELECT sum(events_stored) FROM analytics.flushes") == events
+    assert " 0 differences" in verify(database_url)
+
+
+async def test_another_takes_over_when_the_leader_is_killed(connection, database_url, tmp_path):
+    """What was stored since the leader died is counted by the one that stood by."""
+    await partitions.ensure_ahead(connection, today=datetime.now(UTC).date(), days_ahead=1)
+    first, second = (RollupProcess(tmp_path / f"rollup-{number}", database_url) for number in range(2))
+    with rolling_up(first):
+        await the_leader([first])
+        with rolling_up(second):
+            wait_until(second.is_up, 30, "the second worker is up")
+            first.kill()
+            await insert_today(connection)
+            assert await the_leader([second]) is second
+            await wait_rolled_up(connection, 30)
+            assert await total(connection, "day") == await total(connection, "minute") == 10
+            wait_until(lambda: second.metrics()["ingest_rollup_events_total"] == 10, 30, "its metrics tell of it")
+            assert second.metrics()["ingest_rollup_leader"] == 1
+
+
+async def test_sigterm_ends_a_leader_and_one_that_stands_by_with_success(connection, database_url, tmp_path):
+    """Both end with 0, and another leads again."""
+    await partitions.ensure_ahead(connection, today=datetime.now(UTC).date(), days_ahead=1)
+    leader, standby, third = (RollupProcess(tmp_path / f"rollup-{number}", database_url) for number in range(3))
+    with rolling_up(leader), rolling_up(standby):
+        await the_leader([leader, standby])
+        wait_until(lambda: leader.is_up() and standby.is_up(), 30, "both workers are up")
+        await insert_today(connection)
+        assert (leader.stop(), standby.stop()) == (0, 0), leader.all_logs() + standby.all_logs()
+        assert "Traceback" not in leader.all_logs() + standby.all_logs()
+    with rolling_up(third):
+        await the_leader([third])
+        await wait_rolled_up(connection, 30)
+        assert await total(connection, "hour") == 10
+
+
+async def insert_today(connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "INSERT INTO analytics.events (type, name, session_id)"
+        " SELECT 'system', 'inserted', 'plain-' || n FROM generate_series(1, 10) AS n"
+    )
