@@ -11,37 +11,33 @@ for `direct_url` there.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
+from tests.support.collector import client, start
+from tests.support.commands import ingest
+from tests.support.crashes import mortal
+from tests.support.databases import SMALL, Server, execute, run_apart, with_database
+from tests.support.experiment_results import running
 from tests.support.pooler import Pooler
+from tests.support.rollups import module_database
+from tests.support.statistics import ask
+
+# Fixtures that tests of several folders use.
+__all__ = ["ask", "client", "ingest", "module_database", "mortal", "running", "start"]
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-SMALL = {"shared_buffers": "32MB", "min_wal_size": "32MB", "max_connections": "100"}
-"""Settings of the tests' servers; fsync stays on, as what it costs is part of what is tested."""
-
-
-class Server(Protocol):
-    """A Postgres to make databases on: `dsn` is one database that exists there."""
-
-    @property
-    def dsn(self) -> str: ...
 
 
 class OutsideServer:
@@ -49,28 +45,10 @@ class OutsideServer:
         self.dsn = dsn
 
 
-def with_database(dsn: str, name: str) -> str:
-    """The URL of another database on the same server."""
-    parts = urlsplit(dsn)
-    return f"{parts.scheme}://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
-
-
-async def execute(dsn: str, *statements: str) -> None:
-    connection = await connections.connect(dsn, purpose="tests")
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
-def run_apart(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a coroutine to its end in a thread's own event loop, out of the way of pytest-asyncio's."""
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: asyncio.run(work())).result()
-
-
-_RUN_THE_SERVICE = {"tests.support.service", "tests.support.collector", "tests.support.faults"}
+_OF_THE_SERVICE = {"start", "mortal", "module_database"}
+_RUN_THE_SERVICE = {
+    f"tests.support.{name}" for name in ("service", "collector", "faults", "statistics", "experiments")
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,7 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module = getattr(test, "module", None)
         imported = {getattr(value, "__module__", "") for value in vars(module).values()}
         on_server = "postgres" in getattr(test, "fixturenames", ())
-        if on_server and not imported & _RUN_THE_SERVICE and not test.get_closest_marker("plpgsql_check"):
+        serves = imported & _RUN_THE_SERVICE or not _OF_THE_SERVICE.isdisjoint(getattr(test, "fixturenames", ()))
+        if on_server and not serves and not test.get_closest_marker("plpgsql_check"):
             test.add_marker("database")
 
 

@@ -21,11 +21,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from ingest.api import api_keys
-from tests.support.collector import Answer, Client, Start, start
+from tests.support.collector import Answer, Client, Start
 from tests.support.roles import NOT_PERMITTED, OURS, TOKEN, acting, refusal
 from tests.support.roles import claims as claims_of
-
-__all__ = ["start"]
 
 SECRET: Final = "a secret that is long enough for HS256"
 ADMIN_KEY: Final = "an-admin-key"

@@ -17,10 +17,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from ingest.features.experiments.ofrep import BULK_PATH, FLAG_PATH
-from tests.support import collector as worker
 from tests.support.collector import Client, Raw, Start
-
-start = worker.start
 
 ADMIN = "an-admin-key-of-these-tests"
 PARALLEL = 1

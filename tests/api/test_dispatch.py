@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from tests.support.collector import Client, client, start
-
-__all__ = ["client", "start"]
+from tests.support.collector import Client
 
 
 async def test_errors_are_problems_with_one_error_a_field(client: Client):

@@ -13,11 +13,7 @@ import pytest
 from ingest.api import api_keys
 from ingest.http.health import FORWARDED
 from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
-from tests.support import collector as worker
 from tests.support.collector import Answer, Client, Start
-
-start = worker.start
-client = worker.client
 
 ADMIN = "an-admin-key-of-these-tests"
 EVIL = "https://evil.example"

@@ -27,9 +27,9 @@ from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from ingest.service.maintenance import TASKS
 from tests.support.aggregates import Event, Ledger, insert, make_partitions
+from tests.support.commands import INGEST, SECRET, Ran, check_refused
 from tests.support.service import Service, environment, lent_database, running, wait_until
 
-INGEST = [sys.executable, "-m", "ingest"]
 COMMANDS = (
     "dev",
     "serve",
@@ -46,51 +46,8 @@ COMMANDS = (
     "experiments",
     "tail",
 )
-SECRET = "hush-hush"
 NOBODY = f"postgresql://me:{SECRET}@127.0.0.1:1/shop"
 """A URL of a closed port."""
-
-
-class Ran:
-    """How a command ended and what it printed."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code = code
-        self.out = out
-        self.err = err
-
-    def __repr__(self) -> str:
-        return f"Ran({self.code}, {self.out!r}, {self.err!r})"
-
-
-@pytest.fixture
-def ingest(tmp_path) -> Callable[..., Ran]:
-    """Runs `ingest ...` to its end in a folder of the test's own."""
-
-    def run(*arguments: object, url: str | None = None, stdin: str = "", seconds: float = 30, **environ: str) -> Ran:
-        done = subprocess.run(
-            [*INGEST, *map(str, arguments)],
-            env=environment(url, **environ),
-            cwd=tmp_path,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
-
-    return run
-
-
-def check_refused(ran: Ran, *words: str) -> None:
-    """One line on stderr, for a person, with these words and without any secret; nothing else; exit code 1."""
-    lines = ran.err.splitlines()
-    assert ran.code == 1, ran
-    assert len(lines) == 1 and lines[0].startswith("ingest: "), ran
-    assert SECRET not in ran.err + ran.out and "Traceback" not in ran.err, ran
-    for word in words:
-        assert word in ran.err, ran
-    assert ran.out == "", ran
 
 
 def pids_in(folder: Path) -> list[int]:
@@ -664,7 +621,7 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
 
 SPAWNS = """
 import signal, time
-from ingest import supervisor
+from ingest.service import supervisor
 if __name__ == "__main__":
     process = supervisor._spawn(time.sleep, (60,), "sleeper")
     with open(f"/proc/{process.pid}/status") as status:

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.commands.test_commands import Ran, check_refused, ingest
-from tests.conftest import Server
+from tests.support.commands import Ran, check_refused
+from tests.support.databases import Server
 from tests.support.service import Service, lent_database, running
-
-__all__ = ["ingest"]
 
 Run = Callable[..., Ran]
 KEY = re.compile(r"ing_[A-Za-z0-9_-]{43}")

@@ -26,10 +26,8 @@ from ingest.events.anonymity import (
     own_address,
 )
 from ingest.events.values.locations import anonymise
-from tests.support.collector import Client, Start, start
+from tests.support.collector import Client, Start
 from tests.support.experiments import ADMIN_KEY, EVERYBODY_B, run
-
-__all__ = ["start"]
 
 NAMES = [
     "ip", "IP", "$ip", "clientIp", "clientIP", "client_ip", "userIp", "ip_address", "ipAddress", "IPAddress", "ips",

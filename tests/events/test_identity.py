@@ -16,9 +16,7 @@ from ingest.events import row
 from ingest.journal.segments import Layout, Record
 from ingest.store import event_keys, partitions
 from ingest.store.event_keys import Keyed
-from tests.support.collector import Client, Start, start
-
-__all__ = ["start"]
+from tests.support.collector import Client, Start
 
 BASE = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)

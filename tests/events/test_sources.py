@@ -28,14 +28,10 @@ from ingest.events.values.sources import (
 )
 from ingest.events.values.urls import describe_page, folded, referrer_host, without_credentials
 from ingest.postgres import connections
-from tests.conftest import Server, run_apart
-from tests.events.test_steps import accepted
-from tests.support import collector as worker
 from tests.support.collector import Client, Start
+from tests.support.databases import Server, run_apart
 from tests.support.service import lent_database
-
-start = worker.start
-client = worker.client
+from tests.support.steps import accepted
 
 SITE = "https://www.example.com/"
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.base.refusals import Refusal, RejectReason
-from ingest.events.arrival import Arrival, Limits, Sender, arrive, moment_of
+from ingest.events.arrival import Sender, arrive, moment_of
 from ingest.events.row import EVENT_COLUMNS, split_line
 from ingest.events.steps import STEPS, process
 from ingest.events.values.locations import Place
@@ -21,17 +21,9 @@ from ingest.events.values.sources import OwnHosts
 from ingest.events.values.timestamps import parse_time
 from ingest.intake.dialects.native import decode_native
 from ingest.intake.dialects.segment import decode_segment
-from tests.events.test_placeholders import EVERY_SPELLING, NOTHING, PEOPLE, UNFILLED
+from tests.support.placeholders import EVERY_SPELLING, NOTHING, PEOPLE, UNFILLED
+from tests.support.steps import LIMITS, NOBODY, NOW, Row, accepted, row_of, run
 
-NOW = datetime(2026, 1, 2, 12, 0, 0, 123456, tzinfo=UTC)
-LIMITS = Limits(
-    max_event_bytes=64 * 1024,
-    max_depth=32,
-    retention=timedelta(days=90),
-    max_future=timedelta(hours=1),
-    skew_tolerance=timedelta(minutes=5),
-    conversion_events=frozenset({"purchase", "sign\\up"}),
-)
 CHROME = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/138.0.0.0 Safari/537.36"
 )
@@ -40,41 +32,6 @@ IPHONE = (
     "Version/18.5 Mobile/15E148 Safari/604.1"
 )
 SENDER = Sender("203.0.113.0", CHROME, "DE", "BE")
-NOBODY = Sender("", "", None, None)
-Row = dict[str, str | None]
-
-
-def run(
-    event: dict[str, Any] | bytes,
-    *,
-    sent_at: datetime | None = None,
-    limits: Limits = LIMITS,
-    sender: Sender = NOBODY,
-    received_at: datetime = NOW,
-) -> Row | Refusal:
-    """One native event through all the steps: its row as COPY would read it, or its refusal."""
-    body = event if isinstance(event, bytes) else json.dumps({"name": "click", **event}).encode()
-    payload = decode_native(body, 10)
-    arrival = arrive(moment_of(received_at, limits), sent_at, sender, payload.parts[0].hazards, limits)
-    return row_of(payload.events[0], arrival)
-
-
-def row_of(raw: Any, arrival: Arrival) -> Row | Refusal:
-    if isinstance(raw, Refusal):
-        return raw
-    (line,), _, refused = process([raw], arrival, "42\n")
-    if refused:
-        assert refused[0].detail
-        return refused[0]
-    assert line.count("\t") == len(EVENT_COLUMNS) - 1
-    assert line.count("\n") == 1
-    return split_line(line.encode(), EVENT_COLUMNS)
-
-
-def accepted(event: dict[str, Any] | bytes, **how: Any) -> Row:
-    row = run(event, **how)
-    assert not isinstance(row, Refusal), row
-    return row
 
 
 def reason(event: dict[str, Any] | bytes, **how: Any) -> RejectReason:

@@ -25,11 +25,9 @@ from ingest.features.experiments.assignment import (
 from ingest.features.experiments.definitions import definition_of
 from ingest.features.experiments.flags import Definition
 from ingest.postgres.connections import load_queries
-from tests.sql.test_assignment import assign, make_experiment
-from tests.support.collector import Start, start
+from tests.support.collector import Start
 from tests.support.experiments import ADMIN, ADMIN_KEY, run
-
-__all__ = ["start"]
+from tests.support.sql_assignment import assign, make_experiment
 
 QUERIES = load_queries("experiments")
 

@@ -26,10 +26,8 @@ from ingest.journal.segment_reader import SegmentReader
 from ingest.journal.segments import Layout, Record
 from ingest.journal.traces import Traces
 from ingest.service.collector import Worker, start_worker
-from tests.support.collector import QUICK, Client, Start, start
+from tests.support.collector import QUICK, Client, Start
 from tests.support.service import Service, running, wait_until
-
-__all__ = ["start"]
 
 ADMIN = "an-admin-key"
 BLOCK = "LOCK TABLE analytics.journals IN ACCESS EXCLUSIVE MODE"
@@ -435,7 +433,7 @@ def fill(folder: Path, records: int) -> bytes:
 ERASING = f"""
 import sys
 from pathlib import Path
-from ingest import set_aside
+from ingest.journal import set_aside
 from ingest.journal.traces import Traces
 print("begins", flush=True)
 traces = Traces({{"address": [{ANN.address!r}], "user_ids": [{ANN.user_id!r}]}})

@@ -17,12 +17,10 @@ from ingest.api import api_keys
 from ingest.api.fields import Invalid, read
 from ingest.features.experiments.declaration import TargetingRules
 from ingest.features.experiments.lifecycle import EDITABLE, STEPS
-from tests.conftest import execute
-from tests.support.collector import Answer, Client, Start, start
+from tests.support.collector import Answer, Client, Start
+from tests.support.databases import execute
 from tests.support.experiments import ADMIN, ADMIN_KEY, EVERYBODY_B, PATH, act, change, draft, run
 from tests.support.roles import refusal
-
-__all__ = ["start"]
 
 SECRET = "a secret of at least thirty-two bytes"
 PERSON = UUID("550e8400-e29b-41d4-a716-446655440001")

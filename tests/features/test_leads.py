@@ -21,9 +21,7 @@ from ingest.features.leads.capture import Captured, may_redirect
 from ingest.features.leads.desk import LeadWithInteractions, Page, check_transition
 from ingest.features.leads.export import AT_ONCE, disarmed
 from ingest.features.leads.lead import COLUMNS, TRANSITIONS, Lead
-from tests.support.collector import Answer, Client, Start, errors, start
-
-__all__ = ["start"]
+from tests.support.collector import Answer, Client, Start, errors
 
 ADMIN = "an-admin-key"
 BEARER = f"Bearer {ADMIN}"

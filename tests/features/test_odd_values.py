@@ -13,11 +13,8 @@ import pytest
 from ingest.base.config import DIMENSION_NAMES
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
-from tests.features.test_stats import Asker, all_pages, ask, store
 from tests.support.aggregates import Event, Ledger, make_partitions, recognise, stored
-from tests.support.collector import start
-
-__all__ = ["ask", "start"]
+from tests.support.statistics import Asker, all_pages, store
 
 DAY = datetime(2024, 2, 5, tzinfo=UTC)
 WHOLE = {"from_": "2024-02-01", "to": "2024-02-28"}

@@ -15,11 +15,9 @@ from openfeature.evaluation_context import EvaluationContext
 from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import FlagEvaluationDetails, Reason
 
-from tests.conftest import Server, execute
-from tests.support.collector import Answer, Client, Start, start
+from tests.support.collector import Answer, Client, Start
+from tests.support.databases import Server, execute
 from tests.support.experiments import ADMIN_KEY, EVERYBODY_B, act, change, draft, run
-
-__all__ = ["start"]
 
 ALL = "/ofrep/v1/evaluate/flags"
 NODE = ["node", str(Path(__file__).parents[1] / "sdks" / "openfeature_node.mjs")]

@@ -21,9 +21,7 @@ from ingest.features.onboarding import activities
 from ingest.features.onboarding.credentials import Cipher, new_key
 from ingest.features.onboarding.steps import OF_NAME, WhatsAppIntegration, check
 from ingest.rollup import kpis
-from tests.support.collector import Answer, Client, Start, client, start
-
-__all__ = ["client", "start"]
+from tests.support.collector import Answer, Client, Start
 
 ROOT = Path(__file__).parents[2]
 KEY = new_key()

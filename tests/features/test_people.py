@@ -16,9 +16,7 @@ from ingest.http.binding import bind
 from ingest.journal import journals
 from ingest.service.collector import Worker, start_worker
 from ingest.store import watermark
-from tests.support.collector import QUICK, Answer, Client, Start, start
-
-__all__ = ["start"]
+from tests.support.collector import QUICK, Answer, Client, Start
 
 ADMIN = "an-admin-key"
 ADDRESS = "ann@shop.example"

@@ -24,17 +24,12 @@ from ingest.features.stats.reading import Reader
 from ingest.postgres.pool import Pool
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
-from tests.conftest import Server, execute
-from tests.intake.test_collect import basic
-from tests.support import collector as worker
-from tests.support.aggregates import Event, Ledger, make_partitions, recognise, recognised
-from tests.support.collector import Answer, Client, Start
+from tests.support.aggregates import Event, Ledger, make_partitions, recognised
+from tests.support.clients import basic
+from tests.support.collector import Start
+from tests.support.databases import Server, execute
+from tests.support.statistics import BEARER, KEY, ROOM, Asker, all_pages, store
 
-start = worker.start
-
-ROOM = Room(names=1000, values=100)
-KEY = "a secret of the analysts"
-BEARER = {"Authorization": f"Bearer {KEY}"}
 FEBRUARY = {"from_": "2024-02-01", "to": "2024-03-01"}
 ENDPOINTS = {
     "timeseries": "",
@@ -44,43 +39,6 @@ ENDPOINTS = {
     "retention": "",
     "metrics": "",
 }
-
-
-class Asker:
-    """A worker, and its statistics asked for."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-
-    async def answer(self, endpoint: str, query: Any = None, **parameters: object) -> Answer:
-        given = query if isinstance(query, str) else urlencode(query or parameters)
-        return await self.client.get(f"/v1/stats/{endpoint}?{given}", **BEARER)
-
-    async def __call__(self, endpoint: str, query: Any = None, **parameters: object) -> Any:
-        """A good answer. `from_` is from, as that is a word of Python's."""
-        named = {name.rstrip("_"): value for name, value in parameters.items()}
-        answer = await self.answer(endpoint, query, **named)
-        assert answer.status == 200, answer.body
-        return answer.json()
-
-    async def refused(self, endpoint: str, query: Any = None, **parameters: object) -> tuple[int, str, str]:
-        named = {name.rstrip("_"): value for name, value in parameters.items()}
-        answer = await self.answer(endpoint, query, **named)
-        return answer.status, answer.json()["code"], answer.json()["message"]
-
-
-@pytest.fixture
-async def ask(start: Start) -> Asker:
-    return Asker(await start(admin_keys=["another", KEY]))
-
-
-async def store(connection: asyncpg.Connection, *events: Event, room: Room = ROOM) -> None:
-    """Events as a collector stores them, and rolled up."""
-    await make_partitions(connection, sorted({event.created_at.astimezone(UTC).date() for event in events}))
-    await Ledger(connection).flush(events)
-    rollup = Rollup(DIMENSION_NAMES, room)
-    assert (await rollup.run_once(connection)) is not None
-    await recognise(connection, DIMENSION_NAMES, room)
 
 
 def at(text: str, zone: str = "UTC") -> datetime:
@@ -469,19 +427,6 @@ async def test_a_value_that_had_no_room_is_found_all_the_same(ask: Asker, connec
 
 
 # Pages.
-
-
-async def all_pages(ask: Asker, endpoint: str, rows: str, **asked: object) -> list[Any]:
-    """Every page, which must come to an end; all but the last are full."""
-    found: list[Any] = []
-    for _ in range(100):
-        told = await ask(endpoint, **asked)
-        found += told[rows]
-        if "next" not in told:
-            return found
-        assert len(told[rows]) == asked["limit"]
-        asked["after"] = told["next"]
-    raise AssertionError("no last page")
 
 
 async def test_pages_of_points_give_each_once(ask: Asker, connection: asyncpg.Connection):

@@ -16,7 +16,7 @@ import pytest
 
 from ingest.http.admission import FIRST_REQUEST_SECONDS, Connections, Limits, Refusal
 from ingest.http.census import Census, Seat
-from tests.support.collector import Client, Start, client, start  # noqa: F401
+from tests.support.collector import Start
 from tests.support.service import Service, running, wait_until
 
 FEW = 64
@@ -267,8 +267,8 @@ def test_without_any_descriptor_left_the_worker_neither_spins_nor_gives_up(datab
         assert service.wait_stored()['ingest_connections_refused_total{reason="no_descriptor"}'] > 0
 
 
-async def test_spare_places_become_places_when_there_is_room(start: Start):  # noqa: F811
-    client = await start(max_connections=2)  # noqa: F811
+async def test_spare_places_become_places_when_there_is_room(start: Start):
+    client = await start(max_connections=2)
     unfinished = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
     async with await client.raw() as first, await client.raw() as second:
         for busy in (first, second):
@@ -287,8 +287,8 @@ async def test_spare_places_become_places_when_there_is_room(start: Start):  # n
 
 
 @pytest.mark.parametrize("line", [b"X-%d: " + b"x" * 10_000 + b"\r\n", b"X-%d: " + b"x" * 800 + b"\r\n"])
-async def test_a_head_that_never_ends_does(start: Start, line: bytes):  # noqa: F811
-    client = await start()  # noqa: F811
+async def test_a_head_that_never_ends_does(start: Start, line: bytes):
+    client = await start()
     for before in (b"", WHOLE):
         async with await client.raw() as raw:
             if before:

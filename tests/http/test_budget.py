@@ -28,12 +28,8 @@ from ingest.http.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded
 from ingest.intake import intake, waiting
 from ingest.intake.dialects.native import decode_native
 from ingest.intake.dialects.segment import decode_segment
-from tests.support import collector as worker
 from tests.support.collector import Client, Raw, Start
 from tests.support.service import Service, running
-
-start = worker.start
-client = worker.client
 
 MIB = 1 << 20
 BODY_BYTES = 5 * MIB

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mmdb_writer import MMDBWriter
 from multidict import CIMultiDict
-from netaddr import IPSet
 
 from ingest.events.values import locations
 from ingest.events.values.locations import (
@@ -27,6 +24,7 @@ from ingest.events.values.locations import (
     public_address,
     rate_limit_key,
 )
+from tests.support.countries import write_database
 
 TRUSTED = parse_networks(["10.0.0.0/8", "192.168.1.1", "2001:db8:ffff::/48"])
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=80)
@@ -273,32 +271,6 @@ class TestCountryHeaders:
     def test_no_text_raises(self, text: str) -> None:
         country = country_from_headers({"X-Country-Code": text})
         assert country is None or (len(country) == 2 and country.isascii() and country.isupper())
-
-
-RECORDS: dict[str, Any] = {
-    "1.0.0.0/8": {
-        "country": {"iso_code": "AU", "names": {"en": "Australia"}},
-        "subdivisions": [{"iso_code": "NSW", "names": {"en": "New South Wales"}}],
-    },
-    "2.0.0.0/8": {"country": {"iso_code": "DE"}},
-    "3.0.0.0/8": {"country": {"iso_code": "FR"}, "subdivisions": [{"names": {"en": "Bretagne"}}]},
-    "4.0.0.0/8": {"country": "Spain", "country_code": "ES", "region": "Galicia\x00"},
-    "5.0.0.0/8": {"country": "NL"},
-    "6.0.0.0/8": {"continent": {"code": "EU"}},
-    "7.0.0.0/8": {"country": {"iso_code": 7}, "subdivisions": [7]},
-    "8.0.0.0/8": {"country": ["x"], "subdivisions": [{"names": "x"}], "region": 8},
-    "9.0.0.0/8": "text",
-    "2001:db8::/32": {"country": {"iso_code": "JP"}},
-}
-
-
-def write_database(path: Path, ip_version: int = 6) -> Path:
-    writer = MMDBWriter(ip_version, "Test-City", languages=["en"], ipv4_compatible=ip_version == 6)
-    for network, record in RECORDS.items():
-        if ip_version == 6 or ":" not in network:
-            writer.insert_network(IPSet([network]), record)
-    writer.to_db_file(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,9 @@ from ingest.intake.dialects.arrays import CannotTell, Scan
 from ingest.intake.dialects.batches import PART_BYTES
 from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
 from ingest.intake.dialects.native import read_native
-from tests.events.test_steps import LIMITS, NOBODY, NOW
-from tests.support import collector as worker
 from tests.support.collector import Client
+from tests.support.steps import LIMITS, NOBODY, NOW
 
-start = worker.start
-client = worker.client
 SOMEBODY = NOBODY._replace(own=OWN_ADDRESS)
 
 

@@ -18,11 +18,7 @@ from hypothesis import strategies as st
 from ingest.base.refusals import RejectReason
 from ingest.http.admission import FIRST_REQUEST_SECONDS
 from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
-from tests.support import collector as worker
 from tests.support.collector import Answer, Client, Raw, Start, errors
-
-start = worker.start
-client = worker.client
 
 PATHS = [NATIVE_PATH, *SEGMENT_CALLS]
 DOCUMENTED = {200, 400, 401, 404, 405, 408, 413, 429, 503}

@@ -12,10 +12,7 @@ import pytest
 
 from ingest.base.refusals import RejectReason
 from ingest.http.rate_limits import Volume
-from tests.support import collector as worker
 from tests.support.collector import Answer, Start
-
-start = worker.start
 
 SECRET = "an-admin-key-of-the-tests"
 CALLS = {"name": "a"}

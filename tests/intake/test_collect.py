@@ -28,22 +28,15 @@ from ingest.intake.collect import SEGMENT_CALLS
 from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.journal import journal
 from ingest.service import control
-from tests.http.test_clients import write_database
-from tests.support import collector as worker
+from tests.support.clients import basic
 from tests.support.collector import Answer, Client, Start, errors
-
-start = worker.start
-client = worker.client
+from tests.support.countries import write_database
 
 CHROME = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
 )
 ORIGIN = "https://app.example.com"
 ACCEPTED_ONE = {"accepted": 1, "rejected": []}
-
-
-def basic(key: str) -> str:
-    return "Basic " + base64.b64encode(f"{key}:".encode()).decode()
 
 
 def assert_refused(answer: Answer, status: int, reason: str) -> None:

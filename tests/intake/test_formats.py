@@ -13,11 +13,7 @@ import pytest
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, RejectReason
 from ingest.intake.dialects.formats import FIELDS, KEY_FIELDS, MAX_FIELDS, to_json
-from tests.support import collector as worker
 from tests.support.collector import Client
-
-start = worker.start
-client = worker.client
 
 MOST = 10**6
 EVENT = '{"name":"a","properties":{"x":"+ é &=% 漢 😀","y":"\\n"}}'

@@ -23,11 +23,9 @@ from ingest.journal import journals
 from ingest.journal.ownership import Ownership
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.store import ledger
-from tests.scenarios.test_crashes import mortal, stored_ids
+from tests.support.crashes import stored_ids
 from tests.support.faults import StubbornClient, kill_postgres
 from tests.support.service import Service, environment, wait_until
-
-__all__ = ["mortal"]
 
 FLAGS = ("--segment-bytes", "1MiB", "--shutdown-timeout-seconds", "2")
 

@@ -24,7 +24,7 @@ from ingest.journal.journal import Journal
 from ingest.journal.journals import Claimed, claim_folder
 from ingest.journal.segments import Layout, Record
 from ingest.journal.survey import Gap
-from tests.journal.test_journal import LAYOUT, MIB, drain, lines_of, put
+from tests.support.journals import LAYOUT, MIB, drain, lines_of, put
 
 SEGMENT = 600
 """Two records a segment: the first line twice is 300 bytes, a record is 240."""

@@ -18,11 +18,9 @@ import ingest.journal.journal
 from ingest.journal import segments
 from ingest.journal.journal import MAX_OPEN_BYTES, Journal, JournalFailed, JournalFull
 from ingest.journal.journals import Claimed, claim_folder
-from ingest.journal.segments import Layout, Record
+from ingest.journal.segments import Record
 from ingest.journal.survey import Gap
-
-LAYOUT = Layout(7, "0b8f2f6c-3c39-4d0c-9f0e-7a1d9f5b1d11", ("id", "name"), ("reason",))
-MIB = 1024 * 1024
+from tests.support.journals import LAYOUT, MIB, drain, lines_of, put
 
 
 def make(folder: Path, stored_through: int | None = 0, **limits) -> Journal:
@@ -37,26 +35,6 @@ def make(folder: Path, stored_through: int | None = 0, **limits) -> Journal:
     journal = Journal(claimed, **known)
     journal.recover(stored_through)
     return journal
-
-
-async def put(journal: Journal, text: str, events: int = 1) -> int:
-    """Append one line and wait until it is durable; the record's number."""
-    record = journal.append([f"{text}\n"], events, [])
-    await journal.wait(record)
-    return record.number
-
-
-async def drain(journal: Journal) -> list[Record]:
-    """Everything the journal has, taken and forgotten."""
-    drained = []
-    while records := await journal.take(MIB):
-        drained += records
-        journal.forget(len(records))
-    return drained
-
-
-def lines_of(records: list[Record]) -> list[str]:
-    return [line.decode() for record in records for line in record.event_lines.splitlines()]
 
 
 async def test_what_is_appended_is_taken_in_order(tmp_path):
@@ -194,7 +172,7 @@ async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp
     journal = make(tmp_path / "j")
     release = __import__("threading").Event()
     real = ingest.journal.journal._write_all
-    monkeypatch.setattr(ingest.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
+    monkeypatch.setattr(ingest.journal.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
     first = journal.append(["first\n"], 1, [])
     await asyncio.sleep(0.01)
     chunk = "x" * MIB + "\n"
@@ -219,7 +197,7 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
             failed.append(descriptor)
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(ingest.journal, "_write_all", fail_once)
+    monkeypatch.setattr(ingest.journal.journal, "_write_all", fail_once)
     outcomes = await asyncio.gather(put(journal, "lost"), put(journal, "lost too"), return_exceptions=True)
     assert all(isinstance(outcome, JournalFailed) for outcome in outcomes)
     assert journal.backlog.events == 1 and journal.failed_writes == 1
@@ -292,11 +270,11 @@ async def test_a_write_that_hangs_is_told(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = threading.Event()
     real = ingest.journal.journal._write_all
-    monkeypatch.setattr(ingest.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
+    monkeypatch.setattr(ingest.journal.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
     waiting = asyncio.ensure_future(put(journal, "event"))
     await asyncio.sleep(0.01)
     assert not journal.is_stalled
-    monkeypatch.setattr(ingest.journal, "STALLED_SECONDS", 0.0)
+    monkeypatch.setattr(ingest.journal.journal, "STALLED_SECONDS", 0.0)
     assert journal.is_stalled
     release.set()
     await waiting

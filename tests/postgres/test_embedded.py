@@ -16,7 +16,7 @@ from ingest.base.errors import EmbeddedPostgresError
 from ingest.base.sockets import MAX_FOLDER_BYTES
 from ingest.postgres import connections
 from ingest.postgres.embedded import EmbeddedPostgres
-from tests.conftest import SMALL
+from tests.support.databases import SMALL
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from ingest.base.errors import MigrationError
 from ingest.postgres import connections, migrations
 from ingest.postgres.lock_waits import Patience
 from ingest.postgres.migrations import LOCK_KEY
+from tests.support.databases import execute
 from tests.support.pooler import Pooler
 from tests.support.service import environment, wait_until
 
@@ -141,10 +142,11 @@ async def test_a_pooler_that_has_no_connection_left_is_told_as_well(
 
 
 async def test_two_migrations_name_each_other(empty_database_url: str, tmp_path: Path):
-    """The first one takes its time; the second says whom it waits for, and finds everything done."""
+    """The first one takes until the second has said whom it waits for, which then finds everything done."""
     folder = tmp_path / "migrations"
     folder.mkdir()
-    (folder / "001_slow.sql").write_text("SELECT pg_sleep(4); CREATE TABLE slow (a int);")
+    (folder / "001_slow.sql").write_text(_SLOW)
+    await execute(empty_database_url, "CREATE TABLE gate ()")
     first = await connections.connect(empty_database_url, purpose="migrate")
     second = await connections.connect(empty_database_url, purpose="migrate")
     said: list[str] = []
@@ -153,14 +155,26 @@ async def test_two_migrations_name_each_other(empty_database_url: str, tmp_path:
         while not await second.fetchval(_IS_HELD):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         patience = Patience(60, partial(connections.connect, empty_database_url, purpose="looking"), said.append)
-        found = await migrations.migrate(second, folder=folder, patience=patience)
-        assert sorted([*await running, *found]) == ["001_slow.sql"]
+        finding = asyncio.ensure_future(migrations.migrate(second, folder=folder, patience=patience))
+        while not said and not running.done():
+            await asyncio.sleep(0.01)
+        await execute(empty_database_url, "INSERT INTO gate DEFAULT VALUES")
+        assert sorted([*await running, *await finding]) == ["001_slow.sql"]
     finally:
         await first.close()
         await second.close()
     assert said and "application ingest migrate, user postgres, active" in said[0], said
 
 
+_SLOW = """
+DO $$ BEGIN
+    FOR turn IN 1..6000 LOOP
+        EXIT WHEN EXISTS (SELECT FROM gate);
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+END $$;
+CREATE TABLE slow (a int);
+"""
 _IS_HELD = """
 SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))

@@ -58,16 +58,16 @@ async def test_new_file_is_applied_alone(empty: asyncpg.Connection, folder: Path
 
 async def test_two_at_once_apply_each_file_once(empty_database_url: str, folder: Path):
     write(folder, "003_slow.sql", "SELECT pg_sleep(0.05); CREATE TABLE slow (a int);")
-    connections = [await connections.connect(empty_database_url, purpose="tests") for _ in range(4)]
+    opened = [await connections.connect(empty_database_url, purpose="tests") for _ in range(4)]
     try:
-        applied = await asyncio.gather(*[migrations.migrate(one, folder=folder) for one in connections])
+        applied = await asyncio.gather(*[migrations.migrate(one, folder=folder) for one in opened])
         assert sorted(name for names in applied for name in names) == [
             "001_first.sql",
             "002_second.sql",
             "003_slow.sql",
         ]
     finally:
-        for one in connections:
+        for one in opened:
             await one.close()
 
 

@@ -17,14 +17,12 @@ from ingest.postgres import connections
 from ingest.postgres.pool import Pool
 from ingest.postgres.statements import batches
 from ingest.store import partitions
-from tests.scenarios.test_failures import batch
-from tests.scenarios.test_rollup_crashes import RollupProcess, rolling_up, total, verify, wait_rolled_up
-from tests.support.collector import Start, start
+from tests.support.collector import Start
+from tests.support.events import batch
 from tests.support.faults import StubbornClient
 from tests.support.pooler import PROGRAM, Pooler
+from tests.support.rollup_process import RollupProcess, rolling_up, total, verify, wait_rolled_up
 from tests.support.service import Service, running
-
-__all__ = ["start"]
 
 pytestmark = [
     pytest.mark.skipif(

@@ -14,12 +14,9 @@ import pytest
 from ingest.http.prefetch import is_made_ahead
 from ingest.rollup import kpis
 from ingest.rollup.buckets import Room
-from tests.features.test_experiment_results import NINE, TEN, counted, event, running, shown
-from tests.features.test_stats import Asker, ask, store
 from tests.support.aggregates import TOLD, Event, make_partitions
-from tests.support.collector import start
-
-__all__ = ["ask", "running", "start"]
+from tests.support.experiment_results import NINE, TEN, counted, event, shown
+from tests.support.statistics import Asker, store
 
 START, END = datetime(2024, 2, 5, tzinfo=UTC), datetime(2024, 2, 9, tzinfo=UTC)
 RANGE = {"from_": "2024-02-05", "to": "2024-02-09"}

@@ -25,15 +25,12 @@ from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from ingest.rollup.visits import Visit
 from ingest.service import maintenance
-from tests.conftest import Server
-from tests.features.test_stats import Asker
-from tests.rollup.test_rollup import differences
-from tests.sql.test_seed import load, rows_of, run_as_typed
-from tests.support import collector as worker
 from tests.support.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, recognised, stored
+from tests.support.databases import Server
+from tests.support.rollups import differences
+from tests.support.seed import load, rows_of, run_as_typed
 from tests.support.service import lent_database
-
-start = worker.start
+from tests.support.statistics import Asker
 
 ROOM = Room(names=1000, values=100)
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)

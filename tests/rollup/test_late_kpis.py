@@ -17,10 +17,8 @@ from ingest.rollup import kpis, rebuild, stale_metrics
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from ingest.rollup.stale_metrics import Note
-from tests.rollup.test_rollup import connected, module_database
 from tests.support.aggregates import Event, Ledger, make_partitions, recognise
-
-__all__ = ["module_database"]
+from tests.support.rollups import connected
 
 ROOM = Room(100, 100)
 # Those that events change; the others are far more windows of nothing.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,32 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.base.config import DIMENSION_NAMES
-from ingest.postgres import connections
 from ingest.rollup import rebuild, sketches
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
-from tests.conftest import Server
 from tests.support.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, stored
-from tests.support.service import lent_database
+from tests.support.rollups import NOW, connected, differences
 
 ROOM = Room(names=1000, values=100)
-NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 DAYS = [(NOW + timedelta(days=number)).date() for number in range(-4, 2)]
-
-
-@pytest.fixture(scope="module")
-def module_database(postgres: Server, template: str) -> Any:
-    with lent_database(postgres, template) as url:
-        yield url
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await connections.connect(url, purpose="tests")
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 def rollup(**changed: Any) -> Rollup:
@@ -57,14 +37,6 @@ async def roll_up(connection: asyncpg.Connection, room: Room = ROOM) -> int:
         total += cycle.events
     await recognise(connection, DIMENSION_NAMES, room)
     return total
-
-
-async def differences(connection: asyncpg.Connection) -> list[Any]:
-    found: list[Any] = []
-    start, end = NOW - timedelta(days=10), NOW + timedelta(days=2)
-    async for _, some in rebuild.verify(connection, start, end, DIMENSION_NAMES):
-        found += some
-    return found
 
 
 # Whatever the order.

@@ -15,7 +15,7 @@ import pytest
 
 from ingest.postgres import connections
 from ingest.store import partitions
-from tests.scenarios.test_rollup_crashes import (
+from tests.support.rollup_process import (
     RollupProcess,
     insert_today,
     rolling_up,

@@ -5,45 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator
 
 import asyncpg
-import pytest
 
-from ingest.postgres import connections, migrations
-from ingest.postgres.embedded import EmbeddedPostgres
-from tests.conftest import SMALL, run_apart
+from tests.support.crashes import stored_ids
 from tests.support.faults import StubbornClient, kill_postgres
 from tests.support.service import Service, parse_metrics, running
 
 KILLS = 50
 CLIENTS = 3
-
-
-@pytest.fixture
-def mortal(new_folder) -> Iterator[EmbeddedPostgres]:
-    """A migrated Postgres of the test's own, to be killed."""
-    postgres = EmbeddedPostgres(new_folder() / "pg", SMALL)
-    postgres.start()
-
-    async def migrate() -> None:
-        connection = await connections.connect(postgres.dsn, purpose="tests")
-        await migrations.migrate(connection)
-        await connection.close()
-
-    run_apart(migrate)
-    yield postgres
-    postgres.stop()
-
-
-def stored_ids(dsn: str) -> list[str]:
-    async def read() -> list[str]:
-        connection = await asyncpg.connect(dsn)
-        rows = await connection.fetch("SELECT id::text FROM analytics.events")
-        await connection.close()
-        return [row["id"] for row in rows]
-
-    return asyncio.run(read())
 
 
 def ledger(dsn: str) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
@@ -28,18 +27,11 @@ from ingest.journal import journals, segments
 from ingest.journal.journal import Journal
 from ingest.journal.segments import Layout
 from ingest.store.ledger import create_journal
-from tests.scenarios.test_crashes import mortal, stored_ids
-from tests.support.collector import Start, client, start
+from tests.support.collector import Start
+from tests.support.crashes import stored_ids
+from tests.support.events import batch
 from tests.support.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres
 from tests.support.service import Service, running, wait_until
-
-__all__ = ["client", "mortal", "start"]
-
-
-def batch(count: int, name: str = "event") -> list[dict[str, Any]]:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return [{"name": name, "id": str(uuid.uuid4()), "timestamp": now, "properties": {"n": n}} for n in range(count)]
-
 
 # Postgres is down.
 
@@ -344,7 +336,7 @@ async def test_a_failed_fsync_is_a_503_for_its_requests_and_the_next_ones_are_fi
         if next(failures, False):
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(ingest.journal, "_write_all", failing)
+    monkeypatch.setattr(ingest.journal.journal, "_write_all", failing)
     lost = batch(3, "lost")
     answer = await client.post(lost)
     assert answer.status == 503 and answer.headers["Retry-After"] and answer.json()["code"] == "journal_unavailable"
@@ -367,7 +359,7 @@ async def test_the_tail_shows_as_accepted_only_what_is_durable(start: Start, mon
         if next(failures, False):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ingest.journal, "_write_all", failing)
+    monkeypatch.setattr(ingest.journal.journal, "_write_all", failing)
     async with client.control() as session, session.get("http://worker/tail") as response:
         async with asyncio.timeout(5):
             while not client.worker.tail.followed:  # noqa: ASYNC110

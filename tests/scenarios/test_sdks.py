@@ -21,7 +21,7 @@ import asyncpg
 import pytest
 
 from ingest.postgres import connections
-from tests.conftest import execute, run_apart, with_database
+from tests.support.databases import execute, run_apart, with_database
 from tests.support.service import Service, lent_database, running
 
 SDKS = Path(__file__).parents[1] / "sdks"

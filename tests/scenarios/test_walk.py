@@ -13,9 +13,7 @@ from ingest.base.config import DIMENSION_NAMES
 from ingest.rollup import kpis
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
-from tests.support.collector import Client, Start, start
-
-__all__ = ["start"]
+from tests.support.collector import Client, Start
 
 KEY = "an admin key for these tests"
 ADMIN = {"Authorization": f"Bearer {KEY}"}

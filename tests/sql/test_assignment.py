@@ -13,8 +13,8 @@ import pytest
 
 from ingest.postgres import connections
 from tests.support.roles import TOO_MANY, acting, refusal
+from tests.support.sql_assignment import EXPERIMENT, assign, make_experiment
 
-EXPERIMENT = UUID("00000000-0000-4000-8000-0000000000e1")
 USER = UUID("550e8400-e29b-41d4-a716-446655440001")
 AS_WRITTEN = (
     "SELECT auto_assign_experiments(user_id := '550e8400-e29b-41d4-a716-446655440001'::uuid,"
@@ -22,27 +22,6 @@ AS_WRITTEN = (
 )
 
 UNITS = 100_000
-
-
-async def make_experiment(connection: asyncpg.Connection, name: str = "test", **columns: Any) -> None:
-    """Make a running experiment with control and b, but for what the columns say."""
-    row = {"name": name, "status": "running", "test_variants": [{"id": "b"}]} | columns
-    if name == "test":
-        row = {"id": str(EXPERIMENT)} | row
-    await connection.execute(
-        f"INSERT INTO experiments.experiments ({', '.join(row)}) SELECT {', '.join(row)}"
-        " FROM jsonb_populate_record(NULL::experiments.experiments, $1)",
-        json.dumps(row),
-    )
-
-
-async def assign(connection: asyncpg.Connection, **unit: Any) -> dict[str, str]:
-    """The variant of each experiment that the unit is given."""
-    if "attributes" in unit:
-        unit["attributes"] = json.dumps(unit["attributes"])
-    arguments = ", ".join(f"{name} := ${place}" for place, name in enumerate(unit, 1))
-    answer = await connection.fetchval(f"SELECT auto_assign_experiments({arguments})", *unit.values())
-    return {name: given["variant_id"] for name, given in json.loads(answer).items()}
 
 
 def bucket(experiment: UUID, salt: str, unit: str) -> Fraction:

@@ -14,10 +14,7 @@ import pytest
 from ingest.api import api_keys
 from ingest.postgres.shares import Shares
 from ingest.service.collector import CALLING_CONNECTIONS, FEATURES
-from tests.support import collector as worker
 from tests.support.collector import Answer, Client, Start
-
-start = worker.start
 
 ADMIN = "an-admin-key-of-these-tests"
 BEARER = {"Authorization": f"Bearer {ADMIN}"}

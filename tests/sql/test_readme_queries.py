@@ -22,8 +22,8 @@ from ingest.postgres.connections import load_queries
 from ingest.rollup import kpis
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
-from tests.conftest import Server, run_apart
-from tests.sql.test_seed import load
+from tests.support.databases import Server, run_apart
+from tests.support.seed import load
 from tests.support.service import lent_database
 
 ROOT = Path(__file__).parents[2]

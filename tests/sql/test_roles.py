@@ -11,7 +11,7 @@ import pytest
 
 from ingest.base.errors import MigrationError
 from ingest.postgres import connections, migrations
-from tests.conftest import Server, execute, with_database
+from tests.support.databases import Server, execute, with_database
 from tests.support.roles import acting, claims
 
 ROLES = ["anon", "authenticated", "service_role"]
@@ -64,15 +64,15 @@ async def test_two_databases_at_once(without_roles: None, postgres: Server):
     names = [f"ingest_test_{secrets.token_hex(4)}" for _ in range(3)]
     for name in names:
         await execute(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE template0")
-    connections = [await connections.connect(with_database(postgres.dsn, name), purpose="tests") for name in names]
+    opened = [await connections.connect(with_database(postgres.dsn, name), purpose="tests") for name in names]
     try:
-        await asyncio.gather(*[migrations.migrate(one) for one in connections])
-        for one in connections:
+        await asyncio.gather(*[migrations.migrate(one) for one in opened])
+        for one in opened:
             await migrations.check(one)
             made = await one.fetch("SELECT rolname, rolbypassrls FROM pg_roles WHERE rolname = ANY ($1)", ROLES)
             assert dict(made) == {"anon": False, "authenticated": False, "service_role": True}
     finally:
-        for one in connections:
+        for one in opened:
             await one.close()
         for name in names:
             await execute(postgres.dsn, f"DROP DATABASE {name}")

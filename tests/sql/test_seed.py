@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import shlex
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -20,13 +17,11 @@ from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
-from tests.conftest import run_apart
+from tests.support.databases import run_apart
+from tests.support.seed import ANCHOR, INGEST, load, rows_of, run_as_typed
 from tests.support.service import environment, lent_database
 
 README = Path(__file__).parents[2] / "README.md"
-INGEST = [sys.executable, "-m", "ingest"]
-ANCHOR = datetime(2026, 3, 11, 15, 30, tzinfo=UTC)
-"""A Wednesday afternoon."""
 TABLES = [
     "marketing.leads",
     "marketing.lead_interactions",
@@ -38,14 +33,6 @@ TABLES = [
     "whatsapp.accounts",
     "whatsapp.templates",
 ]
-
-
-async def load(connection: asyncpg.Connection, seed: int = 1, anchor: datetime = ANCHOR) -> dict[str, int]:
-    """Rows by table, as the function tells them."""
-    async with connection.transaction():
-        await connection.execute("SET LOCAL app.environment = 'test'")
-        rows = await connection.fetch("SELECT * FROM ingest.load_seed_data($1, $2)", seed, anchor)
-    return {row["table_name"]: row["inserted"] for row in rows}
 
 
 async def hashes(connection: asyncpg.Connection) -> dict[str, str]:
@@ -467,32 +454,6 @@ def readme_commands() -> dict[str, str]:
     pieces = section.split("```\n")
     words = [piece.split()[0] for piece in pieces[:-1:2]]
     return dict(zip(words, pieces[1::2], strict=True))
-
-
-def run_as_typed(command: str, folder: Path, url: str) -> str:
-    """What a command of the README prints, pasted into a shell where `.venv/bin/ingest` is."""
-    bin = folder / ".venv" / "bin"
-    if not bin.exists():
-        bin.mkdir(parents=True)
-        (bin / "ingest").write_text(f'#!/bin/sh\nexec {shlex.join(INGEST)} "$@"\n')
-        (bin / "ingest").chmod(0o755)
-    ran = subprocess.run(
-        ["sh", "-c", command],
-        env=environment(url, INGEST_ENVIRONMENT="test", PAGER="cat"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ran.returncode, ran.stderr) == (0, ""), ran
-    return ran.stdout
-
-
-def rows_of(table: str) -> list[list[str]]:
-    """The rows that psql has drawn."""
-    lines = table.splitlines()
-    assert set(lines[1]) <= set("-+") and lines[-1] == "" and re.fullmatch(r"\(\d+ rows\)", lines[-2]), table
-    return [[cell.strip() for cell in line.split("|")] for line in lines[2:-2]]
 
 
 async def test_the_readmes_questions_have_sensible_answers(

@@ -15,7 +15,7 @@ import pytest
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.postgres.typescript import SCHEMAS
-from tests.conftest import Server, execute
+from tests.support.databases import Server, execute
 
 SUPABASE = Path(__file__).parents[2] / "deploy" / "supabase"
 FILES = sorted((connections.sql_folder() / "migrations").glob("*.sql"))

@@ -17,11 +17,8 @@ from ingest.journal.journals import Claimed
 from ingest.journal.ownership import RECORD_LIMIT, Ownership
 from ingest.journal.segments import Record
 from ingest.store.ledger import JournalTaken, JournalUnknown, Ledger, create_journal, look
-from tests.scenarios.test_failures import batch
-from tests.support.collector import Client, Start, client, errors, start
-
-__all__ = ["client", "start"]
-
+from tests.support.collector import Client, Start, errors
+from tests.support.events import batch
 
 # The file.
 

@@ -18,11 +18,9 @@ from ingest.base.errors import IngestError
 from ingest.commands import rejected
 from ingest.intake.dedupe import DedupeWindow
 from ingest.journal.open_record import OpenRecord
-from tests.scenarios.test_failures import batch
-from tests.support.collector import Client, Start, client, start
+from tests.support.collector import Client, Start
+from tests.support.events import batch
 from tests.support.service import Service, running, wait_until
-
-__all__ = ["client", "start"]
 
 REFUSE = "ALTER TABLE analytics.events ADD CONSTRAINT no_bad CHECK (NOT properties ? 'bad') NOT VALID"
 ALLOW = "ALTER TABLE analytics.events DROP CONSTRAINT IF EXISTS no_bad"

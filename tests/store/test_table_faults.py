@@ -13,10 +13,8 @@ import pytest
 from ingest.base.refusals import RejectReason
 from ingest.postgres import connections
 from ingest.store.merge import is_servers
-from tests.scenarios.test_failures import batch
-from tests.support.collector import Client, Start, client, errors, start
-
-__all__ = ["client", "start"]
+from tests.support.collector import Client, Start, errors
+from tests.support.events import batch
 
 FUNCTION = "CREATE FUNCTION public.users_rule() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN {} RETURN NEW; END $f$;"
 TRIGGER = "CREATE TRIGGER users_rule {} ON analytics.events FOR EACH ROW EXECUTE FUNCTION public.users_rule()"

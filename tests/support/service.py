@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.conftest import Server, execute, run_apart, with_database
+from tests.support.databases import Server, execute, run_apart, with_database
 
 START_SECONDS = 30.0
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")

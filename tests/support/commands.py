@@ -1,0 +1,56 @@
+"""The command line, run as a person does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.service import environment
+
+INGEST = [sys.executable, "-m", "ingest"]
+SECRET = "hush-hush"
+
+
+class Ran:
+    """How a command ended and what it printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+    def __repr__(self) -> str:
+        return f"Ran({self.code}, {self.out!r}, {self.err!r})"
+
+
+@pytest.fixture
+def ingest(tmp_path) -> Callable[..., Ran]:
+    """Runs `ingest ...` to its end in a folder of the test's own."""
+
+    def run(*arguments: object, url: str | None = None, stdin: str = "", seconds: float = 30, **environ: str) -> Ran:
+        done = subprocess.run(
+            [*INGEST, *map(str, arguments)],
+            env=environment(url, **environ),
+            cwd=tmp_path,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def check_refused(ran: Ran, *words: str) -> None:
+    """One line on stderr, for a person, with these words and without any secret; nothing else; exit code 1."""
+    lines = ran.err.splitlines()
+    assert ran.code == 1, ran
+    assert len(lines) == 1 and lines[0].startswith("ingest: "), ran
+    assert SECRET not in ran.err + ran.out and "Traceback" not in ran.err, ran
+    for word in words:
+        assert word in ran.err, ran
+    assert ran.out == "", ran

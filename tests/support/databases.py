@@ -1,0 +1,42 @@
+"""Databases on the tests' server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from ingest.postgres import connections
+
+SMALL = {"shared_buffers": "32MB", "min_wal_size": "32MB", "max_connections": "100"}
+"""Settings of the tests' servers; fsync stays on, as what it costs is part of what is tested."""
+
+
+class Server(Protocol):
+    """A Postgres to make databases on: `dsn` is one database that exists there."""
+
+    @property
+    def dsn(self) -> str: ...
+
+
+def with_database(dsn: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    parts = urlsplit(dsn)
+    return f"{parts.scheme}://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
+
+
+async def execute(dsn: str, *statements: str) -> None:
+    connection = await connections.connect(dsn, purpose="tests")
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def run_apart(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine to its end in a thread's own event loop, out of the way of pytest-asyncio's."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(work())).result()

@@ -1,0 +1,143 @@
+"""A rollup worker in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+
+from tests.support.service import environment, free_port, parse_metrics, request
+
+LEADS = "this worker rolls up now"
+LEADS_NO_MORE = "this worker no longer rolls up"
+
+
+class RollupProcess:
+    """`ingest rollup` in a process of its own, with its own data folder."""
+
+    def __init__(self, data_dir: Path, database_url: str, *flags: str) -> None:
+        self.port = free_port()
+        self._log = data_dir.parent / f"{data_dir.name}.log"
+        self._environ = environment(database_url)
+        self._command = [
+            sys.executable, "-m", "ingest", "rollup", "--data-dir", str(data_dir), "--host", "127.0.0.1",
+            "--rollup-port", str(self.port), "--rollup-interval-seconds", "0.1",
+            "--rollup-lease-seconds", "1", *flags,
+        ]  # fmt: skip
+        self.process: subprocess.Popen[bytes] | None = None
+        # Where in the log the process that runs now began to write; set by `start`.
+        self._log_start = 0
+
+    def start(self) -> RollupProcess:
+        with self._log.open("ab") as log:
+            self._log_start = log.tell()
+            self.process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=log)
+        return self
+
+    def log_text(self) -> str:
+        """What the process that runs now has written."""
+        return self._log.read_bytes()[self._log_start :].decode(errors="replace")
+
+    def all_logs(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def leads(self) -> bool:
+        """Whether it says that it does, and has not said since that it no longer does."""
+        text = self.log_text()
+        return text.rfind(LEADS) > text.rfind(LEADS_NO_MORE)
+
+    def is_up(self) -> bool:
+        """Whether it answers; a process that ended is none that may still come up."""
+        assert self.process is not None and self.process.poll() is None, self.all_logs()
+        try:
+            return request(f"http://127.0.0.1:{self.port}/healthz")[0] == 200
+        except OSError:
+            return False
+
+    def metrics(self) -> dict[str, float]:
+        return parse_metrics(request(f"http://127.0.0.1:{self.port}/metrics")[1])
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(20)
+
+
+@contextmanager
+def rolling_up(worker: RollupProcess) -> Iterator[RollupProcess]:
+    """Started, and whatever happens, gone at the end."""
+    try:
+        yield worker.start()
+    finally:
+        worker.kill()
+
+
+async def wait_rolled_up(connection: asyncpg.Connection, seconds: float) -> None:
+    """Return when every row of the table has a batch, and every flush is in the aggregates."""
+    deadline = time.monotonic() + seconds
+    while True:
+        await connection.execute("SELECT public.process_pending_events()")
+        waiting = await connection.fetchval(
+            "SELECT (SELECT count(*) FROM analytics.flushes WHERE rolled_up_at IS NULL)"
+            " + (SELECT count(*) FROM analytics.events WHERE batch_id IS NULL)"
+        )
+        if not waiting:
+            return
+        assert time.monotonic() < deadline, f"{waiting} flushes and rows still wait after {seconds} s"
+        await asyncio.sleep(0.1)
+
+
+async def total(connection: asyncpg.Connection, granularity: str) -> int:
+    count = await connection.fetchval(
+        "SELECT coalesce(sum(event_count), 0)::bigint FROM analytics.event_aggregations"
+        " WHERE granularity = $1::text::analytics.granularity AND dimensions = '{}'",
+        granularity,
+    )
+    return int(count)
+
+
+def verify(database_url: str) -> str:
+    """What `ingest rollup verify` says of five days and the next; it must have found nothing."""
+    now = datetime.now(UTC)
+    ranged = ["--from", (now - timedelta(days=5)).isoformat(), "--to", (now + timedelta(days=1)).isoformat()]
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest", "rollup", "verify", *ranged],
+        env=environment(database_url),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+async def the_leader(workers: list[RollupProcess]) -> RollupProcess:
+    """The worker that rolls up, when there is one; there is never a second."""
+    deadline = time.monotonic() + 30
+    while not (leaders := [worker for worker in workers if worker.leads]):
+        assert time.monotonic() < deadline, f"nobody took the lead:\n{''.join(each.all_logs() for each in workers)}"
+        await asyncio.sleep(0.02)
+    assert len(leaders) == 1
+    return leaders[0]
+
+
+async def insert_today(connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "INSERT INTO analytics.events (type, name, session_id)"
+        " SELECT 'system', 'inserted', 'plain-' || n FROM generate_series(1, 10) AS n"
+    )
