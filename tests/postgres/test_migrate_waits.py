@@ -156,7 +156,7 @@ async def test_two_migrations_name_each_other(empty_database_url: str, tmp_path:
             await asyncio.sleep(0.01)
         patience = Patience(60, partial(connections.connect, empty_database_url, purpose="looking"), said.append)
         finding = asyncio.ensure_future(migrations.migrate(second, folder=folder, patience=patience))
-        while not said and not running.done():
+        while not said and not running.done():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await execute(empty_database_url, "INSERT INTO gate DEFAULT VALUES")
         assert sorted([*await running, *await finding]) == ["001_slow.sql"]
