@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,3 +178,21 @@ def test_packages_import_nothing():
     """Some imports are late on purpose: they cost 20 MB, or a tenth of the start."""
     packages = {_name(path.parent / "__init__.py") for path in ROOT.rglob("__init__.py")}
     assert not [name for name in packages if MODULES[name].imports]
+
+
+def test_the_architecture_says_the_same():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    rows = dict(re.findall(r"^\| (`[a-z]+`(?:, `[a-z]+`)*) \| (.*) \|$", text.split("## One event's way")[0], re.M))
+    packages = {
+        name: set(re.findall("`([a-z]+)`", others)) for names, others in rows.items() for name in names.split(", ")
+    }
+    for own, others in MAY_IMPORT.items():
+        if own not in ("service", "commands", "__main__"):
+            assert packages[f"`{own}`"] == set(others.split()), own
+
+
+def test_the_architecture_names_files_that_are_there():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text().split("## Where would I add")[0]
+    paths = re.findall(r"`([a-z_]+(?:/[a-z_]+)+\.(?:py|sql))`", text)
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists() and not (ROOT.parent / path).exists()]

@@ -28,7 +28,7 @@ _OBJECT_BYTES: Final = 80
 _MEMBER_BYTES: Final = 60
 _VALUE_BYTES: Final = 64
 """What lists, objects, their members and other values inside of JSON cost as Python objects, at the most: measured on
-many small ones, see tests/test_budget.py."""
+many small ones, see tests/http/test_budget.py."""
 
 
 class Budget:
