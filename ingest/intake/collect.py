@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -248,29 +247,6 @@ def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: i
         return payload if isinstance(payload, Payload) else (yield from payload)
 
     return unwrap, True
-
-
-def key_checker(write_keys: tuple[str, ...], is_secret: Callable[[str], bool]) -> Callable[[str | None], bool]:
-    """What tells whether a key is a secret one that may write, unlike the write keys, which every visitor can read.
-    It raises PayloadRefused if the key is neither; without write keys, all are welcome."""
-    known_keys = tuple(key.encode() for key in write_keys)
-
-    def check(key: str | None) -> bool:
-        if not key:
-            if known_keys:
-                raise PayloadRefused(RejectReason.UNAUTHORIZED, "a write key is needed")
-            return False
-        given = key.encode("utf-8", "replace")
-        # All are compared, so that the time taken tells nothing about any of them.
-        if sum(hmac.compare_digest(given, known) for known in known_keys):
-            return False
-        if is_secret(key):
-            return True
-        if known_keys:
-            raise PayloadRefused(RejectReason.UNAUTHORIZED, "the write key is not one of ours")
-        return False
-
-    return check
 
 
 _ALL_ACCEPTED = {n: b'{"accepted":%d,"rejected":[]}' % n for n in range(1, 1001)}

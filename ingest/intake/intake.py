@@ -34,9 +34,11 @@ from ingest.events.values.urls import strip_credentials
 from ingest.http.budget import Budget
 from ingest.intake.dedupe import DedupeWindow
 from ingest.intake.dialects.decoding import pieces, sent_at_in
+from ingest.intake.senders import Senders
 from ingest.intake.submission import Submission
 from ingest.intake.tail import Tail, Told
 from ingest.intake.waiting import Waiting
+from ingest.intake.write_keys import WriteKeys
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalFull
 from ingest.journal.open_record import OpenRecord
@@ -76,16 +78,14 @@ class VolumeLimit(Protocol):
 class IntakeSettings(NamedTuple):
     """What the intake needs to know beside its parts.
 
-    make_sender: (address, headers, country) -> Sender.
-    check_key: the key or None -> whether it is a secret one; raises PayloadRefused if a key is needed and it is none.
     keep_rejected: whether one more refused event, of so many bytes, may be kept for replay.  observe_skew: seconds.
     budget: memory for what is unpacked and decoded.  volume: what an address may send, None for no limit.
     replays: where it is told what becomes of them, if what comes was refused once, and came long ago.
     """
 
     limits: Limits
-    make_sender: Callable[[str, Mapping[str, str], str | None], Sender]
-    check_key: Callable[[str | None], bool]
+    senders: Senders
+    write_keys: WriteKeys
     keep_rejected: Callable[[int], bool]
     observe_skew: Callable[[float], None]
     budget: Budget
@@ -247,7 +247,7 @@ class Intake:
     def _decode(self, submission: Submission) -> Payload | None:
         """The payload, if this was the last bite of decoding it."""
         if submission.work is None:
-            sender = self._settings.make_sender(submission.address, submission.headers, submission.country)
+            sender = self._settings.senders.describe(submission.address, submission.headers, submission.country)
             submission.sender = sender._replace(ahead=True) if submission.unseen else sender
             found = submission.decode(submission.body)
             if isinstance(found, Payload):
@@ -338,7 +338,7 @@ class Intake:
         settings = self._settings
         assert submission.sender is not None
         # The service needs no key to say something itself.
-        authenticated = not submission.own and settings.check_key(submission.header_key or payload.write_key)
+        authenticated = not submission.own and settings.write_keys.check(submission.header_key or payload.write_key)
         events = payload.total
         if events > 1:
             # It may take several turns and several records. Better refused whole now than half-way: what was

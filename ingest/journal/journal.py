@@ -25,6 +25,7 @@ from ingest.base.disk_thread import WorkThread
 from ingest.base.refusals import RejectReason
 from ingest.journal import segments
 from ingest.journal.backlog import Backlog, Written
+from ingest.journal.batch_ids import batch_id
 from ingest.journal.journals import Claimed
 from ingest.journal.open_record import OpenRecord
 from ingest.journal.recovery import recover
@@ -40,8 +41,6 @@ _SYNCED_BY_WRITE: Final = bool(_O_DSYNC) and sys.platform == "linux"
 """On Linux a write to such a descriptor is a write and an fdatasync in one system call."""
 STALLED_SECONDS: Final = 10.0
 """A write that takes longer: the disk hangs, and who could send elsewhere should."""
-RECORD_BITS: Final = 40
-"""batch_id = journal number << 40 | record number."""
 
 
 class JournalFull(Exception):
@@ -182,7 +181,7 @@ class Journal:
     @property
     def batch_id(self) -> int:
         """The batch_id of lines appended now, before anything else is awaited."""
-        return self.layout.journal << RECORD_BITS | self._open.number
+        return batch_id(self.layout.journal, self._open.number)
 
     @property
     def oldest_us(self) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest.journal.journal import RECORD_BITS
+from ingest.journal.batch_ids import batch_id
 from ingest.postgres.connections import load_queries
 from ingest.postgres.leases import Lease
 from ingest.rollup import buckets, identities, stale_metrics, tallies
@@ -209,8 +209,8 @@ def batches(flushes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _batch_range(flush: Mapping[str, Any]) -> tuple[int, int]:
-    number = flush["journal"] << RECORD_BITS
-    return number | flush["first_record"], number | flush["last_record"]
+    journal = flush["journal"]
+    return batch_id(journal, flush["first_record"]), batch_id(journal, flush["last_record"])
 
 
 def _journal_ranges(flushes: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,10 +16,9 @@ from ingest.api.api_keys import KeyRing
 from ingest.api.operations import Api, Operation, Problem
 from ingest.api.transactions import Transactions
 from ingest.base.config import DIMENSION_NAMES, Config
-from ingest.events.anonymity import own_address
-from ingest.events.arrival import MAX_USER_AGENT_CHARACTERS, Limits, Sender
+from ingest.events.arrival import Limits
 from ingest.events.placeholders import Placeholders
-from ingest.events.values.locations import CountryDatabase, Place, anonymise, parse_networks, public_address
+from ingest.events.values.locations import CountryDatabase, anonymise, parse_networks
 from ingest.events.values.sources import OwnHosts
 from ingest.features import people
 from ingest.features.experiments.definitions import Definitions
@@ -35,7 +34,6 @@ from ingest.http.admission import Limits as ConnectionLimits
 from ingest.http.budget import Budget
 from ingest.http.census import Seat
 from ingest.http.cors import Cors
-from ingest.http.prefetch import is_made_ahead
 from ingest.http.public_address import PublicAddress
 from ingest.http.rate_limits import RateLimit, Volume
 from ingest.http.server import Admission, Server
@@ -43,7 +41,6 @@ from ingest.intake.collect import (
     SETTINGS_PATH,
     Collector,
     CollectSettings,
-    key_checker,
     root,
     segment_settings,
     takes_events,
@@ -52,7 +49,9 @@ from ingest.intake.collect import (
 from ingest.intake.dedupe import DedupeWindow
 from ingest.intake.emitter import Emitter
 from ingest.intake.intake import Intake, IntakeSettings
+from ingest.intake.senders import Senders
 from ingest.intake.tail import Tail
+from ingest.intake.write_keys import WriteKeys
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
 from ingest.journal.replays import Replays
@@ -193,7 +192,8 @@ def _intake(
     replays: Replays | None = None,
 ) -> Intake:
     config = parts.config
-    make_sender, locate = _locators(config)
+    countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
+    senders = Senders(countries, anonymises=config.anonymise_ip)
     limits = Limits(
         max_event_bytes=config.max_event_bytes,
         max_depth=config.max_depth,
@@ -201,15 +201,15 @@ def _intake(
         max_future=timedelta(seconds=config.max_future_seconds),
         skew_tolerance=timedelta(seconds=config.skew_tolerance_seconds),
         conversion_events=frozenset(config.conversion_events),
-        locate=locate,
+        locate=senders.locate,
         placeholders=Placeholders(config.placeholder_ids),
         conceals=config.anonymise_ip,
         own_hosts=_own_hosts(config),
     )
     settings = IntakeSettings(
         limits=limits,
-        make_sender=make_sender,
-        check_key=key_checker(write_keys, secret_key_checker(parts.keys, config.admin_keys)),
+        senders=senders,
+        write_keys=WriteKeys(write_keys, secret_key_checker(parts.keys, config.admin_keys)),
         keep_rejected=kept,
         observe_skew=parts.metrics.skew.observe,
         budget=parts.budget,
@@ -223,33 +223,6 @@ def _own_hosts(config: Config) -> OwnHosts:
     """The hosts that are no sources: those that are named, and what the service is told of the site anyway."""
     origins = [*config.cors_origins, *config.api_origins, *config.redirect_origins, config.public_url or "*"]
     return OwnHosts.of([*config.own_hosts, *[urlsplit(origin).netloc for origin in origins if origin != "*"]])
-
-
-def _locators(
-    config: Config,
-) -> tuple[Callable[[str, Mapping[str, str], str | None], Sender], Callable[[str], Place | None]]:
-    """How a request's sender is described, and an address that an event names: country from the CDN (for the first)
-    or the MaxMind file, then the address anonymised."""
-    countries = CountryDatabase(config.geoip_database) if config.geoip_database else None
-    conceal = anonymise if config.anonymise_ip else str
-
-    def make_sender(address: str, headers: Mapping[str, str], country: str | None) -> Sender:
-        region = None
-        if country is None and countries is not None and address:
-            country, region = countries.locate(address)
-        user_agent = headers.get("User-Agent", "")
-        own = own_address(address) if config.anonymise_ip else ""
-        cut, ahead = user_agent[:MAX_USER_AGENT_CHARACTERS], is_made_ahead(headers)
-        return Sender(conceal(address), cut, country, region, own, ahead)
-
-    def locate(text: str) -> Place | None:
-        address = public_address(text)
-        if not address:
-            return None
-        country, region = countries.locate(address) if countries is not None else (None, None)
-        return Place(conceal(address), country, region)
-
-    return make_sender, locate
 
 
 # Everything else.

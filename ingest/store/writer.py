@@ -29,7 +29,8 @@ from ingest.base.logs import Quiet
 from ingest.base.refusals import RejectReason
 from ingest.events import row
 from ingest.journal.accounts import Accounts
-from ingest.journal.journal import RECORD_BITS, Journal
+from ingest.journal.batch_ids import batch_id
+from ingest.journal.journal import Journal
 from ingest.journal.segments import Record
 from ingest.journal.survey import Gap
 from ingest.postgres.connections import FAILURES, close, load_queries
@@ -399,8 +400,7 @@ class Writer:
         return Merged(merged.stored, merged.bad + [Bad(line, message, reason, unread=False) for line in refused])
 
     async def _drop_known(self, connection: asyncpg.Connection) -> int:
-        journal = self.journal.number << RECORD_BITS
-        first, last = journal | self._records[0].number, journal | self._records[-1].number
+        first, last = (batch_id(self.journal.number, self._records[end].number) for end in (0, -1))
         return await event_keys.drop_known(connection, self._contents.minutes, first, last)
 
     def _good(self, columns: tuple[str, ...], line: bytes) -> dict[tuple[str, ...], list[bytes]]:
@@ -415,7 +415,7 @@ class Writer:
             "properties": "{}",
             "context": "{}",
             # Without a batch it would be taken for a plain INSERT, and be given all sorts of values.
-            "batch_id": str(self.journal.number << RECORD_BITS),
+            "batch_id": str(batch_id(self.journal.number, 0)),
         }
         good = {tuple(least): [f"{row.fields(*least.values())}\n".encode()]}
         newest = self.journal.backlog.newest
@@ -432,10 +432,10 @@ class Writer:
 
     async def _keep_bad(self, connection: asyncpg.Connection, bad: Sequence[Bad]) -> None:
         logger.error("the table refused %d accepted events; they are in analytics.rejected_events", len(bad))
-        batch_id = self.journal.number << RECORD_BITS | self._records[-1].number
+        number = batch_id(self.journal.number, self._records[-1].number)
         columns = self._records[0].layout.event_columns
         lines = [
-            _rejected_line(one, columns, batch_id)
+            _rejected_line(one, columns, number)
             for one in bad
             if not self._is_kept(event_keys.known_by(one.line, columns))
         ]
@@ -486,7 +486,7 @@ class Writer:
             )
 
 
-def _rejected_line(bad: Bad, columns: tuple[str, ...], batch_id: int) -> bytes:
+def _rejected_line(bad: Bad, columns: tuple[str, ...], number: int) -> bytes:
     values = row.split_line(bad.line, columns)
     payload = row.event_of_line(values)
     received_at = values["received_at"] or datetime.now(UTC).isoformat()
@@ -500,7 +500,7 @@ def _rejected_line(bad: Bad, columns: tuple[str, ...], batch_id: int) -> bytes:
         "f",
         values.get("ip_address"),
         values.get("user_agent"),
-        str(batch_id),
+        str(number),
     )
     return f"{text}\n".encode()
 

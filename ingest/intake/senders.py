@@ -1,0 +1,39 @@
+"""Who sent a request, and where an address that an event names is: country from the CDN or the MaxMind file, then the
+address anonymised if it is to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ingest.events.anonymity import own_address
+from ingest.events.arrival import MAX_USER_AGENT_CHARACTERS, Sender
+from ingest.events.values.locations import CountryDatabase, Place, anonymise, public_address
+from ingest.http.prefetch import is_made_ahead
+
+
+class Senders:
+    """Describes senders, as far as their requests say."""
+
+    def __init__(self, countries: CountryDatabase | None, *, anonymises: bool) -> None:
+        """`countries`: None if only the CDN names them.  `anonymises`: whether addresses lose their last part."""
+        self._countries = countries
+        self._anonymises = anonymises
+        self._conceal = anonymise if anonymises else str
+
+    def describe(self, address: str, headers: Mapping[str, str], country: str | None) -> Sender:
+        """The sender of a request that came from this address ("" if unknown). `country`: as the CDN has named it."""
+        region = None
+        if country is None and self._countries is not None and address:
+            country, region = self._countries.locate(address)
+        user_agent = headers.get("User-Agent", "")
+        own = own_address(address) if self._anonymises else ""
+        cut, ahead = user_agent[:MAX_USER_AGENT_CHARACTERS], is_made_ahead(headers)
+        return Sender(self._conceal(address), cut, country, region, own, ahead)
+
+    def locate(self, text: str) -> Place | None:
+        """Where an address is that an event names itself; None if it is no public one."""
+        address = public_address(text)
+        if not address:
+            return None
+        country, region = self._countries.locate(address) if self._countries is not None else (None, None)
+        return Place(self._conceal(address), country, region)
