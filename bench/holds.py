@@ -45,7 +45,7 @@ from ingest.intake.intake import slice_of
 from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.service.collector import Worker, start_worker
+from ingest.service.collector import Collector, start_collector
 from ingest.service.supervisor import tune_process
 
 T = TypeVar("T")
@@ -181,7 +181,7 @@ class Held(NamedTuple):
     name: str
 
 
-async def attack(worker: Worker, beat: Beat, request: Hostile) -> Held:
+async def attack(worker: Collector, beat: Beat, request: Hostile) -> Held:
     with beat.look():
         status = await asyncio.to_thread(_send, worker.port, request)
         # What is accepted must also reach the disk.
@@ -235,7 +235,7 @@ def _push(connection: socket.socket, requests: bytes) -> None:
 
 
 @asynccontextmanager
-async def running_worker(folder: Path) -> AsyncIterator[Worker]:
+async def running_collector(folder: Path) -> AsyncIterator[Collector]:
     """A collector on a fresh Postgres, without limits on how often somebody may ask."""
     postgres = EmbeddedPostgres(folder / "postgres")
     await asyncio.to_thread(postgres.start)
@@ -244,7 +244,7 @@ async def running_worker(folder: Path) -> AsyncIterator[Worker]:
         await migrations.migrate(connection)
         await close(connection)
         wanted = {"database_url": postgres.dsn, "data_dir": folder / "data", **UNLIMITED}
-        worker = await start_worker(config_sources.load(wanted, {}, folder), bind("127.0.0.1", 0))
+        worker = await start_collector(config_sources.load(wanted, {}, folder), bind("127.0.0.1", 0))
         try:
             tune_process()
             yield worker
@@ -269,7 +269,7 @@ async def measure(requests: list[Hostile]) -> list[Held]:
     """What each of them does to a collector, after a few that are good."""
     folder = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
     try:
-        async with running_worker(folder) as worker:
+        async with running_collector(folder) as worker:
             beat = Beat()
             beating = asyncio.ensure_future(beat.run())
             good = Hostile("good", "/v1/events", b'{"name":"good"}', {})

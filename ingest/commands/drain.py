@@ -15,7 +15,7 @@ from ingest.base.errors import IngestError
 from ingest.commands.target import database_url
 from ingest.journal import journals
 from ingest.postgres import connections, migrations
-from ingest.service.collector import Worker
+from ingest.service.collector import Collector
 
 
 def drain(config: Config) -> int:
@@ -33,7 +33,7 @@ def drain(config: Config) -> int:
 
 
 async def _drain(config: Config) -> int:
-    worker = Worker(config, 0)
+    worker = Collector(config, 0)
     connection = await worker.connect("drain")
     try:
         await migrations.check(connection)

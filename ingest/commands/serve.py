@@ -29,7 +29,7 @@ from ingest.http.binding import bind
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.postgres.lock_waits import Patience
-from ingest.service.collector import start_worker
+from ingest.service.collector import start_collector
 from ingest.service.loops import run_every
 from ingest.service.supervisor import (
     Stop,
@@ -106,7 +106,7 @@ async def _dev(config: Config, sock: socket.socket) -> int:
     guards: list[asyncio.Task[None]] = []
     try:
         await _migrate(config)
-        worker = await start_unless_stopped(start_worker(config, sock), stop.asked)
+        worker = await start_unless_stopped(start_collector(config, sock), stop.asked)
         if worker is not None:
             if postgres is not None:
                 guards.append(asyncio.create_task(_keep_running(postgres, stop.asked)))

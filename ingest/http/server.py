@@ -53,6 +53,7 @@ class Server:
 
     def __init__(
         self,
+        *,
         posts: Mapping[str, Handler],
         app: web.Application,
         cors: tuple[Cors, Cors],

@@ -87,7 +87,7 @@ class CollectSettings(NamedTuple):
     trusted_proxies: tuple[Network, ...]
 
 
-class Collector:
+class CollectHandler:
     """Handles every route that takes events: who asks, the body, and the answer. The intake does the rest."""
 
     def __init__(

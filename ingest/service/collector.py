@@ -1,6 +1,6 @@
 """The composition root of a collector: journal, writer and loops, from start to stop; routes.py wires its HTTP.
 
-`start_worker` starts one collector with its journal and writer; `ingest dev`, `ingest serve` and the tests all
+`start_collector` starts one collector with its journal and writer; `ingest dev`, `ingest serve` and the tests all
 call it. What it returns is stopped by `stop`, which may be called again.
 """
 
@@ -66,7 +66,7 @@ _LOOK_SECONDS: Final = 0.05
 _LOOKS_BETWEEN_ADOPTIONS: Final = 20
 
 
-class Worker:
+class Collector:
     """A running collector: `port` it listens on, `stop` it. Everything else is for tests to look at."""
 
     def __init__(self, config: Config, index: int, census: Census | None = None) -> None:
@@ -390,11 +390,27 @@ class Worker:
         """Serve HTTP on a bound socket, and the control socket for siblings and commands."""
         self.port = sock.getsockname()[1]
         parts = Parts(
-            self.config, self.journal, self.window, self.replays, self.accounts, self.tail, self.metrics, self.budget,
-            self.keys, self.experiments, self._reading, self._calling, self.can_accept, self.wait_stored,
-            self.clear_journals, self.clear_own, self.state, self.metrics_page, self._seat,
-            descriptors.connections_allowed(RESERVED + self.config.workers),
-        )  # fmt: skip
+            config=self.config,
+            journal=self.journal,
+            window=self.window,
+            replays=self.replays,
+            accounts=self.accounts,
+            tail=self.tail,
+            metrics=self.metrics,
+            budget=self.budget,
+            keys=self.keys,
+            experiments=self.experiments,
+            reading=self._reading,
+            calling=self._calling,
+            can_accept=self.can_accept,
+            wait_stored=self.wait_stored,
+            clear_journals=self.clear_journals,
+            clear_own=self.clear_own,
+            state=self.state,
+            metrics_page=self.metrics_page,
+            seat=self._seat,
+            connections_allowed=descriptors.connections_allowed(RESERVED + self.config.workers),
+        )
         self._server = routes.public_server(parts)
         self._control = routes.control_server(parts)
         self.metrics.watch(self._server.connections)
@@ -498,12 +514,14 @@ class Worker:
             )
 
 
-async def start_worker(config: Config, sock: socket.socket, index: int = 0, census: Census | None = None) -> Worker:
+async def start_collector(
+    config: Config, sock: socket.socket, index: int = 0, census: Census | None = None
+) -> Collector:
     """Start one collector on a bound socket: journal, writer, HTTP. It accepts events when this returns.
 
     `census`: the connections of all workers that share the socket; without it, this is the only one.
     """
-    worker = Worker(config, index, census)
+    worker = Collector(config, index, census)
     try:
         await worker.open_journal()
         user_agents.warm_up()

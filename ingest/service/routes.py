@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -39,7 +40,7 @@ from ingest.http.rate_limits import RateLimit, Volume
 from ingest.http.server import Admission, Server
 from ingest.intake.collect import (
     SETTINGS_PATH,
-    Collector,
+    CollectHandler,
     CollectSettings,
     root,
     segment_settings,
@@ -70,8 +71,9 @@ _OWN_CONNECTIONS: Final = 100
 """Of the control socket: siblings that read metrics, followers of the tail."""
 
 
-class Parts(NamedTuple):
-    """What of a worker its handlers use. reading, calling: the pools for statistics, and for all else."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What of a collector its handlers use. reading, calling: the pools for statistics, and for all else."""
 
     config: Config
     journal: Journal
@@ -100,7 +102,7 @@ def public_server(parts: Parts) -> Server:
     config = parts.config
     kept = _kept(config)
     settings = _collect_settings(parts)
-    collector = Collector(
+    collector = CollectHandler(
         settings,
         _intake(parts, config.write_keys, kept, settings.volume),
         parts.budget,
@@ -109,16 +111,16 @@ def public_server(parts: Parts) -> Server:
     api = _api(parts, collector, _intake(parts, (), kept))
     ofrep = Ofrep(api, parts.experiments, Placeholders(config.placeholder_ids), config.body_timeout_seconds)
     return Server(
-        {**collector.routes(), **ofrep.routes()},
-        _application(parts, api, ofrep),
-        (Cors(config.cors_origins, credentials=True), Cors(config.api_origins, credentials=False)),
-        takes_events,
-        parts.metrics.requests,
-        parts.budget,
-        config.shutdown_timeout_seconds,
-        _admission(config, parts.connections_allowed),
-        parts.seat,
-        ofrep.below(),
+        posts={**collector.routes(), **ofrep.routes()},
+        app=_application(parts, api, ofrep),
+        cors=(Cors(config.cors_origins, credentials=True), Cors(config.api_origins, credentials=False)),
+        of_events=takes_events,
+        answered=parts.metrics.requests,
+        budget=parts.budget,
+        shutdown_timeout_seconds=config.shutdown_timeout_seconds,
+        admission=_admission(config, parts.connections_allowed),
+        seat=parts.seat,
+        below=ofrep.below(),
     )
 
 
@@ -140,20 +142,19 @@ def control_server(parts: Parts) -> Server:
         trusted_proxies=_REPLAYED,
     )
     intake = _intake(parts, (), lambda size: False, replays=parts.replays)
-    collector = Collector(settings, intake, parts.budget, parts.metrics.acknowledgement.observe)
+    collector = CollectHandler(settings, intake, parts.budget, parts.metrics.acknowledgement.observe)
     app = control.application(parts.metrics.page, parts.tail, parts.clear_own)
     nobody = Cors((), credentials=False)
-    seconds = parts.config.shutdown_timeout_seconds
     admission = Admission(ConnectionLimits(_OWN_CONNECTIONS, _OWN_CONNECTIONS, _OWN_CONNECTIONS))
     return Server(
-        collector.routes(),
-        app,
-        (nobody, nobody),
-        takes_events,
-        parts.metrics.requests,
-        parts.budget,
-        seconds,
-        admission,
+        posts=collector.routes(),
+        app=app,
+        cors=(nobody, nobody),
+        of_events=takes_events,
+        answered=parts.metrics.requests,
+        budget=parts.budget,
+        shutdown_timeout_seconds=parts.config.shutdown_timeout_seconds,
+        admission=admission,
     )
 
 
@@ -280,7 +281,7 @@ def _operations(parts: Parts, ofrep: Ofrep) -> list[Operation]:
     ]
 
 
-def _api(parts: Parts, collector: Collector, own_events: Intake) -> Api:
+def _api(parts: Parts, collector: CollectHandler, own_events: Intake) -> Api:
     config = parts.config
     verify = None
     if config.jwt_secret is not None or config.jwks_file is not None:

@@ -35,7 +35,7 @@ from ingest.base.logs import fields
 from ingest.base.waits import wait_for
 from ingest.http.binding import bind
 from ingest.http.census import Census
-from ingest.service.collector import Worker, start_worker
+from ingest.service.collector import Collector, start_collector
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Stop:
         self.asked.set()
 
 
-async def serve_until_stopped(worker: Worker, stop: Stop) -> None:
+async def serve_until_stopped(worker: Collector, stop: Stop) -> None:
     """Wait until it is to stop, let the clients go, then stop the worker."""
     tune_process()
     await stop.asked.wait()
@@ -98,7 +98,7 @@ async def serve_until_stopped(worker: Worker, stop: Stop) -> None:
     await worker.stop()
 
 
-async def start_unless_stopped(starting: Coroutine[None, None, Worker], stop: asyncio.Event) -> Worker | None:
+async def start_unless_stopped(starting: Coroutine[None, None, Collector], stop: asyncio.Event) -> Collector | None:
     """The started worker, or None when `stop` was set first: a start may wait a minute for the database."""
     start = asyncio.ensure_future(starting)
     stopped = asyncio.ensure_future(stop.wait())
@@ -331,7 +331,7 @@ def _run_worker(
 async def _serve(config: Config, sock: socket.socket, index: int, census: Census, announce: str) -> None:
     stop = Stop()
     _ready_to_stop(stop)
-    worker = await start_unless_stopped(start_worker(config, sock, index, census), stop.asked)
+    worker = await start_unless_stopped(start_collector(config, sock, index, census), stop.asked)
     if worker is not None:
         logger.info(announce, extra=fields(worker=index))
         await serve_until_stopped(worker, stop)

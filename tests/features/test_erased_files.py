@@ -25,7 +25,7 @@ from ingest.journal import journals, segments, set_aside
 from ingest.journal.segment_reader import SegmentReader
 from ingest.journal.segments import Layout, Record
 from ingest.journal.traces import Traces
-from ingest.service.collector import Worker, start_worker
+from ingest.service.collector import Collector, start_collector
 from tests.support.collector import QUICK, Client, Start
 from tests.support.service import Service, running, wait_until
 
@@ -120,10 +120,10 @@ async def erase(client: Client, person: Person, **more: str) -> dict[str, Any]:
     return answer
 
 
-async def sibling(client: Client, index: int) -> Worker:
+async def sibling(client: Client, index: int) -> Collector:
     """Another worker on the same data folder."""
     settings = {**QUICK, "data_dir": data_dir_of(client), "database_url": client.worker.config.database_url}
-    return await start_worker(config_sources.load(settings, {}, Path.cwd()), bind("127.0.0.1", 0), index)
+    return await start_collector(config_sources.load(settings, {}, Path.cwd()), bind("127.0.0.1", 0), index)
 
 
 async def test_nothing_is_left_in_journals_of_workers_that_run_and_that_are_gone(client: Client):

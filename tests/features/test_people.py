@@ -14,7 +14,7 @@ import pytest
 from ingest.base import config_sources
 from ingest.http.binding import bind
 from ingest.journal import journals
-from ingest.service.collector import Worker, start_worker
+from ingest.service.collector import Collector, start_collector
 from ingest.store import watermark
 from tests.support.collector import QUICK, Answer, Client, Start
 
@@ -114,10 +114,10 @@ async def test_what_is_not_stored_in_time_is_an_honest_503(
     assert row["left"] == 1, "nothing was erased"
 
 
-async def sibling(client: Client) -> Worker:
+async def sibling(client: Client) -> Collector:
     """Another worker on the same data folder."""
     settings = {**QUICK, "data_dir": client.worker.config.data_dir, "database_url": client.worker.config.database_url}
-    return await start_worker(config_sources.load(settings, {}, Path.cwd()), bind("127.0.0.1", 0), 1)
+    return await start_collector(config_sources.load(settings, {}, Path.cwd()), bind("127.0.0.1", 0), 1)
 
 
 async def test_the_journals_of_siblings_are_waited_for(client: Client, connection: asyncpg.Connection):

@@ -19,7 +19,7 @@ from ingest.base import config_sources
 from ingest.http.binding import bind
 from ingest.postgres import connections
 from ingest.service import control
-from ingest.service.collector import Worker, start_worker
+from ingest.service.collector import Collector, start_collector
 from tests.support.service import parse_metrics
 
 SETTLE_SECONDS = 20.0
@@ -85,7 +85,7 @@ class Raw:
 class Client:
     """A worker and what tests ask of it."""
 
-    def __init__(self, worker: Worker, session: aiohttp.ClientSession, database_url: str) -> None:
+    def __init__(self, worker: Collector, session: aiohttp.ClientSession, database_url: str) -> None:
         self.worker = worker
         self.session = session
         self.url = f"http://127.0.0.1:{worker.port}"
@@ -178,7 +178,7 @@ async def start(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixt
     async def make(**settings: object) -> Client:
         data_dir = tmp_path / f"worker-{len(clients)}"
         wanted = {"database_url": database_url, "data_dir": data_dir, **QUICK, **settings}
-        worker = await start_worker(config_sources.load(wanted, {}, tmp_path), bind("127.0.0.1", 0))
+        worker = await start_collector(config_sources.load(wanted, {}, tmp_path), bind("127.0.0.1", 0))
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
         clients.append(Client(worker, session, str(wanted["database_url"])))
         return clients[-1]
