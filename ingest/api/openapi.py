@@ -12,7 +12,7 @@ from typing import Any, Final, get_args
 import msgspec
 import orjson
 
-from ingest.api.operations import FORM, JSON, Answer, Operation
+from ingest.api.operations import FORM, JSON, Answer, Operation, Parameters
 from ingest.http.answers import PROBLEM
 
 _REF: Final = "#/components/schemas/{name}"
@@ -74,7 +74,7 @@ def _structs(operations: Iterable[Operation]) -> list[Any]:
     found: dict[Any, None] = {}
     for operation in operations:
         for one in (operation.parameters, operation.query, operation.body):
-            if one is not None:
+            if isinstance(one, type):
                 found[one] = None
         for answer in operation.answers.values():
             for one in (answer.body, *get_args(answer.body)):
@@ -154,9 +154,13 @@ def _schema(type_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return schema, components
 
 
-def _parameters(model: type[msgspec.Struct] | None, place: str, schemas: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _parameters(
+    model: type[msgspec.Struct] | Parameters | None, place: str, schemas: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     if model is None:
         return []
+    if isinstance(model, Parameters):
+        return [{"name": each["name"], "in": place, **each} for each in model.documented]
     schema = schemas[model.__name__]
     required = schema.get("required", ())
     found = []

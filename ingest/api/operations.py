@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NamedTuple, get_type_hints
 from urllib.parse import parse_qsl
@@ -77,14 +77,25 @@ class Answer(NamedTuple):
     content_type: str = JSON
 
 
+class Parameters(NamedTuple):
+    """Query parameters that no Struct describes, because they may be repeated or depend on each other.
+
+    documented: OpenAPI's parameter objects.  read: names and texts, as often as each is given -> what the handler
+    finds in `call.query`; raises Problem.
+    """
+
+    documented: Sequence[Mapping[str, Any]]
+    read: Callable[[Iterable[tuple[str, str]]], Any]
+
+
 class Operation(NamedTuple):
     """One method of one path.
 
     path: aiohttp's, `{name}` for a parameter; each is a field of `parameters`, a Struct that checks their texts.
-    query, body: Structs, None for no such thing.  scope: who may, None for anybody; `session`: X-Session-Token is
-    needed.  forms: an HTML form is taken, too.  answers: status -> what it is; errors that every operation has are
-    added by the docs.  body_optional: no body is the same as {}.  on_invalid: told the call and what was wrong with
-    its fields, before that is answered.
+    query, body: Structs, None for no such thing; `query` may also be Parameters.  scope: who may, None for anybody.
+    session: X-Session-Token is needed.  forms: an HTML form is taken, too.  answers: status -> what it is; those to
+    errors that every operation has are added by the docs.  body_optional: no body is the same as {}.  on_invalid: gets
+    the call and what was wrong with its fields, before that is answered.
     """
 
     method: str
@@ -95,7 +106,7 @@ class Operation(NamedTuple):
     answers: Mapping[int, Answer]
     description: str = ""
     parameters: type[msgspec.Struct] | None = None
-    query: type[msgspec.Struct] | None = None
+    query: type[msgspec.Struct] | Parameters | None = None
     body: type[msgspec.Struct] | None = None
     scope: Scope | None = None
     session: bool = False
@@ -255,15 +266,13 @@ class Api:
 
     async def _call(self, operation: Operation, request: web.Request) -> Call:
         """The request, of which only who calls is known. Raises Problem."""
-        address, caller = await self.admit(request)
-        if operation.scope is not None and operation.scope not in caller.scopes:
-            _refuse_scope(caller, operation.scope)
+        address, caller = await self.admit(request, operation.scope)
         call = Call(self, operation.feature, request, address, caller)
         call.session_token = _session_token(request, needed=operation.session)
         return call
 
-    async def admit(self, request: web.BaseRequest) -> tuple[str, Caller]:
-        """A request's address and caller, within their limits. Raises Problem."""
+    async def admit(self, request: web.BaseRequest, scope: Scope | None = None) -> tuple[str, Caller]:
+        """A request's address and caller, within their limits, who may do what `scope` says. Raises Problem."""
         address = self.address_of(request)
         try:
             caller = await self.authenticator.identify(
@@ -277,6 +286,8 @@ class Api:
             self._limit(self._by_address, rate_limit_key(address))
         else:
             self._limit(self._by_key, caller.key)
+        if scope is not None and scope not in caller.scopes:
+            _refuse_scope(caller, scope)
         return address, caller
 
     def admits_anyone(self, request: web.BaseRequest) -> bool:
@@ -348,6 +359,8 @@ def _route(operation: Operation) -> str:
 
 
 def _query(operation: Operation, request: web.Request) -> Any:
+    if isinstance(operation.query, Parameters):
+        return operation.query.read(request.query.items())
     given: dict[str, str] = {}
     for name, value in request.query.items():
         if name in given:
@@ -403,7 +416,10 @@ def _session_token(request: web.Request, *, needed: bool) -> str:
 
 def _refuse_scope(caller: Caller, scope: Scope) -> None:
     if caller.role == "anon":
-        detail = f"this needs Authorization: Bearer, with an API key or token that may {_MAY[scope]}"
+        detail = (
+            f"this needs an API key or token that may {_MAY[scope]}: Authorization: Bearer KEY, or Basic with the key"
+            " as user name; `ingest keys create` makes one"
+        )
         raise Problem(401, "unauthorized", detail, headers=BEARER)
     raise Problem(403, "wrong_scope", f"these credentials may not {_MAY[scope]}: scope {scope.value} is needed")
 

@@ -1,4 +1,4 @@
-"""GET /openapi.json and /docs, and what they tell by hand: of the routes that take events, statistics, health."""
+"""GET /openapi.json and /docs, and what they tell by hand: of the routes that take events, and health."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from aiohttp import web
 
 from ingest.api import openapi
 from ingest.api.operations import JSON, Operation
-from ingest.features.stats.query import ENDPOINTS, PARAMETERS
 from ingest.http.answers import PROBLEM
 from ingest.intake.collect import NATIVE_PATH, SEGMENT_CALLS
 
@@ -20,14 +19,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SCHEMA: Final = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
 _ANYTHING: Final = {"type": "object"}
-_STATS: Final = {
-    "timeseries": "Events, users and sessions by time",
-    "totals": "Events, users and sessions of a range",
-    "top": "The most frequent values of a dimension",
-    "funnel": "How many went through steps, in order",
-    "retention": "Who came back, by the day or week they first came",
-    "metrics": "KPIs",
-}
 _WAYS_TO_SEND: Final = """\
 One event, an array, or {"batch": [...], "sentAt": ...}; any content type, gzip or not. `name` is needed; `type`,
 `id`, `timestamp`, `user_id`, `anonymous_id`, `session_id`, `properties`, `context`, `url`, `referrer` may be there.
@@ -36,12 +27,12 @@ A write key, where one is needed: Basic user name, Bearer, X-Write-Key, `writeKe
 """
 
 
-def routes(operations: Sequence[Operation], dimensions: Sequence[str]) -> list[web.RouteDef]:
+def routes(operations: Sequence[Operation]) -> list[web.RouteDef]:
     """The documents, made when they are first asked for."""
 
     @cache
     def told() -> dict[str, Any]:
-        return openapi.document(operations, _by_hand(dimensions), version("ingest"))
+        return openapi.document(operations, _by_hand(), version("ingest"))
 
     return [
         web.get("/openapi.json", _serve(lambda: openapi.rendered(told()), JSON)),
@@ -69,7 +60,7 @@ def _serve(make: Callable[[], bytes], content_type: str) -> Handler:
     return handle
 
 
-def _by_hand(dimensions: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _by_hand() -> dict[str, dict[str, Any]]:
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
     ready = {"200": _answered("They can"), "503": _answered("They cannot: the disk is full or fails")}
     paths = {
@@ -81,8 +72,6 @@ def _by_hand(dimensions: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
     for path in (NATIVE_PATH, *SEGMENT_CALLS):
         paths[path] = {"post": _collect(path)}
-    for endpoint in ENDPOINTS:
-        paths[f"/v1/stats/{endpoint}"] = {"get": _statistics(endpoint, dimensions)}
     return paths
 
 
@@ -94,37 +83,6 @@ def _collect(path: str) -> dict[str, Any]:
     if native:
         told["description"] = _WAYS_TO_SEND
     return {**told, "requestBody": {"required": True, "content": {JSON: {"schema": {}}}}}
-
-
-def _statistics(endpoint: str, dimensions: Sequence[str]) -> dict[str, Any]:
-    takes = ENDPOINTS[endpoint]
-    names = (*takes.parameters, *(dimensions if takes.filters else ()))
-    needed = {"top": ("dimension",), "funnel": ("steps",)}.get(endpoint, ())
-    parameters = [
-        {
-            "name": name,
-            "in": "query",
-            "required": name in needed,
-            "description": _what(name, dimensions),
-            "schema": {"type": "string"},
-        }
-        for name in names
-    ]
-    answers = {"200": _answered("The answer"), **_problems(400, 401, 403, 422, 503)}
-    told = _told("statistics", _STATS[endpoint], answers)
-    return {**told, "parameters": parameters, "security": [{"key": []}, {"header_key": []}]}
-
-
-def _what(name: str, dimensions: Sequence[str]) -> str:
-    if name in PARAMETERS:
-        return PARAMETERS[name].what
-    if name == "none":
-        return f"only events without a value of one of {', '.join(dimensions)}; may be given several times"
-    if name == "other":
-        return f"only what aggregates had no room for, of one of {', '.join((*dimensions, 'event'))}"
-    if name == "dimension":
-        return f"one of {', '.join((*dimensions, 'event'))}"
-    return "2 to 10 names of events, in order, with commas between them" if name == "steps" else f"only this {name}"
 
 
 def _told(tag: str, summary: str, answers: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from ingest.api.access import Authenticator, secret_key_checker
+from ingest.api.access import Authenticator, Scope, secret_key_checker
 from ingest.api.api_keys import KeyRing
 from ingest.api.operations import Api, Operation, Problem
 from ingest.api.transactions import Transactions
@@ -28,7 +28,7 @@ from ingest.features.experiments.ofrep import Ofrep
 from ingest.features.leads import capture, desk, export
 from ingest.features.onboarding import funnel
 from ingest.features.onboarding import handlers as onboarding
-from ingest.features.stats.handlers import Stats, admit_reader
+from ingest.features.stats import handlers as stats
 from ingest.features.stats.reading import Reader
 from ingest.http import health
 from ingest.http.admission import Limits as ConnectionLimits
@@ -231,9 +231,10 @@ def _own_hosts(config: Config) -> OwnHosts:
 
 def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
     config = parts.config
-    stats = Stats(Reader(parts.reading), api, DIMENSION_NAMES, config.rollup_dimensions)
     operations = _operations(parts, ofrep)
     assert {each.feature for each in operations} <= parts.calling.shares.features
+    # They read by connections of their own.
+    operations += stats.operations(Reader(parts.reading), DIMENSION_NAMES, config.rollup_dimensions)
     trusted = parse_networks(config.trusted_proxies)
     readers = health.MetricsReaders(parse_networks(config.metrics_networks), config.metrics_keys)
     app = web.Application(client_max_size=config.max_body_bytes)
@@ -244,10 +245,9 @@ def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
             web.get("/metrics", health.metrics(parts.metrics_page, readers, _unless_reader(api))),
             web.get("/", root),
             web.get(SETTINGS_PATH, segment_settings(PublicAddress(config.public_url, trusted))),
-            *stats.routes(),
             *api.routes(operations),
             web.put(f"{onboarding.SESSION}/steps/{{step}}", onboarding.unknown_step),
-            *docs.routes(operations, DIMENSION_NAMES),
+            *docs.routes(operations),
             web.route("*", "/{anything:.*}", unknown_route),
         ]
     )
@@ -259,7 +259,7 @@ def _unless_reader(api: Api) -> Callable[[web.Request], Awaitable[web.Response |
 
     async def check(request: web.Request) -> web.Response | None:
         try:
-            await admit_reader(api, request, "metrics")
+            await api.admit(request, Scope.READ)
         except Problem as error:
             return error.response()
         return None

@@ -1,96 +1,103 @@
-"""GET /v1/stats/…: who asks, what, and the answer. For admins and analysts."""
+"""GET /v1/stats/…: the operations of statistics. For admins and analysts."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 from aiohttp import web
 
 from ingest.api.access import Scope
-from ingest.api.operations import Api, Problem
-from ingest.base.logs import Quiet
+from ingest.api.operations import Answer, Call, Operation, Parameters, Problem
 from ingest.features.stats import counts, journeys, kpi_values
-from ingest.features.stats.query import Query, Refused, parse
+from ingest.features.stats.query import ENDPOINTS, PARAMETERS, Query, Refused, parse
 from ingest.features.stats.reading import Reader
-from ingest.http.answers import BEARER, OVERLOADED_RETRY_SECONDS, answer, problem
-from ingest.postgres.pool import Unavailable
+from ingest.http.answers import answer
 
-logger = logging.getLogger(__name__)
+Endpoint = Callable[[asyncpg.Connection, Query, datetime], Awaitable[Any]]
 
-_QUIET_SECONDS: Final = 60.0
-Answer = Callable[[asyncpg.Connection, Query, datetime], Awaitable[Any]]
-
-
-class Stats:
-    """Handles the routes of statistics. `dimensions` are those there are, `rolled_up` the buckets' own."""
-
-    def __init__(
-        self,
-        reader: Reader,
-        api: Api,
-        dimensions: Sequence[str],
-        rolled_up: Sequence[str],
-    ) -> None:
-        self._reader = reader
-        self._api = api
-        self._dimensions = tuple(dimensions)
-        self._rolled_up = tuple(rolled_up)
-        self._quiet = Quiet(_QUIET_SECONDS)
-
-    def routes(self) -> list[web.RouteDef]:
-        rolled_up = self._rolled_up
-        endpoints: dict[str, Answer] = {
-            "timeseries": lambda connection, query, now: counts.timeseries(connection, query, rolled_up, now),
-            "totals": lambda connection, query, _: counts.totals(connection, query, rolled_up),
-            "top": lambda connection, query, _: counts.top(connection, query, rolled_up),
-            "funnel": lambda connection, query, _: journeys.funnel(connection, query),
-            "retention": journeys.retention,
-            "metrics": lambda connection, query, _: kpi_values.metrics(connection, query),
-        }
-        return [web.get(f"/v1/stats/{name}", self._handler(name, run)) for name, run in endpoints.items()]
-
-    def _handler(self, endpoint: str, run: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handle(request: web.Request) -> web.Response:
-            now = datetime.now(UTC)
-            try:
-                await self._refuse_stranger(request)
-                query = parse(endpoint, request.query.items(), self._dimensions, now)
-                async with self._reader.reading() as connection:
-                    told = await run(connection, query, now)
-            except Problem as error:
-                return error.response()
-            except Refused as error:
-                return problem(error.status, error.code, error.message)
-            except asyncpg.LockNotAvailableError:
-                headers = {"Retry-After": str(OVERLOADED_RETRY_SECONDS)}
-                return problem(503, "busy", "somebody is changing the tables; try again", headers)
-            except Unavailable as error:
-                if self._quiet.due():
-                    logger.warning("statistics cannot be read: %s", error)
-                headers = {"Retry-After": str(OVERLOADED_RETRY_SECONDS)}
-                return problem(503, "database_unavailable", "the database does not answer now; try again", headers)
-            return answer(200, told, {"Cache-Control": "no-store"})
-
-        return handle
-
-    async def _refuse_stranger(self, request: web.Request) -> None:
-        """Raise Problem for who may not read statistics, or asks more than the limits of the API allow."""
-        await admit_reader(self._api, request, "statistics")
+_SUMMARIES: Final = {
+    "timeseries": "Events, users and sessions by time",
+    "totals": "Events, users and sessions of a range",
+    "top": "The most frequent values of a dimension",
+    "funnel": "How many went through steps, in order",
+    "retention": "Who came back, by the day or week they first came",
+    "metrics": "KPIs",
+}
+_NEEDED: Final = {"top": ("dimension",)}
 
 
-async def admit_reader(api: Api, request: web.Request, what: str) -> None:
-    """Raise Problem for who may not read, or asks more than the limits of the API allow."""
-    _, caller = await api.admit(request)
-    if Scope.READ in caller.scopes:
-        return
-    if caller.role != "anon":
-        raise Problem(403, "wrong_scope", f"these credentials may not read {what}: scope read is needed")
-    message = (
-        "a key or token that may read is needed: Authorization: Bearer KEY, or Basic with the key as user name;"
-        " `ingest keys create` makes one"
+class _Asked(NamedTuple):
+    """A question, and the time it is asked at."""
+
+    query: Query
+    now: datetime
+
+
+def operations(reader: Reader, dimensions: Sequence[str], rolled_up: Sequence[str]) -> list[Operation]:
+    """Those of all endpoints. `dimensions`: all there are; `rolled_up`: those that aggregates are kept by."""
+    endpoints: dict[str, Endpoint] = {
+        "timeseries": lambda connection, query, now: counts.timeseries(connection, query, rolled_up, now),
+        "totals": lambda connection, query, _: counts.totals(connection, query, rolled_up),
+        "top": lambda connection, query, _: counts.top(connection, query, rolled_up),
+        "funnel": lambda connection, query, _: journeys.funnel(connection, query),
+        "retention": journeys.retention,
+        "metrics": lambda connection, query, _: kpi_values.metrics(connection, query),
+    }
+    return [_operation(reader, name, run, dimensions) for name, run in endpoints.items()]
+
+
+def _operation(reader: Reader, endpoint: str, run: Endpoint, dimensions: Sequence[str]) -> Operation:
+    def read(given: Iterable[tuple[str, str]]) -> _Asked:
+        now = datetime.now(UTC)
+        try:
+            return _Asked(parse(endpoint, given, dimensions, now), now)
+        except Refused as error:
+            raise Problem(error.status, error.code, error.message) from None
+
+    async def handle(call: Call) -> web.Response:
+        asked: _Asked = call.query
+        try:
+            async with reader.reading() as connection:
+                found = await run(connection, asked.query, asked.now)
+        except Refused as error:
+            raise Problem(error.status, error.code, error.message) from None
+        return answer(200, found, {"Cache-Control": "no-store"})
+
+    return Operation(
+        method="GET",
+        path=f"/v1/stats/{endpoint}",
+        handle=handle,
+        summary=_SUMMARIES[endpoint],
+        tag="statistics",
+        answers={200: Answer("The answer", dict[str, Any]), 400: Answer("The question cannot be understood")},
+        query=Parameters(_documented(endpoint, dimensions), read),
+        scope=Scope.READ,
     )
-    raise Problem(401, "unauthorized", message, headers=BEARER)
+
+
+def _documented(endpoint: str, dimensions: Sequence[str]) -> list[dict[str, Any]]:
+    takes = ENDPOINTS[endpoint]
+    return [
+        {
+            "name": name,
+            "required": name in _NEEDED.get(endpoint, ()),
+            "description": _description(name, dimensions),
+            "schema": {"type": "string"},
+        }
+        for name in (*takes.parameters, *(dimensions if takes.filters else ()))
+    ]
+
+
+def _description(name: str, dimensions: Sequence[str]) -> str:
+    if name in PARAMETERS:
+        return PARAMETERS[name].what
+    if name == "none":
+        return f"only events without a value of one of {', '.join(dimensions)}; may be given several times"
+    if name == "other":
+        return f"only what aggregates had no room for, of one of {', '.join((*dimensions, 'event'))}"
+    if name == "dimension":
+        return f"one of {', '.join((*dimensions, 'event'))}"
+    return "2 to 10 names of events, in order, with commas between them" if name == "steps" else f"only this {name}"
