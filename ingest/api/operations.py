@@ -94,8 +94,8 @@ class Operation(NamedTuple):
     path: aiohttp's, `{name}` for a parameter; each is a field of `parameters`, a Struct that checks their texts.
     query, body: Structs, None for no such thing; `query` may also be Parameters.  scope: who may, None for anybody.
     session: X-Session-Token is needed.  forms: an HTML form is taken, too.  answers: status -> what it is; those to
-    errors that every operation has are added by the docs.  body_optional: no body is the same as {}.  on_invalid: gets
-    the call and what was wrong with its fields, before that is answered.
+    errors that every operation has are added by the docs.  body_optional: no body is the same as {}.  on_invalid:
+    gets the call and what was wrong with its fields, before that is answered.
     """
 
     method: str
