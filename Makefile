@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What `make test-database` runs; see CONTRIBUTING.md.
 MARKS ?= database
 
-.PHONY: run setup dev-setup test test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
+.PHONY: run setup dev-setup check test test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
 
 run: setup            ## install, then start the service with its own Postgres
 	$(BIN)/ingest dev
@@ -27,6 +27,9 @@ dev-setup: .venv/dev-installed
 
 test: dev-setup tests/node_modules        ## everything, against real Postgres servers: some fifteen minutes
 	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+check: lint           ## what one runs while working: lint, and the tests that start neither a server nor a process
+	$(BIN)/python -m pytest -n 2 -m quick tests/test_layers.py tests/base tests/events tests/intake tests/http tests/journal
 
 test-database: dev-setup tests/node_modules   ## what concerns the database alone, such as for another server
 	$(BIN)/python -m pytest -m "$(MARKS)"

@@ -52,7 +52,10 @@ _RUN_THE_SERVICE = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `database` what uses the server but not the service: what another version of Postgres may change."""
+    """Mark as `database` what uses the server but not the service: what another version of Postgres may change.
+
+    And as `quick` what starts neither a server nor a process, unless it is marked as `thorough`.
+    """
     for test in items:
         module = getattr(test, "module", None)
         imported = {getattr(value, "__module__", "") for value in vars(module).values()}
@@ -60,6 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         serves = imported & _RUN_THE_SERVICE or not _OF_THE_SERVICE.isdisjoint(getattr(test, "fixturenames", ()))
         if on_server and not serves and not test.get_closest_marker("plpgsql_check"):
             test.add_marker("database")
+        starts = {"postgres", "new_folder"} & {*getattr(test, "fixturenames", ())} or "subprocess" in vars(module)
+        if not starts and not imported & _RUN_THE_SERVICE and not test.get_closest_marker("thorough"):
+            test.add_marker("quick")
 
 
 @pytest.fixture(scope="session")

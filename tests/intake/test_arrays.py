@@ -224,6 +224,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_texts_take_no_longer_than_others(text):
     for body in (text, b'{"batch":' + text + b"}", b'{"a":' + text + b"}", b'{"a":1,' + text + b"}"):

@@ -26,6 +26,8 @@ from ingest.journal.segments import Layout, Record
 from ingest.journal.survey import Gap
 from tests.support.journals import LAYOUT, MIB, drain, lines_of, put
 
+pytestmark = pytest.mark.thorough
+
 SEGMENT = 600
 """Two records a segment: the first line twice is 300 bytes, a record is 240."""
 

@@ -25,7 +25,8 @@ from ingest.base.refusals import RejectReason
 from ingest.events import row
 from ingest.journal import journals, segments
 from ingest.journal.journal import Journal
-from ingest.journal.segments import Layout
+from ingest.journal.segment_reader import SegmentReader
+from ingest.journal.segments import Layout, Record
 from ingest.store.ledger import create_journal
 from tests.support.collector import Start
 from tests.support.crashes import stored_ids
@@ -503,9 +504,14 @@ def test_segments_that_are_lost_or_moved_are_counted_and_stop_nobody(mortal, tmp
         for _ in range(20):
             events = [{**one, "properties": {"text": "x" * 9000}} for one in batch(20)]
             assert service.post("/v1/events", events)[0] == 200
-        service.kill()
-        paths = segments.list_segments(journals.folders(tmp_path / "data")[0])
+        folder = journals.folders(tmp_path / "data")[0]
+        paths = segments.list_segments(folder)
         assert len(paths) >= 3
+        with SegmentReader(paths[-1]) as reader:
+            newest = max(piece.number for piece in reader if isinstance(piece, Record))
+        # The note of the newest record is written after the answer. Without it nobody can know what was there.
+        wait_until(lambda: getattr(segments.read_mark(folder), "number", 0) == newest, 20, "the note")
+        service.kill()
         if what == "newest emptied":
             os.truncate(paths[-1], 0)
         elif what == "oldest deleted":
