@@ -5,7 +5,10 @@ BIN := .venv/bin
 # What `make test-database` runs; see CONTRIBUTING.md.
 MARKS ?= database
 
-.PHONY: run setup dev-setup check test test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
+.PHONY: help run setup dev-setup check test test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
+
+help:                 ## this list
+	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 18
 
 run: setup            ## install, then start the service with its own Postgres
 	$(BIN)/ingest dev
