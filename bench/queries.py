@@ -36,7 +36,7 @@ JSONB_TARGET: Final = 0.30
 WARM_UP: Final = 10
 STORAGE_ROWS: Final = 200_000
 
-# Nothing of this would survive a power failure. It holds for the load alone: the server is started anew, with the
+# Nothing of this would survive a power failure. It holds for the load alone: the server is started again, with the
 # settings of `ingest dev`, before anything is measured.
 BULK_SETTINGS: Final = {
     "fsync": "off",
@@ -191,7 +191,7 @@ async def compare_indexes(connection: asyncpg.Connection, filled: Filled) -> lis
     """Every partial index of a table with rows, on one closed day's events, against the same one without WHERE."""
     sizes = []
     for name, definition in await connection.fetch(_PARTIAL_INDEXES, f"events_{filled.days[-3]:%Y%m%d}"):
-        # Grown as it was filled; its twin is not, so it is built anew as well.
+        # Grown as it was filled; its twin is not, so it is rebuilt as well.
         await connection.execute(f"REINDEX INDEX {name}")
         full = re.sub(
             r"^CREATE (?:UNIQUE )?INDEX \S+ ON (.*) WHERE .*$", r"CREATE INDEX bench_twin ON \1", definition

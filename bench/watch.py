@@ -37,7 +37,7 @@ class Watch:
         self._thread.join()
 
     def forget_peak(self) -> None:
-        """Begin anew: the peak is that of the time from now on."""
+        """Begin again: the peak is that of the time from now on."""
         self.peak_mb = 0.0
 
     def _run(self) -> None:

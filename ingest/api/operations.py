@@ -279,7 +279,7 @@ class Api:
                 request.headers.get("Authorization"), request.headers.get("X-API-Key")
             )
         except Unauthorized as error:
-            # Who guesses keys is slowed down like everybody who has none.
+            # Guessing keys is rate limited like asking without one.
             self._limit(self._by_address, rate_limit_key(address))
             raise Problem(401, "unauthorized", str(error), headers=BEARER) from None
         if caller.key is None:
@@ -461,6 +461,6 @@ def _of_database(error: asyncpg.PostgresError) -> Problem:
     if isinstance(error, CONTENTION):
         return Problem(503, "busy", "somebody else is changing the same; try again", headers=_retry(1))
     if isinstance(error, asyncpg.InvalidCachedStatementError):
-        # A migration changed a table since the statement was prepared. It is prepared anew.
+        # A migration changed a table since the statement was prepared. It is prepared again.
         return Problem(503, "busy", "the database has just changed; try again", headers=_retry(1))
     raise error

@@ -122,7 +122,7 @@ def _parser() -> _Parser:
         "rollup", "count events into aggregates and KPIs, and keep house: one works, others stand by", _OF_ROLLUP
     )
     rollup.add_argument("action", nargs="?", metavar="{run,rebuild,verify}", default="run",
-        help="until it is stopped; make aggregates anew from events; compare them with events [run]",
+        help="until it is stopped; rebuild aggregates from events; compare them with events [run]",
     )  # fmt: skip
     rollup.add_argument("--from", dest="start", metavar="TIME", type=_moment, help="rebuild, verify: where to begin")
     rollup.add_argument("--to", dest="end", metavar="TIME", type=_moment, help="where to end, exclusive")
@@ -144,7 +144,7 @@ def _parser() -> _Parser:
         (*_WHERE, "encryption_keys"),
     )  # fmt: skip
     encryption.add_argument("action", nargs="?", metavar="{key,rotate}", default="key",
-        help="print a fresh key; encrypt all credentials anew with the first of encryption_keys [key]",
+        help="print a fresh key; encrypt all credentials again with the first of encryption_keys [key]",
     )  # fmt: skip
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
     journal = command("journal", "what waits to be stored: pending, verify, show, drain, resolve", _WHERE)
@@ -172,7 +172,7 @@ def _parser() -> _Parser:
     keys.add_argument("which", nargs="?", metavar="WHICH", help="revoke: its name, its beginning or its id")
     keys.add_argument("--name", metavar="TEXT", help="create: what it is for, for people")
     keys.add_argument("--scope", metavar="{write,read,admin}", help="create: what it may do")
-    keys.add_argument("--expires-days", metavar="N", type=_natural, help="create: how long it is good [for ever]")
+    keys.add_argument("--expires-days", metavar="N", type=_natural, help="create: how long it is good [forever]")
     experiments = command("experiments", "experiments: make, start, end them, and what came of one", _WHERE)
     experiments.add_argument("action", nargs="?", metavar=f"{{{','.join(_ACTIONS['experiments'])}}}", default="list",
         help="what to do [list]",

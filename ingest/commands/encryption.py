@@ -61,7 +61,7 @@ def rotate(config: Config) -> int:
 
 
 def _told(done: Rotated) -> str:
-    told = f"{_accounts(done.changed)} encrypted anew with the first key, {done.current} had it already"
+    told = f"{_accounts(done.changed)} encrypted again with the first key, {done.current} had it already"
     if done.undecipherable:
         told += f"; {_accounts(done.undecipherable)} cannot be decrypted with any of the keys"
     return told

@@ -35,7 +35,7 @@ def run(config: Config) -> int:
 
 
 def rebuild_range(config: Config, start: datetime | None, end: datetime | None) -> int:
-    """Make the buckets of [start, end) anew from events, with a progress bar; begun anew it goes on."""
+    """Make the buckets of [start, end) anew from events, with a progress bar; begun again it goes on."""
     if start is None or end is None:
         raise IngestError("which time? `ingest rollup rebuild --from 2026-01-01 --to 2026-02-01`")
     _check(start, end)
@@ -61,7 +61,7 @@ async def _rebuild(config: Config, url: str, start: datetime, end: datetime) -> 
         await rebuild.run_once(connection, config.rollup_dimensions, room)
         # And what is computed from them.
         await kpis.run_once(connection, datetime.now(UTC), kpis.load(), seconds=math.inf)
-        print(f"{hours} hours made anew", flush=True)
+        print(f"{hours} hours rebuilt", flush=True)
         return 0
     finally:
         await connections.close(connection)

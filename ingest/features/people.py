@@ -114,7 +114,7 @@ def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir:
             "DELETE", "/v1/people", alone(erase), "Erase a person", "people",
             description=(
                 "In every table, the audit log included, and in the files of the journals in this data folder: what"
-                " waited is stored and its files are deleted, files that were set aside are written anew without the"
+                " waited is stored and its files are deleted, files that were set aside are rewritten without the"
                 " person's lines. `journal_files` names these, and those with damaged bytes that nobody can read"
                 " (`unclear`), which are yours to delete; `journals_elsewhere` are the numbers of journals in other"
                 " data folders, whose collectors have to be asked, too. Twice is the same as once. Ids are joined by"

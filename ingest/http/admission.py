@@ -23,7 +23,7 @@ from ingest.http.census import Seat
 logger = logging.getLogger(__name__)
 
 FIRST_REQUEST_SECONDS: Final = 30.0
-"""How long a connection may take to send its first request; a client that never does is hung up on."""
+"""How long a connection may take to send its first request; a client that never does is disconnected."""
 SPARE: Final = 3
 CLOSING: Final = 2
 """Connections that are being closed while others come already: they have their descriptors for a turn or two."""
@@ -213,7 +213,7 @@ class Connections:
         self._drop(connection)
         if self._complaints[None].due():
             logger.warning(
-                "no room for more connections: who is idle longest is hung up on for newcomers (%d so far; %s)",
+                "no room for more connections: those idle longest are disconnected for newcomers (%d so far; %s)",
                 self.dropped,
                 self._told_limits(),
             )
@@ -248,7 +248,7 @@ class Connections:
         return f"open {len(self)} of {here} here, {self.seat.total} of {total} in all; {of_address} are an address's"
 
     async def sweep(self) -> None:
-        """Hang up on who sends no request: else it would have its place for ever. Run this every few seconds."""
+        """Hang up on who sends no request: else it would have its place forever. Run this every few seconds."""
         now = self._clock()
         for several in (self._silent, self._spare):
             for connection in list(several):

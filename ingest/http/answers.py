@@ -60,7 +60,7 @@ class Brief(web.Response):
 def refuse(refusal: Refusal, retry_after_seconds: int | None = None) -> web.Response:
     """The answer to a request nothing of which was accepted.
 
-    `code` and `message` are there for SDKs that index them and retry for ever when they are missing.
+    `code` and `message` are there for SDKs that index them and retry forever when they are missing.
     """
     status = STATUS_OF_REASON.get(refusal.reason, 400)
     headers = {REASON_HEADER: refusal.reason.value}

@@ -40,7 +40,7 @@ _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
 UNREAD_SECONDS: Final = 30.0
-"""How long a client may take to read 64 kB, or what is left of an answer, before it is hung up on."""
+"""How long a client may take to read 64 kB, or what is left of an answer, before it is disconnected."""
 
 
 class Reader(web.RequestHandler):
@@ -51,7 +51,7 @@ class Reader(web.RequestHandler):
     def __init__(self, manager: web.Server, budget: Budget, **settings: Any) -> None:
         super().__init__(manager, loop=asyncio.get_running_loop(), **settings)
         self._budget = budget
-        # While it does not read: what it holds, and when it is hung up on.
+        # While it does not read: what it holds, and when it is disconnected.
         self._unread: Hold | None = None
         self._until: asyncio.TimerHandle | None = None
 
@@ -226,7 +226,7 @@ class ClientConnection(Reader):
             self.force_close()
 
     def _end_body(self, error: _ErrInfo) -> None:
-        """If what came was the rest of a body, tell who reads that body: it would wait for more in vain."""
+        """If what came was the rest of a body, tell whoever reads that body, who would wait forever."""
         body, self._unfinished = self._unfinished, None
         if body is None or body.is_eof():
             return

@@ -306,7 +306,7 @@ class Journal:
             work = partial(self._write_in_thread, durable, encoded, record.begins_segment)
             self._thread.submit(work, self._finish_write, partial(self._mark_in_thread, encoded))
         except Exception as error:
-            # Whatever it is, a bug of ours or no memory for a thread: nobody must wait for this record for ever.
+            # Whatever it is, a bug of ours or no memory for a thread: nobody must wait for this record forever.
             self._finish_write(None, error)
 
     def _write_in_thread(self, record: Record, encoded: bytes, begins_segment: bool) -> Written:

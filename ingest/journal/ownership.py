@@ -105,7 +105,7 @@ class Ownership:
         else:
             last = max(last, self.unclaimed_from)
             gap = 1 + secrets.randbelow(_NEXT_GAP)
-        # A folder that does this for ever comes near the limit, not beyond it.
+        # A folder that does this forever comes near the limit, not beyond it.
         number = last + 1 + min(gap, (RECORD_LIMIT - last) // 2)
         if self.unclaimed_from is None:
             self._append(_unclaimed_line(number))

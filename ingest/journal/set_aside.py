@@ -127,7 +127,7 @@ def _search_one(path: Path, name: str, layouts: Mapping[int, Layout], traces: Tr
         if found.lines and erase:
             _rewrite(path, layouts, traces)
     except (OSError, SegmentError) as error:
-        return Found(name, 0, f"it cannot be read, or written anew: {error}")
+        return Found(name, 0, f"it cannot be read, or rewritten: {error}")
     if not found.unclear:
         return Found(name, found.lines, None)
     return Found(name, found.lines, f"{found.unclear} damaged bytes in it may hold anything of anybody")

@@ -168,7 +168,7 @@ class EmbeddedPostgres:
             os.close(lock)
 
     def _initialise(self, owner: _Owner) -> None:
-        # Under another name until it is whole: after a crash half-way the next start begins anew.
+        # Under another name until it is whole: after a crash half-way the next start begins again.
         unfinished = self.folder / "cluster.new"
         if unfinished.exists():
             shutil.rmtree(unfinished)
@@ -180,7 +180,7 @@ class EmbeddedPostgres:
         if result.failed:
             raise EmbeddedPostgresError(f"cannot make a database in {self.folder}: {result.last_words}")
         with (unfinished / "postgresql.conf").open("a") as file:
-            file.write("\n# Written anew at each start. ALTER SYSTEM SET overrides it.\ninclude 'ingest.conf'\n")
+            file.write("\n# Rewritten at each start. ALTER SYSTEM SET overrides it.\ninclude 'ingest.conf'\n")
         unfinished.rename(self._cluster)
 
     def _check_version(self) -> None:

@@ -1,6 +1,6 @@
 """How long a migration waits for locks that others hold, and what is said of them meanwhile.
 
-A transaction asks for each lock for a few seconds only and is then tried anew: requests that come after it for the
+A transaction asks for each lock for a few seconds only and is then tried again: requests that come after it for the
 same table wait behind it, whatever they want of it. A connection of its own looks who is in the way.
 """
 

@@ -2,7 +2,7 @@
 
 `learn` reads the events of a cycle and keeps the tables, in the transaction that counts them: what an event says is
 in them exactly when it is in the buckets. Where it says that earlier events were another's, their hours are noted to
-be made anew. Who the person of an event is stands in 001_initial_schema.sql.
+be rebuilt. Who the person of an event is stands in 001_initial_schema.sql.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ async def _keep_visits(
 
 
 async def put_visits(connection: asyncpg.Connection, changes: Iterable[visits.Change]) -> None:
-    """Store what has changed; the hours of what is counted by another id now are to be made anew."""
+    """Store what has changed; the hours of what is counted by another id now are to be rebuilt."""
     changes = list(changes)
     gone = [visit for change in changes for visit in change.gone]
     put = [visit for change in changes for visit in change.visits]
@@ -350,5 +350,5 @@ async def put_visits(connection: asyncpg.Connection, changes: Iterable[visits.Ch
 
 
 async def note_hours(connection: asyncpg.Connection, hours: Collection[datetime]) -> None:
-    """Have these hours made anew, once they are over."""
+    """Have these hours rebuilt, once they are over."""
     await connection.execute(_QUERIES["note_hours_later"], list(hours))

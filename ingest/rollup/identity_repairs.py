@@ -1,4 +1,4 @@
-"""Where a link came after events of the browser were counted: which hours are to be made anew, and whose visits.
+"""Where a link came after events of the browser were counted: which hours are to be rebuilt, and whose visits.
 
 The rollup worker only notes such browsers, because what there is of them is anywhere in the last months. This looks
 for it, for many browsers at once.

@@ -1,4 +1,4 @@
-"""Buckets made anew, and compared: minutes and hours from events, days from hours, weeks and months from days.
+"""Buckets rebuilt, and compared: minutes and hours from events, days from hours, weeks and months from days.
 
 An hour is made while nothing is added to any bucket, from exactly the events that the ledger says are rolled up: what
 comes meanwhile waits and is added afterwards. `ingest rollup rebuild` notes hours in analytics.stale_buckets, as an
@@ -40,7 +40,7 @@ class Difference(NamedTuple):
     expected: tuple[int, int, int] | None
 
 
-# Making anew.
+# Rebuilding.
 
 
 async def note(connection: asyncpg.Connection, start: datetime, end: datetime) -> int:
@@ -50,7 +50,7 @@ async def note(connection: asyncpg.Connection, start: datetime, end: datetime) -
 
 
 async def count_stale(connection: asyncpg.Connection, start: datetime, end: datetime) -> int:
-    """How many hours and days in [start, end) wait to be made anew."""
+    """How many hours and days in [start, end) wait to be rebuilt."""
     count: int = await connection.fetchval(_QUERIES["count_stale"], start, end)
     return count
 

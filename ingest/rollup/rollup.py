@@ -39,7 +39,7 @@ MAX_EVENTS: Final = 40_000
 """Of one transaction, unless a single flush has more: some 60 MB of rows."""
 MAX_VALUE_CHARACTERS: Final = 255
 _EARLIER_PAGES: Final = 512
-"""A flush may fill pages that stood half-empty, or were made ahead, when it began: so many are read in vain."""
+"""A flush may fill pages that stood half-empty, or were made ahead, when it began: so many are read for nothing."""
 _ADOPTED_SECONDS: Final = 60
 """Rows that plain SQL inserted are given their batch before their flush is written down: at most so long before."""
 _SAMPLES: Final = 600
@@ -195,7 +195,7 @@ def with_hours(minutes: Tallies, minutes_from: datetime) -> Tallies:
 
 
 async def note_stale(connection: asyncpg.Connection, moments: Collection[datetime], *granularities: str) -> None:
-    """Have the buckets of these granularities made anew that the moments are in."""
+    """Have the buckets rebuilt that these moments are in, of these granularities."""
     noted = {(granularity, BEGINNINGS[granularity](moment)) for granularity in granularities for moment in moments}
     await connection.execute(
         _QUERIES["note_stale"], [granularity for granularity, _ in noted], [bucket for _, bucket in noted]

@@ -158,7 +158,7 @@ class Collector:
     async def _claim_and_connect(self) -> tuple[journals.Claimed | None, asyncpg.Connection | None]:
         """A journal that is on disk and free, and a connection, or one of both.
 
-        A worker that has a journal goes on without the database. One that needs a new one waits for it: not for ever
+        A worker that has a journal goes on without the database. One that needs a new one waits for it: not forever
         at the very first start; but if there are journals, others work with them and must not be taken down.
         """
         folder = self.config.data_dir
@@ -485,7 +485,7 @@ class Collector:
             return
         self._stopped = True
         self.draining = True
-        # A follower would keep its connection for ever.
+        # A follower would keep its connection forever.
         self.tail.close()
         self.replays.give_up()
         for server in (self._server, self._control):

@@ -98,7 +98,7 @@ async def _stale_buckets(connection: asyncpg.Connection, now: datetime, settings
         connection, settings.dimensions, settings.room, granularities
     ):
         made += 1
-    return f"{made} hours and days made anew" if made else ""
+    return f"{made} hours and days rebuilt" if made else ""
 
 
 async def _stale_identities(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
@@ -135,7 +135,7 @@ def _figures(rows: int) -> str:
 
 TASKS: Final = (
     Task("pending-events", "give events of plain INSERTs a batch, so that they are rolled up", 1, _pending_events),
-    Task("stale-buckets", "make aggregates anew after events were erased, or people recognised", 60, _stale_buckets),
+    Task("stale-buckets", "rebuild aggregates after events were erased, or people recognised", 60, _stale_buckets),
     Task("stale-identities", "find the hours in which people were counted as two", 300, _stale_identities),
     Task("weeks-and-months", "make the aggregates of weeks and months from their days", 300, _weeks_and_months),
     Task("kpis-of-now", "compute what is told by the minute into analytics.metrics", 1, _kpis_of_now),

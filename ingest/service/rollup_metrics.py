@@ -52,7 +52,7 @@ class RollupMetrics:
             "ingest_rollup_buckets", "Rows of analytics.event_aggregations, as Postgres estimates", registry=inner
         )
         self._failures = Counter(
-            "ingest_rollup_failures", "Times that rolling up failed and was begun anew", registry=inner
+            "ingest_rollup_failures", "Times that rolling up failed and was begun again", registry=inner
         )
         self._runs = Counter(
             "ingest_maintenance_runs", "Runs of a task of the schedule", ["task", "result"], registry=inner

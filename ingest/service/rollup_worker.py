@@ -70,7 +70,7 @@ class RollupWorker:
         self._told_of_pooler = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take the lead when nobody has it, roll up, keep the schedule; errors are logged and it begins anew."""
+        """Take the lead when nobody has it, roll up, keep the schedule; errors are logged and it begins again."""
         async with self._serving():
             watching = asyncio.ensure_future(self._watch(stop))
             try:

@@ -222,7 +222,7 @@ class _Supervisor:
             return
         failed = process.exitcode == FAILED_TO_START
         reason = self._reasons.get() if failed else f"exit code {process.exitcode}"
-        # One that ran and died is tried for ever: what keeps it from starting, such as a database that
+        # One that ran and died is tried forever: what keeps it from starting, such as a database that
         # is away, must not take the others down.
         if failed and is_first:
             raise IngestError(reason)

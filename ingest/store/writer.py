@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 5.0
 MERGES_AFTER_DUPLICATE: Final = 8
-"""Retries come in waves: after a duplicate the next flushes are merged at once, not copied in vain first."""
+"""Retries come in waves: after a duplicate the next flushes are merged at once, not copied for nothing first."""
 _TIMEOUTS_BEFORE_BLAME: Final = 3
 _TIMES_BLAMED: Final = 3
 """On as many connections, with a pause between: a server that is slow for minutes refuses nobody's row."""

@@ -134,7 +134,7 @@ ON CONFLICT (anonymous_id) DO UPDATE SET noted_at = excluded.noted_at, people = 
 )
 
 -- note_hours_later --
--- Have hours made anew when more that changes them is hardly to come: once they are over, and not at once
+-- Have hours rebuilt when more that changes them is hardly to come: once they are over, and not at once
 INSERT INTO analytics.stale_buckets (granularity, time_bucket, due_at)
 SELECT 'hour', hour, greatest(hour + interval '1 hour', now()) + interval '5 minutes'
 FROM unnest($1::timestamptz[]) AS hour

@@ -91,7 +91,7 @@ SELECT EXISTS (
 )
 
 -- keep_account --
--- As service_role: the account that this session has made, or makes now. With another number it is to be verified anew.
+-- As service_role: the account that this session has made, or makes now. With another number it is to be verified again.
 INSERT INTO whatsapp.accounts AS own (
     session_id, lead_id, business_account_id, phone_number_id, phone_number, display_name, access_token_encrypted,
     webhook_verify_token_encrypted

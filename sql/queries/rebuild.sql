@@ -1,4 +1,4 @@
--- Buckets made anew and compared: ingest/rollup/rebuild.py
+-- Buckets rebuilt and compared: ingest/rollup/rebuild.py
 
 -- note_hours --
 -- Every hour of a day that has a partition, within [$1, $2)
@@ -36,7 +36,7 @@ RETURNING granularity::text, time_bucket
 SELECT EXISTS (
     SELECT FROM analytics.stale_buckets
     WHERE (granularity, time_bucket) = ($1::text::analytics.granularity, $2)
-        -- A day whose hour was made anew, and it not yet, differs for a moment; so does one whose hour will be.
+        -- A day whose hour was rebuilt, and it not yet, differs for a moment; so does one whose hour will be.
         OR (granularity = 'hour' AND $1 = 'day' AND time_bucket >= $2 AND time_bucket < $2 + interval '1 day')
 )
 

@@ -245,7 +245,7 @@ async def test_aggregates_are_compared_and_made_anew(ingest, database_url, conne
     assert (found.code, found.err) == (1, "")
 
     made = ingest("rollup", "rebuild", *range_, url=database_url)
-    assert (made.code, made.out, made.err) == (0, "24 hours made anew\n", "")
+    assert (made.code, made.out, made.err) == (0, "24 hours rebuilt\n", "")
     assert ingest("rollup", "verify", *range_, url=database_url).code == 0
     none = ingest("rollup", "rebuild", "--from", "2020-01-01", "--to", "2020-02-01", url=database_url)
     assert none.out == "nothing to do: there are no events of that time\n"

@@ -95,7 +95,7 @@ async def deliver(client: Client, events: Sequence[dict[str, Any]], sent: object
 async def test_each_event_is_stored_once_whatever_its_clock_and_its_deliveries(
     start: Start, clock: type[Clock], seed: int
 ):
-    """Deliveries up to 30 days late, to workers with and without a window of recent ids, one of them started anew."""
+    """Deliveries up to 30 days late, to workers with and without a window of recent ids, one of them restarted."""
     rng = random.Random(seed)
     workers = [await start(), await start(dedupe_window_events=0), await start(dedupe_window_events=50)]
     events = happenings(rng, 60)

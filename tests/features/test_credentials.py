@@ -127,14 +127,14 @@ async def test_rotate_tells_what_it_did(ingest, connection: asyncpg.Connection, 
     assert (none.returncode, none.stdout) == (1, "") and "ingest encryption key" in none.stderr
     ran = ingest("rotate", url=database_url, INGEST_ENCRYPTION_KEYS=f"{NEW},{OLD}")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "2 accounts encrypted anew with the first key, 0 had it already\n"
+    assert ran.stdout == "2 accounts encrypted again with the first key, 0 had it already\n"
     # The keys of `ingest dev` in its data folder, by default .ingest
     (tmp_path / ".ingest").mkdir()
     (tmp_path / ".ingest" / "encryption_keys").write_text(LOST)
     ran = ingest("rotate", url=database_url)
     assert (ran.returncode, ran.stdout) == (
         1,
-        "0 accounts encrypted anew with the first key, 0 had it already;"
+        "0 accounts encrypted again with the first key, 0 had it already;"
         " 2 accounts cannot be decrypted with any of the keys\n",
     )
     assert NEW not in ran.stdout + ran.stderr and LOST not in ran.stdout + ran.stderr

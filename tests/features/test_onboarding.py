@@ -82,7 +82,7 @@ async def onboarding(start: Start) -> Client:
 
 
 async def test_a_migration_while_it_runs_is_a_503_once(onboarding: Client, connection: asyncpg.Connection):
-    """What was prepared before does not fit the table any more; it is prepared anew."""
+    """What was prepared before does not fit the table any more; it is prepared again."""
     visitor = await begin(onboarding)
     # On all connections that there are: the next request may get any of them.
     for answer in await asyncio.gather(*[visitor.session() for _ in range(40)]):

@@ -85,7 +85,7 @@ async def test_what_waits_in_the_journal_is_waited_for(client: Client, connectio
 
 
 async def test_what_comes_later_is_not_waited_for(client: Client, connection: asyncpg.Connection):
-    """Otherwise a busy collector would keep a request waiting for ever."""
+    """Otherwise a busy collector would keep a request waiting forever."""
     journal = client.worker.journal
     await client.post([EVENT])
     mark = await watermark.read(client.worker.config.data_dir, [journal])

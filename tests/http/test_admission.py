@@ -225,7 +225,7 @@ def test_limits_are_those_of_all_workers(database_url: str, tmp_path: Path):
             alive = sum(map(is_open, first))
             assert alive < 12
             with holding(service, 12 - alive, unfinished, "127.0.0.2") as more:
-                wait_until(lambda: sum(open_of_each()) >= 24 - (12 - sum(map(is_open, second))), 10, "counted anew")
+                wait_until(lambda: sum(open_of_each()) >= 24 - (12 - sum(map(is_open, second))), 10, "counted again")
                 assert all(map(is_open, more))
                 with dial(service, WHOLE, "127.0.0.2") as newcomer:
                     assert status_of(newcomer) == 503

@@ -405,7 +405,7 @@ async def connection_of(client: Client, sock: socket.socket) -> connections.Read
 
 
 async def test_answers_that_nobody_reads(start: Start, monkeypatch: pytest.MonkeyPatch):
-    """10,000 refusals are an answer of most of a megabyte: it counts, and does not wait for its reader for ever."""
+    """10,000 refusals are an answer of most of a megabyte: it counts, and does not wait for its reader forever."""
     monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.0)
     client = await start(**LITTLE)
     refused = post(zipped(json.dumps([{"name": ""}] * 10_000).encode()))

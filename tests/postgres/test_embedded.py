@@ -128,7 +128,7 @@ async def test_killed_server_starts_again_with_what_was_committed(server: Embedd
 
 
 async def test_number_of_a_killed_server_that_is_somebody_elses_now(server: EmbeddedPostgres, folder: Path):
-    """As in a container that begins anew: the file names a process, but it is not our postmaster."""
+    """As in a container that begins again: the file names a process, but it is not our postmaster."""
     old = server.pid
     kill(server)
     stranger = await asyncio.create_subprocess_exec("sleep", "60", user=folder.stat().st_uid if is_root() else None)

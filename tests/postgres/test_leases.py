@@ -131,7 +131,7 @@ async def test_a_turn_sees_what_was_done_while_it_waited(
         counting = asyncio.ensure_future(second_turn())
         await waiting.wait()
         await connection.execute("INSERT INTO analytics.stale_buckets VALUES ('day', now()), ('week', now())")
-        # Longer than it waits at once, so that it has begun anew.
+        # Longer than it waits at once, so that it has begun again.
         done, _ = await asyncio.wait((counting,), timeout=3)
         assert not done
     assert await counting == 2

@@ -73,7 +73,7 @@ async def uniques(connection: asyncpg.Connection, granularity: str = "day") -> t
 
 
 async def waits(connection: asyncpg.Connection) -> list[str]:
-    """What is noted to be made anew because of who was whom."""
+    """What is noted to be rebuilt because of who was whom."""
     rows = await connection.fetch(
         "SELECT anonymous_id FROM analytics.stale_identities UNION ALL"
         " SELECT 'an hour' FROM analytics.stale_buckets WHERE granularity = 'hour'"
@@ -249,7 +249,7 @@ def depth(query: Query, events: Sequence[Event]) -> int:
 
 
 async def test_a_visitor_and_the_user_they_become_are_one_at_once(connection: asyncpg.Connection):
-    """The usual way: pages, a sign-up with both ids, then events of the user. Nothing is to be made anew."""
+    """The usual way: pages, a sign-up with both ids, then events of the user. Nothing is to be rebuilt."""
     signs_up = [Event(NOW + 6 * MINUTE, "signup", user_id="ada", anonymous_id="b1")]
     uses = [Event(NOW + 9 * MINUTE, "use", user_id="ada"), Event(NOW + 9 * MINUTE, "use", anonymous_id="b1")]
     await flush(
@@ -402,7 +402,7 @@ async def test_a_batch_without_timestamps_is_looked_for_once_and_not_by_pair(con
 
 
 def most_rows(plan: dict[str, Any]) -> float:
-    """The most rows that a step of a plan gave, or looked at in vain."""
+    """The most rows that a step of a plan gave, or looked at for nothing."""
     vain = sum(value for name, value in plan.items() if name.startswith("Rows Removed by"))
     own = (plan["Actual Rows"] + vain) * plan["Actual Loops"]
     return float(max([own, *map(most_rows, plan.get("Plans", ()))]))
@@ -564,7 +564,7 @@ async def test_visits_of_clients_that_tell_no_session(connection: asyncpg.Connec
 async def test_hours_that_could_wait_do_not_keep_others_waiting(
     connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    """Whoever makes up links has hours made anew for some seconds of a minute; an erasure's come first."""
+    """Whoever makes up links has hours rebuilt for some seconds of a minute; an erasure's come first."""
     await make_partitions(connection, DAYS)
     await Ledger(connection).flush([Event(NOW, user_id="ada")])
     await Rollup(DIMENSION_NAMES, ROOM).run_once(connection)

@@ -55,7 +55,7 @@ async def kept(connection: asyncpg.Connection) -> dict[tuple[Any, ...], tuple[An
 
 
 async def from_scratch(connection: asyncpg.Connection, now: datetime) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """The same after all of it was thrown away and made anew, as by `ingest rollup rebuild`."""
+    """The same after all of it was thrown away and rebuilt, as by `ingest rollup rebuild`."""
     for table in ("metrics", "event_aggregations", "stale_metrics"):
         await connection.execute(f"DELETE FROM analytics.{table}")
     hours = await connection.fetch("SELECT DISTINCT date_trunc('hour', created_at, 'UTC') FROM analytics.events")

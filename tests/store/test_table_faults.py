@@ -270,7 +270,7 @@ SLOW = "IF NEW.name LIKE 'bad%' THEN {} END IF;"
 SLOW_RULES = {
     "sleeps before": FUNCTION.format(SLOW.format("PERFORM pg_sleep(600);")) + TRIGGER.format("BEFORE INSERT"),
     "sleeps after": FUNCTION.format(SLOW.format("PERFORM pg_sleep(600);")) + TRIGGER.format("AFTER INSERT"),
-    "works for ever": FUNCTION.format(SLOW.format("LOOP PERFORM 1; END LOOP;")) + TRIGGER.format("BEFORE INSERT"),
+    "works forever": FUNCTION.format(SLOW.format("LOOP PERFORM 1; END LOOP;")) + TRIGGER.format("BEFORE INSERT"),
     "at the end": FUNCTION.format(SLOW.format("PERFORM pg_sleep(600);"))
     + "CREATE CONSTRAINT TRIGGER users_rule AFTER INSERT ON analytics.events DEFERRABLE INITIALLY DEFERRED"
     " FOR EACH ROW EXECUTE FUNCTION public.users_rule()",

@@ -142,7 +142,7 @@ async def insert(
 
 
 async def recognise(connection: asyncpg.Connection, dimensions: Sequence[str], room: Room) -> None:
-    """What is done in the background, without the wait: hours in which people were counted as two are made anew."""
+    """What is done in the background, without the wait: hours in which people were counted as two are rebuilt."""
     while await identity_repairs.run_once(connection):
         pass
     await connection.execute("UPDATE analytics.stale_buckets SET due_at = noted_at")

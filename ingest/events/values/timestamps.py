@@ -55,7 +55,7 @@ def _parse_iso(text: str) -> datetime | None:
 def is_javascript_time(text: str) -> bool:
     """2026-01-02T03:04:05.678Z, as Date.toISOString() writes it: Postgres reads the same moment as Python does.
 
-    Other forms are written anew: Python reads some that Postgres does not, and the other way round.
+    Other forms are rewritten: Python reads some that Postgres does not, and the other way round.
     """
     return len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T" and text[7] == "-"
 

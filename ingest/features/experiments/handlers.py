@@ -182,15 +182,15 @@ class Experiments:
                 description="The unit is the user_id, else the session_id. Its variant depends on the experiment and"
                 " the unit alone and never changes; whether it takes part, on traffic and targeting rules as they are"
                 " met now. Stored.",
-                answers={200: Answer("What it was given", Assignments)},
+                answers={200: Answer("The assigned variants", Assignments)},
             ),
             Operation(
                 "POST", "/v1/experiments/exposures", self.expose, "A unit was shown its variant", "experiments",
-                body=Exposure, description="To be told when it is shown, not when it is fetched.",
+                body=Exposure, description="Record it when the variant is shown, not when it is fetched.",
                 answers={
-                    200: Answer("It was recorded", Exposed),
+                    200: Answer("Recorded", Exposed),
                     404: Answer("No such experiment is running"),
-                    409: Answer("The unit was given another variant, or takes no part"),
+                    409: Answer("The unit has another variant, or takes no part"),
                 },
             ),
         ]  # fmt: skip
@@ -200,28 +200,28 @@ class Experiments:
         one = path + "/{id}"
         missing, taken = (
             {404: Answer("No such experiment")},
-            {409: Answer("Not possible as it is; `detail` tells why")},
+            {409: Answer("Not possible in its current state; `detail` says why")},
         )
         return [
             Operation(
                 "POST", path, self.create, "Draft an experiment", tag, scope=admin, body=NewExperiment,
-                answers={201: Answer("It was drafted", Experiment), 409: Answer("Another has that name")},
+                answers={201: Answer("Created as a draft", Experiment), 409: Answer("The name is taken")},
             ),
             Operation(
                 "GET", path, self.list, "List experiments", tag, scope=admin, query=Listing,
-                answers={200: Answer("A page of them", Listed)},
+                answers={200: Answer("A page of experiments", Listed)},
             ),
             Operation(
                 "GET", one, self.show, "An experiment", tag, scope=admin, parameters=Which,
-                answers={200: Answer("It", Experiment), **missing},
+                answers={200: Answer("The experiment", Experiment), **missing},
             ),
             Operation(
                 "PATCH", one, self.change, "Change an experiment", tag, scope=admin, parameters=Which, body=Changes,
                 description="Once it was started, name, variants, weights and rules stay, and traffic only grows.",
-                answers={200: Answer("As it is now", Experiment), **missing, **taken},
+                answers={200: Answer("The changed experiment", Experiment), **missing, **taken},
             ),
             Operation(
-                "GET", one + "/results", self.results, "What came of it", tag, scope=admin, parameters=Which,
+                "GET", one + "/results", self.results, "Results", tag, scope=admin, parameters=Which,
                 query=Asked, answers={200: Answer("By variant", ExperimentResults), **missing},
             ),
         ]  # fmt: skip
@@ -239,8 +239,8 @@ class Experiments:
             description=f"Possible in {', '.join(step.possible_in)}.", scope=Scope.ADMIN, parameters=Which,
             body=Completion if name == "complete" else None,
             answers={
-                200: Answer("As it is now", Experiment), 404: Answer("No such experiment"),
-                409: Answer("Not possible as it is; `detail` tells what is"),
+                200: Answer("The changed experiment", Experiment), 404: Answer("No such experiment"),
+                409: Answer("Not possible in its current state; `detail` says what is"),
             },
         )  # fmt: skip
 

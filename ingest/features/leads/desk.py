@@ -129,21 +129,21 @@ class LeadWithInteractions(Lead):
 class LeadChange(msgspec.Struct, forbid_unknown_fields=True):
     """What is to change; the rest stays."""
 
-    status: Annotated[Status, fields.about("Where it goes from here")] | None = None
-    notes: Annotated[str, fields.text("Instead of those before", high=10_000)] | UnsetType | None = UNSET
+    status: Annotated[Status, fields.about("New status")] | None = None
+    notes: Annotated[str, fields.text("Replaces the previous notes", high=10_000)] | UnsetType | None = UNSET
 
 
 class NewInteraction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What was done, or is to be."""
 
     interaction_type: Annotated[
-        str, fields.text("Such as email_sent, call_made, demo_scheduled", what="a name in lower_snake_case",
+        str, fields.text("For example email_sent, call_made or demo_scheduled", what="a name in lower_snake_case",
                          low=1, high=50, pattern="^[a-z][a-z0-9_]*$", examples=["call_made"]),
     ]  # fmt: skip
     subject: Annotated[str, fields.text("In a line", high=300)] | None = None
     description: Annotated[str, fields.text("In full", high=10_000)] | None = None
-    outcome: Annotated[Outcome, fields.about("How they took it")] | None = None
-    scheduled_at: Annotated[Moment, fields.about("When it is to be")] | None = None
+    outcome: Annotated[Outcome, fields.about("Outcome")] | None = None
+    scheduled_at: Annotated[Moment, fields.about("When it is planned")] | None = None
     completed_at: Annotated[Moment, fields.about("When it was done")] | None = None
     metadata: Annotated[dict[str, Any], fields.about("Anything else, under 16 kB")] = msgspec.field(
         default_factory=dict
@@ -152,11 +152,11 @@ class NewInteraction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 def operations() -> list[Operation]:
     """For admins."""
-    unknown = Answer("There is no such lead")
+    unknown = Answer("Unknown lead")
     return [
         Operation(
             "GET", "/v1/leads", page, "List leads", "leads", scope=Scope.ADMIN, query=PageQuery,
-            answers={200: Answer("A page of them, the latest first", Page)},
+            answers={200: Answer("A page of leads, the latest first", Page)},
         ),
         Operation(
             "GET", "/v1/leads/{id}", read_one, "Read a lead", "leads", scope=Scope.ADMIN, parameters=LeadPath,
@@ -165,13 +165,13 @@ def operations() -> list[Operation]:
         Operation(
             "PATCH", "/v1/leads/{id}", change, "Change a lead", "leads", scope=Scope.ADMIN, parameters=LeadPath,
             body=LeadChange,
-            answers={200: Answer("The lead now", Lead), 404: unknown,
-                     409: Answer("Its status cannot become that one; the answer says which it can")},
+            answers={200: Answer("The changed lead", Lead), 404: unknown,
+                     409: Answer("The status cannot change to this one; `detail` lists those it can change to")},
         ),
         Operation(
             "POST", "/v1/leads/{id}/interactions", interact, "Add an interaction", "leads", scope=Scope.ADMIN,
             parameters=LeadPath, body=NewInteraction,
-            answers={201: Answer("It is recorded", Interaction), 404: unknown},
+            answers={201: Answer("The recorded interaction", Interaction), 404: unknown},
         ),
     ]  # fmt: skip
 

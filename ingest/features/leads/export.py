@@ -32,7 +32,7 @@ BATCH: Final = 200
 AT_ONCE: Final = 2
 """Exports of one worker at the same time. Each holds one of the few connections that all requests share."""
 _STUCK_SECONDS: Final = 60.0
-"""A client that takes nothing for so long is hung up on: it holds a connection and a snapshot of the database."""
+"""A client that takes nothing for so long is disconnected: it holds a connection and a snapshot of the database."""
 _BUSY_SECONDS: Final = 10
 _QUERIES: Final = load_queries("leads")
 _CONTENT_TYPES: Final = {"csv": "text/csv", "ndjson": "application/x-ndjson"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cryptography.fernet import Fernet, MultiFernet
 
 BATCH: Final = 200
-"""Accounts that are encrypted anew in one transaction."""
+"""Accounts that are encrypted again in one transaction."""
 _QUERIES: Final = load_queries("credentials")
 
 
@@ -78,7 +78,7 @@ def new_key() -> str:
 
 
 class Rotated(NamedTuple):
-    """Accounts that were encrypted anew, that were under the first key already, and that no key decrypts."""
+    """Accounts that were encrypted again, that were under the first key already, and that no key decrypts."""
 
     changed: int = 0
     current: int = 0

@@ -149,7 +149,7 @@ def _operation(step: Step, cipher: Cipher | None, gone: Answer) -> Operation:
 
 
 async def unknown_step(request: web.Request) -> web.Response:
-    """A step that there is not."""
+    """An unknown step."""
     return problem(404, "unknown_step", f"there is no such step; the steps are {', '.join(OF_NAME)}")
 
 
@@ -300,7 +300,7 @@ async def _relink(
 async def _keep_account(
     connection: asyncpg.Connection, step: Step, cipher: Cipher, row: asyncpg.Record, entered: dict[str, Any]
 ) -> dict[str, Any]:
-    """Put the credentials into the session's account; what of the step the session itself keeps."""
+    """Put the credentials into the session's account; returns the part of the step that the session keeps."""
     if row["lead_id"] is None:
         # Erased since, or the address was entered this moment by another request.
         raise Problem(409, "step_not_reached", "business_info is to be done again",

@@ -118,7 +118,7 @@ class Part(NamedTuple):
 
 
 Stale = Collection[tuple[str, datetime]]
-"""(granularity, bucket) of stored weeks and months that are to be made anew: their days are read instead."""
+"""(granularity, bucket) of stored weeks and months that are to be rebuilt: their days are read instead."""
 
 
 def cover(start: datetime, end: datetime, stale: Stale) -> list[Part] | None:
