@@ -184,9 +184,6 @@ ORDER BY 1
 """
 
 
-_TWIN: Final = re.compile(r"^CREATE (?:UNIQUE )?INDEX \S+ ON (.*) WHERE .*$")
-
-
 async def compare_indexes(connection: asyncpg.Connection, filled: Filled) -> list[Sizes]:
     """Every partial index of a table with rows, on one closed day's events, against the same one without WHERE."""
     sizes = []
@@ -322,9 +319,6 @@ def as_text(where: dict[str, Any], results: Results) -> str:
         _table(_storage_rows(results.storage)),
     ]
     return "\n\n".join(blocks)
-
-
-_TIMING_HEAD: Final = ("", "p50 ms", "p95 ms", "SELECT 1", "rows", "target", "", "reads")
 
 
 def _timing_cells(timing: Timing) -> tuple[str, ...]:

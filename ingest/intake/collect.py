@@ -80,7 +80,6 @@ class CollectSettings(NamedTuple):
     max_event_bytes: int
     max_batch_events: int
     body_timeout_seconds: float
-    write_keys: tuple[str, ...]
     rate_limit: RateLimit
     volume: Volume
     is_secret_key: Callable[[str], bool]

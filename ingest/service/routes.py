@@ -136,7 +136,6 @@ def control_server(parts: Parts) -> Server:
     """What siblings and commands reach. What comes here is a replay: no key, no limit, refused again it is not kept
     twice, and the answer waits until it is stored."""
     settings = _collect_settings(parts)._replace(
-        write_keys=(),
         rate_limit=RateLimit(0.0, 1, time.monotonic),
         volume=Volume(0.0, 0, 1, time.monotonic),
         trusted_proxies=_REPLAYED,
@@ -168,7 +167,6 @@ def _collect_settings(parts: Parts) -> CollectSettings:
         max_event_bytes=config.max_event_bytes,
         max_batch_events=config.max_batch_events,
         body_timeout_seconds=config.body_timeout_seconds,
-        write_keys=config.write_keys,
         rate_limit=RateLimit(config.rate_limit_per_second, config.rate_limit_burst, time.monotonic),
         volume=Volume(
             config.address_events_per_second, config.address_bytes_per_second, _BURST_SECONDS, time.monotonic

@@ -220,7 +220,7 @@ VALUES = st.recursive(
 )
 OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=5)
 SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (",\n\t", "\r\n:\t"), ("\r,", " :\n")])
-# Credentials in addresses do not come back: tests/test_urls.py.
+# Credentials in addresses do not come back: tests/events/test_urls.py.
 ADDRESSES = TEXTS.map(lambda text: text.replace("@", "a"))
 SENT = st.fixed_dictionaries(
     {"name": TEXTS.filter(lambda text: clean(text).strip())},

@@ -1,4 +1,4 @@
-// An application's code against the written types; tests/test_types.py compiles it, nobody runs it.
+// An application's code against the written types; tests/postgres/test_typescript.py compiles it, nobody runs it.
 import { createClient } from "@supabase/supabase-js"
 import type { Database, Enums, Json, Tables, TablesInsert, TablesUpdate } from "database"
 
