@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What `make test-database` runs; see CONTRIBUTING.md.
 MARKS ?= database
 
-.PHONY: help run setup dev-setup check test test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
+.PHONY: help run setup dev-setup lock hooks check test test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
 
 help:                 ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 18
@@ -24,9 +24,19 @@ dev-setup: .venv/dev-installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/dev-installed: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+.venv/dev-installed: .venv/installed constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+lock:                 ## write constraints.txt again, with the newest versions that pyproject.toml allows
+	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	{ echo '# The versions that development and CI use; `make lock` writes this file.'; \
+		.venv/lock/bin/pip freeze --exclude-editable; } > constraints.txt
+	rm -rf .venv/lock
+
+hooks: dev-setup      ## have git run the quick part of `make lint` before each commit
+	$(BIN)/pre-commit install
 
 test: dev-setup tests/node_modules        ## everything, against real Postgres servers: some fifteen minutes
 	$(BIN)/python -m pytest -n 3 --dist worksteal
