@@ -29,7 +29,7 @@ from typing import Final, NamedTuple, TypeVar
 import uvloop
 
 from bench.hostile import KINDS, OWN_ADDRESS, WRAPPINGS, Hostile, body_of, other_requests, packed_requests, request_of
-from ingest.api.operations import MAX_BODY_BYTES
+from ingest.api.dispatch import MAX_BODY_BYTES
 from ingest.base import config_sources
 from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal

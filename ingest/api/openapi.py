@@ -12,7 +12,7 @@ from typing import Any, Final, get_args
 import msgspec
 import orjson
 
-from ingest.api.operations import FORM, JSON, Answer, Operation, Parameters
+from ingest.api.operations import FORM, JSON, Documented, Operation, Parameters
 from ingest.http.answers import PROBLEM
 
 _REF: Final = "#/components/schemas/{name}"
@@ -137,7 +137,7 @@ def _problems(operation: Operation) -> list[int]:
     return sorted(found)
 
 
-def _answer(status: int, answer: Answer) -> dict[str, Any]:
+def _answer(status: int, answer: Documented) -> dict[str, Any]:
     told: dict[str, Any] = {"description": answer.description}
     if answer.body is not None:
         schema, _ = _schema(answer.body)

@@ -13,8 +13,10 @@ from aiohttp import web
 
 from ingest.api import fields, mailbox
 from ingest.api.access import Scope
+from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
-from ingest.api.operations import Answer, Call, Operation, Problem
+from ingest.api.operations import Documented, Operation
+from ingest.api.problems import Problem
 from ingest.base.errors import IngestError
 from ingest.journal import journals, set_aside
 from ingest.journal.traces import Traces
@@ -108,7 +110,7 @@ def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir:
                 " requests without a key claim are listed apart, as `unverified`, unless include_unverified is true."
             ),
             scope=Scope.ADMIN, query=PersonQuery,
-            answers={200: Answer("Rows by table, and `email`", dict[str, Any])},
+            answers={200: Documented("Rows by table, and `email`", dict[str, Any])},
         ),
         Operation(
             "DELETE", "/v1/people", alone(erase), "Erase a person", "people",
@@ -122,7 +124,7 @@ def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir:
                 " on anybody's word."
             ),
             scope=Scope.ADMIN, query=ErasureQuery,
-            answers={200: Answer("How many rows of each table; with dry_run what would go, and why", dict[str, Any])},
+            answers={200: Documented("Rows of each table; with dry_run, what would go and why", dict[str, Any])},
         ),
     ]  # fmt: skip
 

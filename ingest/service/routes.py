@@ -14,7 +14,10 @@ from aiohttp import web
 
 from ingest.api.access import Authenticator, Scope, secret_key_checker
 from ingest.api.api_keys import KeyRing
-from ingest.api.operations import Api, Operation, Problem
+from ingest.api.calls import Backend
+from ingest.api.dispatch import Api, RequestLimits
+from ingest.api.operations import Operation
+from ingest.api.problems import Problem
 from ingest.api.transactions import Transactions
 from ingest.base.config import DIMENSION_NAMES, Config
 from ingest.events.arrival import Limits
@@ -109,7 +112,7 @@ def public_server(parts: Parts) -> Server:
         parts.metrics.acknowledgement.observe,
     )
     api = _api(parts, collector, _intake(parts, (), kept))
-    ofrep = Ofrep(api, parts.experiments, Placeholders(config.placeholder_ids), config.body_timeout_seconds)
+    ofrep = Ofrep(api, parts.experiments, Placeholders(config.placeholder_ids))
     return Server(
         posts={**collector.routes(), **ofrep.routes()},
         app=_application(parts, api, ofrep),
@@ -283,22 +286,24 @@ def _api(parts: Parts, collector: CollectHandler, own_events: Intake) -> Api:
     config = parts.config
     verify = None
     if config.jwt_secret is not None or config.jwks_file is not None:
-        # Where no JWT is believed, what verifies them need not be loaded.
+        # PyJWT is loaded only where tokens are accepted.
         from ingest.api.tokens import TokenVerifier
 
         verify = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience).verify
-    return Api(
-        Authenticator(parts.keys, config.admin_keys, verify),
-        Transactions(parts.calling, config.assignments_per_hour, config.anonymise_ip),
-        Emitter(own_events, parts.can_accept),
-        collector.address_of,
-        collector.country_of,
-        config.anonymise_ip,
-        RateLimit(config.api_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
-        RateLimit(config.key_rate_limit_per_second, config.api_rate_limit_burst, time.monotonic),
-        parts.budget,
-        config.body_timeout_seconds,
+    backend = Backend(
+        transactions=Transactions(parts.calling, config.assignments_per_hour, config.anonymise_ip),
+        emitter=Emitter(own_events, parts.can_accept),
+        country_of=collector.country_of,
+        conceals=config.anonymise_ip,
     )
+    burst = config.api_rate_limit_burst
+    limits = RequestLimits(
+        by_address=RateLimit(config.api_rate_limit_per_second, burst, time.monotonic),
+        by_key=RateLimit(config.key_rate_limit_per_second, burst, time.monotonic),
+        budget=parts.budget,
+        body_timeout_seconds=config.body_timeout_seconds,
+    )
+    return Api(backend, Authenticator(parts.keys, config.admin_keys, verify), limits, collector.address_of)
 
 
 def _cipher(keys: tuple[str, ...]) -> Cipher | None:

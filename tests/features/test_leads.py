@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from ingest.api.contact_fields import plain_phone
-from ingest.api.operations import Problem
+from ingest.api.problems import Problem
 from ingest.features.leads.capture import Captured, may_redirect
 from ingest.features.leads.desk import LeadWithInteractions, Page, check_transition
 from ingest.features.leads.export import AT_ONCE, disarmed

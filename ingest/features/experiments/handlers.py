@@ -16,8 +16,10 @@ from aiohttp import web
 
 from ingest.api import fields
 from ingest.api.access import Caller, Scope
+from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
-from ingest.api.operations import JSON, Answer, Call, Operation, Problem
+from ingest.api.operations import JSON, Documented, Operation
+from ingest.api.problems import Problem
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.user_agents import describe_user_agent
 from ingest.features.experiments import store
@@ -182,15 +184,15 @@ class Experiments:
                 description="The unit is the user_id, else the session_id. Its variant depends on the experiment and"
                 " the unit alone and never changes; whether it takes part, on traffic and targeting rules as they are"
                 " met now. Stored.",
-                answers={200: Answer("The assigned variants", Assignments)},
+                answers={200: Documented("The assigned variants", Assignments)},
             ),
             Operation(
                 "POST", "/v1/experiments/exposures", self.expose, "A unit was shown its variant", "experiments",
                 body=Exposure, description="Record it when the variant is shown, not when it is fetched.",
                 answers={
-                    200: Answer("Recorded", Exposed),
-                    404: Answer("No such experiment is running"),
-                    409: Answer("The unit has another variant, or takes no part"),
+                    200: Documented("Recorded", Exposed),
+                    404: Documented("No such experiment is running"),
+                    409: Documented("The unit has another variant, or takes no part"),
                 },
             ),
         ]  # fmt: skip
@@ -199,30 +201,30 @@ class Experiments:
         path, tag, admin = "/v1/experiments", "experiments (admin)", Scope.ADMIN
         one = path + "/{id}"
         missing, taken = (
-            {404: Answer("No such experiment")},
-            {409: Answer("Not possible in its current state; `detail` says why")},
+            {404: Documented("No such experiment")},
+            {409: Documented("Not possible in its current state; `detail` says why")},
         )
         return [
             Operation(
                 "POST", path, self.create, "Draft an experiment", tag, scope=admin, body=NewExperiment,
-                answers={201: Answer("Created as a draft", Experiment), 409: Answer("The name is taken")},
+                answers={201: Documented("Created as a draft", Experiment), 409: Documented("The name is taken")},
             ),
             Operation(
                 "GET", path, self.list, "List experiments", tag, scope=admin, query=Listing,
-                answers={200: Answer("A page of experiments", Listed)},
+                answers={200: Documented("A page of experiments", Listed)},
             ),
             Operation(
                 "GET", one, self.show, "An experiment", tag, scope=admin, parameters=Which,
-                answers={200: Answer("The experiment", Experiment), **missing},
+                answers={200: Documented("The experiment", Experiment), **missing},
             ),
             Operation(
                 "PATCH", one, self.change, "Change an experiment", tag, scope=admin, parameters=Which, body=Changes,
                 description="Once it was started, name, variants, weights and rules stay, and traffic only grows.",
-                answers={200: Answer("The changed experiment", Experiment), **missing, **taken},
+                answers={200: Documented("The changed experiment", Experiment), **missing, **taken},
             ),
             Operation(
                 "GET", one + "/results", self.results, "Results", tag, scope=admin, parameters=Which,
-                query=Asked, answers={200: Answer("By variant", ExperimentResults), **missing},
+                query=Asked, answers={200: Documented("By variant", ExperimentResults), **missing},
             ),
         ]  # fmt: skip
 
@@ -239,8 +241,8 @@ class Experiments:
             description=f"Possible in {', '.join(step.possible_in)}.", scope=Scope.ADMIN, parameters=Which,
             body=Completion if name == "complete" else None,
             answers={
-                200: Answer("The changed experiment", Experiment), 404: Answer("No such experiment"),
-                409: Answer("Not possible in its current state; `detail` says what is"),
+                200: Documented("The changed experiment", Experiment), 404: Documented("No such experiment"),
+                409: Documented("Not possible in its current state; `detail` says what is"),
             },
         )  # fmt: skip
 

@@ -20,8 +20,11 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
+from ingest.api.calls import Call
+from ingest.api.dispatch import MAX_BODY_BYTES, Api
 from ingest.api.fields import about, text
-from ingest.api.operations import JSON, MAX_BODY_BYTES, Answer, Api, Call, Operation, Problem
+from ingest.api.operations import JSON, Documented, Operation
+from ingest.api.problems import Problem
 from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.locations import rate_limit_key
@@ -136,13 +139,10 @@ class _Refused(Exception):
 class Ofrep:
     """Evaluates flags over HTTP."""
 
-    def __init__(
-        self, api: Api, definitions: Definitions, placeholders: Placeholders, body_timeout_seconds: float
-    ) -> None:
+    def __init__(self, api: Api, definitions: Definitions, placeholders: Placeholders) -> None:
         self._api = api
         self._placeholders = placeholders
         self._definitions = definitions
-        self._body_timeout_seconds = body_timeout_seconds
 
     def routes(self) -> dict[str, Handler]:
         """Path -> handler of its POST requests."""
@@ -198,9 +198,9 @@ class Ofrep:
                 # Nobody's body is kept waiting for them.
                 await self._flags()
             # It is decoded and evaluated in one go, and nothing of it is kept.
-            hold = self._api.budget.hold(rate_limit_key(self._api.address_of(request)))
+            hold = self._api.limits.budget.hold(rate_limit_key(self._api.address_of(request)))
             try:
-                return await read_body(request, hold, MAX_BODY_BYTES, self._body_timeout_seconds)
+                return await read_body(request, hold, MAX_BODY_BYTES, self._api.limits.body_timeout_seconds)
             finally:
                 hold.release()
         except Problem as problem:
@@ -226,7 +226,7 @@ class Ofrep:
     def operations(self) -> list[Operation]:
         """For the docs. Their paths are served before these are looked at."""
         refused = {
-            status: Answer(told, EvaluationError)
+            status: Documented(told, EvaluationError)
             for status, told in (
                 (400, "Not understood, or no targetingKey"),
                 (401, "The credentials are not good"),
@@ -240,16 +240,16 @@ class Ofrep:
                 "POST", FLAG_PATH, elsewhere, "Evaluate a flag", "flags", parameters=FlagParameters,
                 body=EvaluationRequest, description=(__doc__ or "").partition("\n\n")[2].partition("\n\n")[0],
                 answers={
-                    200: Answer("The value for this unit", Evaluated),
-                    404: Answer("No such flag", EvaluationError), **refused,
+                    200: Documented("The value for this unit", Evaluated),
+                    404: Documented("No such flag", EvaluationError), **refused,
                 },
             ),
             Operation(
                 "POST", BULK_PATH, elsewhere, "Evaluate all flags", "flags", body=EvaluationRequest,
                 description="With an ETag over context and definitions; If-None-Match with it is answered 304.",
                 answers={
-                    200: Answer("The values for this unit", EvaluatedAll),
-                    304: Answer("As the client has them", None), **refused,
+                    200: Documented("The values for this unit", EvaluatedAll),
+                    304: Documented("As the client has them", None), **refused,
                 },
             ),
         ]  # fmt: skip

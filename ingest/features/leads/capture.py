@@ -17,9 +17,10 @@ from msgspec import Meta
 
 from ingest.api import fields
 from ingest.api.access import Caller, Scope
+from ingest.api.calls import Call
 from ingest.api.contact_fields import MAX_LOCAL_PART, Country, Email, Phone, is_phone
 from ingest.api.fields import FieldError, Invalid
-from ingest.api.operations import Answer, Call, Operation
+from ingest.api.operations import Documented, Operation
 from ingest.api.transactions import quoted
 from ingest.base.logs import Quiet
 from ingest.features.leads.lead import Campaign, Consent, Features, Link, Source, recorded
@@ -95,9 +96,9 @@ def operations(redirect_origins: Sequence[str]) -> list[Operation]:
             ),
             body=NewLead, forms=True,
             answers={
-                201: Answer("A new lead; without a key also a known one", Captured),
-                200: Answer("With a key: a known address, and what was missing is filled in", Captured),
-                303: Answer("The same for a form with `redirect`"),
+                201: Documented("A new lead; without a key also a known one", Captured),
+                200: Documented("With a key: a known address, and what was missing is filled in", Captured),
+                303: Documented("The same for a form with `redirect`"),
             },
         )
     ]  # fmt: skip

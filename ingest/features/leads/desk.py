@@ -15,8 +15,10 @@ from msgspec import UNSET, UnsetType
 
 from ingest.api import fields, mailbox
 from ingest.api.access import Scope
+from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
-from ingest.api.operations import Answer, Call, Operation, Problem
+from ingest.api.operations import Documented, Operation
+from ingest.api.problems import Problem
 from ingest.features.leads.lead import (
     CURSOR_CHARACTERS,
     CURSOR_PATTERN,
@@ -152,26 +154,26 @@ class NewInteraction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 def operations() -> list[Operation]:
     """For admins."""
-    unknown = Answer("Unknown lead")
+    unknown = Documented("Unknown lead")
     return [
         Operation(
             "GET", "/v1/leads", page, "List leads", "leads", scope=Scope.ADMIN, query=PageQuery,
-            answers={200: Answer("A page of leads, the latest first", Page)},
+            answers={200: Documented("A page of leads, the latest first", Page)},
         ),
         Operation(
             "GET", "/v1/leads/{id}", read_one, "Read a lead", "leads", scope=Scope.ADMIN, parameters=LeadPath,
-            answers={200: Answer("The lead", LeadWithInteractions), 404: unknown},
+            answers={200: Documented("The lead", LeadWithInteractions), 404: unknown},
         ),
         Operation(
             "PATCH", "/v1/leads/{id}", change, "Change a lead", "leads", scope=Scope.ADMIN, parameters=LeadPath,
             body=LeadChange,
-            answers={200: Answer("The changed lead", Lead), 404: unknown,
-                     409: Answer("The status cannot change to this one; `detail` lists those it can change to")},
+            answers={200: Documented("The changed lead", Lead), 404: unknown,
+                     409: Documented("The status cannot change to this one; `detail` lists those it can change to")},
         ),
         Operation(
             "POST", "/v1/leads/{id}/interactions", interact, "Add an interaction", "leads", scope=Scope.ADMIN,
             parameters=LeadPath, body=NewInteraction,
-            answers={201: Answer("The recorded interaction", Interaction), 404: unknown},
+            answers={201: Documented("The recorded interaction", Interaction), 404: unknown},
         ),
     ]  # fmt: skip
 

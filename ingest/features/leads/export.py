@@ -20,7 +20,9 @@ from aiohttp import web
 
 from ingest.api import fields
 from ingest.api.access import Scope
-from ingest.api.operations import Answer, Call, Operation, Problem
+from ingest.api.calls import Call
+from ingest.api.operations import Documented, Operation
+from ingest.api.problems import Problem
 from ingest.features.leads.desk import Filters, arguments, lead_of
 from ingest.features.leads.lead import COLUMNS, Place
 from ingest.postgres.connections import load_queries
@@ -86,7 +88,7 @@ def operations() -> list[Operation]:
                 " it. When something fails half-way the connection is reset: a file is whole if your client"
                 " reports no error."
             ),
-            answers={200: Answer("The leads, by `format`", None, "text/csv, application/x-ndjson")},
+            answers={200: Documented("The leads, by `format`", None, "text/csv, application/x-ndjson")},
         )
     ]  # fmt: skip
 

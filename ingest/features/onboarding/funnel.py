@@ -11,8 +11,9 @@ from aiohttp import web
 
 from ingest.api import fields
 from ingest.api.access import Scope
+from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
-from ingest.api.operations import Answer, Call, Operation
+from ingest.api.operations import Documented, Operation
 from ingest.features.onboarding.steps import STEPS, Step, StepName
 from ingest.http.answers import answer
 from ingest.postgres.connections import load_queries
@@ -63,7 +64,7 @@ def operations() -> list[Operation]:
     return [
         Operation(
             "GET", "/v1/onboarding/funnel", funnel, "Onboarding by step: counts, drop-off, time", "onboarding",
-            query=Between, scope=Scope.ADMIN, answers={200: Answer("The funnel", Funnel)},
+            query=Between, scope=Scope.ADMIN, answers={200: Documented("The funnel", Funnel)},
         )
     ]  # fmt: skip
 

@@ -19,8 +19,10 @@ from aiohttp import web
 
 from ingest.api import fields
 from ingest.api.access import ANYBODY
+from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
-from ingest.api.operations import CONTENTION, Answer, Call, Operation, Problem
+from ingest.api.operations import Documented, Operation
+from ingest.api.problems import CONTENTION, Problem
 from ingest.events.placeholders import Placeholders
 from ingest.features.onboarding.activities import conceal, told_errors, told_value
 from ingest.features.onboarding.journey import NamedSession, Session, event, events_of, kept, session
@@ -115,35 +117,35 @@ class Noted(msgspec.Struct):
 
 def operations(cipher: Cipher | None, placeholders: Placeholders) -> list[Operation]:
     """`cipher` is None where no key is configured; `placeholders`: the visitors' ids that are nobody's."""
-    gone = Answer("No session has this token, or it was left for over 24 hours")
+    gone = Documented("No session has this token, or it was left for over 24 hours")
     return [
         Operation(
             "POST", SESSIONS, partial(begin, placeholders), "Begin onboarding", _TAG, body=NewSession,
             body_optional=True,
-            answers={201: Answer("A new session", NamedSession)},
+            answers={201: Documented("A new session", NamedSession)},
             description="At most 5 an hour from one address; with a key that may write there is no such limit.",
         ),
         Operation(
             "GET", SESSION, read, "Where a session stands, to go on with it", _TAG, session=True,
-            answers={200: Answer("The session", Session), 404: gone},
+            answers={200: Documented("The session", Session), 404: gone},
         ),
         *[_operation(step, cipher, gone) for step in STEPS],
         Operation(
             "POST", f"{SESSION}/activities", note, "Record what is done within a step", _TAG, body=Activity,
             session=True, description="At most 100 an hour in one session.",
-            answers={201: Answer("Recorded", Noted), 404: gone, 409: Answer("session_completed: it is over")},
+            answers={201: Documented("Recorded", Noted), 404: gone, 409: Documented("session_completed: it is over")},
         ),
     ]  # fmt: skip
 
 
-def _operation(step: Step, cipher: Cipher | None, gone: Answer) -> Operation:
+def _operation(step: Step, cipher: Cipher | None, gone: Documented) -> Operation:
     conflict = "step_not_reached: one before is to be done first; session_completed: nothing of it changes any more"
     if step.secrets:
         conflict += "; account_taken: the number cannot be connected to this session"
     return Operation(
         "PUT", f"{SESSION}/steps/{step.name}", partial(complete, step, cipher), step.summary, _TAG, body=step.fields,
         session=True, on_invalid=partial(note_errors, step),
-        answers={200: Answer("Done; where the session stands now", Session), 404: gone, 409: Answer(conflict)},
+        answers={200: Documented("Done; the session as it is now", Session), 404: gone, 409: Documented(conflict)},
         description="Done again before the session is completed, it corrects what was entered.",
     )  # fmt: skip
 

@@ -10,7 +10,9 @@ import asyncpg
 from aiohttp import web
 
 from ingest.api.access import Scope
-from ingest.api.operations import Answer, Call, Operation, Parameters, Problem
+from ingest.api.calls import Call
+from ingest.api.operations import Documented, Operation, Parameters
+from ingest.api.problems import Problem
 from ingest.features.stats import counts, journeys, kpi_values
 from ingest.features.stats.query import ENDPOINTS, PARAMETERS, Query, Refused, parse
 from ingest.features.stats.reading import Reader
@@ -72,7 +74,7 @@ def _operation(reader: Reader, endpoint: str, run: Endpoint, dimensions: Sequenc
         handle=handle,
         summary=_SUMMARIES[endpoint],
         tag="statistics",
-        answers={200: Answer("The answer", dict[str, Any]), 400: Answer("The question cannot be understood")},
+        answers={200: Documented("The answer", dict[str, Any]), 400: Documented("The question cannot be understood")},
         query=Parameters(_documented(endpoint, dimensions), read),
         scope=Scope.READ,
     )
