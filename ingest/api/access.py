@@ -1,4 +1,4 @@
-"""Who is calling: an API key, a JWT or nobody becomes a database role, the claims its policies read, and scopes."""
+"""Who is calling: an API key, a JWT or nothing becomes a database role, its claims, and scopes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ingest.http.clients import authorization_key
 
 
 class InvalidToken(Exception):
-    """The token is not to be believed; the text says why."""
+    """The token is not accepted; the text says why."""
 
 
 Verify = Callable[[str], Mapping[str, Any]]
-"""The claims of a JWT that is to be believed; raises InvalidToken."""
+"""The claims of a valid JWT; raises InvalidToken."""
 
 
 class Scope(StrEnum):
-    """What a caller may do over HTTP. Which rows they then see, and change, is up to the database's policies."""
+    """What a caller may do over HTTP. Which rows they see and change is up to the database's policies."""
 
     WRITE = "write"
     READ = "read"
@@ -30,10 +30,10 @@ class Scope(StrEnum):
 
 
 class Caller(NamedTuple):
-    """On whose behalf a request works.
+    """On whose behalf a request runs.
 
-    role: a role of the database.  claims: JSON for request.jwt.claims, "" for none.  key: the id of their API key,
-    or CONFIGURED: what they share a limit by.
+    role: a database role.  claims: JSON for request.jwt.claims, "" for none.  key: the id of their API key, or
+    CONFIGURED; requests with the same one share a rate limit.
     """
 
     role: str
@@ -43,23 +43,23 @@ class Caller(NamedTuple):
 
     @property
     def for_visitors(self) -> Caller:
-        """On whose behalf they do what every visitor may: as a server, for which there are no limits by address, if
-        they may write; else as anybody."""
+        """The caller to use for what every visitor may do: a server, which has no limits by address, if they may
+        write; otherwise anybody."""
         if Scope.WRITE not in self.scopes:
             return ANYBODY
         return self if self.role == "service_role" else self._replace(role="service_role", claims=_SERVICE_CLAIMS)
 
 
 class Unauthorized(Exception):
-    """The credentials are not good; the text tells why, and nothing about any other key."""
+    """The credentials are not accepted; the text says why, and nothing about any other key."""
 
 
 ANYBODY: Final = Caller("anon", frozenset())
 CONFIGURED: Final = "admin_keys"
-"""In place of an id, for the keys of the configuration."""
+"""The id of the admin keys in the configuration."""
 _SERVICE_CLAIMS: Final = '{"role":"service_role"}'
 _OF_SCOPE: Final = {
-    # A server that writes for its visitors: the limits by address are not for it, so it is not anon.
+    # A server that writes for its visitors is not anon, so that limits by address do not apply to it.
     Scope.WRITE: ("service_role", {"role": "service_role"}, frozenset({Scope.WRITE})),
     Scope.READ: (
         "authenticated",
@@ -76,7 +76,7 @@ _OF_PERSON: Final = {"admin": frozenset(Scope), "analyst": frozenset({Scope.READ
 
 
 class Authenticator:
-    """Tells callers by their credentials. `verify` is None where no JWT is believed."""
+    """Finds callers by their credentials. `verify` is None where JWTs are not accepted."""
 
     def __init__(self, keys: KeyRing, admin_keys: Sequence[str], verify: Verify | None) -> None:
         self._keys = keys
@@ -84,7 +84,7 @@ class Authenticator:
         self._verify = verify
 
     async def identify(self, authorization: str | None, api_key: str | None = None) -> Caller:
-        """The caller by the headers Authorization and X-API-Key. Raises Unauthorized."""
+        """The caller, from the headers Authorization and X-API-Key. Raises Unauthorized."""
         if authorization is None and api_key is None:
             return ANYBODY
         given = authorization_key(authorization) if authorization is not None else api_key
@@ -92,41 +92,41 @@ class Authenticator:
             raise Unauthorized("Authorization must be `Bearer KEY`, or Basic with the key as user name")
         if given.startswith(PREFIX):
             return await self._by_key(given)
-        # An admin key of the configuration may have dots, too.
+        # A configured admin key may contain dots, too.
         if self._is_admin_key(given):
             return _caller_of([Scope.ADMIN.value], CONFIGURED)
         if given.count(".") == 2:
             return self._by_token(given)
-        raise Unauthorized("the key is not one of ours")
+        raise Unauthorized("the key is unknown")
 
     async def _by_key(self, given: str) -> Caller:
         key = await self._keys.find(given)
         if key is None:
-            raise Unauthorized("the key is not one of ours, was revoked, or has expired")
+            raise Unauthorized("the key is unknown, revoked or expired")
         return _caller_of(key.scopes, str(key.id))
 
     def _by_token(self, given: str) -> Caller:
         if self._verify is None:
-            raise Unauthorized("tokens are not believed here: no jwt_secret and no jwks_file is set")
+            raise Unauthorized("JWTs are not accepted here: neither jwt_secret nor jwks_file is set")
         try:
             claims = self._verify(given)
         except InvalidToken as error:
             raise Unauthorized(str(error)) from None
         role = str(claims["role"])
         metadata = claims.get("app_metadata")
-        told = metadata.get("role") if isinstance(metadata, dict) else None
+        person = metadata.get("role") if isinstance(metadata, dict) else None
         if role == "service_role":
             scopes = frozenset(Scope)
-        elif role == "authenticated" and isinstance(told, str):
-            scopes = _OF_PERSON.get(told, frozenset())
+        elif role == "authenticated" and isinstance(person, str):
+            scopes = _OF_PERSON.get(person, frozenset())
         else:
             scopes = frozenset()
         return Caller(role, scopes, _as_text(claims))
 
 
 def secret_key_checker(keys: KeyRing, admin_keys: Sequence[str]) -> Callable[[str], bool]:
-    """What tells whether a key is an API key that may write or one of the admin keys: only who was given one has it.
-    It asks no database, so a key that was made a few seconds ago may not be known yet."""
+    """Returns a check whether a key is secret: an API key that may write, or an admin key. The check does not ask
+    the database, so it may not know a key created in the last few seconds."""
     is_admin_key = _one_of(admin_keys)
 
     def check(key: str) -> bool:
@@ -143,14 +143,14 @@ def _one_of(keys: Sequence[str]) -> Callable[[str], bool]:
 
     def check(key: str) -> bool:
         given = key.encode("utf-8", "replace")
-        # All are compared, so that the time taken tells nothing about any of them.
+        # Compare with all, so that the time taken says nothing about any of them.
         return bool(sum(hmac.compare_digest(given, known) for known in known_keys))
 
     return check
 
 
 def _as_text(claims: Mapping[str, Any]) -> str:
-    """The claims as the database reads them. Raises Unauthorized if it could not."""
+    """The claims as JSON that the database can read. Raises Unauthorized if it could not."""
     try:
         text = orjson.dumps(claims).decode()
     except TypeError:
@@ -162,7 +162,7 @@ def _as_text(claims: Mapping[str, Any]) -> str:
 
 
 def _caller_of(scopes: Sequence[str], key: str) -> Caller:
-    """With the rights of the highest scope, and what the others allow beside."""
+    """With the role of the highest scope, and what the others allow in addition."""
     highest = next(scope for scope in reversed(Scope) if scope.value in scopes)
     role, claims, allowed = _OF_SCOPE[highest]
     return Caller(role, allowed | {Scope(scope) for scope in scopes}, orjson.dumps(claims).decode(), key)

@@ -1,4 +1,4 @@
-"""API keys: made, listed and revoked by `ingest keys`, known to the collectors by their hashes only."""
+"""API keys: created, listed and revoked by `ingest keys`; collectors know only their hashes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 PREFIX: Final = "ing_"
 SHOWN: Final = len(PREFIX) + 6
-"""Characters by which a person tells one key from another; the other 37 keep the secret."""
+"""Characters that are shown, to tell keys apart; the other 37 keep the secret."""
 REFRESH_SECONDS: Final = 5.0
-"""How long a revoked key may still be believed."""
+"""How long a revoked key may still be accepted."""
 _PAUSE_SECONDS: Final = 1.0
 _QUERIES: Final = load_queries("api_keys")
 
@@ -48,19 +48,19 @@ def hash_of(key: str) -> bytes:
 async def create(
     connection: asyncpg.Connection, name: str, scopes: Sequence[str], expires_at: datetime | None = None
 ) -> str:
-    """Make a key; its text, which is told this once."""
+    """Create a key and return its text, which is not stored anywhere."""
     key = PREFIX + secrets.token_urlsafe(32)
     await connection.execute(_QUERIES["create"], name, key[:SHOWN], hash_of(key), list(scopes), expires_at)
     return key
 
 
 async def listed(connection: asyncpg.Connection) -> list[ApiKey]:
-    """All keys, the oldest first, revoked ones too."""
+    """All keys, revoked ones too, the oldest first."""
     return [_key(row) for row in await connection.fetch(_QUERIES["listed"])]
 
 
 async def revoke(connection: asyncpg.Connection, which: str) -> int:
-    """Revoke the keys of this id, name or beginning; how many they were."""
+    """Revoke the keys with this id, name or beginning; returns how many."""
     return int(await connection.fetchval(_QUERIES["revoke"], which))
 
 
@@ -72,24 +72,24 @@ def _key(row: asyncpg.Record) -> ApiKey:
 
 
 class KeyRing:
-    """The keys that hold now, read again every few seconds, so that a request asks no database about its key.
+    """The valid keys, read again every few seconds, so that a request need not ask the database about its key.
 
-    While the database is away those it knew go on being believed.
+    While the database is away, the keys known so far are accepted.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         # Hash -> key; replaced whole by `refresh`.
         self._known: dict[bytes, ApiKey] = {}
-        # Ids of keys used since they were last told to the database.
+        # Ids of keys used since the last refresh, which writes them to the database.
         self._used: set[UUID] = set()
         self._reading = asyncio.Lock()
         # When the keys were last read, by the loop's clock.
         self._read_at = float("-inf")
 
     async def find(self, text: str) -> ApiKey | None:
-        """The key with this text. One that is not known may have been made just now: the database is asked, once
-        for all who wait for that and once a second at most, so that a flood of guesses is none of questions."""
+        """The key with this text. An unknown one may have been created just now, so the database is asked: once for
+        all who wait, and at most once a second, so that a flood of guesses is not a flood of queries."""
         key = self.known(text)
         if key is None:
             await self.refresh()
@@ -97,7 +97,7 @@ class KeyRing:
         return key
 
     def known(self, text: str) -> ApiKey | None:
-        """The same without looking in the database."""
+        """The same without asking the database."""
         key = self._known.get(hash_of(text))
         if key is None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
             return None
@@ -105,11 +105,11 @@ class KeyRing:
         return key
 
     async def refresh(self) -> None:
-        """Read the keys again, and tell the database which were used."""
+        """Read the keys again, and record which were used."""
         try:
             await self._read_since(asyncio.get_running_loop().time())
         except (Unavailable, TooSlow) as error:
-            # The writer says so, louder.
+            # The writer logs this as an error.
             logger.debug("the keys cannot be read now: %s", error)
 
     async def _read_since(self, moment: float) -> None:
@@ -118,7 +118,7 @@ class KeyRing:
             if self._read_at >= moment:
                 return
             await asyncio.sleep(max(0.0, self._read_at + _PAUSE_SECONDS - loop.time()))
-            # Also when it fails: those who wait are answered then, too.
+            # Also when it fails, so that everybody who waits is answered.
             self._read_at = loop.time()
             async with self._pool.lent("service") as connection:
                 used, self._used = self._used, set()

@@ -1,7 +1,7 @@
-"""What a request may hold: declared as msgspec Structs, checked field by field: an error for each.
+"""What a request may hold: declared as msgspec Structs, and checked field by field, with an error for each.
 
-The same declarations make the schemas of /openapi.json. A field's description is what a reader of those docs sees;
-what its errors call it is the `what` of `Meta(extra=...)`, else msgspec's own words.
+The same declarations become the schemas of /openapi.json, where readers see a field's description. Errors call the
+field by the `what` of `Meta(extra=...)`, or else use msgspec's words.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from msgspec.structs import FieldInfo
 
 Model = TypeVar("Model", bound=msgspec.Struct)
 
-MAX_TOLD: Final = 50
-"""Errors of one request that are told: nobody reads more."""
+MAX_ERRORS: Final = 50
+"""Errors reported for one request: nobody reads more."""
 _MAX_DEPTH: Final = 32
 _PLACE: Final = re.compile(r" - at `\$(.*)`$")
 
@@ -37,7 +37,7 @@ class FieldError(NamedTuple):
 
 
 class Invalid(Exception):
-    """What was sent is not what is asked for; one error a field."""
+    """Fields are missing, unknown or wrong; one error a field."""
 
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__("; ".join(f"{error.field} {error.message}".strip() for error in errors))
@@ -45,7 +45,7 @@ class Invalid(Exception):
 
 
 class Malformed(Exception):
-    """The body is no JSON at all, or not an object."""
+    """The body is not JSON, or not an object."""
 
 
 def text(
@@ -57,12 +57,12 @@ def text(
     pattern: str | None = None,
     examples: list[Any] | None = None,
 ) -> Meta:
-    """A text of `low` to `high` characters. `pattern` must mean the same in Python and in JavaScript, and names both
-    ends; `what` is how errors call it: "must be ...".
+    """A text of `low` to `high` characters. `pattern` must mean the same in Python and in JavaScript, and have both
+    anchors; `what` completes the error "must be ...".
 
-    msgspec is not told of the pattern, which `read` checks: where a pattern and a list are alternatives, msgspec 0.22
-    takes the compiled pattern for a type of its own, and frees it while it is in use. That ends the process with a
-    segmentation fault, when it exits at the latest.
+    The pattern is checked by `read`, not by msgspec: where a pattern and a list are alternatives, msgspec 0.22
+    mistakes the compiled pattern for one of its own types and frees it while it is in use: a segmentation fault, at
+    exit at the latest.
     """
     extra: dict[str, Any] = {}
     if what is not None:
@@ -82,12 +82,12 @@ def number(description: str, low: float, high: float, *, examples: list[Any] | N
 
 
 def about(description: str, *, what: str | None = None, examples: list[Any] | None = None) -> Meta:
-    """Anything else."""
+    """A field of any other type."""
     return Meta(description=description, examples=examples, extra={"what": what} if what else None)
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
-    """A JSON object. Raises Malformed; lone surrogates and invalid UTF-8 are no JSON here."""
+    """A JSON object. Raises Malformed; lone surrogates and invalid UTF-8 are refused."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -98,12 +98,12 @@ def decode_object(body: bytes) -> dict[str, Any]:
 
 
 def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -> Model:
-    """The fields as the model has them. `texts`: all that is given is text, as in a form or a query, which numbers
-    and times are read from. Raises Invalid with an error for each field that is wrong, missing or unknown."""
+    """The model made of the given fields. `texts`: all values are text, as in a form or a query; numbers and times
+    are parsed. Raises Invalid with an error for each field that is wrong, missing or unknown."""
     declared = _declared(model)
     unknown = [name for name in given if name not in declared]
     known = ", ".join(declared)
-    errors = [FieldError(name[:100], f"is not known here; known are {known}") for name in unknown[:MAX_TOLD]]
+    errors = [FieldError(name[:100], f"is unknown; known fields are {known}") for name in unknown[:MAX_ERRORS]]
     values: dict[str, Any] = {}
     for name, field in declared.items():
         if name not in given:
@@ -116,20 +116,20 @@ def read(model: type[Model], given: Mapping[str, Any], *, texts: bool = False) -
             errors.append(FieldError(name, wrong))
             continue
         if texts and isinstance(value, str) and field.is_list:
-            # A list of one is written like a single text.
+            # A list of one looks like a single text.
             value = [value]
         try:
             alone = field.as_text if texts else field.as_json
             strict = not texts or field.is_time
             converted = msgspec.convert({"value": _whole(value)}, alone, strict=strict).value
         except msgspec.ValidationError as error:
-            errors += _within(name, field.of.type, value) or [_told(name, field.of.type, str(error))]
+            errors += _within(name, field.of.type, value) or [_error(name, field.of.type, str(error))]
             continue
         values[field.of.name] = converted
         if field.has_pattern:
-            errors += islice(_unlike(field.of.type, converted, name), MAX_TOLD)
+            errors += islice(_unlike(field.of.type, converted, name), MAX_ERRORS)
     if errors:
-        raise Invalid(errors[:MAX_TOLD])
+        raise Invalid(errors[:MAX_ERRORS])
     return model(**values)
 
 
@@ -138,20 +138,20 @@ def _is(kind: type, type_: Any) -> bool:
 
 
 def _parts(type_: Any) -> tuple[Any, ...]:
-    """What an annotated or optional type is made of; nothing for another."""
+    """What an annotated or optional type consists of; () for other types."""
     is_whole = isinstance(type_, type) or typing.get_origin(type_) in (list, dict, tuple, typing.Literal)
     return () if is_whole else typing.get_args(type_)
 
 
 def _whole(value: object) -> object:
-    """2.0 as 2: JSON has one kind of number, of which whole ones are integers however they are written."""
+    """2.0 as 2: JSON has one type of number, and a whole one is an integer however it is written."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class _Field(NamedTuple):
-    """A field, and Structs of it alone, as `value`: of JSON, and of a text, which is never null.
+    """A field, and Structs of it alone, called `value`: one for JSON, and one for text, which is never null.
 
-    A Struct's types are worked out once and kept. A bare type's are worked out for each conversion, which is slow.
+    msgspec compiles a Struct's types once, but a bare type's for each conversion, which is slow.
     """
 
     of: FieldInfo
@@ -164,14 +164,14 @@ class _Field(NamedTuple):
 
 @cache
 def _declared(model: type[msgspec.Struct]) -> dict[str, _Field]:
-    """The fields by their names in JSON. Kept: to read annotations takes longer than to check a request by them."""
+    """The fields by their names in JSON. Cached: reading annotations takes longer than checking a request."""
     return {
         field.encode_name: _Field(
             field,
             msgspec.defstruct("Alone", [("value", field.type)]),
             msgspec.defstruct("Alone", [("value", _without_none(field.type))]),
             _is(list, field.type),
-            # A number is a time to msgspec unless it is strict.
+            # Unless strict, msgspec takes a number for a time.
             _is(datetime, field.type),
             _has_pattern(field.type),
         )
@@ -202,8 +202,8 @@ def _unlike(type_: Any, value: object, place: str) -> Iterator[FieldError]:
     pattern, origin, parts = _pattern(type_), typing.get_origin(type_), typing.get_args(type_)
     if pattern is not None:
         if isinstance(value, str) and not pattern.search(value):
-            told = pattern.pattern.replace(r"\Z", "$")
-            yield FieldError(place, f"must be {_what(type_) or f'text matching {told}'}")
+            shown = pattern.pattern.replace(r"\Z", "$")
+            yield FieldError(place, f"must be {_what(type_) or f'text matching {shown}'}")
     elif isinstance(value, msgspec.Struct):
         for name, field in _declared(type(value)).items():
             if field.has_pattern:
@@ -219,7 +219,7 @@ def _unlike(type_: Any, value: object, place: str) -> Iterator[FieldError]:
 
 
 def _within(name: str, type_: Any, value: object) -> list[FieldError]:
-    """The errors of each field of an object within, where msgspec tells the first only."""
+    """The errors of all fields of a nested object, of which msgspec reports only the first."""
     model = next((part for part in (type_, *typing.get_args(type_)) if _is_model(part)), None)
     if model is None or not isinstance(value, dict):
         return []
@@ -235,16 +235,16 @@ def _is_model(type_: Any) -> bool:
 
 
 def _unstorable(value: object) -> str | None:
-    """What of a value Postgres would refuse, or what no honest client sends.
+    """Why Postgres would refuse a value, or no honest client would send it; None if neither.
 
     Level by level, each as a whole: a body has room for a hundred thousand values, and a call for each takes 50 ms.
     """
     level = [value]
     for depth in range(_MAX_DEPTH + 1):
         texts = "".join([each for each in level if type(each) is str])
-        # Lone surrogates come by forms and queries only.
+        # Lone surrogates come from forms and queries only.
         if "\x00" in texts or not _is_unicode(texts):
-            return "holds a character that cannot be stored"
+            return "contains a character that cannot be stored"
         lists: list[list[object]] = [each for each in level if type(each) is list]
         objects: list[dict[str, object]] = [each for each in level if type(each) is dict]
         if not lists and not objects:
@@ -263,8 +263,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _told(name: str, type_: Any, message: str) -> FieldError:
-    """msgspec's error in words for who filled in the field; what was sent is not repeated."""
+def _error(name: str, type_: Any, message: str) -> FieldError:
+    """msgspec's error, worded for the person who filled in the field; it does not repeat the value."""
     place = _PLACE.search(message)
     if place is not None:
         message = message[: place.start()]
@@ -284,7 +284,7 @@ def _told(name: str, type_: Any, message: str) -> FieldError:
 
 
 def _choices(type_: Any) -> list[str]:
-    """The values that a text in this type may have, if it may have only these; of lists, those of their elements."""
+    """The values of an enumerated type; for a list, those of its elements."""
     if typing.get_origin(type_) is typing.Literal:
         return [str(value) for value in typing.get_args(type_)]
     if isinstance(type_, type) and issubclass(type_, Enum):
@@ -303,14 +303,14 @@ _WORDS: Final = {
 def _article(what: str) -> str:
     """`str of length <= 3` -> `text of length <= 3`."""
     kinds, _, rest = what.partition(" of length")
-    told = " or ".join(
+    words = " or ".join(
         _WORDS.get(kind.strip().lower().removesuffix(" value"), kind.strip()) for kind in kinds.split("|")
     )
-    return f"{told} of length{rest}" if rest else told
+    return f"{words} of length{rest}" if rest else words
 
 
 def _what(type_: Any) -> str | None:
-    """The `what` of a field's annotation, also where None may stand in its place."""
+    """The `what` of a field's annotation, also if the field is optional."""
     for part in (type_, *typing.get_args(type_)):
         for meta in getattr(part, "__metadata__", ()):
             if isinstance(meta, Meta) and meta.extra and "what" in meta.extra:

@@ -9,7 +9,7 @@ import idna
 
 _PREFIX: Final = "xn--"
 _DOTS: Final = str.maketrans("\u3002\uff0e\uff61", "...")
-"""What Unicode's IDNA takes for a dot."""
+"""What IDNA treats as a dot."""
 
 
 def in_ascii(address: str) -> str:
@@ -20,8 +20,8 @@ def in_ascii(address: str) -> str:
 
 
 def spellings(address: str) -> list[str]:
-    """Every form of the address that tables and journals may hold, the ASCII one first: as Unicode composes and
-    decomposes it, and for databases that know only the case of ASCII in capitals. Without the root's dot."""
+    """Every form of the address that tables and journals may hold, the ASCII one first: composed and decomposed
+    Unicode, and in capitals for databases that only know ASCII's case. Without a final dot."""
     local, _, domain = address.strip().translate(_DOTS).rstrip(".").rpartition("@")
     first = in_ascii(f"{local}@{domain}").lower()
     written = ".".join(map(_unicode_label, first.rpartition("@")[2].split(".")))
@@ -39,7 +39,7 @@ def _ascii_label(label: str) -> str:
     try:
         return idna.encode(label, uts46=True).decode()
     except idna.IDNAError:
-        # An emoji, or what nobody can register: it is looked for all the same.
+        # An emoji, or a name nobody can register: search for it all the same.
         return _PREFIX + unicodedata.normalize("NFC", label).lower().encode("punycode").decode()
 
 

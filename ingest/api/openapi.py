@@ -1,4 +1,4 @@
-"""/openapi.json, made of the declarations that check requests (OpenAPI 3.1), and /docs, which shows it to people."""
+"""/openapi.json (OpenAPI 3.1), generated from the declarations that check requests, and /docs, which renders it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ingest.http.answers import PROBLEM
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEMES: Final = {
-    "key": {"type": "http", "scheme": "bearer", "description": "An API key of `ingest keys create`, or a JWT"},
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key from `ingest keys create`, or a JWT"},
     "header_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same API key"},
     "session": {
-        "type": "apiKey", "in": "header", "name": "X-Session-Token", "description": "An onboarding session's token",
+        "type": "apiKey", "in": "header", "name": "X-Session-Token", "description": "An onboarding session",
     },
 }  # fmt: skip
 _ABOUT: Final = """\
@@ -37,7 +37,7 @@ class FieldProblem(msgspec.Struct):
 
 
 class ProblemDocument(msgspec.Struct):
-    """An error (RFC 9457). `message` is `detail` once more, for SDKs that look for it."""
+    """An error (RFC 9457). `message` repeats `detail`, for SDKs that look there."""
 
     type: str
     title: str
@@ -54,7 +54,7 @@ _PROBLEM_ANSWER: Final = {PROBLEM: {"schema": {"$ref": _REF.format(name="Problem
 def document(
     operations: Sequence[Operation], others: Mapping[str, Mapping[str, Any]], version: str
 ) -> dict[str, Any]:
-    """The OpenAPI document. `others` are path items (path -> method -> operation) that are written by hand."""
+    """The OpenAPI document. `others`: path items (path -> method -> operation) written by hand."""
     structs = [ProblemDocument, *_structs(operations)]
     _, schemas = msgspec.json.schema_components(structs, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {path: dict(item) for path, item in others.items()}
@@ -84,7 +84,7 @@ def _structs(operations: Iterable[Operation]) -> list[Any]:
 
 
 def _operation(operation: Operation, schemas: Mapping[str, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    item: dict[str, Any] = {
         "tags": [operation.tag],
         "summary": operation.summary,
         "operationId": _identifier(operation),
@@ -99,20 +99,20 @@ def _operation(operation: Operation, schemas: Mapping[str, Any]) -> dict[str, An
         },
     }
     if operation.description:
-        told["description"] = operation.description
+        item["description"] = operation.description
     parameters = [
         *_parameters(operation.parameters, "path", schemas),
         *_parameters(operation.query, "query", schemas),
     ]
     if parameters:
-        told["parameters"] = parameters
+        item["parameters"] = parameters
     if operation.body is not None:
         name = operation.body.__name__
         content: dict[str, Any] = {JSON: {"schema": {"$ref": _REF.format(name=name)}}}
         if operation.forms:
             content[FORM] = {"schema": _form(schemas[name])}
-        told["requestBody"] = {"required": not operation.body_optional, "content": content}
-    return told
+        item["requestBody"] = {"required": not operation.body_optional, "content": content}
+    return item
 
 
 def _identifier(operation: Operation) -> str:
@@ -128,7 +128,7 @@ def _security(operation: Operation) -> list[dict[str, list[str]]]:
 
 
 def _problems(operation: Operation) -> list[int]:
-    """The errors that every operation of its kind has."""
+    """The errors that every operation of this kind has."""
     found = [401, 422, 429, 503]
     if operation.scope is not None:
         found.append(403)
@@ -138,15 +138,17 @@ def _problems(operation: Operation) -> list[int]:
 
 
 def _answer(status: int, answer: Documented) -> dict[str, Any]:
-    told: dict[str, Any] = {"description": answer.description}
+    documented: dict[str, Any] = {"description": answer.description}
     if answer.body is not None:
         schema, _ = _schema(answer.body)
-        told["content"] = {answer.content_type: {"schema": schema}}
+        documented["content"] = {answer.content_type: {"schema": schema}}
     elif status >= 400:
-        told["content"] = _PROBLEM_ANSWER
+        documented["content"] = _PROBLEM_ANSWER
     elif answer.content_type != JSON:
-        told["content"] = {each: {"schema": {"type": "string"}} for each in answer.content_type.split(", ") if each}
-    return told
+        documented["content"] = {
+            each: {"schema": {"type": "string"}} for each in answer.content_type.split(", ") if each
+        }
+    return documented
 
 
 def _schema(type_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -165,21 +167,21 @@ def _parameters(
     required = schema.get("required", ())
     found = []
     for name, of_field in schema["properties"].items():
-        told = {key: value for key, value in of_field.items() if key != "default" or value is not None}
+        constraints = {key: value for key, value in of_field.items() if key != "default" or value is not None}
         found.append(
             {
                 "name": name,
                 "in": place,
                 "required": name in required or place == "path",
-                **({"description": told.pop("description")} if "description" in told else {}),
-                "schema": _without_null(told),
+                **({"description": constraints.pop("description")} if "description" in constraints else {}),
+                "schema": _without_null(constraints),
             }
         )
     return found
 
 
 def _form(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The same fields in a form: nothing is null, a blank one was not filled in, one text is a list of one, and the
+    """The same fields in a form: none is null, a blank one counts as missing, one text is a list of one, and the
     field `b` of an object `a` is called `a.b`."""
     fields: dict[str, Any] = {}
     within: dict[str, Any] = {}
@@ -192,10 +194,10 @@ def _form(schema: Mapping[str, Any]) -> dict[str, Any]:
             choices = [filled_in] + ([filled_in["items"]] if "items" in filled_in else [])
             blank = [] if name in schema["required"] else [{"const": ""}]
             fields[name] = {"anyOf": [*choices, *blank]}
-    told = {key: schema[key] for key in ("description", "required") if key in schema}
+    kept = {key: schema[key] for key in ("description", "required") if key in schema}
     return {
         "type": "object",
-        **told,
+        **kept,
         "properties": fields,
         "patternProperties": within,
         "additionalProperties": False,
@@ -203,7 +205,7 @@ def _form(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter that is not given is absent: its text is never null."""
+    """A parameter is absent rather than null."""
     choices = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
     if not choices:
         return schema
@@ -211,29 +213,29 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**rest, **choices[0]} if len(choices) == 1 else {**rest, "anyOf": choices}
 
 
-# For people.
+# The page for people.
 
 _STYLE: Final = resources.files("ingest").joinpath("web", "docs.css").read_text(encoding="utf-8")
 
 
-def page(told: Mapping[str, Any]) -> str:
-    """The document as one HTML page that needs nothing else: no script, nothing from elsewhere."""
-    schemas = told["components"]["schemas"]
+def page(spec: Mapping[str, Any]) -> str:
+    """The document as one self-contained HTML page, without scripts."""
+    schemas = spec["components"]["schemas"]
     sections = []
-    for tag in told["tags"]:
+    for tag in spec["tags"]:
         rows = [
             _shown(path, method, operation, schemas)
-            for path, item in told["paths"].items()
+            for path, item in spec["paths"].items()
             for method, operation in item.items()
             if operation["tags"] == [tag["name"]]
         ]
         sections.append(f"<h2>{escape(tag['name'])}</h2>{''.join(rows)}")
-    title = f"{told['info']['title']} {told['info']['version']}"
+    title = f"{spec['info']['title']} {spec['info']['version']}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><h1>{escape(title)}</h1>'
-        f"<p>{escape(told['info']['description'])}</p>"
-        f'<p>For programs: <a href="openapi.json">openapi.json</a> (OpenAPI {told["openapi"]})</p>{"".join(sections)}'
+        f"<p>{escape(spec['info']['description'])}</p>"
+        f'<p>For programs: <a href="openapi.json">openapi.json</a> (OpenAPI {spec["openapi"]})</p>{"".join(sections)}'
     )
 
 
@@ -254,7 +256,7 @@ def _shown(path: str, method: str, operation: Mapping[str, Any], schemas: Mappin
                 for name, one in schema.get("properties", {}).items()
             ]
     if rows:
-        parts.append(f"<table><tr><th>Field<th>Type<th>What it is</tr>{''.join(rows)}</table>")
+        parts.append(f"<table><tr><th>Field<th>Type<th>Description</tr>{''.join(rows)}</table>")
     answers = "".join(
         f"<tr><td>{escape(status)}<td>{escape(answer['description'])}<td>{_example(answer, schemas)}</tr>"
         for status, answer in operation["responses"].items()
@@ -271,8 +273,8 @@ def _who(operation: Mapping[str, Any]) -> str:
     if {"session": []} in security:
         return "Needs X-Session-Token."
     if security and {} not in security:
-        return "Needs an API key or a token."
-    return "Open to anybody."
+        return "Needs an API key or a JWT."
+    return "Open to everybody."
 
 
 def _row(name: str, schema: Mapping[str, Any], schemas: Mapping[str, Any], required: bool, text: str) -> str:
@@ -307,7 +309,7 @@ def _example(answer: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
     found = []
     for content_type, content in answer.get("content", {}).items():
         if content_type == PROBLEM:
-            return "a problem"
+            return "problem details"
         schema = content["schema"]
         name = _type_of(schema, schemas)
         members = ", ".join(_resolved(schema, schemas).get("properties", ()))
@@ -315,6 +317,6 @@ def _example(answer: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
     return "<br>".join(found)
 
 
-def rendered(told: Mapping[str, Any]) -> bytes:
+def rendered(spec: Mapping[str, Any]) -> bytes:
     """The document as it is served."""
-    return orjson.dumps(told, option=orjson.OPT_INDENT_2)
+    return orjson.dumps(spec, option=orjson.OPT_INDENT_2)

@@ -23,12 +23,12 @@ def query_of(operation: Operation, request: web.Request) -> Any:
     given: dict[str, str] = {}
     for name, value in request.query.items():
         if name in given:
-            raise Invalid([FieldError(name[:100], "is there twice")])
+            raise Invalid([FieldError(name[:100], "is given twice")])
         given[name] = value
     if operation.query is not None:
         return read(operation.query, given, texts=True)
     if given:
-        raise Invalid([FieldError(name[:100], "is not known here; there are no parameters") for name in given])
+        raise Invalid([FieldError(name[:100], "is unknown; this takes no parameters") for name in given])
     return None
 
 
@@ -69,7 +69,7 @@ def session_token_of(request: web.BaseRequest, *, needed: bool) -> str:
 
 
 def _form(body: bytes) -> dict[str, Any]:
-    """The fields of an HTML form. A field left blank was not filled in; one that is there twice is a list; `a.b` is
+    """The fields of an HTML form. A field left blank was not filled in; one that is given twice is a list; `a.b` is
     the field b of the object a, where a checkbox without a value of its own is true."""
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=False, errors="strict", max_num_fields=200)

@@ -23,18 +23,18 @@ _WRONG: Final = "the token is not valid"
 
 
 class TokenVerifier:
-    """Verifies tokens with one secret or the keys of one file. Raises IngestError when those are unfit."""
+    """Verifies tokens with one secret and the keys of one file. Raises IngestError if those are unusable."""
 
     def __init__(self, secret: str | None, jwks_file: Path | None, audience: str | None) -> None:
         self._audience = audience
-        # Which algorithm a key is for is said by the key, never by the token.
+        # The key decides on the algorithm, never the token.
         self._keys: dict[str | None, tuple[Any, str]] = {}
         if secret is not None:
             if len(secret.encode()) < MIN_SECRET_BYTES:
                 raise IngestError(f"jwt_secret must have at least {MIN_SECRET_BYTES} bytes")
             self._keys[None] = (secret.encode(), "HS256")
         if jwks_file is not None:
-            # A token that names no key is the secret's, if there is one: while one replaces the other both count.
+            # A token that names no key is checked with the secret, if any: during a migration both are valid.
             self._keys = _read_keys(jwks_file) | self._keys
 
     def verify(self, token: str) -> Mapping[str, Any]:
@@ -74,7 +74,7 @@ def _read_keys(path: Path) -> dict[str | None, tuple[Any, str]]:
         raise IngestError(f"jwks_file {path}: not a JWK set: {error}") from None
     found: dict[str | None, tuple[Any, str]] = {}
     for key in keys:
-        # A shared secret in a file that is meant to be public is a mistake.
+        # A shared secret in a public file is a mistake.
         if key.algorithm_name not in _ASYMMETRIC:
             raise IngestError(f"jwks_file {path}: a key for {key.algorithm_name} is not a public key")
         found[key.key_id] = (key.key, key.algorithm_name)

@@ -295,7 +295,7 @@ async def test_only_what_is_for_us(start: Start):
 async def test_without_a_secret_no_token_is_believed(start: Start):
     client = await start(**NO_LIMIT)
     for bad in (token(), by_hand({"alg": "HS256"}, claims(), b""), forged()["alg none"]):
-        assert "no jwt_secret and no jwks_file" in check_401(await asked(client, bad))
+        assert "neither jwt_secret nor jwks_file" in check_401(await asked(client, bad))
 
 
 async def test_a_role_in_app_metadata_is_all_that_counts(client: Client):

@@ -357,7 +357,7 @@ async def test_each_wrong_field_is_told_and_recorded(onboarding: Client, connect
             assert {(row["step"], row["activity_type"]) for row in rows} == {(step, "validation_error")}
             known = name in OF_NAME[step].known
             assert {row["field_name"] for row in rows} == {name if known else None}
-            assert {row["error_message"] for row in rows} == (messages if known else {"is not known here"})
+            assert {row["error_message"] for row in rows} == (messages if known else {"is unknown"})
             assert {row["field_value"] for row in rows} == {None}
         await connection.execute("TRUNCATE ingest.rate_limits")
         if step != "testing":

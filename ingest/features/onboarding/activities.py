@@ -102,5 +102,5 @@ def told_errors(step: Step, errors: Iterable[FieldError]) -> list[FieldError]:
     found: dict[FieldError, None] = {}
     for field, message in errors:
         name = re.split(r"[.\[]", field, maxsplit=1)[0]
-        found[FieldError(name, message[:500]) if name in known else FieldError("", "is not known here")] = None
+        found[FieldError(name, message[:500]) if name in known else FieldError("", "is unknown")] = None
     return list(found)
