@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # What `make test-database` runs; see CONTRIBUTING.md.
-MARKS ?= database
+MARKS ?= database and not long
 
-.PHONY: help run setup dev-setup lock hooks check test test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
+.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
 
 help:                 ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 18
@@ -38,11 +38,14 @@ lock:                 ## write constraints.txt again, with the newest versions t
 hooks: dev-setup      ## have git run the quick part of `make lint` before each commit
 	$(BIN)/pre-commit install
 
-test: dev-setup tests/node_modules        ## everything, against real Postgres servers: some fifteen minutes
+test: dev-setup tests/node_modules        ## all that matters, against real Postgres servers: under ten minutes
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
+test-long: dev-setup tests/node_modules   ## what `make test` leaves out: more kills, more examples, more cases
+	INGEST_TEST_LONG=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "long or longer"
+
 check: lint           ## what one runs while working: lint, and the tests that start neither a server nor a process
-	$(BIN)/python -m pytest -n 2 -m quick tests/test_layers.py tests/base tests/events tests/intake tests/http tests/journal
+	$(BIN)/python -m pytest -n 2 -m "quick and not long" tests/test_layers.py tests/test_packaging.py tests/base tests/events tests/intake tests/http tests/journal
 
 test-database: dev-setup tests/node_modules   ## what concerns the database alone, such as for another server
 	$(BIN)/python -m pytest -m "$(MARKS)"

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
+from tests.support.amounts import amount
 from tests.support.service import Service, running
 
 ADMIN = "an admin key for these tests"
 CONFIG = Path(__file__).parents[1].joinpath("schemathesis.toml")
-EXAMPLES = 5
+EXAMPLES = amount(3, long=12)
 """Requests of each kind to each operation, beside those that cover each bound of the schema."""
 
 
@@ -29,6 +30,7 @@ def service(database_url: str, tmp_path: Path):
         yield service
 
 
+@pytest.mark.longer
 def test_schemathesis_finds_nothing(service: Service, tmp_path: Path):
     status, body = service.post("/v1/onboarding/sessions", {})
     assert status == 201

@@ -28,6 +28,7 @@ from ingest.http.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded
 from ingest.intake import intake, waiting
 from ingest.intake.dialects.native import decode_native
 from ingest.intake.dialects.segment import decode_segment
+from tests.support.amounts import some_of
 from tests.support.collector import Client, Raw, Start
 from tests.support.service import Service, running
 
@@ -164,7 +165,7 @@ async def test_300_bodies_of_5_kb_that_unpack_to_5_mb(tmp_path: Path, database_u
         assert metrics["ingest_body_bytes"] == 0
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", some_of(PACKINGS, 2))
 async def test_packed_bodies_of_any_shape(tmp_path: Path, database_url: str, packing: str):
     pack, headers = PACKINGS[packing]
     bodies = [pack(body) for body in BODIES.values()]
@@ -190,7 +191,7 @@ UPLOADS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("how", UPLOADS)
+@pytest.mark.parametrize("how", some_of(UPLOADS, 3))
 async def test_120_uploads_that_stop(tmp_path: Path, database_url: str, how: str):
     with running(Service(tmp_path / "data", database_url, *UNLIMITED)) as service:
         before = peak_mib(service.workers())

@@ -26,6 +26,7 @@ from ingest.rollup.rollup import Rollup
 from ingest.rollup.visits import Visit
 from ingest.service import maintenance
 from tests.support.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, recognised, stored
+from tests.support.amounts import amount
 from tests.support.databases import Server
 from tests.support.rollups import differences
 from tests.support.seed import load, rows_of, run_as_typed
@@ -116,7 +117,8 @@ FUNNELS = (
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.longer
+@settings(max_examples=amount(8, long=60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(populations=POPULATIONS)
 def test_endpoints_sql_and_python_agree_on_any_population(
     module_database: str, populations: list[tuple[str, list[Event], bool, bool]]

@@ -18,6 +18,7 @@ from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from ingest.rollup.stale_metrics import Note
 from tests.support.aggregates import Event, Ledger, make_partitions, recognise
+from tests.support.amounts import amount
 from tests.support.rollups import connected
 
 ROOM = Room(100, 100)
@@ -116,7 +117,8 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.longer
+@settings(max_examples=amount(3, long=20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_late_events_in_any_order(module_database: str, steps: list[tuple[str, Any]]):
     asyncio.run(take(module_database, steps))

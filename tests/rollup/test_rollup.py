@@ -16,6 +16,7 @@ from ingest.rollup import rebuild, sketches
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from tests.support.aggregates import Event, Ledger, expected, insert, make_partitions, recognise, stored
+from tests.support.amounts import amount
 from tests.support.rollups import NOW, connected, differences
 
 ROOM = Room(names=1000, values=100)
@@ -74,7 +75,10 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.longer
+@settings(
+    max_examples=amount(10, long=50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=STEPS)
 def test_any_interleaving(module_database: str, steps: list[tuple[str, int, list[Event]]]):
     asyncio.run(interleave(module_database, steps))

@@ -15,6 +15,7 @@ import pytest
 
 from ingest.postgres import connections
 from ingest.store import partitions
+from tests.support.amounts import some_of
 from tests.support.rollup_process import (
     RollupProcess,
     insert_today,
@@ -118,7 +119,7 @@ def stalled(worker: RollupProcess) -> float:
     return worker.metrics()["ingest_rollup_stalled"]
 
 
-@pytest.mark.parametrize("cause", [*LOCKS, *FAULTS])
+@pytest.mark.parametrize("cause", some_of([*LOCKS, *FAULTS], 4))
 async def test_whatever_keeps_flushes_from_being_rolled_up_is_told_everywhere(
     connection: asyncpg.Connection, database_url: str, tmp_path: Path, cause: str
 ):

@@ -7,12 +7,14 @@ import random
 import time
 
 import asyncpg
+import pytest
 
+from tests.support.amounts import amount
 from tests.support.crashes import stored_ids
 from tests.support.faults import StubbornClient, kill_postgres
 from tests.support.service import Service, parse_metrics, running
 
-KILLS = 50
+KILLS = amount(12, long=50)
 CLIENTS = 3
 
 
@@ -29,7 +31,8 @@ def ledger(dsn: str) -> tuple[int, int]:
     return asyncio.run(read())
 
 
-def test_fifty_random_kills_lose_nothing_and_store_nothing_twice(mortal, tmp_path):
+@pytest.mark.longer
+def test_random_kills_lose_nothing_and_store_nothing_twice(mortal, tmp_path):
     """kill -9 of the collector or of Postgres, at random moments under load, the next often before the last is
     mended. Clients send again what was not acknowledged."""
     chance = random.Random(20260102)
@@ -56,8 +59,8 @@ def test_fifty_random_kills_lose_nothing_and_store_nothing_twice(mortal, tmp_pat
         metrics = service.wait_stored(60)
     acknowledged = set().union(*(client.acknowledged for client in clients))
     stored = stored_ids(mortal.dsn)
-    assert kills["collector"] >= 20 and kills["postgres"] >= 20
-    assert len(acknowledged) > 1000
+    assert min(kills.values()) >= KILLS // 3
+    assert len(acknowledged) > KILLS * 20
     assert len(stored) == len(set(stored)), "an event is in the table twice"
     assert set(stored) == acknowledged, "every batch was acknowledged in the end, so every event is there, once"
     assert ledger(mortal.dsn) == (len(stored), len(stored)), "the ledger counts what the table holds"
@@ -71,7 +74,7 @@ def test_what_was_never_acknowledged_may_be_there_but_nothing_else(mortal, tmp_p
         clients = [StubbornClient(service.url, only_once=True) for _ in range(CLIENTS)]
         for client in clients:
             client.start()
-        for _ in range(6):
+        for _ in range(4):
             time.sleep(0.4)
             service.kill()
             service.start()

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from ingest.postgres import connections
+from tests.support.amounts import some_of
 from tests.support.roles import TOO_MANY, acting, refusal
 from tests.support.sql_assignment import EXPERIMENT, assign, make_experiment
 
@@ -107,7 +108,7 @@ def variants(weights: dict[str, float]) -> tuple[str, str]:
     return json.dumps(control), json.dumps(tests)
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", some_of(SHARES, 2))
 async def test_shares_follow_the_weights(connection: asyncpg.Connection, name: str):
     weights = {variant: Fraction(str(weight)) for variant, weight in SHARES[name].items()}
     rows = await connection.fetch(

@@ -22,6 +22,7 @@ from ingest.postgres.connections import load_queries
 from ingest.rollup import kpis
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
+from tests.support.amounts import amount
 from tests.support.databases import Server, run_apart
 from tests.support.seed import load
 from tests.support.service import lent_database
@@ -289,7 +290,8 @@ def module_url(postgres: Server, template: str) -> Any:
         yield url
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.longer
+@settings(max_examples=amount(8, long=40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROWS, max_size=15))
 def test_nothing_that_clients_send_breaks_a_query(module_url: str, rows: list[dict[str, Any]]) -> None:
     rows = json.loads(json.dumps(rows).replace("\\u0000", ""))
@@ -347,6 +349,7 @@ async def hold(url: str, rows: list[dict[str, Any]]) -> None:
         await connection.close()
 
 
+@pytest.mark.long
 async def test_bots_change_no_answer(connection: asyncpg.Connection) -> None:
     await load(connection, anchor=datetime.now(UTC))
     computed = [kpi for kpi in kpis.load() if kpi.name in ("page_views", "active_users", "experiment_conversions")]

@@ -13,6 +13,7 @@ import pytest
 from ingest.base.refusals import RejectReason
 from ingest.postgres import connections
 from ingest.store.merge import is_servers
+from tests.support.amounts import some_of
 from tests.support.collector import Client, Start, errors
 from tests.support.events import batch
 
@@ -63,7 +64,7 @@ def events_with_bad_ones(bad: set[int], count: int) -> list[dict[str, Any]]:
     return events
 
 
-@pytest.mark.parametrize("rule", ROW_RULES)
+@pytest.mark.parametrize("rule", some_of(ROW_RULES, 9))
 async def test_an_error_that_one_row_causes_is_that_rows(client: Client, connection: asyncpg.Connection, rule: str):
     await connection.execute(ROW_RULES[rule])
     chance = random.Random(rule)
@@ -168,7 +169,7 @@ async def change(connection: asyncpg.Connection, statements: str) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 30], ids=["new table", "table in use"])
-@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("what", some_of(CHANGES, 4))
 async def test_a_change_that_every_row_breaks_is_waited_for_and_said(
     client: Client, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture, what: str, before: int
 ):
@@ -209,7 +210,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("before", ["nothing", "the others", "the hostile one", "both"])
-@pytest.mark.parametrize("rule", HOSTILE)
+@pytest.mark.parametrize("rule", some_of(HOSTILE, 1))
 async def test_one_client_that_sends_only_bad_rows_does_not_stop_the_others(
     start: Start, connection: asyncpg.Connection, rule: str, before: str
 ):
@@ -279,7 +280,7 @@ SLOW_RULES = {
 
 @pytest.mark.parametrize(
     ("rule", "count", "times"),
-    [*((rule, 40, 1) for rule in SLOW_RULES), ("sleeps before", 1, 1), ("sleeps after", 20, 7)],
+    some_of([("sleeps before", 1, 1), ("sleeps after", 20, 7), *((rule, 40, 1) for rule in SLOW_RULES)], 2),
 )
 async def test_a_row_that_takes_for_ever_is_refused_and_stops_nobody(
     start: Start, connection: asyncpg.Connection, rule: str, count: int, times: int
@@ -333,7 +334,7 @@ NOBODYS_FAULT = {
 """How the database is changed, and what another transaction holds meanwhile."""
 
 
-@pytest.mark.parametrize("cause", NOBODYS_FAULT)
+@pytest.mark.parametrize("cause", some_of(NOBODYS_FAULT, 2))
 async def test_a_slow_database_refuses_no_row(
     start: Start, connection: asyncpg.Connection, database_url: str, cause: str
 ):
