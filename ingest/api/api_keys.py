@@ -13,8 +13,8 @@ from uuid import UUID
 
 import asyncpg
 
-from ingest.postgres.connections import load_queries
 from ingest.postgres.pool import Pool, TooSlow, Unavailable
+from ingest.postgres.queries import load_queries
 
 logger = logging.getLogger(__name__)
 

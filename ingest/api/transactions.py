@@ -10,17 +10,9 @@ import asyncpg
 
 from ingest.api.access import Caller
 from ingest.postgres.pool import Pool
+from ingest.postgres.queries import fill, load_queries
 
-# `role` as SET LOCAL ROLE; the rest is what 002_rls_policies.sql tells of. With constants, so that it is
-# one round trip; and all of it ends with the transaction.
-_BEHALF: Final = """
-SELECT set_config('role', {}, true), set_config('request.jwt.claims', {}, true),
-    set_config('app.client_ip', {}, true), set_config('app.user_agent', {}, true),
-    set_config('app.session_token', {}, true), set_config('app.user_email', {}, true),
-    set_config('app.session_id', {}, true), set_config('app.anonymise_ip', {}, true),
-    set_config('app.assignments_per_hour', {}, true), set_config('statement_timeout', {}, true),
-    set_config('lock_timeout', {}, true)
-"""
+_ON_BEHALF: Final = load_queries("transactions")["on_behalf"]
 SETTINGS: Final = ("session_token", "user_email", "session_id")
 LOCK_SECONDS: Final = 3.0
 """How long a caller waits for who has locked what it needs; requests that need it, too, change a row within
@@ -50,16 +42,18 @@ class Transactions:
         assert not unknown, unknown
         statement_ms = str(round(self._pool.timeout_seconds * 1000))
         lock_ms = str(round(min(LOCK_SECONDS, self._pool.timeout_seconds) * 1000))
-        on_behalf = _BEHALF.format(
-            *map(
-                quoted,
-                (
-                    caller.role, caller.claims, address, user_agent,
-                    *[settings.get(name, "") for name in SETTINGS], self._anonymise_ip, self._assignments_per_hour,
-                    statement_ms, lock_ms,
-                ),
-            )
-        )  # fmt: skip
+        values = {
+            "role": caller.role,
+            "claims": caller.claims,
+            "client_ip": address,
+            "user_agent": user_agent,
+            **{name: settings.get(name, "") for name in SETTINGS},
+            "anonymise_ip": self._anonymise_ip,
+            "assignments_per_hour": self._assignments_per_hour,
+            "statement_ms": statement_ms,
+            "lock_ms": lock_ms,
+        }
+        on_behalf = fill(_ON_BEHALF, **{name: quoted(value) for name, value in values.items()})
         async with self._pool.lent(feature) as connection, connection.transaction():
             await connection.execute(on_behalf)
             yield connection

@@ -19,6 +19,7 @@ from ingest.commands.target import database_url
 from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.journal.replays import WAIT_SECONDS
 from ingest.postgres import connections, migrations
+from ingest.postgres.queries import load_queries
 from ingest.service import control
 
 _AT_ONCE = 100
@@ -53,7 +54,7 @@ def _check_reason(reason: str | None) -> None:
 async def _read(
     url: str, reason: str | None, limit: int, replayed: bool
 ) -> tuple[list[asyncpg.Record], list[asyncpg.Record]]:
-    queries = connections.load_queries("rejected")
+    queries = load_queries("rejected")
     connection = await connections.connect(url, purpose="rejected")
     try:
         await migrations.check(connection)
@@ -79,7 +80,7 @@ async def _replay(config: Config, url: str, reason: str | None, number: int | No
     paths = [path for path in control.running(config.data_dir) if await control.metrics_page(path) is not None]
     if not paths:
         raise IngestError(f"no collector runs on the data folder {config.data_dir}: start it, it does the storing")
-    queries = connections.load_queries("rejected")
+    queries = load_queries("rejected")
     connection = await connections.connect(url, purpose="rejected")
     accepted = refused = after = 0
     try:

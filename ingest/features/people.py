@@ -20,7 +20,7 @@ from ingest.api.problems import Problem
 from ingest.base.errors import IngestError
 from ingest.journal import journals, set_aside
 from ingest.journal.traces import Traces
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 JOURNAL_SECONDS: Final = 15.0
 """How long a request waits for what still sits in the journals: it is stored within a second, unless Postgres was

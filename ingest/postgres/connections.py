@@ -1,18 +1,17 @@
-"""Connections, named queries and psql: what the rest needs to know about talking to a Postgres."""
+"""Connections and psql: what the rest needs to know about talking to a Postgres."""
 
 from __future__ import annotations
 
 import getopt
 import os
 import re
-from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlencode, urlsplit
 
 import asyncpg
 
-import ingest
 from ingest.base.errors import DatabaseError
+from ingest.postgres.queries import load_queries
 from ingest.postgres.statements import Connection
 
 FAILURES: Final = (
@@ -24,29 +23,7 @@ FAILURES: Final = (
     TimeoutError,
 )
 """What a connection raises when the server, or the way to it, fails."""
-_QUERY_HEADER = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _MALFORMED = "the URL is malformed; special characters in its password must be percent-encoded"
-
-
-# Queries.
-
-
-def sql_folder() -> Path:
-    """The folder of migrations and queries: inside an installed package, beside it in a checkout."""
-    package = Path(ingest.__file__).parent
-    installed = package / "sql"
-    return installed if installed.is_dir() else package.parent / "sql"
-
-
-def load_queries(name: str) -> dict[str, str]:
-    """The queries of `sql/queries/<name>.sql`, by the names in their `-- name --` lines; comments are left out."""
-    text = (sql_folder() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
-    _, *parts = _QUERY_HEADER.split(text)
-    return {header: _without_comments(query) for header, query in zip(parts[::2], parts[1::2], strict=True)}
-
-
-def _without_comments(query: str) -> str:
-    return "\n".join(line for line in query.splitlines() if not line.lstrip().startswith("--")).strip()
 
 
 # Connections.
@@ -94,18 +71,8 @@ async def is_direct(connection: asyncpg.Connection) -> bool:
 
 async def missing_roles(connection: asyncpg.Connection) -> list[str]:
     """Those of the roles in whose name requests are answered that this connection's user may not take on."""
-    found: list[str] = await connection.fetchval(_MISSING_ROLES)
+    found: list[str] = await connection.fetchval(load_queries("roles")["missing"])
     return found
-
-
-# Since PostgreSQL 16 a membership does not imply the right to SET ROLE.
-_MISSING_ROLES: Final = """
-SELECT coalesce(array_agg(name ORDER BY place), '{}')
-FROM unnest('{anon,authenticated,service_role}'::text[]) WITH ORDINALITY AS wanted (name, place)
-WHERE CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN NOT pg_has_role(
-    session_user, name, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END
-) ELSE true END
-"""
 
 
 async def close(connection: asyncpg.Connection, timeout_seconds: float = 2) -> None:

@@ -18,7 +18,8 @@ from typing import Final
 import asyncpg
 
 from ingest.base.errors import IngestError
-from ingest.postgres.connections import FAILURES, close, load_queries
+from ingest.postgres.connections import FAILURES, close
+from ingest.postgres.queries import load_queries
 
 logger = logging.getLogger(__name__)
 

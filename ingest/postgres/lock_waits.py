@@ -15,7 +15,8 @@ from typing import Final, TypeVar
 import asyncpg
 
 from ingest.base.errors import IngestError, MigrationError
-from ingest.postgres.connections import FAILURES, close, load_queries
+from ingest.postgres.connections import FAILURES, close
+from ingest.postgres.queries import load_queries
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -17,22 +17,11 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from ingest.base.errors import MigrationError
-from ingest.postgres.connections import load_queries, sql_folder
 from ingest.postgres.lock_waits import LOCKED, Patience
+from ingest.postgres.queries import load_queries, sql_folder
 
 LOCK_KEY: Final = 0x696E67657374
 """Any number that nobody else takes; this one is "ingest" in ASCII."""
-
-# A schema of its own: since PostgreSQL 15 only the owner of a database may make tables in `public`.
-_MAKE_TABLE: Final = """
-CREATE TABLE ingest.migrations (
-    number int NOT NULL CONSTRAINT migrations_pkey PRIMARY KEY,
-    name text NOT NULL,
-    sha256 text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now()
-);
-COMMENT ON TABLE ingest.migrations IS 'Which files of sql/migrations this database has had';
-"""
 
 
 class State(StrEnum):
@@ -138,7 +127,7 @@ async def _prepare(connection: asyncpg.Connection, patience: Patience) -> None:
                 return
             if not await connection.fetchval(queries["schema_exists"]):
                 await connection.execute("CREATE SCHEMA ingest")
-            await connection.execute(_MAKE_TABLE)
+            await connection.execute(queries["make_table"])
     except LOCKED:
         raise
     except asyncpg.PostgresError as error:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import orjson
 
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 SCHEMAS: Final = ("analytics", "experiments", "marketing", "onboarding", "public", "whatsapp")
 """What applications may see; the schema `ingest` is the service's own."""

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import asyncpg
 import orjson
 
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 from ingest.rollup import sketches, tallies
 from ingest.rollup.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies, Tally
 

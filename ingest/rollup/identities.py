@@ -15,7 +15,7 @@ from uuid import uuid4
 import asyncpg
 import orjson
 
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 from ingest.rollup import visits
 from ingest.rollup.visits import Visit
 from ingest.rollup.who import Row, Who

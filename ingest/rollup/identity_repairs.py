@@ -12,9 +12,10 @@ from typing import Final
 
 import asyncpg
 
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 from ingest.rollup import identities, visits
-from ingest.rollup.rollup import partition, turn
+from ingest.rollup.rollup import turn
+from ingest.rollup.tallies import following
 from ingest.rollup.visits import Visit
 
 MOST_BROWSERS: Final = 2000
@@ -45,8 +46,8 @@ async def _hours_of(connection: asyncpg.Connection, browsers: Sequence[str]) -> 
     """The hours in which these browsers did something without a user_id."""
     hours: set[datetime] = set()
     for (day,) in await connection.fetch(_QUERIES["days"]):
-        query = _QUERIES["hours_of_browsers"].replace("{partition}", partition(day))
-        hours |= {hour for (hour,) in await connection.fetch(query, browsers)}
+        rows = await connection.fetch(_QUERIES["hours_of_browsers"], browsers, day, following("day", day))
+        hours |= {hour for (hour,) in rows}
     return hours
 
 

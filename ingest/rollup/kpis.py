@@ -11,22 +11,22 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 import asyncpg
 
 from ingest.base.errors import IngestError
-from ingest.postgres.connections import sql_folder
+from ingest.postgres import queries
+from ingest.postgres.queries import Query
 from ingest.rollup import sketches, stale_metrics
 from ingest.rollup.sketches import Sketch
 from ingest.rollup.stale_metrics import Note
-from ingest.rollup.tallies import BEGINNINGS
+from ingest.rollup.tallies import BEGINNINGS, following
 
 logger = logging.getLogger(__name__)
 
 QUERY_TIMEOUT_SECONDS: Final = 30
-_HEADER: Final = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+_QUERIES: Final = queries.load_queries("metrics")
 _METADATA: Final = re.compile(
     r"(counter|gauge|histogram|rate), (sum|average|min|max|count|unique_count); ([a-z ]+?)"
     r"(?:; from (aggregates|events|events and flushes))?"
@@ -80,27 +80,24 @@ class Window(NamedTuple):
 
 def parse(text: str) -> list[Kpi]:
     """The KPIs of a file of queries. Raises IngestError with the name of one that is not as the file's head says."""
-    _, *parts = _HEADER.split(text)
-    return [_parse_one(name, body) for name, body in zip(parts[::2], parts[1::2], strict=True)]
+    return [_kpi(query) for query in queries.parse(text, "kpis.sql")]
 
 
-def _parse_one(name: str, body: str) -> Kpi:
-    lines = body.strip().splitlines()
-    comments = [line.removeprefix("--").strip() for line in takewhile(lambda line: line.startswith("--"), lines)]
-    query = "\n".join(line for line in lines if not line.lstrip().startswith("--")).strip()
-    match = _METADATA.fullmatch(comments[-1]) if len(comments) > 1 else None
+def _kpi(query: Query) -> Kpi:
+    *sentences, metadata = query.comments or [""]
+    match = _METADATA.fullmatch(metadata) if sentences else None
     granularities = tuple(match[3].split()) if match else ()
-    if match is None or not granularities or not query or set(granularities) - set(GRANULARITIES):
+    if match is None or not granularities or not query.text or set(granularities) - set(GRANULARITIES):
         raise IngestError(
-            f"KPI {name}: below its name come a sentence and a line such as"
+            f"KPI {query.name}: below its name come a sentence and a line such as"
             ' "-- counter, sum; hour day" or "-- rate, average; hour day; from events", then its query'
         )
-    return Kpi(name, " ".join(comments[:-1]), match[1], match[2], granularities, match[4] or "", query)
+    return Kpi(query.name, " ".join(sentences), match[1], match[2], granularities, match[4] or "", query.text)
 
 
 def load() -> list[Kpi]:
     """Ours, in the order in which they are computed: later ones may read what earlier ones have stored."""
-    return parse((sql_folder() / "queries" / "kpis.sql").read_text(encoding="utf-8"))
+    return [_kpi(query) for query in queries.read_queries("kpis")]
 
 
 # Windows.
@@ -123,15 +120,6 @@ def windows(granularity: str, now: datetime, latest: datetime | None) -> Iterato
         end = following(granularity, start)
         yield Window(start, end)
         start = end
-
-
-def following(granularity: str, start: datetime) -> datetime:
-    """Where the bucket after the one that begins at `start` begins."""
-    if granularity == "month":
-        return BEGINNINGS["month"](start + timedelta(days=31))
-    return start + {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}.get(
-        granularity, timedelta(weeks=1)
-    )
 
 
 # Computing.
@@ -192,7 +180,7 @@ class _Run:
         self._given_up = set()
         for kpi in self._kpis:
             for granularity in kpi.granularities:
-                latest = await self._connection.fetchval(_LATEST, kpi.name, granularity)
+                latest = await self._connection.fetchval(_QUERIES["latest"], kpi.name, granularity)
                 await self._compute(kpi, granularity, windows(granularity, self.now, latest))
 
     async def compute_noted(self, source: str, notes: Sequence[Note], until: float) -> bool:
@@ -252,44 +240,18 @@ _OF_SOURCE: Final = {
 """The names of all KPIs that are from a source, by granularity."""
 
 
-# Of those that were computed when they were over: an open one may be there before those that were missed.
-_LATEST: Final = """
-SELECT max(time_window_start) FROM analytics.metrics
-WHERE name = $1 AND granularity = $2::text::analytics.granularity AND timestamp >= time_window_end
-"""
-_STORE: Final = """
-INSERT INTO analytics.metrics (
-    name, description, type, aggregation, granularity, time_window_start, time_window_end, source, timestamp,
-    dimensions, value_numeric, value_json, sample_count
-)
-SELECT $1, $2, $3::text::analytics.metric_type, $4::text::analytics.metric_aggregation,
-    $5::text::analytics.granularity, $6, $7, 'kpis', $8, dimensions::jsonb, value, json::jsonb, samples
-FROM unnest($9::text[], $10::numeric[], $11::text[], $12::bigint[]) AS made (dimensions, value, json, samples)
-ON CONFLICT ON CONSTRAINT metrics_window_key DO UPDATE SET
-    description = excluded.description, timestamp = excluded.timestamp, value_numeric = excluded.value_numeric,
-    value_json = excluded.value_json, sample_count = excluded.sample_count
-"""
-# Of two that compute the same KPI at once, the later one sees all that the earlier one saw.
-_BEGIN: Final = """
-SELECT set_config('statement_timeout', $1, true), pg_advisory_xact_lock(hashtextextended($2, 0))
-"""
-_CLEAR: Final = """
-DELETE FROM analytics.metrics
-WHERE name = $1 AND granularity = $2::text::analytics.granularity AND time_window_start = $3 AND source = 'kpis'
-    AND dimensions <> ALL ($4::text[]::jsonb[])
-"""
-
-
 async def _compute(connection: asyncpg.Connection, kpi: Kpi, granularity: str, window: Window, now: datetime) -> int:
     async with connection.transaction():
-        await connection.execute(_BEGIN, f"{QUERY_TIMEOUT_SECONDS}s", f"KPI {kpi.name} by {granularity}")
+        await connection.execute(_QUERIES["begin"], f"{QUERY_TIMEOUT_SECONDS}s", f"KPI {kpi.name} by {granularity}")
         query, arguments = _bound(kpi.query, window.start, min(window.end, now), granularity)
         found = await connection.fetch(query, *arguments)
         values = _values(found)
-        await connection.execute(_CLEAR, kpi.name, granularity, window.start, [value[0] for value in values])
+        await connection.execute(
+            _QUERIES["clear"], kpi.name, granularity, window.start, [value[0] for value in values]
+        )
         if values:
             await connection.execute(
-                _STORE,
+                _QUERIES["store"],
                 kpi.name,
                 kpi.description,
                 kpi.type,

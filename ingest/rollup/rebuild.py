@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from ingest.postgres import statements
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 from ingest.rollup import buckets, identities, sketches, stale_metrics, tallies
 from ingest.rollup.buckets import Room, Stored
 from ingest.rollup.rollup import batches, note_stale, partition, rows_query, turn, with_hours
@@ -23,7 +23,6 @@ from ingest.rollup.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tal
 GRANULARITIES: Final = ("hour", "day", "week", "month")
 HOUR: Final = timedelta(hours=1)
 MINUTE: Final = timedelta(minutes=1)
-_SPANS: Final[Mapping[str, str]] = {"day": "1 day", "week": "7 days", "month": "1 month"}
 _PARTS: Final[Mapping[str, str]] = {"day": "hour", "week": "day", "month": "day"}
 _CHUNK: Final = 20_000
 _TRIES: Final = 5
@@ -124,10 +123,7 @@ async def _make_hour(connection: asyncpg.Connection, hour: datetime, dimensions:
 async def _count_hour(connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str]) -> Tallies:
     """The tallies of an hour and its minutes, of the events that are rolled up."""
     waiting = await connection.fetch(_QUERIES["not_rolled_up"])
-    condition = (
-        f"created_at >= $1 AND created_at < $2 AND batch_id IS NOT NULL AND NOT batch_id <@ {batches(waiting)}"
-    )
-    query = rows_query(hour.date(), dimensions, condition)
+    query = rows_query("events_within", hour.date(), dimensions, batches=batches(waiting))
     minutes: Tallies = {}
     async for rows in statements.batches(connection, query, hour, hour + HOUR, size=_CHUNK):
         minutes = await _with(connection, minutes, rows, dimensions)
@@ -156,8 +152,9 @@ async def _sums_of_parts(
     """What the parts of a bucket add up to, one name of one type after the other."""
     group: dict[Key, list[Any]] = {}
     of: tuple[str, str] | None = None
-    query = _QUERIES["parts"].replace("{span}", _SPANS[granularity])
-    async for rows in statements.batches(connection, query, _PARTS[granularity], bucket, size=_PARTS_AT_ONCE):
+    span = bucket, tallies.following(granularity, bucket)
+    parts = statements.batches(connection, _QUERIES["parts"], _PARTS[granularity], *span, size=_PARTS_AT_ONCE)
+    async for rows in parts:
         for row in rows:
             kind, name, dimensions, *_ = row
             if of != (kind, name) and group:

@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from ingest.journal.batch_ids import batch_id
-from ingest.postgres.connections import load_queries
 from ingest.postgres.leases import Lease
+from ingest.postgres.queries import fill, load_queries
 from ingest.rollup import buckets, identities, stale_metrics, tallies
 from ingest.rollup.buckets import Room
 from ingest.rollup.identities import MOST_LINKS
@@ -26,15 +26,6 @@ from ingest.rollup.tallies import BEGINNINGS, Tallies
 from ingest.rollup.who import Row
 
 _TURN_PAUSE_SECONDS: Final = 0.2
-_TAKE_TURN: Final = """
-SET LOCAL lock_timeout = '2s';
-SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3;
-SET LOCAL idle_in_transaction_session_timeout = '120s';
-LOCK TABLE analytics.leases IN SHARE UPDATE EXCLUSIVE MODE;
-SET LOCAL lock_timeout TO DEFAULT
-"""
-"""The rest is for a holder that vanishes without a word: the server misses it within seconds, or minutes if there is
-a pooler in between, and the next one has its turn."""
 MAX_EVENTS: Final = 40_000
 """Of one transaction, unless a single flush has more: some 60 MB of rows."""
 MAX_VALUE_CHARACTERS: Final = 255
@@ -113,20 +104,22 @@ class Rollup:
         more a day has.
         """
         days = _days(claimed, pages)
-        within = f"batch_id <@ {batches(claimed)}"
+        ids = batches(claimed)
         ends = self._ends(claimed)
         if ends is not None:
-            conditions = {day: f"ctid >= '({ends.get(day, 0)},0)'::tid AND {within}" for day in days}
-            rows = await self._fetch(connection, conditions)
+            rows: list[Row] = []
+            for day in days:
+                rows += await connection.fetch(
+                    rows_query("events_at_end", day, self.dimensions, page=ends.get(day, 0), batches=ids)
+                )
             if len(rows) == sum(flush["events_stored"] for flush in claimed):
                 return rows
         between = " OR ".join(f"batch_id BETWEEN {low} AND {high}" for low, high in _journal_ranges(claimed))
-        return await self._fetch(connection, dict.fromkeys(days, f"({between}) AND {within}"))
-
-    async def _fetch(self, connection: asyncpg.Connection, conditions: Mapping[date, str]) -> list[Row]:
-        rows: list[Row] = []
-        for day, condition in conditions.items():
-            rows += await connection.fetch(rows_query(day, self.dimensions, condition))
+        rows = []
+        for day in days:
+            rows += await connection.fetch(
+                rows_query("events_of_batches", day, self.dimensions, between=between, batches=ids)
+            )
         return rows
 
     def _ends(self, claimed: Sequence[Mapping[str, Any]]) -> dict[date, int] | None:
@@ -153,7 +146,7 @@ async def turn(connection: asyncpg.Connection, isolation: str | None = None) -> 
         transaction = connection.transaction(isolation=isolation)
         await transaction.start()
         try:
-            await connection.execute(_TAKE_TURN)
+            await connection.execute(_QUERIES["take_turn"])
             break
         except asyncpg.LockNotAvailableError:
             await transaction.rollback()
@@ -171,16 +164,11 @@ async def turn(connection: asyncpg.Connection, isolation: str | None = None) -> 
     await transaction.commit()
 
 
-def rows_query(day: date, dimensions: Sequence[str], condition: str) -> str:
-    """The query for the events of a day as rows for `identities.learn` and `tallies.count`. Nothing in it comes from
-    outside."""
-    values = "".join(f", left({name}::text, {MAX_VALUE_CHARACTERS})" for name in dimensions)
-    return (
-        "SELECT date_bin('1 minute', created_at, '2000-01-01Z'), type::text, name,"
-        " user_id, anonymous_id, session_id, created_at, authenticated,"
-        f" device_type IS NOT DISTINCT FROM 'bot'{values}"
-        f" FROM {partition(day)} WHERE {condition}"
-    )
+def rows_query(name: str, day: date, dimensions: Sequence[str], **given: object) -> str:
+    """One of the queries for the events of a day as rows for `identities.learn` and `tallies.count`. Nothing in it
+    comes from outside."""
+    values = "".join(f", left({dimension}::text, {MAX_VALUE_CHARACTERS})" for dimension in dimensions)
+    return fill(_QUERIES[name], dimensions=values, partition=partition(day), **given)
 
 
 def partition(day: date) -> str:

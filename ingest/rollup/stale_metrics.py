@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 from ingest.rollup.tallies import BEGINNINGS
 
 AROUND: Final = timedelta(minutes=30)

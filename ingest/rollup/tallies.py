@@ -168,3 +168,12 @@ BEGINNINGS: Final[Mapping[str, Callable[[datetime], datetime]]] = {
     "month": lambda moment: _day(moment).replace(day=1),
 }
 """Granularity -> where the bucket begins that a moment in UTC is in."""
+
+
+def following(granularity: str, start: datetime) -> datetime:
+    """Where the bucket after the one that begins at `start` begins."""
+    if granularity == "month":
+        return BEGINNINGS["month"](start + timedelta(days=31))
+    return start + {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}.get(
+        granularity, timedelta(weeks=1)
+    )

@@ -17,7 +17,8 @@ import asyncpg
 from ingest.base.errors import IngestError
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
-from ingest.postgres.connections import FAILURES, close, load_queries
+from ingest.postgres.connections import FAILURES, close
+from ingest.postgres.queries import load_queries
 from ingest.rollup import identity_repairs, kpis, rebuild
 from ingest.rollup.buckets import Room
 from ingest.store import partitions

@@ -24,6 +24,7 @@ from ingest.http import health
 from ingest.postgres import connections, migrations
 from ingest.postgres.connections import FAILURES
 from ingest.postgres.leases import Lease
+from ingest.postgres.queries import load_queries
 from ingest.rollup.buckets import Room
 from ingest.rollup.progress import Progress, Waiting
 from ingest.rollup.rollup import Rollup
@@ -44,7 +45,7 @@ _ANSWER_SECONDS: Final = 5.0
 """Likewise for those that only look a row up. A pooler may keep them waiting for its few connections."""
 _STOP_SECONDS: Final = 10.0
 _COMPLAINT_SECONDS: Final = 30.0
-_QUERIES: Final = connections.load_queries("rollup")
+_QUERIES: Final = load_queries("rollup")
 _EXPECTED: Final = (IngestError, *FAILURES)
 
 

@@ -23,11 +23,9 @@ import asyncpg
 from ingest.events.row import NO_TIME
 from ingest.events.values.timestamps import one_text_of
 from ingest.journal.segments import Record
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import fill, load_queries
 
 _QUERIES: Final = load_queries("event_keys")
-_LOCK_KEY: Final = 0x6576656E74732E2E
-"""Ours among advisory locks: "events.." in ASCII."""
 _MOST_MINUTES: Final = 500
 """Past so many different minutes in a flush, such as of an import, days are asked for."""
 _TRIES: Final = 40
@@ -98,9 +96,9 @@ async def claim(connection: asyncpg.Connection, keyed: Sequence[Keyed]) -> list[
         return []
     bounds = _bounds([one.client_time for one in keyed])
     if bounds != (None, None):
-        await connection.fetchval(_QUERIES["lock"], _LOCK_KEY)
+        await connection.execute(_QUERIES["lock"])
     else:
-        await connection.execute(_lock_shared())
+        await connection.execute(_QUERIES["lock_shared"])
     ids, created, told = ([one[field] for one in keyed] for field in range(3))
     places = await connection.fetch(_QUERIES["claim"], ids, told, created, *bounds)
     return await _apart(connection, [keyed[row["place"] - 1] for row in places])
@@ -153,24 +151,15 @@ async def drop_known(
     starts = [datetime.fromisoformat(span).replace(tzinfo=UTC) for span in spans]
     if not starts:
         return 0
-    # In one round trip, because each flush asks, and hardly any finds one.
-    literal = ",".join([start.isoformat() for start in starts])
-    status = await connection.execute(
-        f"{_lock_shared()}; SELECT FROM unnest('{{{literal}}}'::timestamptz[]) AS start JOIN analytics.event_keys"
-        f" ON client_time >= start AND client_time < start + interval '{width.total_seconds():.0f} s' LIMIT 1"
-    )
-    if status == "SELECT 0":
-        return 0
     texts = [start.isoformat() for start in starts]
+    look = fill(_QUERIES["lock_and_look"], starts=",".join(texts), seconds=round(width.total_seconds()))
+    if await connection.execute(look) == "SELECT 0":
+        return 0
     rows = await connection.fetch(
         _QUERIES["known"], texts, width, first_batch, last_batch, starts[0], starts[-1] + width
     )
     await connection.executemany(_QUERIES["drop"], [(row["created_at"], row["id"]) for row in rows])
     return len(rows)
-
-
-def _lock_shared() -> str:
-    return f"SELECT pg_advisory_xact_lock_shared({_LOCK_KEY})"
 
 
 def _bounds(times: Sequence[str]) -> tuple[datetime | None, datetime | None]:

@@ -21,7 +21,7 @@ from ingest.journal import journals
 from ingest.journal.journals import Claimed
 from ingest.journal.ownership import Ownership
 from ingest.journal.segments import Layout, Record
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import fill, load_queries
 
 _COPY_PIECE_BYTES: Final = 128 * 1024
 _FAN_OUT: Final = 16
@@ -95,9 +95,7 @@ class Merge:
         self._columns = columns
         self._timeout_seconds = timeout_seconds
         self._queries = {
-            name: query.replace(":table", f"analytics.{table}")
-            .replace(":columns", names)
-            .replace(":servers", f"'{_SERVERS.pattern}'")
+            name: fill(query, table=f"analytics.{table}", columns=names, servers=f"'{_SERVERS.pattern}'")
             for name, query in load_queries("merge").items()
         }
 

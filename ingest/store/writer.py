@@ -33,7 +33,8 @@ from ingest.journal.batch_ids import batch_id
 from ingest.journal.journal import Journal
 from ingest.journal.segments import Record
 from ingest.journal.survey import Gap
-from ingest.postgres.connections import FAILURES, close, load_queries
+from ingest.postgres.connections import FAILURES, close
+from ingest.postgres.queries import load_queries
 from ingest.store import event_keys, partitions
 from ingest.store.ledger import JournalTaken, Ledger
 from ingest.store.merge import TIMED_OUT, Bad, Merge, Merged, Reason, copy_lines, is_servers

@@ -1,9 +1,25 @@
 -- What ingest/store/event_keys.py asks.
 
+-- piece lock_key --
+-- Ours among advisory locks: "events.." in ASCII
+7311142570157092398
+
 -- lock --
 -- Flushes that store such events take turns with all others from here to their COMMIT: each must see what the other
 -- did. Statements that follow do see it.
-SELECT pg_advisory_xact_lock($1)
+SELECT pg_advisory_xact_lock({lock_key})
+
+-- lock_shared --
+-- Of those that store no such event
+SELECT pg_advisory_xact_lock_shared({lock_key})
+
+-- lock_and_look (starts, seconds) --
+-- The same, and whether there may be any of `known`, in one round trip: each flush asks, and hardly any finds one.
+-- {starts} are times between commas.
+SELECT pg_advisory_xact_lock_shared({lock_key});
+SELECT FROM unnest('{{starts}}'::timestamptz[]) AS start
+JOIN analytics.event_keys ON client_time >= start AND client_time < start + interval '{seconds} s'
+LIMIT 1
 
 -- claim --
 -- Places of the events that are new, of several with one key the first. An event may also have been stored under the

@@ -144,14 +144,15 @@ ON CONFLICT DO NOTHING
 SELECT anonymous_id, people, noted_at FROM analytics.stale_identities ORDER BY noted_at, anonymous_id LIMIT $1
 
 -- days --
-SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day
+SELECT to_date(right(relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC' AS day
 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
 WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
 ORDER BY day
 
 -- hours_of_browsers --
-SELECT DISTINCT date_trunc('hour', created_at, 'UTC') FROM {partition}
-WHERE anonymous_id = ANY ($1::text[]) AND user_id IS NULL
+-- The hours within [$2, $3), a day, so that the planner thinks of its partition alone
+SELECT DISTINCT date_trunc('hour', created_at, 'UTC') FROM analytics.events
+WHERE anonymous_id = ANY ($1::text[]) AND user_id IS NULL AND created_at >= $2 AND created_at < $3
 
 -- forget_noted --
 DELETE FROM analytics.stale_identities USING unnest($1::text[], $2::timestamptz[]) AS done (anonymous_id, noted_at)

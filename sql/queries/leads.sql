@@ -1,3 +1,14 @@
+-- Leads: ingest/features/leads/
+
+-- piece columns --
+id, email, phone_number, company_name, first_name, last_name, source::text, status::text, score, notes,
+    interested_features, utm_source, utm_medium, utm_campaign, utm_content, utm_term, referrer, landing_page,
+    user_agent, host(ip_address) AS ip_address, country_code, region, city, consent, created_at, updated_at
+
+-- piece interaction --
+id, interaction_type, subject, description, outcome::text, scheduled_at, completed_at, created_by, metadata,
+    created_at
+
 -- capture --
 -- One whose address is known merges into its row, by a trigger, and is then not inserted: "INSERT 0 0".
 INSERT INTO marketing.leads (
@@ -16,9 +27,7 @@ SELECT id, created_at = now() AS is_new FROM marketing.leads WHERE email = $1 AN
 -- page --
 -- Leads by status, source, score, time and the beginning of address ($10) or company ($6; lower case, as LIKE has it),
 -- after ($7, $8), the latest first, at most $9.
-SELECT id, email, phone_number, company_name, first_name, last_name, source::text, status::text, score, notes,
-    interested_features, utm_source, utm_medium, utm_campaign, utm_content, utm_term, referrer, landing_page,
-    user_agent, host(ip_address) AS ip_address, country_code, region, city, consent, created_at, updated_at
+SELECT {columns}
 FROM marketing.leads
 WHERE deleted_at IS NULL
     AND ($1::text IS NULL OR status = $1::text::marketing.lead_status)
@@ -32,9 +41,7 @@ ORDER BY created_at DESC, id DESC
 LIMIT $9::bigint
 
 -- one --
-SELECT id, email, phone_number, company_name, first_name, last_name, source::text, status::text, score, notes,
-    interested_features, utm_source, utm_medium, utm_campaign, utm_content, utm_term, referrer, landing_page,
-    user_agent, host(ip_address) AS ip_address, country_code, region, city, consent, created_at, updated_at
+SELECT {columns}
 FROM marketing.leads WHERE id = $1 AND deleted_at IS NULL
 
 -- submissions --
@@ -46,8 +53,7 @@ FROM marketing.leads WHERE duplicate_of = $1 ORDER BY created_at DESC, id DESC L
 
 -- interactions --
 -- What was done about a lead, the latest first.
-SELECT id, interaction_type, subject, description, outcome::text, scheduled_at, completed_at, created_by, metadata,
-    created_at
+SELECT {interaction}
 FROM marketing.lead_interactions WHERE lead_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2
 
 -- lock --
@@ -69,5 +75,4 @@ INSERT INTO marketing.lead_interactions (
 SELECT id, $2, $3, $4, $5::text::marketing.interaction_outcome, $6::timestamptz, $7::timestamptz, $8::text::jsonb,
     $9::uuid
 FROM marketing.leads WHERE id = $1 AND deleted_at IS NULL
-RETURNING id, interaction_type, subject, description, outcome::text, scheduled_at, completed_at, created_by, metadata,
-    created_at
+RETURNING {interaction}

@@ -1,19 +1,20 @@
--- What ingest/store/merge.py does in the server. It puts in :table, :columns and what :is_servers tells of an SQLSTATE.
+-- What ingest/store/merge.py does in the server, with a {table} of the schema analytics and the {columns} of its lines.
+-- {servers} is a pattern for SQLSTATEs.
 
--- begin --
+-- begin (table, columns) --
 -- No constraint waits for the COMMIT, where nobody could tell which row it is about.
 -- And whoever wants to change the table waits for us, or we for them, now: half-way it would be a deadlock.
-LOCK TABLE :table IN ACCESS SHARE MODE;
+LOCK TABLE {table} IN ACCESS SHARE MODE;
 SET CONSTRAINTS ALL IMMEDIATE;
-CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT :columns FROM :table WITH NO DATA;
+CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT {columns} FROM {table} WITH NO DATA;
 CREATE TEMPORARY TABLE outcome (
     place int, stored int, sqlstate text, message text, relation text, attribute text, rule text, context text
 ) ON COMMIT DROP
 
--- insert_all --
-INSERT INTO :table (:columns) SELECT :columns FROM incoming ON CONFLICT DO NOTHING
+-- insert_all (table, columns) --
+INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming ON CONFLICT DO NOTHING
 
--- insert_each --
+-- insert_each (table, columns, servers) --
 -- A row of `outcome` for each that is refused, and one without a place that says how many went in.
 -- OTHERS is every error but a cancelled query, which is no row's, and a failed assertion.
 DO $$
@@ -24,7 +25,7 @@ DECLARE
     inserted int;
     total int := 0;
     code text;
-    told text;
+    words text;
     in_relation text;
     in_attribute text;
     by_rule text;
@@ -34,18 +35,18 @@ BEGIN
     FOR line_at IN SELECT ctid FROM incoming ORDER BY ctid LOOP
         line_number := line_number + 1;
         BEGIN
-            INSERT INTO :table (:columns)
-            SELECT :columns FROM incoming WHERE ctid = line_at ON CONFLICT DO NOTHING;
+            INSERT INTO {table} ({columns})
+            SELECT {columns} FROM incoming WHERE ctid = line_at ON CONFLICT DO NOTHING;
             GET DIAGNOSTICS inserted = ROW_COUNT;
             total := total + inserted;
         EXCEPTION WHEN OTHERS OR assert_failure THEN
             GET STACKED DIAGNOSTICS
-                code = RETURNED_SQLSTATE, told = MESSAGE_TEXT, in_relation = TABLE_NAME, in_attribute = COLUMN_NAME,
+                code = RETURNED_SQLSTATE, words = MESSAGE_TEXT, in_relation = TABLE_NAME, in_attribute = COLUMN_NAME,
                 by_rule = CONSTRAINT_NAME, at_place = PG_EXCEPTION_CONTEXT;
-            IF code ~ :servers THEN
+            IF code ~ {servers} THEN
                 RAISE;
             END IF;
-            INSERT INTO outcome VALUES (line_number, 0, code, told, in_relation, in_attribute, by_rule, at_place);
+            INSERT INTO outcome VALUES (line_number, 0, code, words, in_relation, in_attribute, by_rule, at_place);
         END;
     END LOOP;
     INSERT INTO outcome (stored) VALUES (total);
@@ -58,11 +59,11 @@ SELECT * FROM outcome
 -- empty --
 TRUNCATE incoming, outcome; RELEASE SAVEPOINT merge
 
--- copy_recent --
+-- copy_recent (table, columns) --
 -- One event of each name of those that were stored last, as if they came again.
-INSERT INTO incoming (:columns)
-SELECT :columns FROM (
-    SELECT DISTINCT ON (name) * FROM (SELECT * FROM :table ORDER BY created_at DESC LIMIT 5000) AS recent
+INSERT INTO incoming ({columns})
+SELECT {columns} FROM (
+    SELECT DISTINCT ON (name) * FROM (SELECT * FROM {table} ORDER BY created_at DESC LIMIT 5000) AS recent
     ORDER BY name, created_at DESC
     LIMIT 20
 ) AS known;

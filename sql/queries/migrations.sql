@@ -7,6 +7,16 @@ SELECT true FROM pg_namespace WHERE nspname = 'ingest'
 SELECT true FROM pg_class
 WHERE relname = 'migrations' AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'ingest')
 
+-- make_table --
+-- In a schema of its own: since PostgreSQL 15 only the owner of a database may make tables in `public`.
+CREATE TABLE ingest.migrations (
+    number int NOT NULL CONSTRAINT migrations_pkey PRIMARY KEY,
+    name text NOT NULL,
+    sha256 text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE ingest.migrations IS 'Which files of sql/migrations this database has had'
+
 -- pushed --
 -- Whether the Supabase CLI has applied this file; to be asked only where its table is.
 SELECT true FROM supabase_migrations.schema_migrations WHERE version = $1 AND name = $2

@@ -1,52 +1,66 @@
--- Onboarding, as anon with app.session_token set to the token, so that row security shows no other session. In braces
--- stands what ingest/features/onboarding/handlers.py puts there: {told}, the columns that it reads; {on}, which marks a
--- session as one that goes on, also if it was abandoned a while ago; and {note}, which records an activity.
+-- Onboarding: ingest/features/onboarding/. As anon with app.session_token set to the token, so that row security shows
+-- no other session.
+
+-- piece columns --
+id, lead_id, status::text, current_step::text, progress_percentage, created_at, started_at, last_activity_at,
+    completed_at, business_info_completed_at, whatsapp_integration_completed_at, bot_setup_completed_at,
+    testing_completed_at, business_data, whatsapp_config, bot_config, anonymous_id, visit_session_id
+
+-- piece goes_on --
+-- Also if it was abandoned a while ago
+last_activity_at = now(), abandoned_at = NULL,
+        status = CASE status WHEN 'abandoned' THEN 'in_progress'::onboarding.session_status ELSE status END
+
+-- piece note --
+-- What was done in step $3, if anything ($4), for how long ($5)
+INSERT INTO onboarding.step_activities (session_id, step, activity_type, time_spent_seconds)
+    SELECT id, $3::text::onboarding.step, $4, $5::int FROM changed WHERE $4::text IS NOT NULL
 
 -- create --
 INSERT INTO onboarding.sessions (session_token, user_agent, anonymous_id, visit_session_id)
-VALUES ($1, $2, $3, $4) RETURNING {told}
+VALUES ($1, $2, $3, $4) RETURNING {columns}
 
 -- read --
-SELECT {told} FROM onboarding.sessions WHERE session_token = $1
+SELECT {columns} FROM onboarding.sessions WHERE session_token = $1
 
 -- lock --
 -- Until the transaction ends, so that of two requests at once the second sees what the first did
-SELECT {told} FROM onboarding.sessions WHERE session_token = $1 FOR NO KEY UPDATE
+SELECT {columns} FROM onboarding.sessions WHERE session_token = $1 FOR NO KEY UPDATE
 
 -- business_info --
 WITH changed AS (
     UPDATE onboarding.sessions SET business_data = $2::jsonb,
-        business_info_completed_at = coalesce(business_info_completed_at, now()), {on}
-    WHERE id = $1 RETURNING {told}
+        business_info_completed_at = coalesce(business_info_completed_at, now()), {goes_on}
+    WHERE id = $1 RETURNING {columns}
 ), noted AS ({note})
 SELECT * FROM changed
 
 -- whatsapp_integration --
 WITH changed AS (
     UPDATE onboarding.sessions SET whatsapp_config = $2::jsonb,
-        whatsapp_integration_completed_at = coalesce(whatsapp_integration_completed_at, now()), {on}
-    WHERE id = $1 RETURNING {told}
+        whatsapp_integration_completed_at = coalesce(whatsapp_integration_completed_at, now()), {goes_on}
+    WHERE id = $1 RETURNING {columns}
 ), noted AS ({note})
 SELECT * FROM changed
 
 -- bot_setup --
 WITH changed AS (
     UPDATE onboarding.sessions SET bot_config = $2::jsonb,
-        bot_setup_completed_at = coalesce(bot_setup_completed_at, now()), {on}
-    WHERE id = $1 RETURNING {told}
+        bot_setup_completed_at = coalesce(bot_setup_completed_at, now()), {goes_on}
+    WHERE id = $1 RETURNING {columns}
 ), noted AS ({note})
 SELECT * FROM changed
 
 -- testing --
 WITH changed AS (
     UPDATE onboarding.sessions SET bot_config = bot_config || jsonb_build_object('testing', $2::jsonb),
-        testing_completed_at = coalesce(testing_completed_at, now()), {on}
-    WHERE id = $1 RETURNING {told}
+        testing_completed_at = coalesce(testing_completed_at, now()), {goes_on}
+    WHERE id = $1 RETURNING {columns}
 ), noted AS ({note})
 SELECT * FROM changed
 
 -- resume --
-UPDATE onboarding.sessions SET {on} WHERE session_token = $1 AND status = 'abandoned'
+UPDATE onboarding.sessions SET {goes_on} WHERE session_token = $1 AND status = 'abandoned'
 
 -- note --
 INSERT INTO onboarding.step_activities (

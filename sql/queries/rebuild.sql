@@ -1,15 +1,28 @@
 -- Buckets rebuilt and compared: ingest/rollup/rebuild.py
 
--- note_hours --
+-- piece hours --
 -- Every hour of a day that has a partition, within [$1, $2)
+SELECT hour FROM (
+    SELECT to_date(right(relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC' AS day
+    FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+    WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
+) AS days
+CROSS JOIN LATERAL (SELECT day + make_interval(hours => number) AS hour FROM generate_series(0, 23) AS number) AS hours
+WHERE hour + interval '1 hour' > $1 AND hour < $2
+
+-- piece of_hour --
+-- The hour $1, and its minutes
+(granularity = 'hour' AND time_bucket = $1)
+    OR (granularity = 'minute' AND time_bucket >= $1 AND time_bucket < $1 + interval '1 hour')
+
+-- piece rows --
+SELECT granularity::text, time_bucket, event_type::text, event_name, dimensions::text,
+    event_count, unique_users, unique_sessions
+FROM analytics.event_aggregations
+
+-- note_hours --
 WITH hours AS (
-    SELECT hour FROM (
-        SELECT to_date(right(relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC' AS day
-        FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
-        WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
-    ) AS days
-    CROSS JOIN LATERAL (SELECT day + make_interval(hours => number) AS hour FROM generate_series(0, 23) AS number) AS hours
-    WHERE hour + interval '1 hour' > $1 AND hour < $2 AND hour <= now() + interval '1 day'
+    SELECT hour FROM ({hours}) AS all_hours WHERE hour <= now() + interval '1 day'
 ), noted AS (
     INSERT INTO analytics.stale_buckets (granularity, time_bucket) SELECT 'hour', hour FROM hours
     ON CONFLICT (granularity, time_bucket) DO UPDATE SET noted_at = excluded.noted_at, due_at = excluded.due_at
@@ -56,8 +69,7 @@ SELECT now() - ingest.retention('minutes', '7 days')
 
 -- clear_hour --
 DELETE FROM analytics.event_aggregations
-WHERE (granularity = 'hour' AND time_bucket = $1)
-    OR (granularity = 'minute' AND time_bucket >= $1 AND time_bucket < $1 + interval '1 hour')
+WHERE {of_hour}
 
 -- clear_others --
 -- What the bucket held and was not put into it by this transaction
@@ -65,33 +77,23 @@ DELETE FROM analytics.event_aggregations
 WHERE granularity = $1::text::analytics.granularity AND time_bucket = $2 AND updated_at <> now()
 
 -- parts --
+-- What is within [$2, $3)
 SELECT event_type::text, event_name, dimensions::text, event_count, users_sketch, sessions_sketch
 FROM analytics.event_aggregations
 WHERE granularity = $1::text::analytics.granularity
-    AND time_bucket >= $2 AND time_bucket < ($2 AT TIME ZONE 'UTC' + interval '{span}') AT TIME ZONE 'UTC'
+    AND time_bucket >= $2 AND time_bucket < $3
 ORDER BY event_type, event_name, dimensions
 
 -- hour_rows --
-SELECT granularity::text, time_bucket, event_type::text, event_name, dimensions::text,
-    event_count, unique_users, unique_sessions
-FROM analytics.event_aggregations
-WHERE (granularity = 'hour' AND time_bucket = $1)
-    OR (granularity = 'minute' AND time_bucket >= $1 AND time_bucket < $1 + interval '1 hour')
+{rows}
+WHERE {of_hour}
 
 -- day_rows --
-SELECT granularity::text, time_bucket, event_type::text, event_name, dimensions::text,
-    event_count, unique_users, unique_sessions
-FROM analytics.event_aggregations WHERE granularity = 'day' AND time_bucket = $1
+{rows} WHERE granularity = 'day' AND time_bucket = $1
 
 -- to_compare --
 -- Hours and days within [$1, $2) that have events or buckets
-SELECT hour AS bucket, 'hour' AS granularity FROM (
-    SELECT to_date(right(relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC' AS day
-    FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
-    WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
-) AS days
-CROSS JOIN LATERAL (SELECT day + make_interval(hours => number) AS hour FROM generate_series(0, 23) AS number) AS hours
-WHERE hour + interval '1 hour' > $1 AND hour < $2
+SELECT hour AS bucket, 'hour' AS granularity FROM ({hours}) AS hours
 UNION ALL
 SELECT DISTINCT time_bucket, 'day' FROM analytics.event_aggregations
 WHERE granularity = 'day' AND time_bucket + interval '1 day' > $1 AND time_bucket < $2

@@ -1,5 +1,14 @@
 -- Rollups: ingest/rollup/rollup.py, buckets.py and rebuild.py
 
+-- take_turn --
+-- The rest is for a holder that vanishes without a word: the server misses it within seconds, or minutes if there is a
+-- pooler in between, and the next one has its turn.
+SET LOCAL lock_timeout = '2s';
+SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3;
+SET LOCAL idle_in_transaction_session_timeout = '120s';
+LOCK TABLE analytics.leases IN SHARE UPDATE EXCLUSIVE MODE;
+SET LOCAL lock_timeout TO DEFAULT
+
 -- claim --
 -- Flushes that are not rolled up, oldest first. Locked, so that a second worker that believes it is alone adds nothing twice.
 SELECT journal, first_record, last_record, flushes.events_stored, days, flushed_at,
@@ -37,6 +46,25 @@ SELECT clock_timestamp() AS now, now() - ingest.retention('minutes', '7 days') A
 SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day, pg_relation_size(pg_class.oid) / 8192 AS pages
 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
 WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
+
+-- piece events --
+-- {partition} is the table of a day, {dimensions} an expression for each that events are counted by, {batches} a
+-- constant with the ranges of batch_id that are meant. None of it comes from outside.
+SELECT date_bin('1 minute', created_at, '2000-01-01Z'), type::text, name, user_id, anonymous_id, session_id, created_at,
+    authenticated, device_type IS NOT DISTINCT FROM 'bot'{dimensions}
+FROM {partition}
+
+-- events_at_end (dimensions, partition, page, batches) --
+-- Of these batches, from a page on
+{events} WHERE ctid >= '({page},0)'::tid AND batch_id <@ {batches}
+
+-- events_of_batches (dimensions, partition, between, batches) --
+-- Of these batches, wherever they are: {between} is for the index, and true for all of them
+{events} WHERE ({between}) AND batch_id <@ {batches}
+
+-- events_within (dimensions, partition, batches) --
+-- From $1 to before $2, and not of these batches
+{events} WHERE created_at >= $1 AND created_at < $2 AND batch_id IS NOT NULL AND NOT batch_id <@ {batches}
 
 -- stored --
 -- What the buckets hold that are to be added to, by their place in the arguments. One look into the primary key each.

@@ -1,5 +1,35 @@
--- Statistics: ingest/stats/. In braces stands what ingest/features/stats/reading.py puts there from words of its own: {filters},
--- one condition a dimension, and {value}, what a ranking is by. All that a request holds comes as arguments.
+-- Statistics: ingest/features/stats/. All that a request holds comes as arguments.
+--
+-- What is counted from events begins with the same seven: from $1 to before $2, of the types $3, of the name $4 or all
+-- (NULL); bots as $5 says (exclude, only, include); with the values $6, such as {"country": "DE"}, and without any value
+-- of the dimensions $7. All are constants to the planner, so a filter that is not asked for costs nothing.
+
+-- piece filters --
+-- A value is what buckets call it: the first 255 characters. The list of dimensions is that of `rollup_dimensions`.
+CASE $5::text WHEN 'exclude' THEN device_type IS DISTINCT FROM 'bot' WHEN 'only' THEN device_type = 'bot' ELSE true END
+    AND ($6::jsonb ->> 'country' IS NULL OR left(country::text, 255) = $6::jsonb ->> 'country')
+    AND ('country' <> ALL ($7::text[]) OR country IS NULL)
+    AND ($6::jsonb ->> 'device_type' IS NULL OR left(device_type::text, 255) = $6::jsonb ->> 'device_type')
+    AND ('device_type' <> ALL ($7::text[]) OR device_type IS NULL)
+    AND ($6::jsonb ->> 'browser' IS NULL OR left(browser::text, 255) = $6::jsonb ->> 'browser')
+    AND ('browser' <> ALL ($7::text[]) OR browser IS NULL)
+    AND ($6::jsonb ->> 'os' IS NULL OR left(os::text, 255) = $6::jsonb ->> 'os')
+    AND ('os' <> ALL ($7::text[]) OR os IS NULL)
+    AND ($6::jsonb ->> 'page_path' IS NULL OR left(page_path::text, 255) = $6::jsonb ->> 'page_path')
+    AND ('page_path' <> ALL ($7::text[]) OR page_path IS NULL)
+    AND ($6::jsonb ->> 'referrer_host' IS NULL OR left(referrer_host::text, 255) = $6::jsonb ->> 'referrer_host')
+    AND ('referrer_host' <> ALL ($7::text[]) OR referrer_host IS NULL)
+    AND ($6::jsonb ->> 'utm_source' IS NULL OR left(utm_source::text, 255) = $6::jsonb ->> 'utm_source')
+    AND ('utm_source' <> ALL ($7::text[]) OR utm_source IS NULL)
+    AND ($6::jsonb ->> 'utm_medium' IS NULL OR left(utm_medium::text, 255) = $6::jsonb ->> 'utm_medium')
+    AND ('utm_medium' <> ALL ($7::text[]) OR utm_medium IS NULL)
+    AND ($6::jsonb ->> 'utm_campaign' IS NULL OR left(utm_campaign::text, 255) = $6::jsonb ->> 'utm_campaign')
+    AND ('utm_campaign' <> ALL ($7::text[]) OR utm_campaign IS NULL)
+
+-- piece picked --
+created_at >= $1 AND created_at < $2
+    AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4)
+    AND {filters}
 
 -- moment --
 -- Up to when everything that was stored is in the buckets, and the first minute that is kept
@@ -157,66 +187,97 @@ CROSS JOIN LATERAL (
 LIMIT $8
 
 -- count_events --
--- Events counted from themselves, by where their buckets begin
-SELECT width_bucket(created_at, $5::timestamptz[]) - 1 AS place, count(*) AS events,
+-- Events counted from themselves, by where their buckets begin ($8)
+SELECT width_bucket(created_at, $8::timestamptz[]) - 1 AS place, count(*) AS events,
     count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
 FROM analytics.activity
-WHERE created_at >= $1 AND created_at < $2
-    AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) {filters}
+WHERE {picked}
 GROUP BY place
 
 -- rank_events --
--- Values by their events, from the events themselves; NULL is none
-SELECT {value} AS value, count(*) AS events,
-    count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
-FROM analytics.activity
-WHERE created_at >= $1 AND created_at < $2
-    AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) {filters}
-GROUP BY 1
-HAVING $5::bigint IS NULL OR count(*) < $5
-    OR (count(*) = $5 AND NOT $7::boolean AND ({value} IS NULL OR {value} COLLATE "C" > $6::text COLLATE "C"))
-ORDER BY events DESC, {value} COLLATE "C" NULLS LAST
-LIMIT $8
+-- Values of a dimension, or names ($8 is then event), by their events, from the events themselves; NULL is none. After
+-- the value $10 with $9 events, or after none if $11.
+SELECT value, count(*) AS events, count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
+FROM (
+    SELECT person, visit, CASE $8::text
+        WHEN 'event' THEN name
+        WHEN 'country' THEN left(country::text, 255)
+        WHEN 'device_type' THEN left(device_type::text, 255)
+        WHEN 'browser' THEN left(browser::text, 255)
+        WHEN 'os' THEN left(os::text, 255)
+        WHEN 'page_path' THEN left(page_path::text, 255)
+        WHEN 'referrer_host' THEN left(referrer_host::text, 255)
+        WHEN 'utm_source' THEN left(utm_source::text, 255)
+        WHEN 'utm_medium' THEN left(utm_medium::text, 255)
+        WHEN 'utm_campaign' THEN left(utm_campaign::text, 255)
+    END AS value
+    FROM analytics.activity
+    WHERE {picked}
+) AS picked
+GROUP BY value
+HAVING $9::bigint IS NULL OR count(*) < $9
+    OR (count(*) = $9 AND NOT $11::boolean AND (value IS NULL OR value COLLATE "C" > $10::text COLLATE "C"))
+ORDER BY events DESC, value COLLATE "C" NULLS LAST
+LIMIT $12
 
--- funnel_step --
+-- piece sent --
+-- The order in which events were sent; that of ids is only for rows of which nothing is known.
+created_at, received_at, batch_id, batch_position, id
+
+-- funnel_condition (step) --
+-- A funnel is made of the next six by ingest/features/stats/journeys.py, for as many steps as are asked for. This is
+-- whether an event is a step: $9 are the kinds of all steps, $10 their values.
+CASE ($9::text[])[{step}]
+    WHEN 'event' THEN name = ($10::text[])[{step}]
+    WHEN 'type' THEN type = ($10::text[])[{step}]::analytics.event_type
+    WHEN 'page' THEN type = 'page_view' AND left(page_path::text, 255) = ($10::text[])[{step}]
+END
+
+-- funnel_begin (are, any) --
+-- What is a step, and where the first was done. {are} has a column a step: whether the event is that.
+SELECT *, CASE WHEN is_1 THEN created_at END AS began_1, NULL::interval AS took_1
+FROM (
+    SELECT id, created_at, received_at, batch_id, batch_position, person, {are}
+    FROM analytics.activity
+    WHERE person IS NOT NULL AND ({any}) AND {picked}
+) AS candidates
+
+-- funnel_step (step, before, inner) --
 -- One step of a funnel, around those before it: where it was done, with when its funnel began and how long the step
 -- before it is ago. The latest of the steps before counts: what began later ends later. Events of one time are in the
--- order in which they were sent. {step} is its number, {before} that of the one before.
+-- order in which they were sent. {step} is its number, {before} that of the one before; $8 is the time for all steps.
 SELECT *,
-    CASE WHEN is_{step} AND created_at - max(began_{before}) OVER sofar <= $5::interval
+    CASE WHEN is_{step} AND created_at - max(began_{before}) OVER sofar <= $8::interval
         THEN max(began_{before}) OVER sofar END AS began_{step},
     created_at - max(CASE WHEN began_{before} IS NOT NULL THEN created_at END) OVER sofar AS took_{step}
 FROM ({inner}) AS step_{before}
-WINDOW sofar AS (PARTITION BY person ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+WINDOW sofar AS (PARTITION BY person ORDER BY {sent} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 
--- funnel_begin --
--- What is a step, and where the first was done. {is} is a column a step: whether the event is that.
-SELECT *, CASE WHEN is_1 THEN created_at END AS began_1, NULL::interval AS took_1
-FROM (
-    SELECT id, created_at, received_at, batch_id, batch_position, person, {is}
-    FROM analytics.activity
-    WHERE created_at >= $1 AND created_at < $2 AND person IS NOT NULL
-        AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4)
-        AND ({any}) {filters}
-) AS candidates
+-- funnel_first (step) --
+-- Of a person, the first time counts.
+bool_or(began_{step} IS NOT NULL) AS did_{step},
+    (array_agg(took_{step} ORDER BY {sent}) FILTER (WHERE began_{step} IS NOT NULL))[1] AS took_{step}
 
--- funnel --
--- How many people did each step, and the median time since the step before; of a person, the first time counts.
--- {people} is a column a step: how long it took, where it was done.
+-- funnel_count (step) --
+count(*) FILTER (WHERE did_{step}) AS people_{step},
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM took_{step})::float8) AS seconds_{step}
+
+-- funnel (counts, firsts, inner) --
+-- How many people did each step, and the median time since the step before
 SELECT {counts} FROM (SELECT person, {firsts} FROM ({inner}) AS steps GROUP BY person) AS people
 
 -- retention --
--- People by the bucket of their first event, and how many of them came back in which bucket; how many there were has
--- no period.
+-- People by the bucket ($8 is where they begin) of their first event, and how many of them came back, with the event
+-- $9, in which bucket, up to the period $10; how many there were has no period.
 WITH did AS MATERIALIZED (
     SELECT person, created_at,
-        width_bucket(created_at, $4::timestamptz[]) - 1 AS bucket,
-        ($5::text IS NULL OR name = $5) AND type = ANY ($3::text[]::analytics.event_type[]) AS begins,
-        $6::text IS NULL OR name = $6 AS returns
+        width_bucket(created_at, $8::timestamptz[]) - 1 AS bucket,
+        ($4::text IS NULL OR name = $4) AND type = ANY ($3::text[]::analytics.event_type[]) AS begins,
+        $9::text IS NULL OR name = $9 AS returns
     FROM analytics.activity
-    WHERE created_at >= $1 AND created_at < $2 AND person IS NOT NULL {filters}
-        AND ((($5::text IS NULL OR name = $5) AND type = ANY ($3::text[]::analytics.event_type[]))
-            OR $6::text IS NULL OR name = $6)
+    WHERE created_at >= $1 AND created_at < $2 AND person IS NOT NULL AND {filters}
+        AND ((($4::text IS NULL OR name = $4) AND type = ANY ($3::text[]::analytics.event_type[]))
+            OR $9::text IS NULL OR name = $9)
 ), first AS (
     SELECT person, min(created_at) AS began_at, min(bucket) AS cohort FROM did WHERE begins GROUP BY person
 )
@@ -224,7 +285,7 @@ SELECT cohort, NULL::int AS period, count(*) AS people FROM first GROUP BY cohor
 UNION ALL
 SELECT cohort, bucket - cohort, count(DISTINCT person)
 FROM first JOIN did USING (person)
-WHERE returns AND created_at >= began_at AND bucket - cohort < $7
+WHERE returns AND created_at >= began_at AND bucket - cohort < $10
 GROUP BY cohort, bucket - cohort
 
 -- metrics --

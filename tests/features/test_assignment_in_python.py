@@ -24,7 +24,7 @@ from ingest.features.experiments.assignment import (
 )
 from ingest.features.experiments.definitions import definition_of
 from ingest.features.experiments.flags import Definition
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 from tests.support.collector import Start
 from tests.support.experiments import ADMIN, ADMIN_KEY, run
 from tests.support.sql_assignment import assign, make_experiment

@@ -1,4 +1,4 @@
-"""Connections, their one-line errors without passwords, named queries, psql."""
+"""Connections, their one-line errors without passwords, psql."""
 
 import asyncio
 import socket
@@ -20,22 +20,6 @@ PASSWORD = "s3cret-w0rd"
 
 def url(port: int, name: str = "shop") -> str:
     return f"postgresql://ann:{PASSWORD}@127.0.0.1:{port}/{name}"
-
-
-# Queries.
-
-
-def test_every_query_file_can_be_loaded():
-    folder = connections.sql_folder() / "queries"
-    for path in folder.glob("*.sql"):
-        queries = connections.load_queries(path.stem)
-        assert queries, path.name
-        assert all(query and "--" not in query for query in queries.values()), path.name
-
-
-def test_queries_are_found_by_their_headers():
-    queries = connections.load_queries("writer")
-    assert queries["end_given_up"].startswith("SELECT pg_terminate_backend")
 
 
 # Connections.

@@ -13,6 +13,7 @@ import pytest
 from ingest.base.errors import MigrationError
 from ingest.postgres import connections, migrations
 from ingest.postgres.migrations import State
+from ingest.postgres.queries import sql_folder
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ async def states(connection: asyncpg.Connection, folder: Path | None = None) -> 
 
 
 async def test_this_release(empty: asyncpg.Connection):
-    names = [path.name for path in sorted((connections.sql_folder() / "migrations").glob("*.sql"))]
+    names = [path.name for path in sorted((sql_folder() / "migrations").glob("*.sql"))]
     with pytest.raises(MigrationError, match=r"older than this release .*001_initial_schema.*run `ingest migrate`"):
         await migrations.check(empty)
     assert await states(empty) == dict.fromkeys(names, State.PENDING)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest.base.config import DIMENSION_NAMES
 from ingest.base.errors import IngestError
-from ingest.rollup import kpis, rebuild, stale_metrics
+from ingest.rollup import kpis, rebuild, stale_metrics, tallies
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from ingest.rollup.stale_metrics import Note
@@ -84,7 +84,7 @@ async def check(connection: asyncpg.Connection, now: datetime) -> None:
     views = {(key[1], key[2]): row[1] for key, row in found.items() if key[0] == "page_views" and key[1] != "minute"}
     assert views == await page_views(connection, now)
     left = await connection.fetch("SELECT granularity::text, time_window_start FROM analytics.stale_metrics")
-    assert all(kpis.following(*row) > now for row in left)
+    assert all(tallies.following(*row) > now for row in left)
     anew = await from_scratch(connection, now)
     assert found == anew
 

@@ -18,7 +18,7 @@ from ingest.base.config import DIMENSION_NAMES
 from ingest.events.values.sources import source_of
 from ingest.events.values.urls import describe_page, referrer_host
 from ingest.postgres import connections
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 from ingest.rollup import kpis
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup

@@ -14,11 +14,12 @@ import pytest
 
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
+from ingest.postgres.queries import sql_folder
 from ingest.postgres.typescript import SCHEMAS
 from tests.support.databases import Server, execute
 
 SUPABASE = Path(__file__).parents[2] / "deploy" / "supabase"
-FILES = sorted((connections.sql_folder() / "migrations").glob("*.sql"))
+FILES = sorted((sql_folder() / "migrations").glob("*.sql"))
 API_ROLES = ("anon", "authenticated", "service_role")
 
 # Who owns what is as there: `auth` belongs to a role that the migrating role cannot become, and that has given it the

@@ -12,8 +12,8 @@ import asyncpg
 import msgspec
 
 from ingest.features.experiments.flags import Definition, Flag, Variant
-from ingest.postgres.connections import load_queries
 from ingest.postgres.pool import Pool, TooSlow, Unavailable
+from ingest.postgres.queries import load_queries
 
 logger = logging.getLogger(__name__)
 

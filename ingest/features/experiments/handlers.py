@@ -30,7 +30,7 @@ from ingest.features.experiments.flags import Reason
 from ingest.features.experiments.lifecycle import STEPS, WrongState
 from ingest.features.experiments.results import Question, Results, analyse
 from ingest.http.prefetch import is_made_ahead
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 _QUERIES: Final = load_queries("experiments")
 TOO_MANY: Final = "PT429"

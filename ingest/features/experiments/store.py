@@ -15,7 +15,7 @@ from ingest.features.experiments.declaration import Changes, NewExperiment, colu
 from ingest.features.experiments.definitions import weights_of
 from ingest.features.experiments.lifecycle import STEPS, WrongState, check_changes, check_step
 from ingest.features.experiments.results import Count, counts_of
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 _QUERIES: Final = load_queries("experiments")
 

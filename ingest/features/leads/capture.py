@@ -25,7 +25,7 @@ from ingest.api.transactions import quoted
 from ingest.base.logs import Quiet
 from ingest.features.leads.lead import Campaign, Consent, Features, Link, Source, recorded
 from ingest.http.answers import answer
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 logger = logging.getLogger(__name__)
 

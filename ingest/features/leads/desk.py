@@ -34,7 +34,7 @@ from ingest.features.leads.lead import (
     utc,
 )
 from ingest.http.answers import answer
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 _QUERIES: Final = load_queries("leads")
 _MOST_INTERACTIONS: Final = 1000

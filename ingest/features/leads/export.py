@@ -25,7 +25,7 @@ from ingest.api.operations import Documented, Operation
 from ingest.api.problems import Problem
 from ingest.features.leads.desk import Filters, arguments, lead_of
 from ingest.features.leads.lead import COLUMNS, Place
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 logger = logging.getLogger(__name__)
 

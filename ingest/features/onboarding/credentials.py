@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet, MultiFernet

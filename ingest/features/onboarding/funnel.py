@@ -16,7 +16,7 @@ from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import Documented, Operation
 from ingest.features.onboarding.steps import STEPS, Step, StepName
 from ingest.http.answers import answer
-from ingest.postgres.connections import load_queries
+from ingest.postgres.queries import load_queries
 
 _DAYS: Final = 30
 _WITH_ZONE: Final = msgspec.Meta(tz=True)

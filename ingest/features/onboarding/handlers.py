@@ -28,8 +28,8 @@ from ingest.features.onboarding.activities import conceal, told_errors, told_val
 from ingest.features.onboarding.journey import NamedSession, Session, event, events_of, kept, session
 from ingest.features.onboarding.steps import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
 from ingest.http.answers import answer, problem
-from ingest.postgres.connections import load_queries
 from ingest.postgres.pool import TooSlow, Unavailable
+from ingest.postgres.queries import load_queries
 
 if TYPE_CHECKING:
     from ingest.features.onboarding.credentials import Cipher
@@ -43,31 +43,7 @@ MAX_NOTED: Final = 20
 _TAG: Final = "onboarding"
 _FIELD_NAME: Final = r"^[A-Za-z][A-Za-z0-9_.\[\]-]*$"
 _PRIVATE: Final = {"Cache-Control": "no-store"}
-_PIECES: Final = {
-    "{told}": (
-        "id, lead_id, status::text, current_step::text, progress_percentage, created_at, started_at,"
-        " last_activity_at, completed_at, business_info_completed_at, whatsapp_integration_completed_at,"
-        " bot_setup_completed_at, testing_completed_at, business_data, whatsapp_config, bot_config,"
-        " anonymous_id, visit_session_id"
-    ),
-    "{on}": (
-        "last_activity_at = now(), abandoned_at = NULL, status = CASE status WHEN 'abandoned' THEN"
-        " 'in_progress'::onboarding.session_status ELSE status END"
-    ),
-    "{note}": (
-        "INSERT INTO onboarding.step_activities (session_id, step, activity_type, time_spent_seconds)"
-        " SELECT id, $3::text::onboarding.step, $4, $5::int FROM changed WHERE $4::text IS NOT NULL"
-    ),
-}
-
-
-def _put_together(query: str) -> str:
-    for place, piece in _PIECES.items():
-        query = query.replace(place, piece)
-    return query
-
-
-_QUERIES: Final = {name: _put_together(query) for name, query in load_queries("onboarding").items()}
+_QUERIES: Final = load_queries("onboarding")
 
 
 # What is asked.

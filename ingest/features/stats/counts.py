@@ -154,12 +154,7 @@ async def _by_bucket(
             if not may_read_events:
                 raise Refused("too_many_rows", str(error), 422) from None
     check_events_range(query.start, query.end, _why_events(query, dimensions))
-    rows = await connection.fetch(
-        reading.filtered("count_events", query, 5),
-        *reading.picked(query, found[0], end),
-        found,
-        *reading.filter_values(query),
-    )
+    rows = await connection.fetch(QUERIES["count_events"], *reading.picked(query, found[0], end), found)
     return Counted({row["place"]: Count(row["events"], row["users"], row["sessions"]) for row in rows}, "events")
 
 
@@ -348,11 +343,11 @@ async def _ranked_buckets(
 
 async def _ranked_events(connection: asyncpg.Connection, query: Query) -> tuple[dict[str | None, Count], bool]:
     rows = await connection.fetch(
-        reading.filtered("rank_events", query, 8, reading.value_of(query.dimension)),
+        QUERIES["rank_events"],
         *reading.picked(query, query.start, query.end),
+        query.dimension,
         *(query.after or (None, None, None)),
         query.limit + 1,
-        *reading.filter_values(query),
     )
     counts = {row["value"]: Count(row["events"], row["users"], row["sessions"]) for row in rows[: query.limit]}
     return counts, len(rows) > query.limit

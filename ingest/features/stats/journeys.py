@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import asyncpg
 
 from ingest.features.stats import reading, times
 from ingest.features.stats.query import Query, check_events_range
 from ingest.features.stats.reading import QUERIES
-
-ORDER: Final = "created_at, received_at, batch_id, batch_position, id"
-"""The order in which events were sent; that of ids is only for rows of which nothing is known."""
-_CONDITIONS: Final = {
-    "event": "name = {value}",
-    "type": "type = {value}::analytics.event_type",
-    "page": f"(type = 'page_view' AND {reading.value_of('page_path')} = {{value}})",
-}
-"""Whether an event is a step of this kind."""
+from ingest.postgres.queries import fill
 
 
 async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
@@ -26,11 +18,11 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
     check_events_range(query.start, query.end, "a funnel is answered from events")
     moment = await reading.moment(connection)
     row = await connection.fetchrow(
-        funnel_query(query),
+        funnel_query(len(query.steps)),
         *reading.picked(query, query.start, query.end),
         query.within,
+        [step.kind for step in query.steps],
         [step.value for step in query.steps],
-        *reading.filter_values(query),
     )
     people = [row[f"people_{step}"] for step in range(1, len(query.steps) + 1)]
     return {
@@ -49,38 +41,21 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
     }
 
 
-def funnel_query(query: Query) -> str:
-    """The query for as many steps as are asked for: each is a SELECT around those before it, over one sort."""
-    count = len(query.steps)
-    conditions = [
-        _CONDITIONS[step.kind].replace("{value}", f"($6::text[])[{place}]")
-        for place, step in enumerate(query.steps, 1)
-    ]
-    inner = (
-        reading.filtered("funnel_begin", query, 6)
-        .replace("{is}", ", ".join(f"{condition} AS is_{place}" for place, condition in enumerate(conditions, 1)))
-        .replace("{any}", " OR ".join(dict.fromkeys(conditions)))
-    )
-    for step in range(2, count + 1):
-        inner = (
-            QUERIES["funnel_step"]
-            .replace("{step}", str(step))
-            .replace("{before}", str(step - 1))
-            .replace("{order}", ORDER)
-            .replace("{inner}", inner)
-        )
+def funnel_query(count: int) -> str:
+    """The query for so many steps: each is a SELECT around those before it, over one sort."""
     steps = range(1, count + 1)
-    firsts = ", ".join(
-        f"bool_or(began_{step} IS NOT NULL) AS did_{step},"
-        f" (array_agg(took_{step} ORDER BY {ORDER}) FILTER (WHERE began_{step} IS NOT NULL))[1] AS took_{step}"
-        for step in steps
+    conditions = {step: fill(QUERIES["funnel_condition"], step=step) for step in steps}
+    inner = fill(
+        QUERIES["funnel_begin"],
+        are=", ".join(f"{condition} AS is_{step}" for step, condition in conditions.items()),
+        any=" OR ".join(conditions.values()),
     )
-    counts = ", ".join(
-        f"count(*) FILTER (WHERE did_{step}) AS people_{step},"
-        f" percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM took_{step})::float8) AS seconds_{step}"
-        for step in steps
+    for step in steps[1:]:
+        inner = fill(QUERIES["funnel_step"], step=step, before=step - 1, inner=inner)
+    firsts, counts = (
+        ", ".join(fill(QUERIES[part], step=step) for step in steps) for part in ("funnel_first", "funnel_count")
     )
-    return QUERIES["funnel"].replace("{counts}", counts).replace("{firsts}", firsts).replace("{inner}", inner)
+    return fill(QUERIES["funnel"], counts=counts, firsts=firsts, inner=inner)
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -95,15 +70,11 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
     found = list(times.starts(start, end, granularity, zone))
     moment = await reading.moment(connection)
     rows = await connection.fetch(
-        reading.filtered("retention", query, 7),
-        start,
-        end,
-        query.types,
+        QUERIES["retention"],
+        *reading.picked(query, start, end),
         found,
-        query.event,
         query.return_event,
         query.periods,
-        *reading.filter_values(query),
     )
     counts = {(row["cohort"], row["period"]): row["people"] for row in rows}
     begun = sum(one < now for one in found)

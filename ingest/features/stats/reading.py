@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 import asyncpg
+import orjson
 
 from ingest.api.transactions import LOCK_SECONDS
-from ingest.features.stats.query import MAX_VALUE_CHARACTERS, Query, Refused, Value
+from ingest.features.stats.query import Query, Refused
 from ingest.features.stats.times import Part
-from ingest.postgres.connections import load_queries
 from ingest.postgres.pool import Pool, TooSlow
+from ingest.postgres.queries import load_queries
 
 MAX_STORED_ROWS: Final = 25_000
 """Buckets read for one answer: their sketches are some 200 MB at the most."""
@@ -72,49 +73,14 @@ def columns(parts: Sequence[Part]) -> tuple[list[str], list[datetime], list[date
 # From events.
 
 
-def value_of(dimension: str) -> str:
-    """The expression for what buckets call the value of a dimension, or the name.
-
-    This becomes part of a query: `dimension` is one of our own words, never a request's.
-    """
-    if dimension == "event":
-        return "name"
-    assert dimension.isidentifier()
-    return f"left({dimension}::text, {MAX_VALUE_CHARACTERS})"
-
-
-_BOTS: Final = {
-    "exclude": "AND device_type IS DISTINCT FROM 'bot'",
-    "only": "AND device_type = 'bot'",
-    "include": "",
-}
-
-
-def filtered(name: str, query: Query, taken: int, value: str = "") -> str:
-    """A query for events with a condition a filter, whose `filter_values` are the arguments after the first `taken`.
-    Raises Refused if events cannot tell."""
+def picked(query: Query, start: datetime, end: datetime) -> tuple[object, ...]:
+    """The first seven arguments of the queries for events. Raises Refused if events cannot tell."""
     if query.asks_others:
         message = (
             "other is what aggregates had no room for, and this is answered from events: ask for whole hours of UTC,"
             " with one filter at most, without bots"
         )
         raise Refused("bad_parameter", message)
-    conditions = [_BOTS[query.bots]]
-    place = taken
-    for dimension, wanted in query.filters.items():
-        if wanted is None:
-            conditions.append(f"AND {value_of(dimension)} IS NULL")
-        else:
-            place += 1
-            conditions.append(f"AND {value_of(dimension)} = ${place}")
-    return QUERIES[name].replace("{filters}", " ".join(conditions)).replace("{value}", value)
-
-
-def filter_values(query: Query) -> list[Value]:
-    """The arguments that `filtered` speaks of."""
-    return [wanted for wanted in query.filters.values() if wanted is not None]
-
-
-def picked(query: Query, start: datetime, end: datetime) -> tuple[object, ...]:
-    """The first four arguments of the queries for events."""
-    return start, end, query.types, query.event
+    values = {dimension: value for dimension, value in query.filters.items() if value is not None}
+    absent = [dimension for dimension, value in query.filters.items() if value is None]
+    return start, end, query.types, query.event, query.bots, orjson.dumps(values).decode(), absent

@@ -1,0 +1,87 @@
+"""Every statement of sql/queries is one that the database takes: each is prepared, as it is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import date
+
+import asyncpg
+import pytest
+
+from ingest.base.config import DIMENSION_NAMES
+from ingest.features.stats.journeys import funnel_query
+from ingest.postgres.queries import fill, load_queries, read_queries, sql_folder
+from ingest.rollup.rollup import batches, rows_query
+
+FILES = sorted(path.stem for path in (sql_folder() / "queries").glob("*.sql"))
+DAY = date(2026, 1, 2)
+FLUSHES = batches([{"journal": 1, "first_record": 3, "last_record": 5}])
+MERGE = {"table": "analytics.events", "columns": '"id", "created_at", "name", "type"', "servers": "'^08'"}
+# What the service makes of the queries with arguments. The parts of the funnel are prepared as the whole of it.
+FILLED: dict[str, dict[str, Callable[[str], str]]] = {
+    "event_keys": {
+        "lock_and_look": lambda query: fill(query, starts="2026-01-02T03:04:00+00:00", seconds=60),
+    },
+    "merge": dict.fromkeys(("begin", "insert_all", "insert_each", "copy_recent"), lambda query: fill(query, **MERGE)),
+    "rollup": {
+        "events_at_end": lambda _: rows_query("events_at_end", DAY, DIMENSION_NAMES, page=7, batches=FLUSHES),
+        "events_of_batches": lambda _: rows_query(
+            "events_of_batches", DAY, ["os"], between="batch_id BETWEEN 1 AND 2", batches=FLUSHES
+        ),
+        "events_within": lambda _: rows_query("events_within", DAY, [], batches=batches([])),
+    },
+    "stats": {
+        "funnel": lambda _: funnel_query(2),
+        **dict.fromkeys(
+            ("funnel_condition", "funnel_begin", "funnel_step", "funnel_first", "funnel_count"),
+            lambda _: funnel_query(10),
+        ),
+    },
+    "transactions": {
+        "on_behalf": lambda query: re.sub(r"\{[a-z_]+\}", "E'x'", query),
+    },
+}
+# What needs the type of each of its arguments, as it may not mention it.
+TYPES = {"kpis": "(timestamptz, timestamptz, text)"}
+
+
+@pytest.mark.parametrize("file", FILES)
+async def test_every_statement_is_one(connection: asyncpg.Connection, file: str):
+    await connection.execute(
+        f"SELECT analytics.ensure_events_partition('{DAY}');"
+        "CREATE SCHEMA supabase_migrations;"
+        "CREATE TABLE supabase_migrations.schema_migrations (version text, name text);"
+        "ALTER TABLE ingest.migrations RENAME TO had_migrations;"
+        "ALTER TABLE ingest.had_migrations RENAME CONSTRAINT migrations_pkey TO had_pkey"
+    )
+    filled = FILLED.get(file, {})
+    loaded = read_queries(file)
+    assert {query.name for query in loaded if query.arguments} == filled.keys()
+    transaction = connection.transaction()
+    await transaction.start()
+    for query in loaded:
+        text = filled[query.name](query.text) if query.arguments else query.text
+        # In the order of their file, as one may need what one above it has made.
+        await connection.execute("SAVEPOINT merge")
+        try:
+            if is_query(text):
+                await connection.execute(f"PREPARE one {TYPES.get(file, '')} AS {text}; DEALLOCATE one")
+            else:
+                await connection.execute(text)
+        except asyncpg.PostgresError as error:
+            pytest.fail(f"{file}.sql, {query.name}: {error}")
+    await transaction.rollback()
+
+
+def is_query(text: str) -> bool:
+    """Whether it can be prepared: no DDL, no DO, not several statements."""
+    return text.split()[0] in ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE") and ";" not in text
+
+
+def test_statistics_know_every_dimension():
+    loaded = load_queries("stats")
+    for name in ("count_events", "rank_events", "retention"):
+        assert set(re.findall(r"\$6::jsonb ->> '(\w+)' IS NULL", loaded[name])) == set(DIMENSION_NAMES), name
+        assert set(re.findall(r"'(\w+)' <> ALL \(\$7::text\[\]\)", loaded[name])) == set(DIMENSION_NAMES), name
+    assert set(re.findall(r"WHEN '(\w+)' THEN left", loaded["rank_events"])) == set(DIMENSION_NAMES)
