@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "journal": "base events",
     "store": "base events postgres journal",
     "intake": "base events http journal",
-    "rollup": "base postgres journal",
+    "rollup": "base events postgres journal",
     "api": "base events postgres http intake",
     "features": "base events postgres http journal rollup api",
     "service": "base events postgres http journal store intake rollup api features",

@@ -14,6 +14,7 @@ from ingest.api.access import Caller
 from ingest.api.problems import Problem, retry_after
 from ingest.api.transactions import Transactions
 from ingest.events.anonymity import conceal_own, own_address
+from ingest.events.limits import MAX_USER_AGENT_CHARACTERS
 from ingest.intake.emitter import Emitter
 
 
@@ -65,8 +66,8 @@ class Call:
 
     @property
     def user_agent(self) -> str:
-        text = self.request.headers.get("User-Agent", "").encode("utf-8", "replace").decode()[:1024]
-        return self._backend.concealed(text, self.address)
+        text = self.request.headers.get("User-Agent", "").encode("utf-8", "replace").decode()
+        return self._backend.concealed(text[:MAX_USER_AGENT_CHARACTERS], self.address)
 
     @property
     def country(self) -> str | None:

@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 256 * 1024
 """No body here is a batch: the largest is an experiment with the payloads of its variants."""
-_QUIET_SECONDS: Final = 60.0
 _MAY: Final = {Scope.WRITE: "write", Scope.READ: "read", Scope.ADMIN: "administrate"}
 
 
@@ -61,8 +60,8 @@ class Api:
         self._authenticator = authenticator
         self.limits = limits
         self.address_of = address_of
-        self._quiet = Quiet(_QUIET_SECONDS)
-        self._quiet_refusals = Quiet(_QUIET_SECONDS)
+        self._quiet = Quiet()
+        self._quiet_refusals = Quiet()
 
     def routes(self, operations: Sequence[Operation]) -> list[web.RouteDef]:
         return [web.route(each.method, each.route, self._handler(each)) for each in operations]

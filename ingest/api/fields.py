@@ -21,6 +21,8 @@ import orjson
 from msgspec import Meta
 from msgspec.structs import FieldInfo
 
+from ingest.events.values.texts import is_well_formed
+
 Model = TypeVar("Model", bound=msgspec.Struct)
 
 MAX_ERRORS: Final = 50
@@ -243,7 +245,7 @@ def _unstorable(value: object) -> str | None:
     for depth in range(_MAX_DEPTH + 1):
         texts = "".join([each for each in level if type(each) is str])
         # Lone surrogates come from forms and queries only.
-        if "\x00" in texts or not _is_unicode(texts):
+        if "\x00" in texts or not is_well_formed(texts):
             return "contains a character that cannot be stored"
         lists: list[list[object]] = [each for each in level if type(each) is list]
         objects: list[dict[str, object]] = [each for each in level if type(each) is dict]
@@ -253,14 +255,6 @@ def _unstorable(value: object) -> str | None:
             level = [*chain.from_iterable(lists), *chain.from_iterable(objects)]
             level += chain.from_iterable([each.values() for each in objects if each])
     return f"is nested deeper than {_MAX_DEPTH}"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _error(name: str, type_: Any, message: str) -> FieldError:

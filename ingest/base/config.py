@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from ingest.base.errors import IngestError
+from ingest.base.origins import origin
 
 KB, KIB, MIB, GIB, TIB, YEAR = 1000, 1 << 10, 1 << 20, 1 << 30, 1 << 40, 365 * 86_400
 UNITS = {"TiB": TIB, "GiB": GIB, "MiB": MIB, "KiB": KIB, "TB": KB**4, "GB": KB**3, "MB": KB**2, "kB": KB}
@@ -34,8 +35,7 @@ def _origin(text: str) -> str:
     parts = ORIGIN.fullmatch(text.lower())
     if parts is None or int((parts[3] or ":0")[1:]) > 65535:
         raise ValueError
-    own_port = {"http": ":80", "https": ":443"}.get(parts[1])
-    return parts[0].removesuffix(own_port) if own_port and parts[3] == own_port else parts[0]
+    return origin(parts[1], parts[2] + (parts[3] or ""))
 
 
 def _exact_origin(text: str) -> str:

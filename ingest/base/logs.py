@@ -77,7 +77,7 @@ class Quiet:
     `clock` returns seconds that never go back. Not for several threads.
     """
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
         # All three are changed by `due` and reset by `over`.

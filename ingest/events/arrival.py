@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from ingest.events.hazards import Hazards
 from ingest.events.placeholders import Placeholders
@@ -13,8 +13,6 @@ from ingest.events.row import fields
 from ingest.events.values.locations import Place
 from ingest.events.values.sources import NO_HOSTS, OwnHosts
 from ingest.events.values.user_agents import NO_DEVICE, describe_user_agent
-
-MAX_USER_AGENT_CHARACTERS: Final = 512
 
 
 def _nowhere(text: str) -> Place | None:

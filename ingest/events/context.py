@@ -86,10 +86,12 @@ def read_context(
         return "{}", NO_FACTS
     context = bytes(raw)
     if len(context) <= _CACHED_CONTEXT_BYTES:
-        return _cached_context(context, careful, max_depth, conceals)
-    return _read_context(context, careful, max_depth, conceals)
+        return _read_context(context, careful, max_depth, conceals)
+    return _read_context.__wrapped__(context, careful, max_depth, conceals)
 
 
+# 2 kB a key at most: this cache stays under some 10 MB whatever a client sends.
+@lru_cache(maxsize=2048)
 def _read_context(
     context: bytes, careful: bool, max_depth: int, conceals: bool
 ) -> tuple[str | RejectReason, ContextFacts]:
@@ -149,10 +151,6 @@ def _place_of(page: _ContextPage) -> str | None:
         # By itself it is what somebody looked for.
         search = f"?{search}" if path else ""
     return f"{path}{search}" or None
-
-
-# 2 kB a key at most: this cache stays under some 10 MB whatever a client sends.
-_cached_context = lru_cache(maxsize=2048)(_read_context)
 
 
 class _Reader(NamedTuple):

@@ -13,7 +13,6 @@ from ingest.events.hazards import Hazards
 EVENT_BYTES: Final = 600
 """What a decoded event costs at the most, beside its text: the object, its fields, perhaps its refusal."""
 NOTHING = Raw(b"")
-MAX_NAME_CHARACTERS = 100
 
 
 class RawEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):

@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from ingest.events.values.texts import well_formed
+
 EVENT_COLUMNS = (
     "id",
     "created_at",
@@ -71,11 +73,6 @@ def field(text: str | None) -> str:
     if text.isprintable() and "\\" not in text:
         return text
     return well_formed(text).translate(_ESCAPES)
-
-
-def well_formed(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def fields(*texts: str | None) -> str:

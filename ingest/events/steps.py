@@ -36,7 +36,6 @@ from ingest.events.anonymity import (
     own_number,
 )
 from ingest.events.arrival import (
-    MAX_USER_AGENT_CHARACTERS,
     Arrival,
     Moment,
     Sender,
@@ -45,13 +44,19 @@ from ingest.events.arrival import (
 from ingest.events.context import ContextFacts, page_of_properties, read_context
 from ingest.events.drafts import Drafts
 from ingest.events.jsonb import check_object
-from ingest.events.payload import MAX_NAME_CHARACTERS, RawEvent
+from ingest.events.limits import (
+    EVENT_TYPES,
+    MAX_ID_CHARACTERS,
+    MAX_NAME_CHARACTERS,
+    MAX_URL_CHARACTERS,
+    READ_USER_AGENT_CHARACTERS,
+)
+from ingest.events.payload import RawEvent
 from ingest.events.row import NO_TIME, field, fields
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
 from ingest.events.values.sources import OwnHosts, source_name, source_of
 from ingest.events.values.timestamps import is_javascript_time, one_text_of, parse_time
 from ingest.events.values.urls import (
-    MAX_URL_CHARACTERS,
     NO_PAGE,
     describe_page,
     may_hold_credentials,
@@ -59,9 +64,6 @@ from ingest.events.values.urls import (
     strip_credentials,
     without_credentials,
 )
-
-MAX_ID_CHARACTERS: Final = 255
-EVENT_TYPES: Final = frozenset({"page_view", "user_action", "conversion", "system"})
 
 
 class Processed(NamedTuple):
@@ -388,7 +390,7 @@ def _told_sender(facts: ContextFacts, arrival: Arrival) -> Sender:
     if place is not None and place.address != sender.address:
         sender = sender._replace(address=place.address, country=place.country, region=place.region)
     if facts.user_agent:
-        sender = sender._replace(user_agent=facts.user_agent[:MAX_USER_AGENT_CHARACTERS])
+        sender = sender._replace(user_agent=facts.user_agent[:READ_USER_AGENT_CHARACTERS])
     return sender
 
 
@@ -416,10 +418,11 @@ def _page_fields(
     """url, referrer, page_host … source as COPY text."""
     if len(url or "") + len(referrer or "") <= _CACHED_URL_CHARACTERS:
         # A campaign's fields are cut.
-        return _cached_page_fields(url, referrer, campaign, own)
-    return _make_page_fields(url, referrer, campaign, own)
+        return _make_page_fields(url, referrer, campaign, own)
+    return _make_page_fields.__wrapped__(url, referrer, campaign, own)
 
 
+@lru_cache(maxsize=4096)
 def _make_page_fields(
     url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None, own: OwnHosts
 ) -> str:
@@ -442,4 +445,3 @@ def _address_field(url: str | None) -> str:
 
 
 _NO_CAMPAIGN = "\t".join(["\\N"] * 5)
-_cached_page_fields = lru_cache(maxsize=4096)(_make_page_fields)

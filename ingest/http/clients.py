@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hmac
+from collections.abc import Callable, Sequence
 
 
 def authorization_key(header: str | None) -> str | None:
@@ -19,3 +21,15 @@ def authorization_key(header: str | None) -> str | None:
         return base64.b64decode(value, validate=True).decode().partition(":")[0] or None
     except ValueError:  # Not base64, not even ASCII, or not UTF-8 inside.
         return None
+
+
+def one_of(keys: Sequence[str]) -> Callable[[str], bool]:
+    """What tells whether a text is one of these keys, in a time that tells nothing about any of them."""
+    known_keys = tuple(key.encode() for key in keys)
+
+    def check(key: str) -> bool:
+        given = key.encode("utf-8", "replace")
+        # All are compared.
+        return bool(sum(hmac.compare_digest(given, known) for known in known_keys))
+
+    return check

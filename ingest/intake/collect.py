@@ -63,7 +63,6 @@ SEGMENT_CALLS: Final = {
 """Path of Segment's API -> the call it stands for; None where each message names its own."""
 
 _VOLUME: Final = "events, or bytes of them,"
-_QUIET_SECONDS: Final = 60.0
 _MANY_OBJECTS: Final = 500
 """A body with more of them may hold as many events, which take several bites however short they are."""
 SETTINGS_PATH: Final = "/v1/projects/{key}/settings"
@@ -97,7 +96,7 @@ class CollectHandler:
         self._intake = intake
         self._budget = budget
         self._observe = observe
-        self._quiet = Quiet(_QUIET_SECONDS)
+        self._quiet = Quiet()
 
     def routes(self) -> dict[str, Handler]:
         """Path -> handler of its POST requests."""

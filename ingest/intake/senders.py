@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ingest.events.anonymity import own_address
-from ingest.events.arrival import MAX_USER_AGENT_CHARACTERS, Sender
+from ingest.events.arrival import Sender
+from ingest.events.limits import READ_USER_AGENT_CHARACTERS
 from ingest.events.values.locations import CountryDatabase, Place, anonymise, public_address
 from ingest.http.prefetch import is_made_ahead
 
@@ -27,7 +28,7 @@ class Senders:
             country, region = self._countries.locate(address)
         user_agent = headers.get("User-Agent", "")
         own = own_address(address) if self._anonymises else ""
-        cut, ahead = user_agent[:MAX_USER_AGENT_CHARACTERS], is_made_ahead(headers)
+        cut, ahead = user_agent[:READ_USER_AGENT_CHARACTERS], is_made_ahead(headers)
         return Sender(self._conceal(address), cut, country, region, own, ahead)
 
     def locate(self, text: str) -> Place | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Sequence
 
 from ingest.base.refusals import PayloadRefused, RejectReason
+from ingest.http.clients import one_of
 
 
 class WriteKeys:
@@ -13,21 +13,20 @@ class WriteKeys:
 
     def __init__(self, keys: Sequence[str], is_secret: Callable[[str], bool]) -> None:
         """`is_secret`: whether a key is none of these but a secret one that may write."""
-        self._keys = tuple(key.encode() for key in keys)
+        self._is_needed = bool(keys)
+        self._is_ours = one_of(keys)
         self._is_secret = is_secret
 
     def check(self, key: str | None) -> bool:
         """Whether the key is a secret one. Raises PayloadRefused if a key is needed, and this is none."""
         if not key:
-            if self._keys:
+            if self._is_needed:
                 raise PayloadRefused(RejectReason.UNAUTHORIZED, "a write key is needed")
             return False
-        given = key.encode("utf-8", "replace")
-        # All are compared, so that the time taken tells nothing about any of them.
-        if sum(hmac.compare_digest(given, known) for known in self._keys):
+        if self._is_ours(key):
             return False
         if self._is_secret(key):
             return True
-        if self._keys:
+        if self._is_needed:
             raise PayloadRefused(RejectReason.UNAUTHORIZED, "the write key is not one of ours")
         return False

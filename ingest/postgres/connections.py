@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlencode, urlsp
 
 import asyncpg
 
-from ingest.base.errors import DatabaseError
+from ingest.base.errors import DatabaseError, one_line
 from ingest.postgres.queries import load_queries
 from ingest.postgres.statements import Connection
 
@@ -56,7 +56,7 @@ async def connect(
         # Neither is the text shown: with an unescaped / in a password it would hold half of it.
         reason = _MALFORMED
     except FAILURES as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     raise DatabaseError(f"cannot connect to {describe(dsn)}: {reason}")
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import asyncpg
 
-from ingest.base.errors import IngestError
+from ingest.base.errors import IngestError, one_line
 from ingest.postgres.connections import FAILURES, close
 from ingest.postgres.queries import load_queries
 
@@ -88,7 +88,7 @@ class Lease:
                         lost.set()
                 except Exception as error:
                     known = isinstance(error, (IngestError, *FAILURES))
-                    words = " ".join(str(error).split()) or type(error).__name__
+                    words = one_line(error)
                     logger.log(logging.DEBUG if known else logging.ERROR, "the lease %s: %s", self.name, words)
                     if connection is not None:
                         connection.terminate()

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from ingest.base.errors import one_line
 from ingest.postgres.connections import FAILURES, close, is_direct
 from ingest.postgres.shares import Shares
 from ingest.postgres.statements import Connection
@@ -87,7 +88,7 @@ class Pool:
             # An argument that fits no parameter is an InterfaceError, too; it is a bug of ours, not of the server's.
             raise
         except (*_ABSENT, OSError, TimeoutError) as error:
-            raise Unavailable(_told(error)) from None
+            raise Unavailable(one_line(error)) from None
         finally:
             await self._take_back(pool, connection)
 
@@ -96,7 +97,7 @@ class Pool:
         try:
             return pool, await pool.acquire(timeout=_CONNECT_SECONDS)
         except FAILURES as error:
-            raise Unavailable(_told(error)) from None
+            raise Unavailable(one_line(error)) from None
 
     async def _take_back(self, pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
         # Also while it is being closed, which waits for this.
@@ -104,7 +105,7 @@ class Pool:
             await pool.release(connection, timeout=_GRACE_SECONDS)
         except FAILURES as error:
             # The pool has ended it, and makes another for the next question.
-            logger.debug("a connection for %s ended: %s", self._purpose, _told(error))
+            logger.debug("a connection for %s ended: %s", self._purpose, one_line(error))
 
     async def _opened(self) -> asyncpg.Pool:
         async with self._opening:
@@ -163,7 +164,3 @@ async def _asked(connection: asyncpg.Connection) -> bool:
 
 async def _nothing(connection: asyncpg.Connection) -> None:
     """In place of asyncpg's RESET ALL and more, which is a round trip for each request."""
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,13 +15,13 @@ from uuid import uuid4
 import asyncpg
 import orjson
 
+from ingest.events.limits import MAX_ID_CHARACTERS
 from ingest.postgres.queries import load_queries
 from ingest.rollup import visits
 from ingest.rollup.visits import Visit
 from ingest.rollup.who import Row, Who
 
 MOST_LINKS: Final = 100
-MAX_ID_CHARACTERS: Final = 255
 """Longer ids, which only plain SQL can store, are in no table: their events are people without links and visits."""
 _QUERIES: Final = load_queries("identities")
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest.base.errors import IngestError
+from ingest.base.errors import IngestError, one_line
 from ingest.postgres import queries
 from ingest.postgres.queries import Query
 from ingest.rollup import sketches, stale_metrics
@@ -227,7 +227,7 @@ class _Run:
         except (asyncpg.PostgresError, ValueError) as error:
             if self._connection.is_closed():
                 raise
-            logger.warning("KPI %s failed: %s", kpi.name, " ".join(str(error).split()))
+            logger.warning("KPI %s failed: %s", kpi.name, one_line(error))
             self.failed.add(kpi.name)
             self._given_up.add(kpi.name)
 

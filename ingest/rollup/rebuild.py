@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
+from ingest.events.limits import EVENT_TYPES
 from ingest.postgres import statements
 from ingest.postgres.queries import load_queries
 from ingest.rollup import buckets, identities, sketches, stale_metrics, tallies
@@ -266,16 +267,13 @@ async def _compare_day(connection: asyncpg.Connection, day: datetime) -> list[Di
 def _folded(key: Key, stored: Mapping[Key, object]) -> Key:
     """The row that counts what this key would: its own if there is one, else that of others if there is one."""
     granularity, bucket, kind, name, dimension, value = key
-    if not any((granularity, bucket, any_kind, name, "", "") in stored for any_kind in KINDS):
+    if not any((granularity, bucket, any_kind, name, "", "") in stored for any_kind in EVENT_TYPES):
         other = (granularity, bucket, kind, OTHER_NAME, "", "")
         name = OTHER_NAME if other in stored else name
     named = granularity, bucket, kind, name, dimension, value
     if (dimension, value) not in (TOTAL, BOTS) and named not in stored and (*named[:5], OTHER_VALUE) in stored:
         return (*named[:5], OTHER_VALUE)
     return named
-
-
-KINDS: Final = ("page_view", "user_action", "conversion", "system")
 
 
 async def _read(connection: asyncpg.Connection, query: str, bucket: datetime) -> dict[Key, tuple[int, int, int]]:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
+from ingest.events.limits import MAX_VALUE_CHARACTERS
 from ingest.journal.batch_ids import batch_id
 from ingest.postgres.leases import Lease
 from ingest.postgres.queries import fill, load_queries
@@ -28,7 +29,6 @@ from ingest.rollup.who import Row
 _TURN_PAUSE_SECONDS: Final = 0.2
 MAX_EVENTS: Final = 40_000
 """Of one transaction, unless a single flush has more: some 60 MB of rows."""
-MAX_VALUE_CHARACTERS: Final = 255
 _EARLIER_PAGES: Final = 512
 """A flush may fill pages that stood half-empty, or were made ahead, when it began: so many are read for nothing."""
 _ADOPTED_SECONDS: Final = 60

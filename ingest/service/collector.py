@@ -61,7 +61,6 @@ FEATURES: Final = ("leads", "people", "onboarding", "experiments", "flags", "ser
 RESERVED: Final = descriptors.LAST_RESERVE + READING_CONNECTIONS + CALLING_CONNECTIONS + SPARE + CLOSING + 4
 """Descriptors for all that is opened later: the journal's files, connections to Postgres (also the writer's, one to
 adopt), clients beyond the limit, two of the control socket. One more is for each sibling's metrics."""
-_WAITING_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.05
 _LOOKS_BETWEEN_ADOPTIONS: Final = 20
 
@@ -163,7 +162,7 @@ class Collector:
         """
         folder = self.config.data_dir
         deadline = time.monotonic() + self.config.database_wait_seconds
-        quiet = Quiet(_WAITING_SECONDS)
+        quiet = Quiet()
         while True:
             claimed = journals.claim(folder)
             try:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ingest.base.errors import IngestError
+from ingest.base.errors import IngestError, one_line
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.postgres.connections import FAILURES
@@ -28,14 +28,14 @@ async def run_every(
     A failure is logged (an expected one once in a while, any other each time), counted by `on_failure`, and
     tried again at the next turn.
     """
-    quiet = Quiet(60.0)
+    quiet = Quiet()
     while not stop.is_set():
         try:
             await run_once()
         except (IngestError, *FAILURES) as error:
             on_failure()
             if times := quiet.due():
-                logger.warning("%s failed (%d times), trying again: %s", what, times, error or type(error).__name__)
+                logger.warning("%s failed (%d times), trying again: %s", what, times, one_line(error))
         except Exception:
             on_failure()
             logger.exception("%s failed, trying again", what)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from ingest.base.errors import IngestError
+from ingest.base.errors import IngestError, one_line
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.postgres.connections import FAILURES, close
@@ -169,7 +169,7 @@ class Schedule:
         await asyncio.gather(*[self._keep(task, stop) for task in self._tasks])
 
     async def _keep(self, task: Task, stop: asyncio.Event) -> None:
-        quiet = Quiet(60.0)
+        quiet = Quiet()
         connection: asyncpg.Connection | None = None
         try:
             while not stop.is_set():
@@ -221,7 +221,7 @@ class Schedule:
     def _fail(self, task: Task, started: float, quiet: Quiet, error: Exception) -> None:
         self._on_run(task.name, "failed", time.monotonic() - started)
         if times := quiet.due():
-            words = " ".join(str(error).split()) or type(error).__name__
+            words = one_line(error)
             known = isinstance(error, (IngestError, *FAILURES))
             trace = None if known else error
             logger.warning("%s failed (%d times), trying again: %s", task.name, times, words, exc_info=trace)

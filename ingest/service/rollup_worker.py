@@ -16,7 +16,7 @@ import asyncpg
 from aiohttp import web
 
 from ingest.base.config import Config
-from ingest.base.errors import IngestError
+from ingest.base.errors import IngestError, one_line
 from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.events.values.locations import parse_networks
@@ -81,7 +81,7 @@ class RollupWorker:
                     except _EXPECTED as error:
                         self.metrics.failed()
                         if times := self._quiet.due():
-                            logger.warning("rolling up failed (%d times), trying again: %s", times, _words(error))
+                            logger.warning("rolling up failed (%d times), trying again: %s", times, one_line(error))
                     except Exception:
                         self.metrics.failed()
                         logger.exception("rolling up failed, trying again")
@@ -168,7 +168,7 @@ class RollupWorker:
                 except Exception as error:
                     if not isinstance(error, _EXPECTED):
                         logger.exception("looking for what waits failed, trying again")
-                    self.progress.cannot_see(_words(error))
+                    self.progress.cannot_see(one_line(error))
                     if connection is not None:
                         connection.terminate()
                         connection = None
@@ -241,7 +241,3 @@ class RollupWorker:
 
     def _readiness(self) -> tuple[bool, Mapping[str, object]]:
         return not self.progress.stalled, {"leader": self.leader, **self.progress.details()}
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

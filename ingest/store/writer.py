@@ -24,7 +24,7 @@ from uuid import uuid4
 
 import asyncpg
 
-from ingest.base.errors import DatabaseError, IngestError
+from ingest.base.errors import DatabaseError, IngestError, one_line
 from ingest.base.logs import Quiet
 from ingest.base.refusals import RejectReason
 from ingest.events import row
@@ -472,9 +472,12 @@ class Writer:
 
     def _complain(self, error: BaseException) -> None:
         if self._quiet.due():
-            words = str(error) or type(error).__name__
-            pending = self.journal.backlog.events
-            logger.warning("cannot store now, %d events wait in journal %d: %s", pending, self.journal.number, words)
+            logger.warning(
+                "cannot store now, %d events wait in journal %d: %s",
+                self.journal.backlog.events,
+                self.journal.number,
+                one_line(error),
+            )
 
     def _complain_of_table(self, error: TableRefuses) -> None:
         self.table_refuses = str(error)

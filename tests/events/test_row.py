@@ -28,10 +28,10 @@ from ingest.events.row import (
     fields,
     json_field,
     split_line,
-    well_formed,
 )
 from ingest.events.steps import process
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE
+from ingest.events.values.texts import well_formed
 from ingest.intake.dialects.native import decode_native
 from ingest.intake.dialects.segment import decode_segment
 from ingest.store import partitions

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest.events import limits
 from ingest.events.values import urls
 from ingest.events.values.urls import (
     NO_PAGE,
@@ -131,9 +132,9 @@ class TestPage:
     def test_a_long_one_is_cut_and_a_long_host_not_kept(self) -> None:
         page = describe_page("https://example.com/" + "a" * 5000 + "?utm_source=x")
         assert page == NO_PAGE._replace(host="example.com", path="/" + "a" * (4096 - 20), utm_source="x")
-        before = urls._cached_form.cache_info().currsize
+        before = urls._read_form.cache_info().currsize
         assert describe_page(f"https://{'a' * 600}.example.com/") == NO_PAGE
-        assert urls._cached_form.cache_info().currsize == before
+        assert urls._read_form.cache_info().currsize == before
 
     @given(URL_TEXT)
     @settings(max_examples=300)
@@ -175,9 +176,9 @@ class TestHost:
         assert referrer_host(url) == host
 
     def test_of_a_long_referrer_is_not_kept(self) -> None:
-        before = urls._cached_host.cache_info().currsize
+        before = urls._read_host.cache_info().currsize
         assert referrer_host("https://example.com/" + "a" * 600) == "example.com"
-        assert urls._cached_host.cache_info().currsize == before
+        assert urls._read_host.cache_info().currsize == before
 
 
 LONG_TEXTS = """
@@ -358,7 +359,7 @@ PATH_TEXT = st.lists(
 def test_a_form_of_a_path_stays_as_it_is(text: str) -> None:
     form = path_form("/" + text.replace("\\", "/").encode("utf-8", "replace").decode())
     assert path_form(form) == form
-    assert len(form) <= urls.MAX_URL_CHARACTERS
+    assert len(form) <= limits.MAX_URL_CHARACTERS
     assert describe_page(form).path == form
     if len(form) < 4000:
         assert describe_page(f"https://example.com{form}").path == form
@@ -379,7 +380,7 @@ def test_a_form_of_a_value_stays_as_it_is(text: str) -> None:
     for form in (folded, tidy):
         once = form(text)
         check_text(once)
-        if once is not None and len(once) < urls.MAX_VALUE_CHARACTERS:
+        if once is not None and len(once) < limits.MAX_VALUE_CHARACTERS:
             assert form(once) == once
 
 

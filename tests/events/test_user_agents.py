@@ -211,7 +211,7 @@ class TestUserAgent:
             seen.append(len(user_agent))
             return NO_DEVICE
 
-        monkeypatch.setattr(user_agents, "_cached_device", read)
+        monkeypatch.setattr(user_agents, "_read_device", read)
         for length in (1, 511, 512, 513, 100_000):
             describe_user_agent("y" * length)
         assert seen == [1, 511, 512, 512, 512]

@@ -72,8 +72,8 @@ def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Netwo
     if not trusted:
         return _canonical(peer) if len(peer) <= _MAX_ADDRESS_CHARACTERS else ""
     if forwarded_for is not None and len(forwarded_for) > _CACHED_FORWARDED_CHARACTERS:
-        return _find_client(peer[:_MAX_ADDRESS_CHARACTERS], forwarded_for, tuple(trusted))
-    return _cached_client(peer[:_MAX_ADDRESS_CHARACTERS], forwarded_for, tuple(trusted))
+        return _find_client.__wrapped__(peer[:_MAX_ADDRESS_CHARACTERS], forwarded_for, tuple(trusted))
+    return _find_client(peer[:_MAX_ADDRESS_CHARACTERS], forwarded_for, tuple(trusted))
 
 
 def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
@@ -127,6 +127,7 @@ def _parse_network(text: str) -> Network:
     return network
 
 
+@lru_cache(maxsize=_CACHED_ENTRIES)
 def _find_client(peer: str, forwarded_for: str | None, trusted: tuple[Network, ...]) -> str:
     client = _parse(peer)
     if client is not None and not _is_trusted(client, trusted):
@@ -174,9 +175,6 @@ def _parse(text: str) -> Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
-
-
-_cached_client = lru_cache(maxsize=_CACHED_ENTRIES)(_find_client)
 
 
 @lru_cache(maxsize=_CACHED_ENTRIES)

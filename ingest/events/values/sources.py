@@ -13,6 +13,8 @@ from typing import Final
 
 from ingest.events.values.urls import host_form
 
+_CACHED_ENTRIES: Final = 4096
+"""Keys are hosts and texts of a campaign, which are at most 255 characters."""
 NAMES: Final[dict[str, tuple[str, ...]]] = {
     "baidu": ("baidu.com",),
     "bing": ("bing.com",),
@@ -134,7 +136,7 @@ def source_name(text: str | None) -> str | None:
     """A campaign's source, folded, by its well-known name or its host, if it is one of these."""
     if text is None:
         return None
-    host = _host_in(text)
+    host = _read_host_in(text)
     return ALIASES.get(text, text) if host is None else name_of_host(host)
 
 
@@ -153,20 +155,21 @@ def is_own(host: str, page_host: str | None, own: OwnHosts = NO_HOSTS) -> bool:
 
 def site_of(host: str) -> str:
     """The domain that somebody has registered, as far as that can be told without a list of all suffixes."""
-    return _cached_site(host)
+    return _read_site(host)
 
 
 def name_of_host(host: str) -> str:
     """The well-known source whose host it is, else the host."""
-    return _cached_name(host)
+    return _read_name(host)
 
 
 def _named(text: str, page_host: str | None, own: OwnHosts) -> str | None:
     """The same; None if it is the site itself."""
-    host = _host_in(text)
+    host = _read_host_in(text)
     return None if host is not None and is_own(host, page_host, own) else source_name(text)
 
 
+@lru_cache(maxsize=_CACHED_ENTRIES)
 def _read_site(host: str) -> str:
     if _ADDRESS.fullmatch(host):
         return host
@@ -174,6 +177,7 @@ def _read_site(host: str) -> str:
     return match[0] if match else host
 
 
+@lru_cache(maxsize=_CACHED_ENTRIES)
 def _read_name(host: str) -> str:
     if "." not in host:
         return host
@@ -186,13 +190,8 @@ def _read_name(host: str) -> str:
     return match[1] if match else host
 
 
+@lru_cache(maxsize=_CACHED_ENTRIES)
 def _read_host_in(text: str) -> str | None:
     """The host of a source that is given as one, or as a URL: `LinkedIn.com`, `https://t.co/x`."""
     match = _WITH_HOST.fullmatch(text)
     return host_form(match[1]) if match else None
-
-
-# Keys are hosts and texts of a campaign, which are at most 255 characters.
-_cached_site = lru_cache(maxsize=4096)(_read_site)
-_cached_name = lru_cache(maxsize=4096)(_read_name)
-_host_in = lru_cache(maxsize=4096)(_read_host_in)

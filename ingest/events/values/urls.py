@@ -16,8 +16,9 @@ from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 from unicodedata import normalize
 
-MAX_URL_CHARACTERS: Final = 4096
-MAX_VALUE_CHARACTERS: Final = 255
+from ingest.events.limits import MAX_URL_CHARACTERS, MAX_VALUE_CHARACTERS
+from ingest.events.values.texts import clean, well_formed
+
 MAX_HOST_CHARACTERS: Final = 253
 _MAX_READ_CHARACTERS: Final = 64 * 1024
 """Of an address: a campaign may stand behind a click's id of some thousand characters."""
@@ -70,14 +71,14 @@ def describe_page(url: str) -> Page:
 def referrer_host(referrer: str) -> str | None:
     """The host of an absolute URL in its one form; None for anything else."""
     if len(referrer) <= _CACHED_CHARACTERS:
-        return _cached_host(referrer)
-    return _read_host(referrer[:MAX_URL_CHARACTERS])
+        return _read_host(referrer)
+    return _read_host.__wrapped__(referrer[:MAX_URL_CHARACTERS])
 
 
 def host_form(place: str) -> str | None:
     """A host's one form, from `host` or `host:port`: lower case, in ASCII (xn--…), without port, the root's dot and
     one `www.` in front of a domain. None if it is no host."""
-    return _cached_form(place) if len(place) <= _CACHED_CHARACTERS else None
+    return _read_form(place) if len(place) <= _CACHED_CHARACTERS else None
 
 
 def path_form(path: str) -> str:
@@ -85,7 +86,7 @@ def path_form(path: str) -> str:
     is doubled or at the end."""
     if len(path) <= MAX_URL_CHARACTERS and _PLAIN_PATH.fullmatch(path):
         return path.rstrip("/") or "/"
-    return _cached_path(path) if len(path) <= _CACHED_CHARACTERS else _read_path(path)
+    return _read_path(path) if len(path) <= _CACHED_CHARACTERS else _read_path.__wrapped__(path)
 
 
 def folded(text: str | None) -> str | None:
@@ -130,13 +131,7 @@ _CREDENTIALS = re.compile(r"((?:^\s*|:)[/\\]{2,8})(?:[^/?#\"\\@ ]*@)+")
 _JSON_CREDENTIALS = re.compile(rb"(:(?:\\?/){2})(?:[^/?#\"\\@\s]*(?:@|\\u0040))+")
 _REMOVED = dict.fromkeys(map(ord, "\t\r\n"))
 _SPACES = "".join(map(chr, range(0x21)))
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile("[\x01-\x20\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]+")
-
-
-def clean(text: str) -> str:
-    """Text that Postgres takes: without NUL and lone surrogates, which become U+FFFD."""
-    return text if text.isprintable() else _SURROGATE.sub("\ufffd", text.replace("\x00", "\ufffd"))
 
 
 def _trim(url: str) -> str:
@@ -178,6 +173,7 @@ def _split(hierarchy: str) -> tuple[str | None, str | None] | None:
     return (host, f"/{path}") if host else None
 
 
+@lru_cache(maxsize=_CACHED_ENTRIES)
 def _read_host(referrer: str) -> str | None:
     parts = _split(_trim(referrer).partition("#")[0].partition("?")[0])
     return parts[0] if parts else None
@@ -198,6 +194,7 @@ def _host(authority: str) -> str | None:
     return host_form(authority.rpartition("@")[2])
 
 
+@lru_cache(maxsize=_CACHED_ENTRIES)
 def _read_form(place: str) -> str | None:
     if "%" in place:
         if _ENCODED_HOST.fullmatch(place) is None:
@@ -305,6 +302,7 @@ _VALUE_SEQUENCES: Final = _table(_in_value)
 _PERCENT_BYTES: Final = [f"%{byte:02X}" for byte in range(256)]
 
 
+@lru_cache(maxsize=_CACHED_ENTRIES)
 def _read_path(path: str) -> str:
     path = clean(path)
     if "%" in path:
@@ -396,10 +394,4 @@ def _value(text: str) -> str | None:
 
 def _percent_decoded(text: str) -> str:
     """Decoded once; what is no UTF-8, and NUL, becomes U+FFFD, and a % of no sequence stays."""
-    text = _unescaped(text, _VALUE_SEQUENCES, "%")
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
-
-
-_cached_form = lru_cache(maxsize=_CACHED_ENTRIES)(_read_form)
-_cached_host = lru_cache(maxsize=_CACHED_ENTRIES)(_read_host)
-_cached_path = lru_cache(maxsize=_CACHED_ENTRIES)(_read_path)
+    return well_formed(_unescaped(text, _VALUE_SEQUENCES, "%"))

@@ -20,6 +20,7 @@ from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import JSON, Documented, Operation
 from ingest.api.problems import Problem
+from ingest.events.limits import MAX_ID_CHARACTERS, MAX_URL_CHARACTERS
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.user_agents import describe_user_agent
 from ingest.features.experiments import store
@@ -37,7 +38,7 @@ TOO_MANY: Final = "PT429"
 """SQLSTATE of what is over a limit by address."""
 Status = Literal["draft", "running", "paused", "completed", "cancelled"]
 
-SessionId = Annotated[str, fields.text("As in events", low=1, high=255)]
+SessionId = Annotated[str, fields.text("As in events", low=1, high=MAX_ID_CHARACTERS)]
 UserId = Annotated[
     UUID, fields.about("Whose it is must be proved: by scope write, or by being their own token's sub")
 ]
@@ -54,7 +55,7 @@ class Unit(msgspec.Struct, forbid_unknown_fields=True):
     user_id: UserId | None = None
     country: Country | None = None
     device: Literal["desktop", "mobile", "tablet", "bot", "other"] | None = None
-    url: Annotated[str, fields.text("Of the page", high=4096)] | None = None
+    url: Annotated[str, fields.text("Of the page", high=MAX_URL_CHARACTERS)] | None = None
     attributes: Attributes | None = None
 
 
@@ -63,7 +64,9 @@ class Exposure(Unit, forbid_unknown_fields=True, kw_only=True):
 
     experiment: Annotated[str, fields.text("Its name", low=1, high=100)]
     variant: Annotated[str, fields.text("What was shown; checked if given", low=1, high=100)] | None = None
-    anonymous_id: Annotated[str, fields.text("As in events, for the event of it", low=1, high=255)] | None = None
+    anonymous_id: (
+        Annotated[str, fields.text("As in events, for the event of it", low=1, high=MAX_ID_CHARACTERS)] | None
+    ) = None
 
 
 class Given(msgspec.Struct):

@@ -26,6 +26,7 @@ from ingest.api.fields import about, text
 from ingest.api.operations import JSON, Documented, Operation
 from ingest.api.problems import Problem
 from ingest.base.refusals import STATUS_OF_REASON, PayloadRefused
+from ingest.events.limits import MAX_ID_CHARACTERS
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.locations import rate_limit_key
 from ingest.features.experiments.assignment import NOTHING_KNOWN, Context, canonical_id, country_code
@@ -38,7 +39,6 @@ from ingest.postgres.pool import TooSlow, Unavailable
 BULK_PATH: Final = "/ofrep/v1/evaluate/flags"
 FLAG_PATH: Final = "/ofrep/v1/evaluate/flags/{key}"
 PREFIX: Final = "/ofrep/v1/evaluate/flags/"
-MAX_UNIT_CHARACTERS: Final = 255
 _KEY_AT: Final = len(PREFIX)
 _RETRY: Final = {"Retry-After": str(OVERLOADED_RETRY_SECONDS)}
 _NO_ATTRIBUTES: Final = frozenset({"targetingKey", "country", "device", "url"})
@@ -55,7 +55,7 @@ class EvaluationContext(msgspec.Struct):
     rules of these names, any other members for rules about attributes."""
 
     targeting_key: Annotated[
-        str, text("The unit: the id of a user or a session, always the same", low=1, high=MAX_UNIT_CHARACTERS)
+        str, text("The unit: the id of a user or a session, always the same", low=1, high=MAX_ID_CHARACTERS)
     ] = msgspec.field(name="targetingKey")
 
 
@@ -308,8 +308,8 @@ def _read_context(body: bytes, with_attributes: bool) -> tuple[bytes, Context]:
 def _unit(key: object) -> bytes:
     if key is None or key == "":
         raise _Refused(400, "TARGETING_KEY_MISSING", "context.targetingKey is needed: the unit that is evaluated")
-    if not isinstance(key, str) or len(key) > MAX_UNIT_CHARACTERS or "\0" in key:
-        detail = f"context.targetingKey must be a text of 1 to {MAX_UNIT_CHARACTERS} characters that can be stored"
+    if not isinstance(key, str) or len(key) > MAX_ID_CHARACTERS or "\0" in key:
+        detail = f"context.targetingKey must be a text of 1 to {MAX_ID_CHARACTERS} characters that can be stored"
         raise _Refused(400, "INVALID_CONTEXT", detail)
     return canonical_id(key).encode()
 

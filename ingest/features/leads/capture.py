@@ -23,6 +23,8 @@ from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import Documented, Operation
 from ingest.api.transactions import quoted
 from ingest.base.logs import Quiet
+from ingest.base.origins import origin
+from ingest.events.limits import MAX_ID_CHARACTERS, MAX_USER_AGENT_CHARACTERS
 from ingest.features.leads.lead import Campaign, Consent, Features, Link, Source, recorded
 from ingest.http.answers import answer
 from ingest.postgres.queries import load_queries
@@ -30,12 +32,10 @@ from ingest.postgres.queries import load_queries
 logger = logging.getLogger(__name__)
 
 _QUERIES: Final = load_queries("leads")
-_QUIET_SECONDS: Final = 60.0
 # Printable ASCII without backslash, which browsers take for a slash; a second slash would begin another host.
 _REDIRECT: Final = r"^(/([!-.0-\[\]-~][!-\[\]-~]*)?|https?://[!-\[\]-~]+)$"
-_OWN_PORT: Final = {"http": ":80", "https": ":443"}
 
-Visit = Annotated[str, Meta(min_length=1, max_length=255)]
+Visit = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS)]
 
 
 class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -57,7 +57,9 @@ class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     utm_term: Campaign | None = None
     referrer: Link | None = None
     landing_page: Link | None = None
-    user_agent: Annotated[str, fields.text("Theirs, if another sends this for them", high=1024)] | None = None
+    user_agent: (
+        Annotated[str, fields.text("Theirs, if another sends this for them", high=MAX_USER_AGENT_CHARACTERS)] | None
+    ) = None
     country_code: Country | None = None
     region: Annotated[str, fields.text("ISO 3166-2 without the country, or a name", high=100)] | None = None
     city: Annotated[str, fields.text("City", high=100)] | None = None
@@ -105,7 +107,7 @@ def operations(redirect_origins: Sequence[str]) -> list[Operation]:
 
 
 def _capture(origins: frozenset[str]) -> Callable[[Call], Awaitable[web.StreamResponse]]:
-    quiet = Quiet(_QUIET_SECONDS)
+    quiet = Quiet()
 
     async def capture(call: Call) -> web.StreamResponse:
         lead: NewLead = call.body
@@ -146,8 +148,7 @@ def may_redirect(target: str, origins: frozenset[str]) -> bool:
         parts = urlsplit(target)
     except ValueError:
         return False
-    netloc = parts.netloc.lower().removesuffix(_OWN_PORT[parts.scheme])
-    return f"{parts.scheme}://{netloc}" in origins
+    return origin(parts.scheme, parts.netloc) in origins
 
 
 def _answer(call: Call, status: int, lead_id: UUID) -> web.Response:

@@ -23,6 +23,7 @@ from ingest.api.access import Scope
 from ingest.api.calls import Call
 from ingest.api.operations import Documented, Operation
 from ingest.api.problems import Problem
+from ingest.base.errors import one_line
 from ingest.features.leads.desk import Filters, arguments, lead_of
 from ingest.features.leads.lead import COLUMNS, Place
 from ingest.postgres.queries import load_queries
@@ -111,7 +112,7 @@ async def export(call: Call) -> web.StreamResponse:
         _break_off(call.request)
         if not isinstance(error, Exception):
             raise
-        logger.warning("an export of leads ended half-way: %s", " ".join(str(error).split()) or type(error).__name__)
+        logger.warning("an export of leads ended half-way: %s", one_line(error))
     return response
 
 

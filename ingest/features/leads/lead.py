@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from ingest.api import fields
+from ingest.events.limits import MAX_URL_CHARACTERS, MAX_VALUE_CHARACTERS
 
 Source = Literal["website-form", "demo-request", "newsletter-signup", "pricing-inquiry", "contact-form"]
 Status = Literal["new", "contacted", "qualified", "converted", "lost"]
@@ -35,8 +36,8 @@ Consent = Annotated[
     Meta(max_length=20, description="What they agree to: true, which is recorded with our time, or when they did",
          examples=[{"newsletter": True}]),
 ]  # fmt: skip
-Campaign = Annotated[str, Meta(max_length=255, description="Of the campaign that brought them")]
-Link = Annotated[str, Meta(max_length=4096)]
+Campaign = Annotated[str, Meta(max_length=MAX_VALUE_CHARACTERS, description="Of the campaign that brought them")]
+Link = Annotated[str, Meta(max_length=MAX_URL_CHARACTERS)]
 Moment = Annotated[datetime, Meta(tz=True)]
 
 

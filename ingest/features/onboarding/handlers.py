@@ -23,6 +23,7 @@ from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
 from ingest.api.operations import Documented, Operation
 from ingest.api.problems import CONTENTION, Problem
+from ingest.events.limits import MAX_ID_CHARACTERS
 from ingest.events.placeholders import Placeholders
 from ingest.features.onboarding.activities import conceal, told_errors, told_value
 from ingest.features.onboarding.journey import NamedSession, Session, event, events_of, kept, session
@@ -50,8 +51,8 @@ _QUERIES: Final = load_queries("onboarding")
 
 
 def _visitor_id(description: str) -> msgspec.Meta:
-    what = "1 to 255 characters without white space and @"
-    return fields.text(description, what=what, low=1, high=255, pattern="^[!-?A-~]+$")
+    what = f"1 to {MAX_ID_CHARACTERS} characters without white space and @"
+    return fields.text(description, what=what, low=1, high=MAX_ID_CHARACTERS, pattern="^[!-?A-~]+$")
 
 
 class NewSession(msgspec.Struct, forbid_unknown_fields=True):

@@ -13,15 +13,14 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from ingest.events.limits import EVENT_TYPES, MAX_NAME_CHARACTERS, MAX_VALUE_CHARACTERS
+from ingest.events.values.texts import is_well_formed
 from ingest.features.stats import times
 
-EVENT_TYPES: Final = ("page_view", "user_action", "conversion", "system")
 MAX_ROWS: Final = 1000
 MAX_BUCKETS: Final = 10_000
 MAX_EVENTS_RANGE: Final = timedelta(days=31)
 MAX_PERIODS: Final = 31
-MAX_VALUE_CHARACTERS: Final = 255
-_MAX_NAME_CHARACTERS: Final = 100
 _DEFAULT_DAYS: Final = 7
 _EARLIEST: Final = datetime(1970, 1, 2, tzinfo=UTC)
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
@@ -35,7 +34,7 @@ STEP_KINDS: Final = ("event", "type", "page")
 _UP_TO_COMMA: Final = re.compile(r'(?:("(?:[^"]|"")*")|((?!")[^,]*))(,|\Z)')
 _STEPS: Final = (
     "2 to 10 steps such as page_view,type:page_view,page:/pricing: the name of an event, of 1 to"
-    f" {_MAX_NAME_CHARACTERS} characters; type: and one of {', '.join(EVENT_TYPES)}; or page: and the path of a page"
+    f" {MAX_NAME_CHARACTERS} characters; type: and one of {', '.join(EVENT_TYPES)}; or page: and the path of a page"
     f" view, of at most {MAX_VALUE_CHARACTERS}. event: stands before a name that begins like another, and"
     ' "double quotes" around a step with a comma, unless each step has a parameter of its own: step=a&step=b,c'
 )
@@ -113,7 +112,7 @@ class Parameter(NamedTuple):
 
 
 def _name(text: str) -> str:
-    if len(text) > _MAX_NAME_CHARACTERS:
+    if len(text) > MAX_NAME_CHARACTERS:
         raise ValueError
     return text
 
@@ -176,7 +175,7 @@ def _step(text: str) -> Step:
     kind, _, value = text.partition(":")
     if kind not in STEP_KINDS:
         kind, value = "event", text
-    if not 1 <= len(value) <= (MAX_VALUE_CHARACTERS if kind == "page" else _MAX_NAME_CHARACTERS):
+    if not 1 <= len(value) <= (MAX_VALUE_CHARACTERS if kind == "page" else MAX_NAME_CHARACTERS):
         raise ValueError
     if kind == "type" and value not in EVENT_TYPES:
         raise ValueError
@@ -196,7 +195,7 @@ def _split(text: str) -> list[str]:
     raise ValueError
 
 
-_EVENT = Parameter(_name, f"an event's name of 1 to {_MAX_NAME_CHARACTERS} characters")
+_EVENT = Parameter(_name, f"an event's name of 1 to {MAX_NAME_CHARACTERS} characters")
 _DIMENSION_VALUE = Parameter(_value, f"a value of 1 to {MAX_VALUE_CHARACTERS} characters")
 _FILTER_VALUE = Parameter(_value, f"a value of at most {MAX_VALUE_CHARACTERS} characters")
 _MOMENT = Parameter(_moment, "an ISO 8601 date or time such as 2026-01-31 or 2026-01-31T12:00:00Z")
@@ -213,7 +212,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "after": Parameter(_cursor, 'the "next" of the page before'),
     "within": Parameter(_duration, "seconds, or a duration such as 30m, 12h or 7d, of at most 31 days"),
     "periods": _whole(1, MAX_PERIODS),
-    "name": Parameter(_name, f"a metric's name of 1 to {_MAX_NAME_CHARACTERS} characters"),
+    "name": Parameter(_name, f"a metric's name of 1 to {MAX_NAME_CHARACTERS} characters"),
 }
 _RANGE: Final = ("from", "to", "timezone")
 _PICK: Final = ("event", "type")
@@ -333,10 +332,8 @@ def _read_steps(several: Mapping[str, list[str]]) -> list[Step]:
 
 
 def _check_text(name: str, text: str) -> None:
-    try:
-        f"{name}{text}".encode()
-    except UnicodeEncodeError:
-        raise Refused("bad_parameter", f"{_shown(name)} is not UTF-8") from None
+    if not is_well_formed(name + text):
+        raise Refused("bad_parameter", f"{_shown(name)} is not UTF-8")
     if "\0" in name or "\0" in text:
         raise Refused("bad_parameter", f"{_shown(name)} has a NUL in it")
 

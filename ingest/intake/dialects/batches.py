@@ -235,12 +235,8 @@ def decode_piece(piece: bytes, decoders: Decoders) -> Any:
         if decoders.spellings is None:
             return _refusal_of_field(error, decoders)
         return decode_respelled(piece, decoders, decoders.spellings)
-    except msgspec.DecodeError as error:
-        return Refusal(RejectReason.MALFORMED_JSON, str(error))
-    except UnicodeDecodeError as error:
-        return Refusal(RejectReason.INVALID_UTF8, str(error))
-    except RecursionError:
-        return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read")
+    except UNREADABLE as error:
+        return _refusal_of_text(error)
 
 
 def decode_respelled(
@@ -252,12 +248,15 @@ def decode_respelled(
         return text if isinstance(text, Refusal) else decoders.one.decode(text)
     except msgspec.ValidationError as error:
         return _refusal_of_field(error, decoders)
-    except msgspec.DecodeError as error:
-        return Refusal(RejectReason.MALFORMED_JSON, str(error))
-    except UnicodeDecodeError as error:
-        return Refusal(RejectReason.INVALID_UTF8, str(error))
-    except RecursionError:
+    except UNREADABLE as error:
+        return _refusal_of_text(error)
+
+
+def _refusal_of_text(error: Exception) -> Refusal:
+    if isinstance(error, RecursionError):
         return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read")
+    is_json = not isinstance(error, UnicodeDecodeError)
+    return Refusal(RejectReason.MALFORMED_JSON if is_json else RejectReason.INVALID_UTF8, str(error))
 
 
 def _refusal_of_field(error: msgspec.ValidationError, decoders: Decoders) -> Refusal:

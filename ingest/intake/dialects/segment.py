@@ -10,7 +10,8 @@ from msgspec import Raw
 from ingest.base.bites import Bites, finish
 from ingest.base.refusals import Refusal, RejectReason
 from ingest.events.hazards import clean_escapes
-from ingest.events.payload import EVENT_BYTES, MAX_NAME_CHARACTERS, NOTHING, Payload, RawEvent
+from ingest.events.limits import MAX_NAME_CHARACTERS
+from ingest.events.payload import EVENT_BYTES, NOTHING, Payload, RawEvent
 from ingest.intake.dialects.batches import (
     PART_BYTES,
     Bounds,
