@@ -255,8 +255,9 @@ def decode_respelled(
 def _refusal_of_text(error: Exception) -> Refusal:
     if isinstance(error, RecursionError):
         return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read")
-    is_json = not isinstance(error, UnicodeDecodeError)
-    return Refusal(RejectReason.MALFORMED_JSON if is_json else RejectReason.INVALID_UTF8, str(error))
+    # msgspec 0.23 raises DecodeError for it: "Invalid UTF-8 encoded string".
+    is_not_utf8 = isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error)
+    return Refusal(RejectReason.INVALID_UTF8 if is_not_utf8 else RejectReason.MALFORMED_JSON, str(error))
 
 
 def _refusal_of_field(error: msgspec.ValidationError, decoders: Decoders) -> Refusal:

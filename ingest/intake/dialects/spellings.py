@@ -16,7 +16,8 @@ from msgspec import Raw
 from ingest.base.refusals import Refusal, RejectReason
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What a decoder raises on reading a body or an event; UnicodeDecodeError is a text that is not UTF-8."""
+"""What a decoder raises on reading a body or an event; UnicodeDecodeError, from releases of msgspec
+before 0.23, is a text that is not UTF-8."""
 _members = msgspec.json.Decoder(dict[str, Raw])
 _NULL: Final = b"null"
 CREDENTIALS: Final = ("writeKey", "write_key", "api_key", "token")
