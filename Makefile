@@ -5,7 +5,10 @@ BIN := .venv/bin
 # What `make test-database` runs; see CONTRIBUTING.md.
 MARKS ?= database and not long
 
-.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean
+# Where `make migration` makes one.
+MIGRATIONS ?= sql/migrations
+
+.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean migration
 
 help:                 ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 18
@@ -63,6 +66,12 @@ lint: dev-setup       ## ruff, mypy, and squawk for the migrations
 format: dev-setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+migration:            ## an empty migration with the next number: make migration NAME=add_something
+	@echo '$(NAME)' | grep -Eqx '[a-z][a-z0-9_]*' || { echo 'usage: make migration NAME=add_something'; exit 1; }
+	@last=$$(ls $(MIGRATIONS) | sed -n 's/^0*\([0-9][0-9]*\)_.*\.sql$$/\1/p' | sort -n | tail -1); \
+		file=$(MIGRATIONS)/$$(printf '%03d' $$((last + 1)))_$(NAME).sql; \
+		sed 's/NAME/$(NAME)/' sql/migration.template > $$file && echo $$file
 
 bench: dev-setup      ## Locust against a fresh service: 1,000+ events/s, all of them stored once
 	$(BIN)/python -m bench.locust_run
