@@ -66,9 +66,15 @@ async def revoke(connection: asyncpg.Connection, which: str) -> int:
 
 def _key(row: asyncpg.Record) -> ApiKey:
     return ApiKey(
-        row["id"], row["name"], row["shown"], tuple(row["scopes"]),
-        row["created_at"], row["expires_at"], row["last_used_at"], row["revoked_at"],
-    )  # fmt: skip
+        row["id"],
+        row["name"],
+        row["shown"],
+        tuple(row["scopes"]),
+        row["created_at"],
+        row["expires_at"],
+        row["last_used_at"],
+        row["revoked_at"],
+    )
 
 
 class KeyRing:

@@ -31,12 +31,18 @@ Email = Annotated[
     str,
     fields.text("Email address", what=EMAIL_WHAT, low=6, high=254, pattern=_EMAIL, examples=["user@company.com"]),
     LOCAL_PART,
-]  # fmt: skip
+]
 Phone = Annotated[
     str,
-    fields.text("Phone number; blanks and punctuation are removed", what="a phone number of 7 to 15 digits", low=7,
-                high=50, pattern=_PHONE, examples=["+49 30 1234567"]),
-]  # fmt: skip
+    fields.text(
+        "Phone number; blanks and punctuation are removed",
+        what="a phone number of 7 to 15 digits",
+        low=7,
+        high=50,
+        pattern=_PHONE,
+        examples=["+49 30 1234567"],
+    ),
+]
 Country = Annotated[
     str,
     fields.text(

@@ -73,9 +73,13 @@ def text(
         # Python's $ also matches before a newline at the end, which JavaScript's does not.
         extra["pattern"] = re.compile(re.sub(r"\$$", r"\\Z", pattern))
     return Meta(
-        description=description, min_length=low, max_length=high, examples=examples, extra=extra or None,
+        description=description,
+        min_length=low,
+        max_length=high,
+        examples=examples,
+        extra=extra or None,
         extra_json_schema={"pattern": pattern} if pattern is not None else None,
-    )  # fmt: skip
+    )
 
 
 def number(description: str, low: float, high: float, *, examples: list[Any] | None = None) -> Meta:
@@ -288,10 +292,15 @@ def _choices(type_: Any) -> list[str]:
 
 
 _WORDS: Final = {
-    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
-    "object": "an object", "array": "an array", "datetime": "a time such as 2026-01-31T18:00:00Z",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "an array",
+    "datetime": "a time such as 2026-01-31T18:00:00Z",
     "uuid": "a UUID",
-}  # fmt: skip
+}
 
 
 def _article(what: str) -> str:

@@ -20,9 +20,12 @@ _SECURITY_SCHEMES: Final = {
     "key": {"type": "http", "scheme": "bearer", "description": "An API key from `ingest keys create`, or a JWT"},
     "header_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same API key"},
     "session": {
-        "type": "apiKey", "in": "header", "name": "X-Session-Token", "description": "An onboarding session",
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-Session-Token",
+        "description": "An onboarding session",
     },
-}  # fmt: skip
+}
 _ABOUT: Final = """\
 Events, leads, onboarding and experiments in your own Postgres. Errors are problem+json (RFC 9457) with a `code` for
 programs and a `detail` for people; 429 and 503 carry `Retry-After`.

@@ -98,9 +98,16 @@ PUBLIC_URL = {
 }
 FERNET = {"each": _fernet_key, "what": "a list of keys, each 32 random bytes in base64url", "secret": True}
 DIMENSION_NAMES = (
-    "country", "device_type", "browser", "os",
-    "page_path", "referrer_host", "utm_source", "utm_medium", "utm_campaign",
-)  # fmt: skip
+    "country",
+    "device_type",
+    "browser",
+    "os",
+    "page_path",
+    "referrer_host",
+    "utm_source",
+    "utm_medium",
+    "utm_campaign",
+)
 DIMENSIONS = {"each": _dimension, "what": f"a list of {', '.join(DIMENSION_NAMES)}, or none"}
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]

@@ -30,13 +30,22 @@ _WHERE = ("data_dir", "database_url")
 _OF_DEV = tuple(name for name in SETTINGS if name != "workers")
 _ALL = tuple(SETTINGS)
 _OF_MAINTENANCE = (
-    *_WHERE, "partitions_ahead_days", "retention_days",
-    "rollup_dimensions", "rollup_dimension_values", "rollup_event_names",
-)  # fmt: skip
+    *_WHERE,
+    "partitions_ahead_days",
+    "retention_days",
+    "rollup_dimensions",
+    "rollup_dimension_values",
+    "rollup_event_names",
+)
 _OF_ROLLUP = (
-    *_WHERE, "host", *(name for name in _ALL if name.startswith("rollup_")),
-    "partitions_ahead_days", "retention_days", "log_level", "log_format",
-)  # fmt: skip
+    *_WHERE,
+    "host",
+    *(name for name in _ALL if name.startswith("rollup_")),
+    "partitions_ahead_days",
+    "retention_days",
+    "log_level",
+    "log_format",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,15 +124,23 @@ def _parser() -> _Parser:
     only = migrate.add_mutually_exclusive_group()
     only.add_argument("--status", action="store_true", help="only tell which files the database has had")
     only.add_argument("--dry-run", action="store_true", help="apply what is pending and take it all back")
-    migrate.add_argument("--wait", metavar="SECONDS", type=_wait, default=60.0,
+    migrate.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=_wait,
+        default=60.0,
         help="how long to wait, at each step, for others who hold locks; who they are is told [60]",
-    )  # fmt: skip
+    )
     rollup = command(
         "rollup", "count events into aggregates and KPIs, and keep house: one works, others stand by", _OF_ROLLUP
     )
-    rollup.add_argument("action", nargs="?", metavar="{run,rebuild,verify}", default="run",
+    rollup.add_argument(
+        "action",
+        nargs="?",
+        metavar="{run,rebuild,verify}",
+        default="run",
         help="until it is stopped; rebuild aggregates from events; compare them with events [run]",
-    )  # fmt: skip
+    )
     rollup.add_argument("--from", dest="start", metavar="TIME", type=_moment, help="rebuild, verify: where to begin")
     rollup.add_argument("--to", dest="end", metavar="TIME", type=_moment, help="where to end, exclusive")
     maintenance = command(
@@ -136,47 +153,73 @@ def _parser() -> _Parser:
     types.add_argument("--output", metavar="FILE", help="where to write them, instead of to stdout")
     seed = command("seed", "load data to develop with, once; refuses outside development", (*_WHERE, "environment"))
     seed.add_argument("--seed", metavar="N", type=_natural, default=1, help="the same number gives the same rows [1]")
-    seed.add_argument("--anchor", metavar="TIME", type=_moment,
+    seed.add_argument(
+        "--anchor",
+        metavar="TIME",
+        type=_moment,
         help="where its thirty days end, such as 2026-01-31 or 2026-01-31T18:00Z [now]",
-    )  # fmt: skip
+    )
     encryption = command(
-        "encryption", "the keys of customers' credentials: make one, put everything under the first",
+        "encryption",
+        "the keys of customers' credentials: make one, put everything under the first",
         (*_WHERE, "encryption_keys"),
-    )  # fmt: skip
-    encryption.add_argument("action", nargs="?", metavar="{key,rotate}", default="key",
+    )
+    encryption.add_argument(
+        "action",
+        nargs="?",
+        metavar="{key,rotate}",
+        default="key",
         help="print a fresh key; encrypt all credentials again with the first of encryption_keys [key]",
-    )  # fmt: skip
+    )
     commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
     journal = command("journal", "what waits to be stored: pending, verify, show, drain, resolve", _WHERE)
-    journal.add_argument("action", nargs="?", metavar="{pending,verify,show,drain,resolve}", default="pending",
+    journal.add_argument(
+        "action",
+        nargs="?",
+        metavar="{pending,verify,show,drain,resolve}",
+        default="pending",
         help="what is not stored yet; whether the files are sound; what a record holds; store it all without serving;"
         " what becomes of a journal that exists twice, as after copying the data folder [pending]",
-    )  # fmt: skip
+    )
     journal.add_argument("record", nargs="?", type=_natural, help="number of the record to show")
     journal.add_argument("--journal", metavar="N", type=_natural, help="show, resolve: which journal")
-    journal.add_argument("--how", choices=("store", "set-aside"),
+    journal.add_argument(
+        "--how",
+        choices=("store", "set-aside"),
         help="resolve: store what waits, each event once whoever has it too; or only put it away",
-    )  # fmt: skip
+    )
     rejected = command("rejected", "what was refused and why: list, replay", _WHERE)
-    rejected.add_argument("action", nargs="?", metavar="{list,replay}", default="list",
+    rejected.add_argument(
+        "action",
+        nargs="?",
+        metavar="{list,replay}",
+        default="list",
         help="show them; send them to the running service again, once the reason is gone [list]",
-    )  # fmt: skip
+    )
     rejected.add_argument("--reason", metavar="WORD", help="only events refused for this reason")
     rejected.add_argument("--id", metavar="N", type=_natural, help="replay: only this one")
     rejected.add_argument("--limit", metavar="N", type=_natural, default=20, help="list: how many [20]")
     rejected.add_argument("--replayed", action="store_true", help="list: those already replayed, too")
     keys = command("keys", "API keys: create, list, revoke", _WHERE)
-    keys.add_argument("action", nargs="?", metavar="{create,list,revoke}", default="list",
+    keys.add_argument(
+        "action",
+        nargs="?",
+        metavar="{create,list,revoke}",
+        default="list",
         help="make one, which is shown this once; tell which there are; believe one no more [list]",
-    )  # fmt: skip
+    )
     keys.add_argument("which", nargs="?", metavar="WHICH", help="revoke: its name, its beginning or its id")
     keys.add_argument("--name", metavar="TEXT", help="create: what it is for, for people")
     keys.add_argument("--scope", metavar="{write,read,admin}", help="create: what it may do")
     keys.add_argument("--expires-days", metavar="N", type=_natural, help="create: how long it is good [forever]")
     experiments = command("experiments", "experiments: make, start, end them, and what came of one", _WHERE)
-    experiments.add_argument("action", nargs="?", metavar=f"{{{','.join(_ACTIONS['experiments'])}}}", default="list",
+    experiments.add_argument(
+        "action",
+        nargs="?",
+        metavar=f"{{{','.join(_ACTIONS['experiments'])}}}",
+        default="list",
         help="what to do [list]",
-    )  # fmt: skip
+    )
     experiments.add_argument("name", nargs="?", metavar="NAME", help="of the experiment, or its id")
     experiments.add_argument(
         "--file", metavar="FILE", help="create: all of it as JSON, as POST /v1/experiments has it; - is stdin"
@@ -187,21 +230,55 @@ def _parser() -> _Parser:
     experiments.add_argument("--traffic", metavar="PERCENT", help="create: how many of 100 units take part [100]")
     experiments.add_argument("--winner", metavar="VARIANT", help="complete: what flags give everybody from then on")
     experiments.add_argument("--event", metavar="NAME", help="results: the event that is a conversion")
-    experiments.add_argument("--effect", metavar="SHARE", type=_effect, default=0.1,
+    experiments.add_argument(
+        "--effect",
+        metavar="SHARE",
+        type=_effect,
+        default=0.1,
         help="results: the relative lift worth finding [0.1]",
-    )  # fmt: skip
+    )
     experiments.add_argument("--all", action="store_true", help="list: archived ones, too")
     tail = command("tail", "follow events as they are accepted or refused", ("data_dir",))
     tail.add_argument("--json", action="store_true", help="JSON lines")
     return parser
 
 
-_OWN = frozenset((
-    "command", "action", "record", "journal", "reason", "id", "limit", "replayed", "json", "arguments",
-    "status", "dry_run", "output", "seed", "anchor", "start", "end", "list", "run",
-    "which", "name", "scope", "expires_days", "file", "variants", "traffic", "winner", "event", "effect", "all",
-    "how", "wait",
-))  # fmt: skip
+_OWN = frozenset(
+    (
+        "command",
+        "action",
+        "record",
+        "journal",
+        "reason",
+        "id",
+        "limit",
+        "replayed",
+        "json",
+        "arguments",
+        "status",
+        "dry_run",
+        "output",
+        "seed",
+        "anchor",
+        "start",
+        "end",
+        "list",
+        "run",
+        "which",
+        "name",
+        "scope",
+        "expires_days",
+        "file",
+        "variants",
+        "traffic",
+        "winner",
+        "event",
+        "effect",
+        "all",
+        "how",
+        "wait",
+    )
+)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

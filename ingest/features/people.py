@@ -47,9 +47,15 @@ class PersonQuery(msgspec.Struct, forbid_unknown_fields=True):
     # Wider than a lead's address: events may hold any.
     email: Annotated[
         str,
-        fields.text("Their address, in any case", what="an email address", low=3, high=254,
-                    pattern=f"^[^@{_BLANK}]+@[^@{_BLANK}]+$", examples=["user@company.com"]),
-    ]  # fmt: skip
+        fields.text(
+            "Their address, in any case",
+            what="an email address",
+            low=3,
+            high=254,
+            pattern=f"^[^@{_BLANK}]+@[^@{_BLANK}]+$",
+            examples=["user@company.com"],
+        ),
+    ]
     include_unverified: Annotated[
         bool,
         fields.about("Also what only requests without a key claim: a form's browser, an event's session, phones …"),
@@ -104,16 +110,25 @@ def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir:
 
     return [
         Operation(
-            "GET", "/v1/people/export", alone(export), "Tell all that is held on a person", "people",
+            "GET",
+            "/v1/people/export",
+            alone(export),
+            "Tell all that is held on a person",
+            "people",
             description=(
                 "By table; what still waited in a journal of this data folder is stored before. Ids that only"
                 " requests without a key claim are listed apart, as `unverified`, unless include_unverified is true."
             ),
-            scope=Scope.ADMIN, query=PersonQuery,
+            scope=Scope.ADMIN,
+            query=PersonQuery,
             answers={200: Documented("Rows by table, and `email`", dict[str, Any])},
         ),
         Operation(
-            "DELETE", "/v1/people", alone(erase), "Erase a person", "people",
+            "DELETE",
+            "/v1/people",
+            alone(erase),
+            "Erase a person",
+            "people",
             description=(
                 "In every table, the audit log included, and in the files of the journals in this data folder: what"
                 " waited is stored and its files are deleted, files that were set aside are rewritten without the"
@@ -123,10 +138,11 @@ def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir:
                 " what the service made and what authenticated callers said; ask with dry_run first to see what rests"
                 " on anybody's word."
             ),
-            scope=Scope.ADMIN, query=ErasureQuery,
+            scope=Scope.ADMIN,
+            query=ErasureQuery,
             answers={200: Documented("Rows of each table; with dry_run, what would go and why", dict[str, Any])},
         ),
-    ]  # fmt: skip
+    ]
 
 
 async def _wait_for_journals(wait_stored: WaitStored) -> None:

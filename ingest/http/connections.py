@@ -86,9 +86,21 @@ class ClientConnection(Reader):
     stays quiet, whoever scans the internet."""
 
     __slots__ = (
-        "_broken", "_connections", "_head_bytes", "_later", "_on_broken", "_opened", "_unfinished", "_whole",
-        "address", "is_spared", "refusal", "since", "slot", "unread",
-    )  # fmt: skip
+        "_broken",
+        "_connections",
+        "_head_bytes",
+        "_later",
+        "_on_broken",
+        "_opened",
+        "_unfinished",
+        "_whole",
+        "address",
+        "is_spared",
+        "refusal",
+        "since",
+        "slot",
+        "unread",
+    )
 
     def __init__(
         self,

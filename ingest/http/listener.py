@@ -20,10 +20,21 @@ _AT_ONCE: Final = 16
 _YIELD_SECONDS: Final = 0.001
 """How long the next connection is left to a worker that has fewer."""
 _CANNOT_ACCEPT_SECONDS: Final = 0.25
-_GONE: Final = frozenset((
-    errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ETIMEDOUT, errno.ECONNRESET,
-    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP,
-))  # fmt: skip
+_GONE: Final = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+    )
+)
 """What accept(2) says of one connection that broke while it waited: the next may be well."""
 
 

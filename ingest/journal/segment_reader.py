@@ -172,9 +172,18 @@ class SegmentReader:
         if layout is None:
             return None
         return Record(
-            header.number, header.events, header.rejected, header.opened_at_us, header.stored_through,
-            event_lines, rejected_lines, layout, header.previous, header.before, header.stored,
-        )  # fmt: skip
+            header.number,
+            header.events,
+            header.rejected,
+            header.opened_at_us,
+            header.stored_through,
+            event_lines,
+            rejected_lines,
+            layout,
+            header.previous,
+            header.before,
+            header.stored,
+        )
 
     def _layout_of(self, header: Header, event_lines: bytes) -> Layout | None:
         own = self.layout

@@ -193,9 +193,20 @@ def decode_header(raw: bytes, magic: int = MAGIC) -> Header | None:
         _, _, crc, layout, event_bytes, rejected_bytes, events, rejected, *numbers = found
         number, previous, stored_through, opened_at_us, *totals = numbers
         header = Header(
-            False, crc, layout, event_bytes, rejected_bytes, events, rejected,
-            number, _known(previous), stored_through, opened_at_us, _totals(totals[:3]), _totals(totals[3:]),
-        )  # fmt: skip
+            False,
+            crc,
+            layout,
+            event_bytes,
+            rejected_bytes,
+            events,
+            rejected,
+            number,
+            _known(previous),
+            stored_through,
+            opened_at_us,
+            _totals(totals[:3]),
+            _totals(totals[3:]),
+        )
     else:
         if len(raw) < _HEADER_1.size:
             return None
@@ -204,9 +215,20 @@ def decode_header(raw: bytes, magic: int = MAGIC) -> Header | None:
             return None
         _, _, crc, event_bytes, rejected_bytes, events, rejected, number, stored_through, opened_at_us = found
         header = Header(
-            True, crc, None, event_bytes, rejected_bytes, events, rejected,
-            number, None, stored_through, opened_at_us, None, None,
-        )  # fmt: skip
+            True,
+            crc,
+            None,
+            event_bytes,
+            rejected_bytes,
+            events,
+            rejected,
+            number,
+            None,
+            stored_through,
+            opened_at_us,
+            None,
+            None,
+        )
     if header.event_bytes + header.rejected_bytes > MAX_RECORD_BYTES or header.number >= _MAX_NUMBER:
         return None
     return header

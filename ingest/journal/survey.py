@@ -21,9 +21,19 @@ class Run:
     those that wait: beyond the ledger's position."""
 
     __slots__ = (
-        "after", "before", "end", "events", "first", "last", "oldest_us", "path", "previous", "rejected", "size",
+        "after",
+        "before",
+        "end",
+        "events",
+        "first",
+        "last",
+        "oldest_us",
+        "path",
+        "previous",
+        "rejected",
+        "size",
         "start",
-    )  # fmt: skip
+    )
 
     def __init__(self, path: Path, start: int, record: Record) -> None:
         self.path = path

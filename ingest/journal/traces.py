@@ -39,9 +39,22 @@ _PHONE_KEY: Final = re.compile("phone|mobile|whatsapp|telef|^tel$", re.IGNORECAS
 _USER_KEY: Final = re.compile("^(?:user_?id|distinct_?id)$", re.IGNORECASE)
 _ANONYMOUS_KEY: Final = re.compile("^anonymous_?id$", re.IGNORECASE)
 _EVENT_TEXTS: Final = (
-    "name", "user_id", "anonymous_id", "session_id", "properties", "context", "url", "referrer", "page_path",
-    "utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content", "user_agent",
-)  # fmt: skip
+    "name",
+    "user_id",
+    "anonymous_id",
+    "session_id",
+    "properties",
+    "context",
+    "url",
+    "referrer",
+    "page_path",
+    "utm_source",
+    "utm_medium",
+    "utm_campaign",
+    "utm_term",
+    "utm_content",
+    "user_agent",
+)
 _REFUSED_TEXTS: Final = ("payload", "detail", "route", "user_agent")
 
 

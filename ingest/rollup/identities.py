@@ -309,8 +309,10 @@ async def _keep_visits(
     around = dict(moments)
     for person, some in came.items():
         around[person] = [
-            *moments.get(person, ()), *(visit.started_at for visit in some), *(visit.ended_at for visit in some)
-        ]  # fmt: skip
+            *moments.get(person, ()),
+            *(visit.started_at for visit in some),
+            *(visit.ended_at for visit in some),
+        ]
     stored = await _visits(connection, around)
     found: dict[str, list[Visit]] = {}
     fresh: list[Visit] = []

@@ -339,10 +339,21 @@ def _encoded(match: re.Match[str]) -> str:
 # Parameters.
 
 CLICKS: Final = {
-    "gclid": "google", "gbraid": "google", "wbraid": "google", "dclid": "google", "fbclid": "facebook",
-    "igshid": "instagram", "msclkid": "bing", "ttclid": "tiktok", "twclid": "twitter", "li_fat_id": "linkedin",
-    "yclid": "yandex", "epik": "pinterest", "rdt_cid": "reddit", "sccid": "snapchat",
-}  # fmt: skip
+    "gclid": "google",
+    "gbraid": "google",
+    "wbraid": "google",
+    "dclid": "google",
+    "fbclid": "facebook",
+    "igshid": "instagram",
+    "msclkid": "bing",
+    "ttclid": "tiktok",
+    "twclid": "twitter",
+    "li_fat_id": "linkedin",
+    "yclid": "yandex",
+    "epik": "pinterest",
+    "rdt_cid": "reddit",
+    "sccid": "snapchat",
+}
 """The parameters that networks add to the address of a click."""
 _KNOWN: Final = frozenset(
     ["utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content", "ref", "source", *CLICKS]

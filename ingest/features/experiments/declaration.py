@@ -38,9 +38,14 @@ Country = Annotated[str, text("ISO 3166-1 alpha-2", low=2, high=2, pattern="^[A-
 Device = Annotated[str, text("A kind of device", pattern="^(desktop|mobile|tablet|bot|other)$", high=7)]
 UrlPattern = Annotated[
     str,
-    text("For the whole URL: * stands for any characters or none", low=1, high=2048, pattern="^[!-~]+$",
-         examples=["https://example.com/pricing*"]),
-]  # fmt: skip
+    text(
+        "For the whole URL: * stands for any characters or none",
+        low=1,
+        high=2048,
+        pattern="^[!-~]+$",
+        examples=["https://example.com/pricing*"],
+    ),
+]
 Scalar = str | int | float | bool
 
 

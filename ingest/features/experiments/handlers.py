@@ -182,7 +182,11 @@ class Experiments:
     def _public(self) -> list[Operation]:
         return [
             Operation(
-                "POST", "/v1/experiments/assignments", self.assign, "The variants of a unit", "experiments",
+                "POST",
+                "/v1/experiments/assignments",
+                self.assign,
+                "The variants of a unit",
+                "experiments",
                 body=Unit,
                 description="The unit is the user_id, else the session_id. Its variant depends on the experiment and"
                 " the unit alone and never changes; whether it takes part, on traffic and targeting rules as they are"
@@ -190,15 +194,20 @@ class Experiments:
                 answers={200: Documented("The assigned variants", Assignments)},
             ),
             Operation(
-                "POST", "/v1/experiments/exposures", self.expose, "A unit was shown its variant", "experiments",
-                body=Exposure, description="Record it when the variant is shown, not when it is fetched.",
+                "POST",
+                "/v1/experiments/exposures",
+                self.expose,
+                "A unit was shown its variant",
+                "experiments",
+                body=Exposure,
+                description="Record it when the variant is shown, not when it is fetched.",
                 answers={
                     200: Documented("Recorded", Exposed),
                     404: Documented("No such experiment is running"),
                     409: Documented("The unit has another variant, or takes no part"),
                 },
             ),
-        ]  # fmt: skip
+        ]
 
     def _of_admins(self) -> list[Operation]:
         path, tag, admin = "/v1/experiments", "experiments (admin)", Scope.ADMIN
@@ -209,27 +218,59 @@ class Experiments:
         )
         return [
             Operation(
-                "POST", path, self.create, "Draft an experiment", tag, scope=admin, body=NewExperiment,
+                "POST",
+                path,
+                self.create,
+                "Draft an experiment",
+                tag,
+                scope=admin,
+                body=NewExperiment,
                 answers={201: Documented("Created as a draft", Experiment), 409: Documented("The name is taken")},
             ),
             Operation(
-                "GET", path, self.list, "List experiments", tag, scope=admin, query=Listing,
+                "GET",
+                path,
+                self.list,
+                "List experiments",
+                tag,
+                scope=admin,
+                query=Listing,
                 answers={200: Documented("A page of experiments", Listed)},
             ),
             Operation(
-                "GET", one, self.show, "An experiment", tag, scope=admin, parameters=Which,
+                "GET",
+                one,
+                self.show,
+                "An experiment",
+                tag,
+                scope=admin,
+                parameters=Which,
                 answers={200: Documented("The experiment", Experiment), **missing},
             ),
             Operation(
-                "PATCH", one, self.change, "Change an experiment", tag, scope=admin, parameters=Which, body=Changes,
+                "PATCH",
+                one,
+                self.change,
+                "Change an experiment",
+                tag,
+                scope=admin,
+                parameters=Which,
+                body=Changes,
                 description="Once it was started, name, variants, weights and rules stay, and traffic only grows.",
                 answers={200: Documented("The changed experiment", Experiment), **missing, **taken},
             ),
             Operation(
-                "GET", one + "/results", self.results, "Results", tag, scope=admin, parameters=Which,
-                query=Asked, answers={200: Documented("By variant", ExperimentResults), **missing},
+                "GET",
+                one + "/results",
+                self.results,
+                "Results",
+                tag,
+                scope=admin,
+                parameters=Which,
+                query=Asked,
+                answers={200: Documented("By variant", ExperimentResults), **missing},
             ),
-        ]  # fmt: skip
+        ]
 
     def _step(self, name: str) -> Operation:
         async def act(call: Call) -> web.StreamResponse:
@@ -240,14 +281,21 @@ class Experiments:
 
         step = STEPS[name]
         return Operation(
-            "POST", "/v1/experiments/{id}/" + name, act, f"{name.capitalize()} an experiment", "experiments (admin)",
-            description=f"Possible in {', '.join(step.possible_in)}.", scope=Scope.ADMIN, parameters=Which,
+            "POST",
+            "/v1/experiments/{id}/" + name,
+            act,
+            f"{name.capitalize()} an experiment",
+            "experiments (admin)",
+            description=f"Possible in {', '.join(step.possible_in)}.",
+            scope=Scope.ADMIN,
+            parameters=Which,
             body=Completion if name == "complete" else None,
             answers={
-                200: Documented("The changed experiment", Experiment), 404: Documented("No such experiment"),
+                200: Documented("The changed experiment", Experiment),
+                404: Documented("No such experiment"),
                 409: Documented("Not possible in its current state; `detail` says what is"),
             },
-        )  # fmt: skip
+        )
 
     # Units.
 
@@ -278,9 +326,16 @@ class Experiments:
         try:
             async with call.transaction(caller=caller) as connection:
                 found = await connection.fetchrow(
-                    _QUERIES["expose"], shown.experiment, shown.user_id, shown.session_id, shown.variant,
-                    shown.country, shown.device, shown.url, _json(shown),
-                )  # fmt: skip
+                    _QUERIES["expose"],
+                    shown.experiment,
+                    shown.user_id,
+                    shown.session_id,
+                    shown.variant,
+                    shown.country,
+                    shown.device,
+                    shown.url,
+                    _json(shown),
+                )
                 # Raised within, so that nothing of it stays.
                 _check_exposed(found["is_running"], found["variant_id"], shown.variant)
         except asyncpg.PostgresError as error:
@@ -349,10 +404,15 @@ class Experiments:
         question = Question(asked.confidence, asked.minimum_effect, asked.power)
         found = await asyncio.to_thread(analyse, counted.counts, question, counted.unrecorded)
         told = {
-            "experiment_id": counted.id, "experiment": counted.name, "status": counted.status, "event": asked.event,
-            "confidence": asked.confidence, "minimum_effect": asked.minimum_effect, "power": asked.power,
+            "experiment_id": counted.id,
+            "experiment": counted.name,
+            "status": counted.status,
+            "event": asked.event,
+            "confidence": asked.confidence,
+            "minimum_effect": asked.minimum_effect,
+            "power": asked.power,
             **msgspec.structs.asdict(found),
-        }  # fmt: skip
+        }
         return _json_answer(msgspec.json.encode(told))
 
     async def _changed(self, row: str) -> web.StreamResponse:

@@ -237,22 +237,35 @@ class Ofrep:
         }
         return [
             Operation(
-                "POST", FLAG_PATH, elsewhere, "Evaluate a flag", "flags", parameters=FlagParameters,
-                body=EvaluationRequest, description=(__doc__ or "").partition("\n\n")[2].partition("\n\n")[0],
+                "POST",
+                FLAG_PATH,
+                elsewhere,
+                "Evaluate a flag",
+                "flags",
+                parameters=FlagParameters,
+                body=EvaluationRequest,
+                description=(__doc__ or "").partition("\n\n")[2].partition("\n\n")[0],
                 answers={
                     200: Documented("The value for this unit", Evaluated),
-                    404: Documented("No such flag", EvaluationError), **refused,
+                    404: Documented("No such flag", EvaluationError),
+                    **refused,
                 },
             ),
             Operation(
-                "POST", BULK_PATH, elsewhere, "Evaluate all flags", "flags", body=EvaluationRequest,
+                "POST",
+                BULK_PATH,
+                elsewhere,
+                "Evaluate all flags",
+                "flags",
+                body=EvaluationRequest,
                 description="With an ETag over context and definitions; If-None-Match with it is answered 304.",
                 answers={
                     200: Documented("The values for this unit", EvaluatedAll),
-                    304: Documented("As the client has them", None), **refused,
+                    304: Documented("As the client has them", None),
+                    **refused,
                 },
             ),
-        ]  # fmt: skip
+        ]
 
 
 async def elsewhere(call: Call) -> web.StreamResponse:

@@ -115,18 +115,30 @@ def analyse(counts: Sequence[Count], question: Question, unrecorded: int = 0) ->
 
 
 def _result(
-    control: Count, one: Count, question: Question, best: float | None,
-    found: float | None, adjusted: float | None, verdict: str,
-) -> VariantResult:  # fmt: skip
+    control: Count,
+    one: Count,
+    question: Question,
+    best: float | None,
+    found: float | None,
+    adjusted: float | None,
+    verdict: str,
+) -> VariantResult:
     is_control = one is control
     lift = None if is_control else relative_lift(control, one)
     return VariantResult(
-        one.variant, is_control, one.exposures, one.conversions,
+        one.variant,
+        is_control,
+        one.exposures,
+        one.conversions,
         one.conversions / one.exposures if one.exposures else None,
         rate_interval(one, question.confidence),
-        lift, lift_interval(control, one, question.confidence) if lift is not None else None,
-        found, adjusted, best, verdict,
-    )  # fmt: skip
+        lift,
+        lift_interval(control, one, question.confidence) if lift is not None else None,
+        found,
+        adjusted,
+        best,
+        verdict,
+    )
 
 
 def _verdict(control: Count, test: Count, p: float | None, size: int | None, question: Question) -> str:

@@ -72,11 +72,16 @@ class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     redirect: (
         Annotated[
             str,
-            fields.text("Where a form's browser goes next: a path here, or a URL of an allowed origin",
-                        what="a path, or an http(s) URL", high=2048, pattern=_REDIRECT, examples=["/thanks"]),
+            fields.text(
+                "Where a form's browser goes next: a path here, or a URL of an allowed origin",
+                what="a path, or an http(s) URL",
+                high=2048,
+                pattern=_REDIRECT,
+                examples=["/thanks"],
+            ),
         ]
         | None
-    ) = None  # fmt: skip
+    ) = None
 
 
 class Captured(msgspec.Struct):
@@ -89,21 +94,26 @@ def operations(redirect_origins: Sequence[str]) -> list[Operation]:
     """`redirect_origins`: those that a form may send its browser to, beside this one."""
     return [
         Operation(
-            "POST", "/v1/leads", _capture(frozenset(redirect_origins)), "Leave an address", "leads",
+            "POST",
+            "/v1/leads",
+            _capture(frozenset(redirect_origins)),
+            "Leave an address",
+            "leads",
             description=(
                 "From anybody, at most 10 an hour from one address; with an API key that may write, no limit. Without"
                 " a key nothing of a known lead changes, its consent least of all, and the answer is always 201: it"
                 " does not tell whether the address was known. An HTML form is taken as well: `consent.newsletter` is"
                 " a checkbox, `redirect` where its browser goes next."
             ),
-            body=NewLead, forms=True,
+            body=NewLead,
+            forms=True,
             answers={
                 201: Documented("A new lead; without a key also a known one", Captured),
                 200: Documented("With a key: a known address, and what was missing is filled in", Captured),
                 303: Documented("The same for a form with `redirect`"),
             },
         )
-    ]  # fmt: skip
+    ]
 
 
 def _capture(origins: frozenset[str]) -> Callable[[Call], Awaitable[web.StreamResponse]]:
@@ -187,18 +197,38 @@ def _row(call: Call, lead: NewLead, *, is_visitor: bool) -> list[Any]:
         user_agent = user_agent or call.user_agent or None
     consent = orjson.dumps(recorded(lead.consent, datetime.now(UTC))).decode()
     return [
-        lead.email, lead.phone_number, lead.company_name, lead.first_name, lead.last_name, lead.source, lead.notes,
-        lead.interested_features, lead.utm_source, lead.utm_medium, lead.utm_campaign, lead.utm_content,
-        lead.utm_term, lead.referrer, lead.landing_page, user_agent, country, lead.region, lead.city, consent,
-    ]  # fmt: skip
+        lead.email,
+        lead.phone_number,
+        lead.company_name,
+        lead.first_name,
+        lead.last_name,
+        lead.source,
+        lead.notes,
+        lead.interested_features,
+        lead.utm_source,
+        lead.utm_medium,
+        lead.utm_campaign,
+        lead.utm_content,
+        lead.utm_term,
+        lead.referrer,
+        lead.landing_page,
+        user_agent,
+        country,
+        lead.region,
+        lead.city,
+        consent,
+    ]
 
 
 def _event(lead: NewLead, created: bool, lead_id: UUID) -> dict[str, Any]:
     """lead_created or lead_updated, with the visit and the campaign, and nothing that names the person."""
     campaign = {
-        "source": lead.utm_source, "medium": lead.utm_medium, "name": lead.utm_campaign,
-        "content": lead.utm_content, "term": lead.utm_term,
-    }  # fmt: skip
+        "source": lead.utm_source,
+        "medium": lead.utm_medium,
+        "name": lead.utm_campaign,
+        "content": lead.utm_content,
+        "term": lead.utm_term,
+    }
     campaign = {name: value for name, value in campaign.items() if value}
     context: dict[str, Any] = {"campaign": campaign} if campaign else {}
     if lead.user_agent:

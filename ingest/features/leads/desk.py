@@ -42,9 +42,15 @@ _PRIVATE: Final = {"Cache-Control": "no-store"}
 _METADATA_SIZE: Final = "lead_interactions_metadata_size"
 
 Cursor = Annotated[
-    str, fields.text("Where a page begins: `next` of the one before", what="the `next` of a page",
-                     low=CURSOR_CHARACTERS, high=CURSOR_CHARACTERS, pattern=CURSOR_PATTERN),
-]  # fmt: skip
+    str,
+    fields.text(
+        "Where a page begins: `next` of the one before",
+        what="the `next` of a page",
+        low=CURSOR_CHARACTERS,
+        high=CURSOR_CHARACTERS,
+        pattern=CURSOR_PATTERN,
+    ),
+]
 
 
 class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -139,9 +145,16 @@ class NewInteraction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What was done, or is to be."""
 
     interaction_type: Annotated[
-        str, fields.text("For example email_sent, call_made or demo_scheduled", what="a name in lower_snake_case",
-                         low=1, high=50, pattern="^[a-z][a-z0-9_]*$", examples=["call_made"]),
-    ]  # fmt: skip
+        str,
+        fields.text(
+            "For example email_sent, call_made or demo_scheduled",
+            what="a name in lower_snake_case",
+            low=1,
+            high=50,
+            pattern="^[a-z][a-z0-9_]*$",
+            examples=["call_made"],
+        ),
+    ]
     subject: Annotated[str, fields.text("In a line", high=300)] | None = None
     description: Annotated[str, fields.text("In full", high=10_000)] | None = None
     outcome: Annotated[Outcome, fields.about("Outcome")] | None = None
@@ -157,25 +170,52 @@ def operations() -> list[Operation]:
     unknown = Documented("Unknown lead")
     return [
         Operation(
-            "GET", "/v1/leads", page, "List leads", "leads", scope=Scope.ADMIN, query=PageQuery,
+            "GET",
+            "/v1/leads",
+            page,
+            "List leads",
+            "leads",
+            scope=Scope.ADMIN,
+            query=PageQuery,
             answers={200: Documented("A page of leads, the latest first", Page)},
         ),
         Operation(
-            "GET", "/v1/leads/{id}", read_one, "Read a lead", "leads", scope=Scope.ADMIN, parameters=LeadPath,
+            "GET",
+            "/v1/leads/{id}",
+            read_one,
+            "Read a lead",
+            "leads",
+            scope=Scope.ADMIN,
+            parameters=LeadPath,
             answers={200: Documented("The lead", LeadWithInteractions), 404: unknown},
         ),
         Operation(
-            "PATCH", "/v1/leads/{id}", change, "Change a lead", "leads", scope=Scope.ADMIN, parameters=LeadPath,
+            "PATCH",
+            "/v1/leads/{id}",
+            change,
+            "Change a lead",
+            "leads",
+            scope=Scope.ADMIN,
+            parameters=LeadPath,
             body=LeadChange,
-            answers={200: Documented("The changed lead", Lead), 404: unknown,
-                     409: Documented("The status cannot change to this one; `detail` lists those it can change to")},
+            answers={
+                200: Documented("The changed lead", Lead),
+                404: unknown,
+                409: Documented("The status cannot change to this one; `detail` lists those it can change to"),
+            },
         ),
         Operation(
-            "POST", "/v1/leads/{id}/interactions", interact, "Add an interaction", "leads", scope=Scope.ADMIN,
-            parameters=LeadPath, body=NewInteraction,
+            "POST",
+            "/v1/leads/{id}/interactions",
+            interact,
+            "Add an interaction",
+            "leads",
+            scope=Scope.ADMIN,
+            parameters=LeadPath,
+            body=NewInteraction,
             answers={201: Documented("The recorded interaction", Interaction), 404: unknown},
         ),
-    ]  # fmt: skip
+    ]
 
 
 def arguments(filters: Filters, place: Place | None, limit: int) -> list[Any]:
@@ -184,9 +224,17 @@ def arguments(filters: Filters, place: Place | None, limit: int) -> list[Any]:
     if filters.q is not None:
         company, address = _beginning(filters.q), _beginning(mailbox.in_ascii(filters.q))
     return [
-        filters.status, filters.source, filters.min_score, _utc(filters.created_from), _utc(filters.created_to),
-        company, place.created_at if place else None, place.id if place else None, limit, address,
-    ]  # fmt: skip
+        filters.status,
+        filters.source,
+        filters.min_score,
+        _utc(filters.created_from),
+        _utc(filters.created_to),
+        company,
+        place.created_at if place else None,
+        place.id if place else None,
+        limit,
+        address,
+    ]
 
 
 def _beginning(text: str) -> str:
@@ -260,10 +308,17 @@ async def interact(call: Call) -> web.StreamResponse:
     try:
         async with call.transaction() as connection:
             row = await connection.fetchrow(
-                _QUERIES["interact"], lead_id, new.interaction_type, new.subject, new.description, new.outcome,
-                _utc(new.scheduled_at), _utc(new.completed_at), orjson.dumps(new.metadata).decode(),
+                _QUERIES["interact"],
+                lead_id,
+                new.interaction_type,
+                new.subject,
+                new.description,
+                new.outcome,
+                _utc(new.scheduled_at),
+                _utc(new.completed_at),
+                orjson.dumps(new.metadata).decode(),
                 _author(call.caller.claims),
-            )  # fmt: skip
+            )
     except asyncpg.CheckViolationError as error:
         if error.constraint_name != _METADATA_SIZE:
             raise

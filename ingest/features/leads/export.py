@@ -83,7 +83,13 @@ def operations() -> list[Operation]:
 
     return [
         Operation(
-            "GET", "/v1/leads/export", handle, "Export leads", "leads", scope=Scope.ADMIN, query=ExportQuery,
+            "GET",
+            "/v1/leads/export",
+            handle,
+            "Export leads",
+            "leads",
+            scope=Scope.ADMIN,
+            query=ExportQuery,
             description=(
                 "In a stream, the latest first. In CSV what a spreadsheet would take for a formula has a `'` before"
                 " it. When something fails half-way the connection is reset: a file is whole if your client"
@@ -91,7 +97,7 @@ def operations() -> list[Operation]:
             ),
             answers={200: Documented("The leads, by `format`", None, "text/csv, application/x-ndjson")},
         )
-    ]  # fmt: skip
+    ]
 
 
 async def export(call: Call) -> web.StreamResponse:

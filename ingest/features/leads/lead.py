@@ -33,9 +33,12 @@ Features = Annotated[list[Feature], Meta(max_length=50, description="What they a
 Purpose = Annotated[str, fields.text("What for", low=1, high=50, pattern="^[a-z][a-z0-9_-]*$")]
 Consent = Annotated[
     dict[Purpose, bool | Annotated[datetime, Meta(tz=True)]],
-    Meta(max_length=20, description="What they agree to: true, which is recorded with our time, or when they did",
-         examples=[{"newsletter": True}]),
-]  # fmt: skip
+    Meta(
+        max_length=20,
+        description="What they agree to: true, which is recorded with our time, or when they did",
+        examples=[{"newsletter": True}],
+    ),
+]
 Campaign = Annotated[str, Meta(max_length=MAX_VALUE_CHARACTERS, description="Of the campaign that brought them")]
 Link = Annotated[str, Meta(max_length=MAX_URL_CHARACTERS)]
 Moment = Annotated[datetime, Meta(tz=True)]

@@ -63,10 +63,16 @@ class Funnel(msgspec.Struct):
 def operations() -> list[Operation]:
     return [
         Operation(
-            "GET", "/v1/onboarding/funnel", funnel, "Onboarding by step: counts, drop-off, time", "onboarding",
-            query=Between, scope=Scope.ADMIN, answers={200: Documented("The funnel", Funnel)},
+            "GET",
+            "/v1/onboarding/funnel",
+            funnel,
+            "Onboarding by step: counts, drop-off, time",
+            "onboarding",
+            query=Between,
+            scope=Scope.ADMIN,
+            answers={200: Documented("The funnel", Funnel)},
         )
-    ]  # fmt: skip
+    ]
 
 
 async def funnel(call: Call) -> web.StreamResponse:
@@ -105,8 +111,14 @@ def _funnel_step(step: Step, row: asyncpg.Record | None) -> FunnelStep:
     median, p95 = [each if each is None else round(each, 3) for each in found]
     return FunnelStep(
         step.name,  # type: ignore[arg-type]
-        reached, completed, reached - completed, abandoned, _share(reached - completed, reached), median, p95,
-    )  # fmt: skip
+        reached,
+        completed,
+        reached - completed,
+        abandoned,
+        _share(reached - completed, reached),
+        median,
+        p95,
+    )
 
 
 def _share(part: int, whole: int) -> float | None:

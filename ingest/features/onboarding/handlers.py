@@ -97,22 +97,38 @@ def operations(cipher: Cipher | None, placeholders: Placeholders) -> list[Operat
     gone = Documented("No session has this token, or it was left for over 24 hours")
     return [
         Operation(
-            "POST", SESSIONS, partial(begin, placeholders), "Begin onboarding", _TAG, body=NewSession,
+            "POST",
+            SESSIONS,
+            partial(begin, placeholders),
+            "Begin onboarding",
+            _TAG,
+            body=NewSession,
             body_optional=True,
             answers={201: Documented("A new session", NamedSession)},
             description="At most 5 an hour from one address; with a key that may write there is no such limit.",
         ),
         Operation(
-            "GET", SESSION, read, "Where a session stands, to go on with it", _TAG, session=True,
+            "GET",
+            SESSION,
+            read,
+            "Where a session stands, to go on with it",
+            _TAG,
+            session=True,
             answers={200: Documented("The session", Session), 404: gone},
         ),
         *[_operation(step, cipher, gone) for step in STEPS],
         Operation(
-            "POST", f"{SESSION}/activities", note, "Record what is done within a step", _TAG, body=Activity,
-            session=True, description="At most 100 an hour in one session.",
+            "POST",
+            f"{SESSION}/activities",
+            note,
+            "Record what is done within a step",
+            _TAG,
+            body=Activity,
+            session=True,
+            description="At most 100 an hour in one session.",
             answers={201: Documented("Recorded", Noted), 404: gone, 409: Documented("session_completed: it is over")},
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _operation(step: Step, cipher: Cipher | None, gone: Documented) -> Operation:
@@ -120,11 +136,17 @@ def _operation(step: Step, cipher: Cipher | None, gone: Documented) -> Operation
     if step.secrets:
         conflict += "; account_taken: the number cannot be connected to this session"
     return Operation(
-        "PUT", f"{SESSION}/steps/{step.name}", partial(complete, step, cipher), step.summary, _TAG, body=step.fields,
-        session=True, on_invalid=partial(note_errors, step),
+        "PUT",
+        f"{SESSION}/steps/{step.name}",
+        partial(complete, step, cipher),
+        step.summary,
+        _TAG,
+        body=step.fields,
+        session=True,
+        on_invalid=partial(note_errors, step),
         answers={200: Documented("Done; the session as it is now", Session), 404: gone, 409: Documented(conflict)},
         description="Done again before the session is completed, it corrects what was entered.",
-    )  # fmt: skip
+    )
 
 
 async def unknown_step(request: web.Request) -> web.Response:
@@ -176,9 +198,10 @@ async def complete(step: Step, cipher: Cipher | None, call: Call) -> web.StreamR
         raise Invalid(errors)
     if step.secrets and cipher is None:
         raise Problem(
-            503, "encryption_not_configured",
+            503,
+            "encryption_not_configured",
             "credentials cannot be kept: make a key with `ingest encryption key`, and set encryption_keys to it",
-        )  # fmt: skip
+        )
     call.require_room()
     entered = cleaned(call.body)
     seconds = entered.pop("time_spent_seconds", None)
@@ -233,9 +256,11 @@ def _require_reached(step: Step, row: asyncpg.Record) -> None:
     missing = [each.name for each in STEPS[: STEPS.index(step)] if row[each.done_at] is None]
     if missing:
         raise Problem(
-            409, "step_not_reached", f"to be done first: {', '.join(missing)}",
+            409,
+            "step_not_reached",
+            f"to be done first: {', '.join(missing)}",
             errors=[FieldError(name, "is to be done first") for name in missing],
-        )  # fmt: skip
+        )
 
 
 def _taken() -> Problem:
@@ -282,9 +307,12 @@ async def _keep_account(
     """Put the credentials into the session's account; returns the part of the step that the session keeps."""
     if row["lead_id"] is None:
         # Erased since, or the address was entered this moment by another request.
-        raise Problem(409, "step_not_reached", "business_info is to be done again",
+        raise Problem(
+            409,
+            "step_not_reached",
+            "business_info is to be done again",
             errors=[FieldError("business_info", "is to be done again")],
-        )  # fmt: skip
+        )
     given = [name for name in step.secrets if name in entered]
     encrypted = [cipher.encrypt(entered[name]) if name in entered else None for name in step.secrets]
     shown = {name: value for name, value in entered.items() if name not in step.secrets}
@@ -314,9 +342,15 @@ async def note(call: Call) -> web.StreamResponse:
         if row["status"] == "abandoned":
             await connection.execute(_QUERIES["resume"], call.session_token)
         noted = await connection.fetchval(
-            _QUERIES["note"], row["id"], activity.step, activity.activity_type, texts[0], value, texts[1],
+            _QUERIES["note"],
+            row["id"],
+            activity.step,
+            activity.activity_type,
+            texts[0],
+            value,
+            texts[1],
             activity.time_spent_seconds,
-        )  # fmt: skip
+        )
     return answer(201, {"id": str(noted), "concealed": concealed}, _PRIVATE)
 
 

@@ -52,11 +52,16 @@ class NamedSession(Session, kw_only=True):
 
 def session(row: Row) -> Session:
     return Session(
-        id=str(row["id"]), status=row["status"], current_step=row["current_step"],
-        progress_percentage=row["progress_percentage"], created_at=row["created_at"], started_at=row["started_at"],
-        last_activity_at=row["last_activity_at"], completed_at=row["completed_at"],
+        id=str(row["id"]),
+        status=row["status"],
+        current_step=row["current_step"],
+        progress_percentage=row["progress_percentage"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        last_activity_at=row["last_activity_at"],
+        completed_at=row["completed_at"],
         steps=[_state(step, row) for step in STEPS],
-    )  # fmt: skip
+    )
 
 
 def _state(step: Step, row: Row) -> StepState:

@@ -42,29 +42,43 @@ class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
     contact_name: Annotated[str, _words("Who to talk to", 200)]
     email: Annotated[
         str,
-        fields.text("Their address", what=EMAIL_WHAT, low=6, high=254, pattern=f"^{ADDRESS}$",
+        fields.text(
+            "Their address",
+            what=EMAIL_WHAT,
+            low=6,
+            high=254,
+            pattern=f"^{ADDRESS}$",
             examples=["ada@example.com"],
         ),
         LOCAL_PART,
-    ]  # fmt: skip
+    ]
     country: Annotated[
         str,
-        fields.text("Where the company is: ISO 3166-1", what="a country's two letters, such as DE",
-            low=2, high=2, pattern="^[A-Za-z]{2}$", examples=["DE"],
+        fields.text(
+            "Where the company is: ISO 3166-1",
+            what="a country's two letters, such as DE",
+            low=2,
+            high=2,
+            pattern="^[A-Za-z]{2}$",
+            examples=["DE"],
         ),
-    ]  # fmt: skip
+    ]
     phone: (
         Annotated[str, fields.text("Their phone number", what=_PHONE_WHAT, low=7, high=40, pattern=_PHONE)] | None
     ) = None
     website: (
         Annotated[
             str,
-            fields.text("The company's site", what="a URL such as https://www.example.com", low=10, high=500,
+            fields.text(
+                "The company's site",
+                what="a URL such as https://www.example.com",
+                low=10,
+                high=500,
                 pattern=r"^https?:\/\/[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?([\/?#][!-~]*)?$",
             ),
         ]
         | None
-    ) = None  # fmt: skip
+    ) = None
     industry: Annotated[str, _words("What the company does", 100)] | None = None
     company_size: (
         Annotated[
@@ -81,16 +95,24 @@ class WhatsAppIntegration(msgspec.Struct, forbid_unknown_fields=True):
 
     business_account_id: Annotated[
         str,
-        fields.text("The WhatsApp Business account as Meta knows it", what="the account's id at Meta",
-            low=1, high=64, pattern=_ID_OF_META,
-        ),
-    ]  # fmt: skip
-    phone_number_id: Annotated[
-        str,
-        fields.text("The number as Meta knows it", what="the number's id at Meta", low=1, high=64,
+        fields.text(
+            "The WhatsApp Business account as Meta knows it",
+            what="the account's id at Meta",
+            low=1,
+            high=64,
             pattern=_ID_OF_META,
         ),
-    ]  # fmt: skip
+    ]
+    phone_number_id: Annotated[
+        str,
+        fields.text(
+            "The number as Meta knows it",
+            what="the number's id at Meta",
+            low=1,
+            high=64,
+            pattern=_ID_OF_META,
+        ),
+    ]
     phone_number: Annotated[str, fields.text("The number", what=_PHONE_WHAT, low=7, high=40, pattern=_PHONE)]
     access_token: Annotated[str, _token("Meta's token to send with", 8)]
     display_name: Annotated[str, _words("The name that is shown in chats", 200)] | None = None
@@ -104,10 +126,15 @@ class BotSetup(msgspec.Struct, forbid_unknown_fields=True):
     bot_name: Annotated[str, _words("The bot's name", 100)]
     language: Annotated[
         str,
-        fields.text("What it speaks", what="a language such as en or pt-BR", low=2, high=35,
-            pattern="^[A-Za-z]{2,3}([_-][A-Za-z0-9]{2,8}){0,3}$", examples=["en", "pt-BR"],
+        fields.text(
+            "What it speaks",
+            what="a language such as en or pt-BR",
+            low=2,
+            high=35,
+            pattern="^[A-Za-z]{2,3}([_-][A-Za-z0-9]{2,8}){0,3}$",
+            examples=["en", "pt-BR"],
         ),
-    ]  # fmt: skip
+    ]
     greeting: Annotated[str, _words("What it says first", 1000)]
     away_message: Annotated[str, _words("What it says when nobody is there", 1000)] | None = None
     features: (
@@ -178,20 +205,26 @@ def _names(model: type[msgspec.Struct]) -> list[tuple[str, bool]]:
 STEPS: Final = (
     Step("business_info", "Who sets up a bot", BusinessInfo, (), ("contact_name", "email", "phone")),
     Step(
-        "whatsapp_integration", "Connect a WhatsApp number", WhatsAppIntegration,
-        ("access_token", "webhook_verify_token"), ("business_account_id", "phone_number_id", "phone_number"),
+        "whatsapp_integration",
+        "Connect a WhatsApp number",
+        WhatsAppIntegration,
+        ("access_token", "webhook_verify_token"),
+        ("business_account_id", "phone_number_id", "phone_number"),
     ),
     Step("bot_setup", "Set the bot up", BotSetup),
     Step("testing", "Confirm that it answers, which completes onboarding", Testing),
-)  # fmt: skip
+)
 """In their order."""
 OF_NAME: Final = {step.name: step for step in STEPS}
 StepName = Literal["business_info", "whatsapp_integration", "bot_setup", "testing"]
 
 
 _STORED_AS: Final[Mapping[str, Callable[[str], str]]] = {
-    "email": str.lower, "country": str.upper, "phone": plain_phone, "phone_number": plain_phone,
-}  # fmt: skip
+    "email": str.lower,
+    "country": str.upper,
+    "phone": plain_phone,
+    "phone_number": plain_phone,
+}
 
 
 def cleaned(body: msgspec.Struct) -> dict[str, Any]:
@@ -239,6 +272,10 @@ def lead_of(business: Mapping[str, Any]) -> Lead | None:
         return None
     first, _, last = told.get("contact_name", "").strip().partition(" ")
     return Lead(
-        told["email"], told.get("phone"), told.get("company_name"),
-        first[:100] or None, last.strip()[:100] or None, told.get("country"),
-    )  # fmt: skip
+        told["email"],
+        told.get("phone"),
+        told.get("company_name"),
+        first[:100] or None,
+        last.strip()[:100] or None,
+        told.get("country"),
+    )
