@@ -405,4 +405,5 @@ def _value(text: str) -> str | None:
 
 def _percent_decoded(text: str) -> str:
     """Decoded once; what is no UTF-8, and NUL, becomes U+FFFD, and a % of no sequence stays."""
-    return well_formed(_unescaped(text, _VALUE_SEQUENCES, "%"))
+    text = _unescaped(text, _VALUE_SEQUENCES, "%")
+    return text if text.isascii() else well_formed(text)
