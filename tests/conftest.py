@@ -25,7 +25,7 @@ import pytest
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from tests.support.collector import client, start
-from tests.support.commands import ingest
+from tests.support.commands import ingest, ingest_here
 from tests.support.crashes import mortal, mortal_template
 from tests.support.databases import SMALL, Server, execute, run_apart, with_database
 from tests.support.experiment_results import running
@@ -34,7 +34,7 @@ from tests.support.rollups import module_database
 from tests.support.statistics import ask
 
 # Fixtures that tests of several folders use.
-__all__ = ["ask", "client", "ingest", "module_database", "mortal", "mortal_template", "running", "start"]
+__all__ = ["ask", "client", "ingest", "ingest_here", "module_database", "mortal", "mortal_template", "running", "start"]
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

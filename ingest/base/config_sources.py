@@ -32,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser, only: Iterable[str] | None = 
         group.add_argument(setting.flag, **options)
 
 
+def is_setting(name: str) -> bool:
+    """Whether this is what `add_arguments` calls one of its arguments."""
+    return name in SETTINGS or name == "config"
+
+
+def flags_of(given: argparse.Namespace) -> dict[str, object]:
+    """Of what a parser found, what `add_arguments` asked for: `flags` for `load`."""
+    return {name: value for name, value in vars(given).items() if is_setting(name)}
+
+
 def load(flags: Mapping[str, object], environ: Mapping[str, str], folder: Path) -> Config:
     """The effective configuration.
 

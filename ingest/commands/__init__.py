@@ -1,1 +1,1 @@
-"""What `ingest COMMAND` does, one file a command or two. Each `run` returns the exit code."""
+"""What `ingest COMMAND` does, a file per command; COMMAND_ACTION where an action of it is a lot of work."""

@@ -1,50 +1,85 @@
-"""What the command line may say: the commands with their arguments and settings, and what is wrong with a line."""
+"""The command line: the table of commands, the parser that they make, and what is wrong with a line."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
-from typing import NoReturn
+from itertools import takewhile
+from types import ModuleType
+from typing import NamedTuple, NoReturn
 
 from ingest.base import config_sources
 from ingest.base.config import SETTINGS
 from ingest.base.errors import IngestError
+from ingest.commands.arguments import sentence
 
 _DESCRIPTION = """Durable, exactly-once event ingestion into your own Postgres.
 
-  ingest dev                     everything in one go, its own Postgres included
-  ingest serve                   collectors against DATABASE_URL
-  ingest rollup                  aggregates, KPIs and housekeeping for them
-  ingest keys create             a key for who writes, reads or administrates over HTTP
-  ingest psql -c 'select ...'    a psql on whichever database is configured
+  ingest dev                     everything at once, including an embedded Postgres
+  ingest serve                   collectors that write to DATABASE_URL
+  ingest rollup                  aggregates, KPIs and maintenance
+  ingest keys create ...         an API key that may write, read or administer
+  ingest psql -c 'select ...'    psql on the configured database
 """
-_EPILOG = """`ingest COMMAND --help` tells the settings of a command. All of them may also be set in the
-environment (INGEST_PORT, DATABASE_URL ...) or in ingest.toml."""
-_SETTINGS_EPILOG = "Each setting may also be given in the environment (INGEST_DATA_DIR ...) or in ingest.toml."
+_EPILOG = """`ingest COMMAND --help` lists a command's settings. All of them can also be set in the
+environment (INGEST_PORT, DATABASE_URL, ...) or in ingest.toml."""
+_SETTINGS_EPILOG = "Each setting can also be set in the environment (INGEST_DATA_DIR, ...) or in ingest.toml."
+
 _WHERE = ("data_dir", "database_url")
-# `dev` is one collector.
+# `dev` runs one collector.
 _OF_DEV = tuple(name for name in SETTINGS if name != "workers")
-_ALL = tuple(SETTINGS)
-_OF_MAINTENANCE = (
-    *_WHERE,
-    "partitions_ahead_days",
-    "retention_days",
-    "rollup_dimensions",
-    "rollup_dimension_values",
-    "rollup_event_names",
-)
 _OF_ROLLUP = (
-    *_WHERE,
-    "host",
-    *(name for name in _ALL if name.startswith("rollup_")),
-    "partitions_ahead_days",
-    "retention_days",
-    "log_level",
-    "log_format",
+    *_WHERE, "host", *(name for name in SETTINGS if name.startswith("rollup_")),
+    "partitions_ahead_days", "retention_days", "log_level", "log_format",
+)  # fmt: skip
+_OF_MAINTENANCE = (
+    *_WHERE, "partitions_ahead_days", "retention_days",
+    "rollup_dimensions", "rollup_dimension_values", "rollup_event_names",
+)  # fmt: skip
+
+
+class Command(NamedTuple):
+    """A command, in `ingest/commands/` under its own name.
+
+    Its module has `add_arguments(parser)`, which adds what it takes besides settings, and `run(config, given)`, which
+    returns the exit code. Both are there at once, so what takes long to import is imported by what `run` calls.
+    `passes_on`: arguments that are not ours are for the program that it runs, `--help` included.
+    """
+
+    name: str
+    help: str
+    settings: tuple[str, ...] = _WHERE
+    passes_on: bool = False
+
+    @property
+    def module(self) -> ModuleType:
+        return import_module(f"ingest.commands.{self.name}")
+
+
+COMMANDS = (
+    Command("dev", "run everything: embedded Postgres, migrations, a collector and the rollup worker", _OF_DEV),
+    Command("serve", "run collectors that write to DATABASE_URL", tuple(SETTINGS)),
+    Command("migrate", "apply this release's migrations to the database"),
+    Command(
+        "rollup", "compute aggregates and KPIs and run maintenance, or rebuild and verify aggregates", _OF_ROLLUP
+    ),
+    Command("maintenance", "list the rollup worker's scheduled tasks, or run one of them now", _OF_MAINTENANCE),
+    Command("types", "write TypeScript definitions of the database, for supabase-js"),
+    Command("seed", "load sample data once; refuses outside development", (*_WHERE, "environment")),
+    Command(
+        "encryption",
+        "make keys for customers' credentials, and re-encrypt with a new one",
+        (*_WHERE, "encryption_keys"),
+    ),
+    Command("psql", "run psql on the database; other arguments are passed to psql", passes_on=True),
+    Command("journal", "inspect the events that wait to be stored, store them, or resolve a copied journal"),
+    Command("keys", "create, list and revoke API keys"),
+    Command("rejected", "list the events that were refused and why, and replay them"),
+    Command("experiments", "create, run and evaluate experiments"),
+    Command("tail", "follow events as they are accepted or refused", ("data_dir",)),
 )
 
 
@@ -52,300 +87,122 @@ class _Parser(argparse.ArgumentParser):
     """argparse repeats what it was given, which may be a database's URL with its password; this one does not."""
 
     def error(self, message: str) -> NoReturn:
-        see = f"see `{self.prog} --help`"
-        if "arguments are required: COMMAND" in message:
-            raise IngestError(f"which command? {see}")
-        if "argument COMMAND: invalid choice" in message:
-            given, _, known = message.partition("(choose from")
-            raise _unknown("command", given.split()[-1].strip("'"), re.findall(r"\w+", known), see)
-        raise IngestError(f"{message}; {see}")
+        message = re.sub(r"ignored explicit argument .*", "takes no value", message, flags=re.DOTALL)
+        if "invalid choice: " in message:
+            argument, known = message.partition("invalid choice: ")[0], message.rpartition("(choose from ")[2]
+            message = f"{argument}must be one of {known.rstrip(')')}"
+        if missing := re.fullmatch("the following arguments are required: (.*)", message):
+            first, *more = missing[1].split(", ")
+            message = f"{' and '.join([first, *more])} {'are' if more else 'is'} required"
+            if not first.startswith("-"):
+                message = f"which {first.lower()}?"
+        raise IngestError(f"{message}; see `{self.prog} --help`")
 
 
-def _unknown(what: str, word: str, known: Iterable[str], see: str) -> IngestError:
-    close = difflib.get_close_matches(word, known, n=1)
-    return IngestError(f"unknown {what}: did you mean {close[0]}?" if close else f"unknown {what}; {see}")
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """All of the command line: a subparser for each command and, below it, for each of its actions.
 
-
-def _natural(text: str) -> int:
-    """A number that a row of the database may have. The error does not repeat the text, for the same reason."""
-    if not (text.isascii() and text.isdigit()) or int(text) > 2**63 - 1:
-        raise argparse.ArgumentTypeError("must be a whole number")
-    return int(text)
-
-
-def _effect(text: str) -> float:
-    """A relative lift, as results take it."""
-    try:
-        effect = float(text)
-    except ValueError:
-        effect = 0.0
-    if not 0.001 <= effect <= 10:
-        raise argparse.ArgumentTypeError("must be a number from 0.001 to 10")
-    return effect
-
-
-def _wait(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError("must be a number of seconds from 0 to 86400")
-    return seconds
-
-
-def _moment(text: str) -> datetime:
-    """A time in ISO 8601; UTC if it does not say."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("must be a date or a time such as 2026-01-31T18:00Z") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+    `only`: the one command whose arguments are wanted; the modules of the others are not imported.
+    """
+    made = _Parser(
         prog="ingest",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"ingest {version('ingest')}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def command(name: str, text: str, settings: tuple[str, ...]) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, epilog=_SETTINGS_EPILOG)
-        config_sources.add_arguments(added, only=settings)
-        return added
-
-    command("dev", "embedded Postgres, migrations and a collector in one process tree", _OF_DEV)
-    command("serve", "collectors against DATABASE_URL", _ALL)
-    migrate = command("migrate", "bring the database to this release's schema", _WHERE)
-    only = migrate.add_mutually_exclusive_group()
-    only.add_argument("--status", action="store_true", help="only tell which files the database has had")
-    only.add_argument("--dry-run", action="store_true", help="apply what is pending and take it all back")
-    migrate.add_argument(
-        "--wait",
-        metavar="SECONDS",
-        type=_wait,
-        default=60.0,
-        help="how long to wait, at each step, for others who hold locks; who they are is told [60]",
-    )
-    rollup = command(
-        "rollup", "count events into aggregates and KPIs, and keep house: one works, others stand by", _OF_ROLLUP
-    )
-    rollup.add_argument(
-        "action",
-        nargs="?",
-        metavar="{run,rebuild,verify}",
-        default="run",
-        help="until it is stopped; rebuild aggregates from events; compare them with events [run]",
-    )
-    rollup.add_argument("--from", dest="start", metavar="TIME", type=_moment, help="rebuild, verify: where to begin")
-    rollup.add_argument("--to", dest="end", metavar="TIME", type=_moment, help="where to end, exclusive")
-    maintenance = command(
-        "maintenance", "what the rollup worker does on a schedule: list it, or do one of it now", _OF_MAINTENANCE
-    )
-    one = maintenance.add_mutually_exclusive_group()
-    one.add_argument("--list", action="store_true", help="tell what there is, and how often it is done")
-    one.add_argument("--run", metavar="NAME", help="do this one now")
-    types = command("types", "TypeScript definitions of the database, for supabase-js", _WHERE)
-    types.add_argument("--output", metavar="FILE", help="where to write them, instead of to stdout")
-    seed = command("seed", "load data to develop with, once; refuses outside development", (*_WHERE, "environment"))
-    seed.add_argument("--seed", metavar="N", type=_natural, default=1, help="the same number gives the same rows [1]")
-    seed.add_argument(
-        "--anchor",
-        metavar="TIME",
-        type=_moment,
-        help="where its thirty days end, such as 2026-01-31 or 2026-01-31T18:00Z [now]",
-    )
-    encryption = command(
-        "encryption",
-        "the keys of customers' credentials: make one, put everything under the first",
-        (*_WHERE, "encryption_keys"),
-    )
-    encryption.add_argument(
-        "action",
-        nargs="?",
-        metavar="{key,rotate}",
-        default="key",
-        help="print a fresh key; encrypt all credentials again with the first of encryption_keys [key]",
-    )
-    commands.add_parser("psql", help="a psql on the database; arguments are psql's own")
-    journal = command("journal", "what waits to be stored: pending, verify, show, drain, resolve", _WHERE)
-    journal.add_argument(
-        "action",
-        nargs="?",
-        metavar="{pending,verify,show,drain,resolve}",
-        default="pending",
-        help="what is not stored yet; whether the files are sound; what a record holds; store it all without serving;"
-        " what becomes of a journal that exists twice, as after copying the data folder [pending]",
-    )
-    journal.add_argument("record", nargs="?", type=_natural, help="number of the record to show")
-    journal.add_argument("--journal", metavar="N", type=_natural, help="show, resolve: which journal")
-    journal.add_argument(
-        "--how",
-        choices=("store", "set-aside"),
-        help="resolve: store what waits, each event once whoever has it too; or only put it away",
-    )
-    rejected = command("rejected", "what was refused and why: list, replay", _WHERE)
-    rejected.add_argument(
-        "action",
-        nargs="?",
-        metavar="{list,replay}",
-        default="list",
-        help="show them; send them to the running service again, once the reason is gone [list]",
-    )
-    rejected.add_argument("--reason", metavar="WORD", help="only events refused for this reason")
-    rejected.add_argument("--id", metavar="N", type=_natural, help="replay: only this one")
-    rejected.add_argument("--limit", metavar="N", type=_natural, default=20, help="list: how many [20]")
-    rejected.add_argument("--replayed", action="store_true", help="list: those already replayed, too")
-    keys = command("keys", "API keys: create, list, revoke", _WHERE)
-    keys.add_argument(
-        "action",
-        nargs="?",
-        metavar="{create,list,revoke}",
-        default="list",
-        help="make one, which is shown this once; tell which there are; believe one no more [list]",
-    )
-    keys.add_argument("which", nargs="?", metavar="WHICH", help="revoke: its name, its beginning or its id")
-    keys.add_argument("--name", metavar="TEXT", help="create: what it is for, for people")
-    keys.add_argument("--scope", metavar="{write,read,admin}", help="create: what it may do")
-    keys.add_argument("--expires-days", metavar="N", type=_natural, help="create: how long it is good [forever]")
-    experiments = command("experiments", "experiments: make, start, end them, and what came of one", _WHERE)
-    experiments.add_argument(
-        "action",
-        nargs="?",
-        metavar=f"{{{','.join(_ACTIONS['experiments'])}}}",
-        default="list",
-        help="what to do [list]",
-    )
-    experiments.add_argument("name", nargs="?", metavar="NAME", help="of the experiment, or its id")
-    experiments.add_argument(
-        "--file", metavar="FILE", help="create: all of it as JSON, as POST /v1/experiments has it; - is stdin"
-    )
-    experiments.add_argument(
-        "--variants", metavar="LIST", help="create: such as control:70,b:30; the first is the control"
-    )
-    experiments.add_argument("--traffic", metavar="PERCENT", help="create: how many of 100 units take part [100]")
-    experiments.add_argument("--winner", metavar="VARIANT", help="complete: what flags give everybody from then on")
-    experiments.add_argument("--event", metavar="NAME", help="results: the event that is a conversion")
-    experiments.add_argument(
-        "--effect",
-        metavar="SHARE",
-        type=_effect,
-        default=0.1,
-        help="results: the relative lift worth finding [0.1]",
-    )
-    experiments.add_argument("--all", action="store_true", help="list: archived ones, too")
-    tail = command("tail", "follow events as they are accepted or refused", ("data_dir",))
-    tail.add_argument("--json", action="store_true", help="JSON lines")
-    return parser
+    made.add_argument("--version", action="version", version=f"ingest {version('ingest')}")
+    commands = made.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        added = commands.add_parser(
+            command.name, help=command.help, description=sentence(command.help), add_help=not command.passes_on
+        )
+        if only not in (None, command.name):
+            continue
+        command.module.add_arguments(added)
+        for leaf in subparsers(added).values() or [added]:
+            leaf.epilog = _SETTINGS_EPILOG
+            config_sources.add_arguments(leaf, only=command.settings)
+    return made
 
 
-_OWN = frozenset(
-    (
-        "command",
-        "action",
-        "record",
-        "journal",
-        "reason",
-        "id",
-        "limit",
-        "replayed",
-        "json",
-        "arguments",
-        "status",
-        "dry_run",
-        "output",
-        "seed",
-        "anchor",
-        "start",
-        "end",
-        "list",
-        "run",
-        "which",
-        "name",
-        "scope",
-        "expires_days",
-        "file",
-        "variants",
-        "traffic",
-        "winner",
-        "event",
-        "effect",
-        "all",
-        "how",
-        "wait",
-    )
-)
+def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """By name, the commands of `ingest` or the actions of a command, if it has any."""
+    found = [action.choices for action in of._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0]) if found else {}
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command, its own arguments, and the settings that were given as flags. Raises IngestError."""
-    if arguments[:1] == ["psql"]:
-        # psql has flags of its own; whatever is not ours is for it.
-        parser = _Parser(prog="ingest psql", add_help=False)
-        config_sources.add_arguments(parser, only=_WHERE)
-        given, rest = parser.parse_known_args(arguments[1:])
-        given.command, given.arguments = "psql", rest
-    else:
-        if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
-            raise IngestError("the command comes first, then its settings; see `ingest --help`")
-        parser = _parser()
-        given, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            raise _unexpected(given.command, unknown)
-        if given.command in _ACTIONS and given.action not in _ACTIONS[given.command]:
-            see = f"see `ingest {given.command} --help`"
-            raise _unknown("action", given.action, _ACTIONS[given.command], see)
-    return given
+def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
+    """The command and what is given to it: its `action`, if it has any, its own arguments, the settings among the
+    flags, and in `rest` what it passes on. Raises IngestError."""
+    if not arguments:
+        raise IngestError("which command? see `ingest --help`")
+    name, *words = arguments
+    whole = parser(only=name)
+    if name in ("-h", "--help", "--version"):
+        whole.parse_args([name])
+    if name.startswith("-"):
+        raise IngestError("the command comes first, then its settings; see `ingest --help`")
+    own = _chosen("command", name, whole)
+    command = next(command for command in COMMANDS if command.name == name)
+    action, leaf = None, own
+    if actions := subparsers(own):
+        action, words = _split_action(words, own)
+        leaf = actions[action]
+    # Unknown flags first: argparse would rather say that another one is missing, which may be the one that was meant.
+    strange = [word for word in takewhile("--".__ne__, words) if word.startswith("--") and not _is_known(word, leaf)]
+    if strange and not command.passes_on:
+        raise _unexpected(strange, leaf, own)
+    given, rest = leaf.parse_known_args(words)
+    if rest and not command.passes_on:
+        raise _unexpected(rest, leaf, own)
+    given.action, given.rest = action, rest
+    return command, given
 
 
-def flags_of(given: argparse.Namespace) -> dict[str, object]:
-    """The settings among what was given, by field name."""
-    return {name: value for name, value in vars(given).items() if name not in _OWN}
+def _split_action(words: list[str], command: argparse.ArgumentParser) -> tuple[str, list[str]]:
+    """The action, which may come after flags, and the other words; without one, the default action."""
+    flags = {flag: option for each in subparsers(command).values() for flag, option in _flags(each).items()}
+    at = 0
+    while at < len(words) and (option := flags.get(words[at].partition("=")[0])):
+        at += 1 if option.nargs == 0 or "=" in words[at] else 2
+    if at < len(words) and not words[at].startswith("-"):
+        _chosen("action", words[at], command)
+        return words[at], [*words[:at], *words[at + 1 :]]
+    if not {"-h", "--help"}.isdisjoint(words):
+        command.parse_args(["--help"])
+    return command.get_default("action"), words
 
 
-def _unexpected(command: str, unknown: list[str]) -> IngestError:
+def _chosen(what: str, word: str, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    known = subparsers(parser)
+    if word not in known:
+        close = difflib.get_close_matches(word, known, n=1)
+        hint = f": did you mean {close[0]}?" if close else f"; see `{parser.prog} --help`"
+        raise IngestError(f"unknown {what}{hint}")
+    return known[word]
+
+
+def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return parser._option_string_actions
+
+
+def _is_known(word: str, leaf: argparse.ArgumentParser) -> bool:
+    # As argparse has it, a word with a space in it is a value.
+    return " " in word or word.partition("=")[0] in _flags(leaf)
+
+
+def _unexpected(unknown: list[str], leaf: argparse.ArgumentParser, command: argparse.ArgumentParser) -> IngestError:
     """The error for what the parser did not know."""
-    see = f"see `ingest {command} --help`"
     flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
     if flag is None:
-        return IngestError(f"`ingest {command}` takes no such argument; {see}")
-    if own := difflib.get_close_matches(flag, _FLAGS.get(command, ()), n=1):
-        return IngestError(f"unknown flag `{flag}`: did you mean {own[0]}?")
-    settings = _SETTINGS.get(command, _WHERE)
-    return config_sources.unknown_flag(flag, settings)
-
-
-_ACTIONS = {
-    "journal": ("pending", "verify", "show", "drain", "resolve"),
-    "keys": ("create", "list", "revoke"),
-    "rejected": ("list", "replay"),
-    "rollup": ("run", "rebuild", "verify"),
-    "encryption": ("key", "rotate"),
-    "experiments": ("list", "show", "create", "start", "pause", "complete", "cancel", "archive", "results"),
-}
-_FLAGS = {
-    "migrate": ("--status", "--dry-run", "--wait"),
-    "types": ("--output",),
-    "journal": ("--journal", "--how"),
-    "keys": ("--name", "--scope", "--expires-days"),
-    "rejected": ("--reason", "--id", "--limit", "--replayed"),
-    "tail": ("--json",),
-    "seed": ("--seed", "--anchor"),
-    "rollup": ("--from", "--to"),
-    "maintenance": ("--list", "--run"),
-    "experiments": ("--file", "--variants", "--traffic", "--winner", "--event", "--effect", "--all"),
-}
-_SETTINGS = {
-    "dev": _OF_DEV,
-    "serve": _ALL,
-    "rollup": _OF_ROLLUP,
-    "maintenance": _OF_MAINTENANCE,
-    "seed": (*_WHERE, "environment"),
-    "tail": ("data_dir",),
-    "encryption": (*_WHERE, "encryption_keys"),
-}
-"""Those of each command, where they are not `_WHERE`."""
+        return IngestError(f"`{leaf.prog}` takes no such argument; see `{leaf.prog} --help`")
+    others = [each for each in subparsers(command).values() if each is not leaf]
+    if having := [f"`{each.prog}`" for each in others if flag in _flags(each)]:
+        return IngestError(f"`{flag}` is for {' and '.join(having)}")
+    settings = [option.dest for option in _flags(leaf).values() if option.dest in SETTINGS]
+    for each in (leaf, *others):
+        own = [known for known, option in _flags(each).items() if not config_sources.is_setting(option.dest)]
+        if close := difflib.get_close_matches(flag, own, n=1):
+            return IngestError(f"unknown flag `{flag}`: did you mean {close[0]}?")
+    return config_sources.unknown_flag(flag, dict.fromkeys(settings))

@@ -1,102 +1,136 @@
-"""`ingest experiments`: list, show, create, start, pause, complete, cancel, archive them, and what came of one."""
+"""`ingest experiments`: list, show, create, start, pause, complete, cancel and archive experiments, print results."""
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-import asyncpg
 import orjson
 
-from ingest.api.fields import Invalid, Malformed, decode_object, read
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
-from ingest.commands.target import database_url
-from ingest.features.experiments import store
-from ingest.features.experiments.declaration import NewExperiment
-from ingest.features.experiments.lifecycle import STEPS, WrongState
-from ingest.features.experiments.results import Question, Results, VariantResult, analyse
-from ingest.postgres import connections, migrations
+from ingest.commands.arguments import add_actions, number_between
+from ingest.commands.target import on_database
 
-ACTIONS = ("list", "show", "create", *STEPS, "results")
+if TYPE_CHECKING:
+    import asyncpg
+
+    from ingest.api.fields import Invalid
+    from ingest.features.experiments.declaration import NewExperiment
+    from ingest.features.experiments.results import Results, VariantResult
+
 _PAGE = 1000
 _MAX_FILE_BYTES = 10 * 1024 * 1024
+_STEPS = {
+    "start": "start an experiment, or continue one that is paused",
+    "pause": "pause a running experiment",
+    "complete": "end an experiment, optionally with a winner",
+    "cancel": "end an experiment without a result",
+    "archive": "hide an experiment that has ended",
+}
 
 
-class Given(NamedTuple):
-    """What the command line says beside the action. `name`: of an experiment, or its id."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_action = add_actions(parser, default="list")
+    every = add_action("list", "list experiments")
+    every.add_argument("--all", action="store_true", help="include archived ones")
+    _add_experiment(add_action("show", "print an experiment as JSON"))
+    _add_create_arguments(add_action("create", "create an experiment, as a draft"))
+    steps = {name: add_action(name, text) for name, text in _STEPS.items()}
+    for step in steps.values():
+        _add_experiment(step)
+    steps["complete"].add_argument(
+        "--winner", metavar="VARIANT", help="the variant that flags return for everybody from now on"
+    )
+    results = add_action("results", "print the results of an experiment")
+    _add_experiment(results)
+    results.add_argument("--event", metavar="NAME", required=True, help="the event that counts as a conversion")
+    results.add_argument(
+        "--effect", metavar="SHARE", type=number_between(0.001, 10), default=0.1,
+        help="the smallest relative lift worth detecting [0.1]",
+    )  # fmt: skip
 
-    name: str | None
-    file: str | None
-    variants: str | None
-    traffic: str | None
-    winner: str | None
-    event: str | None
-    effect: float
-    all: bool
+
+def _add_experiment(action: argparse.ArgumentParser) -> None:
+    action.add_argument("name", metavar="EXPERIMENT", help="its name or id")
 
 
-def run(config: Config, action: str, given: Given) -> int:
-    """Do one of ACTIONS on the configured database, or the embedded one."""
-    if action != "list" and given.name is None and not (action == "create" and given.file):
-        raise IngestError(f"which experiment? `ingest experiments {action} NAME`, or its id")
-    if action == "results" and given.event is None:
-        raise IngestError("which event is a conversion? `ingest experiments results NAME --event NAME`")
-    # What is wrong with it is told before a database is started.
-    work = _create(_declared(given)) if action == "create" else _WORK.get(action, _step)(action, given)
-    with database_url(config) as url:
-        told = asyncio.run(_on(url, work))
-    print(told)
+def _add_create_arguments(action: argparse.ArgumentParser) -> None:
+    action.add_argument("name", nargs="?", metavar="NAME", help="its name, unless the file has it")
+    action.add_argument(
+        "--file", metavar="FILE", help="the whole experiment as JSON, as in POST /v1/experiments; - reads stdin"
+    )
+    action.add_argument(
+        "--variants", metavar="LIST", help="variants and weights, such as control:70,b:30; the first is the control"
+    )
+    action.add_argument("--traffic", metavar="PERCENT", help="percentage of units that take part [100]")
+
+
+def run(config: Config, given: argparse.Namespace) -> int:
+    """Do the action on the configured database, or the embedded one."""
+    work: Work = partial(_do, given)
+    if given.action == "create":
+        # Mistakes are reported before a database is started.
+        work = partial(_create, _declared(given))
+    print(on_database(config, "experiments", partial(_in_transaction, work)))
     return 0
 
 
-Work = Callable[[asyncpg.Connection], Awaitable[str]]
+Work = Callable[["asyncpg.Connection"], Awaitable[str]]
 
 
-async def _on(url: str, work: Work) -> str:
-    connection = await connections.connect(url, purpose="experiments")
+async def _in_transaction(work: Work, connection: asyncpg.Connection) -> str:
+    from ingest.api.fields import Invalid
+    from ingest.features.experiments import store
+    from ingest.features.experiments.lifecycle import WrongState
+
     try:
-        await migrations.check(connection)
         async with connection.transaction():
             return await work(connection)
     except store.NotFound:
-        raise IngestError("there is no such experiment; `ingest experiments list` tells which there are") from None
+        raise IngestError("there is no such experiment; see `ingest experiments list`") from None
     except (store.NameTaken, WrongState) as error:
         raise IngestError(str(error)) from None
     except Invalid as error:
         raise IngestError(_one_line(error)) from None
-    finally:
-        await connections.close(connection)
 
 
 def _one_line(error: Invalid) -> str:
     return "; ".join(f"{each.field}: {each.message}" for each in error.errors)
 
 
-# What is to be made.
+# What is to be created.
 
 
-def _declared(given: Given) -> NewExperiment:
+def _declared(given: argparse.Namespace) -> NewExperiment:
     """The experiment that a file or flags describe. Raises IngestError."""
-    told = _read(given.file) if given.file is not None else {}
+    from ingest.api.fields import Invalid, read
+    from ingest.features.experiments.declaration import NewExperiment
+
+    if given.name is None and given.file is None:
+        raise IngestError("which name? `ingest experiments create NAME`, or --file")
+    fields = _read(given.file) if given.file is not None else {}
     if given.name is not None:
-        told["name"] = given.name
+        fields["name"] = given.name
     if given.variants is not None:
         control, *tests = [_variant(part) for part in given.variants.split(",")]
-        told |= {"control_variant": control, "test_variants": tests}
+        fields |= {"control_variant": control, "test_variants": tests}
     if given.traffic is not None:
-        told["traffic_percentage"] = _number(given.traffic, "--traffic")
+        fields["traffic_percentage"] = _number(given.traffic, "--traffic")
     try:
-        return read(NewExperiment, told)
+        return read(NewExperiment, fields)
     except Invalid as error:
         raise IngestError(_one_line(error)) from None
 
 
 def _read(file: str) -> dict[str, object]:
+    from ingest.api.fields import Malformed, decode_object
+
     try:
         if file == "-":
             text = sys.stdin.buffer.read(_MAX_FILE_BYTES)
@@ -111,7 +145,7 @@ def _read(file: str) -> dict[str, object]:
 
 
 def _variant(part: str) -> dict[str, object]:
-    """`b` or `b:30`, its weight."""
+    """`b` or, with its weight, `b:30`."""
     id, colon, weight = part.strip().partition(":")
     return {"id": id, "weight": _number(weight, f"the weight of {id}")} if colon else {"id": id}
 
@@ -126,26 +160,44 @@ def _number(text: str, what: str) -> float:
 # What is done.
 
 
-def _create(new: NewExperiment) -> Work:
-    async def work(connection: asyncpg.Connection) -> str:
-        row = orjson.loads(await store.create(connection, new))
-        return f"drafted {row['name']} ({row['id']}); `ingest experiments start` starts it"
+async def _create(new: NewExperiment, connection: asyncpg.Connection) -> str:
+    from ingest.features.experiments import store
 
-    return work
+    row = orjson.loads(await store.create(connection, new))
+    return f"created {row['name']} as a draft ({row['id']}); start it with `ingest experiments start`"
 
 
-def _list(action: str, given: Given) -> Work:
-    async def work(connection: asyncpg.Connection) -> str:
-        lines: list[str] = []
-        after = None
-        while True:
-            page = await store.listed(connection, None, given.all, after, _PAGE)
-            lines += [_line(orjson.loads(row)) for row in page.rows]
-            if page.next is None:
-                return "\n".join(lines) or "there is no experiment yet"
-            after = UUID(page.next)
+async def _do(given: argparse.Namespace, connection: asyncpg.Connection) -> str:
+    """What to print once it is done."""
+    from ingest.features.experiments import store
+    from ingest.features.experiments.lifecycle import STEPS
+    from ingest.features.experiments.results import Question, analyse
 
-    return work
+    if given.action == "list":
+        return await _list(connection, archived=given.all)
+    id = await store.find(connection, given.name)
+    if given.action == "show":
+        return orjson.dumps(orjson.loads(await store.read(connection, id)), option=orjson.OPT_INDENT_2).decode()
+    if given.action == "results":
+        counted = await store.count(connection, id, given.event)
+        return _table(analyse(counted.counts, Question(effect=given.effect)))
+    winner = given.winner if given.action == "complete" else None
+    row = orjson.loads(await store.step(connection, id, given.action, winner))
+    won = f", {row['winner_variant_id']} has won" if row["winner_variant_id"] and given.action == "complete" else ""
+    return f"{STEPS[given.action].done} {row['name']}{won}"
+
+
+async def _list(connection: asyncpg.Connection, *, archived: bool) -> str:
+    from ingest.features.experiments import store
+
+    lines: list[str] = []
+    after = None
+    while True:
+        page = await store.listed(connection, None, archived, after, _PAGE)
+        lines += [_line(orjson.loads(row)) for row in page.rows]
+        if page.next is None:
+            return "\n".join(lines) or "there are no experiments yet"
+        after = UUID(page.next)
 
 
 def _line(row: dict[str, object]) -> str:
@@ -153,34 +205,7 @@ def _line(row: dict[str, object]) -> str:
     return f"{row['id']}  {status:<9}  {row['traffic_percentage']:>5} %  {row['name']}"
 
 
-def _show(action: str, given: Given) -> Work:
-    async def work(connection: asyncpg.Connection) -> str:
-        row = await store.read(connection, await store.find(connection, str(given.name)))
-        return orjson.dumps(orjson.loads(row), option=orjson.OPT_INDENT_2).decode()
-
-    return work
-
-
-def _step(action: str, given: Given) -> Work:
-    async def work(connection: asyncpg.Connection) -> str:
-        id = await store.find(connection, str(given.name))
-        row = orjson.loads(await store.step(connection, id, action, given.winner))
-        winner = f", {row['winner_variant_id']} has won" if row["winner_variant_id"] and action == "complete" else ""
-        return f"{STEPS[action].done} {row['name']}{winner}"
-
-    return work
-
-
-def _results(action: str, given: Given) -> Work:
-    async def work(connection: asyncpg.Connection) -> str:
-        id = await store.find(connection, str(given.name))
-        counted = await store.count(connection, id, str(given.event))
-        return _told(analyse(counted.counts, Question(effect=given.effect)))
-
-    return work
-
-
-def _told(results: Results) -> str:
+def _table(results: Results) -> str:
     head = f"{'variant':<20} {'exposures':>10} {'converted':>10} {'rate':>8} {'lift':>9} {'p':>8} {'best':>7}"
     lines = [head, *[_row(result) for result in results.variants], "", results.summary]
     return "\n".join([*lines, *[f"warning: {warning}" for warning in results.warnings]])
@@ -200,6 +225,3 @@ def _share(value: float | None, sign: str = "") -> str:
 
 def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}"
-
-
-_WORK: dict[str, Callable[[str, Given], Work]] = {"list": _list, "show": _show, "results": _results}

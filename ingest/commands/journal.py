@@ -1,36 +1,73 @@
 """`ingest journal`: what waits to be stored, whether the segments are sound, what a record holds.
 
-Reads the files only, so it may be used while the service runs, and when it cannot start.
+These read only the files, so they work while the service runs, and when it cannot start. What changes a journal is in
+journal_drain.py and journal_resolve.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Mapping
+import argparse
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import asyncpg
 import orjson
 
 from ingest.base.config import Config
 from ingest.base.errors import DatabaseError, IngestError
+from ingest.commands.arguments import add_actions, natural
+from ingest.commands.journal_files import folders_of, found, pieces, records_of
 from ingest.commands.target import embedded_folder
 from ingest.events import row
 from ingest.journal import journals, segments
 from ingest.journal.ownership import Ownership
-from ingest.journal.segment_reader import SegmentError, SegmentReader
-from ingest.journal.segments import Damage, Layout, Record
+from ingest.journal.segments import Record
 from ingest.journal.survey import known_layouts, survey
-from ingest.postgres import connections
-from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.store.ledger import Standing, look
+
+if TYPE_CHECKING:
+    from ingest.store.ledger import Standing
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_action = add_actions(parser, default="pending")
+    add_action("pending", "show how many events wait to be stored, by journal")
+    add_action("verify", "check every file of the journals for damage and gaps")
+    record = add_action("show", "print the events of a record")
+    record.add_argument(
+        "record", metavar="RECORD", type=natural, help="the record's number; a row's is its batch_id & 1099511627775"
+    )
+    record.add_argument("--journal", metavar="N", type=natural, help="the journal's number [the first that has it]")
+    add_action("drain", "store everything that waits, without serving")
+    copied = add_action("resolve", "resolve a journal that exists twice, as after copying a data folder")
+    copied.add_argument("--journal", metavar="N", type=natural, help="the journal's number [all journals]")
+    copied.add_argument(
+        "--how", choices=("store", "set-aside"),
+        help="store what waits here, each event once even if the other copy has it too, or only move it away"
+        " [list what there is to resolve]",
+    )  # fmt: skip
+
+
+def run(config: Config, given: argparse.Namespace) -> int:
+    if given.action == "verify":
+        return verify(config)
+    if given.action == "show":
+        return show(config, given.record, given.journal)
+    if given.action == "drain":
+        from ingest.commands.journal_drain import drain
+
+        return drain(config)
+    if given.action == "resolve":
+        from ingest.commands.journal_resolve import resolve
+
+        return resolve(config, given.how, given.journal)
+    return pending(config)
 
 
 def pending(config: Config) -> int:
     """A line for each journal: what it holds that the ledger does not cover."""
-    folders = _folders(config)
+    import asyncio
+
+    folders = folders_of(config.data_dir)
     standings: dict[Path, Standing] = {}
     try:
         standings = asyncio.run(_standings(config, folders))
@@ -59,7 +96,7 @@ def pending(config: Config) -> int:
 def verify(config: Config) -> int:
     """Read every segment, check every checksum, and look for what is missing; exit code 1 when anything is."""
     faults = 0
-    for folder in _folders(config):
+    for folder in folders_of(config.data_dir):
         layout, paths = journals.read_layout(folder), segments.list_segments(folder)
         known = known_layouts(paths, layout)
         for path in paths:
@@ -74,7 +111,7 @@ def verify(config: Config) -> int:
             for problem in problems:
                 print(f"  {problem}")
             faults += len(problems)
-        # What is stored is deleted, so it can only be asked what is missing after that.
+        # What is stored is deleted: only what is missing after that can be found.
         first = min((record.number for record in records_of(folder)), default=1)
         for gap in survey(paths, first - 1, layout, segments.read_mark(folder)).gaps:
             print(f"{folder}: {gap}")
@@ -84,14 +121,14 @@ def verify(config: Config) -> int:
 
 def show(config: Config, number: int, journal: int | None) -> int:
     """Print a record: its events, one JSON object a line."""
-    for folder in _folders(config):
+    for folder in folders_of(config.data_dir):
         if journal is not None and journals.read_layout(folder).journal != journal:
             continue
-        for path, record in _found(folder):
+        for path, record in found(folder):
             if record.number == number:
                 _print_record(record, path)
                 return 0
-    raise IngestError(f"there is no record {number}: it may be stored already and its segment deleted")
+    raise IngestError(f"there is no record {number}: it may have been stored and its segment deleted")
 
 
 def _print_record(record: Record, path: Path) -> None:
@@ -108,15 +145,8 @@ def _print_record(record: Record, path: Path) -> None:
             print(orjson.dumps(values).decode())
 
 
-def _folders(config: Config) -> list[Path]:
-    folders = journals.folders(config.data_dir)
-    if not folders:
-        raise IngestError(f"there is no journal in the data folder {config.data_dir}")
-    return folders
-
-
 class _Summary(NamedTuple):
-    """A record without its lines, of which there may be more than memory is."""
+    """A record without its lines, which may be more than fit into memory."""
 
     number: int
     events: int
@@ -132,39 +162,14 @@ def _summary(record: Record) -> _Summary:
     )
 
 
-def records_of(folder: Path) -> Iterator[Record]:
-    """What can be read of a journal, segment by segment."""
-    yield from (record for _, record in _found(folder))
-
-
-def _found(folder: Path) -> Iterator[tuple[Path, Record]]:
-    paths = segments.list_segments(folder)
-    known = known_layouts(paths, journals.read_layout(folder))
-    for path in paths:
-        yield from ((path, piece) for piece in pieces(path, known) if isinstance(piece, Record))
-
-
-def pieces(path: Path, known: Mapping[int, Layout]) -> Iterator[Record | str]:
-    """What is in a segment: records, and sentences about what is none. `known`: see known_layouts."""
-    try:
-        with SegmentReader(path, known=known) as reader:
-            if not reader.is_sound:
-                yield "its first lines are damaged"
-            for piece in reader:
-                if isinstance(piece, Damage):
-                    count = "an unknown number of events" if piece.events is None else f"{piece.events} events"
-                    place = "at the end (a record being written, or torn by a crash)" if piece.at_end else "inside"
-                    yield f"{piece.size} bytes at {piece.offset} {place} are no record: {count}"
-                else:
-                    yield piece
-    except FileNotFoundError:
-        return  # Stored and deleted while we looked.
-    except (OSError, SegmentError) as error:
-        yield f"it cannot be read: {error}"
-
-
 async def _standings(config: Config, folders: list[Path]) -> dict[Path, Standing]:
-    """How each journal stands in the ledger. Raises IngestError when the database does not tell."""
+    """Each journal's standing in the ledger. Raises IngestError when the database does not answer."""
+    import asyncpg
+
+    from ingest.postgres import connections
+    from ingest.postgres.embedded import EmbeddedPostgres
+    from ingest.store.ledger import look
+
     url = config.database_url
     if url is None:
         postgres = EmbeddedPostgres(embedded_folder(config.data_dir))

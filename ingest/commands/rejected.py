@@ -1,47 +1,39 @@
-"""`ingest rejected`: list what was refused, and send it again once the reason is gone."""
+"""`ingest rejected`: list what was refused and why. Replaying it is in rejected_replay.py."""
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import difflib
-from collections.abc import Mapping
-from typing import Any
-from uuid import UUID, uuid5
-
-import aiohttp
-import asyncpg
-import orjson
+from typing import TYPE_CHECKING
 
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.base.refusals import RejectReason
-from ingest.commands.target import database_url
-from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
-from ingest.journal.replays import WAIT_SECONDS
-from ingest.postgres import connections, migrations
-from ingest.postgres.queries import load_queries
-from ingest.service import control
+from ingest.commands.arguments import add_actions, natural
+from ingest.commands.target import on_database
 
-_AT_ONCE = 100
-"""An answer comes when the flush is stored, which takes a tenth of a second however many wait for it."""
-_NO_ANSWER = "no answer"
-_REPLAY_NAMESPACE = UUID("0d9a4f0e-7a57-5d0c-8f0b-3c2f2b6f7c55")
+if TYPE_CHECKING:
+    import asyncpg
 
 
-def list_rejected(config: Config, reason: str | None, limit: int, replayed: bool) -> int:
-    """Counts by reason, then the newest refused events."""
-    _check_reason(reason)
-    with database_url(config) as url:
-        counts, events = asyncio.run(_read(url, reason, limit, replayed))
-    counts = [count for count in counts if reason in (None, count["reason"])]
-    for count in counts:
-        print(f"{count['events']:>8}  {count['reason']:<24} {count['replayed']} replayed, latest {count['latest']}")
-    for event in events:
-        print(f"\n#{event['id']}  {event['received_at']}  {event['reason']}: {event['detail']}  {event['route']}")
-        print(f"  {event['payload']}")
-    if not counts:
-        print("no refused event is kept" if reason is None else f"no event refused as {reason} is kept")
-    return 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_action = add_actions(parser, default="list")
+    listed = add_action("list", "count refused events by reason, and print the newest")
+    again = add_action("replay", "send refused events to the running service again, and wait until they are stored")
+    for each in (listed, again):
+        each.add_argument("--reason", metavar="WORD", help="only events refused for this reason")
+    listed.add_argument("--limit", metavar="N", type=natural, default=20, help="how many events to print [20]")
+    listed.add_argument("--replayed", action="store_true", help="include those that have been replayed")
+    again.add_argument("--id", metavar="N", type=natural, help="only this event")
+
+
+def run(config: Config, given: argparse.Namespace) -> int:
+    _check_reason(given.reason)
+    if given.action == "replay":
+        from ingest.commands.rejected_replay import replay
+
+        return replay(config, given.reason, given.id)
+    return list_rejected(config, given.reason, given.limit, given.replayed)
 
 
 def _check_reason(reason: str | None) -> None:
@@ -51,109 +43,25 @@ def _check_reason(reason: str | None) -> None:
         raise IngestError("there is no such reason" + (f": did you mean {close[0]}?" if close else ""))
 
 
+def list_rejected(config: Config, reason: str | None, limit: int, replayed: bool) -> int:
+    """Counts by reason, then the newest refused events."""
+    counts, events = on_database(config, "rejected", lambda connection: _read(connection, reason, limit, replayed))
+    counts = [count for count in counts if reason in (None, count["reason"])]
+    for count in counts:
+        print(f"{count['events']:>8}  {count['reason']:<24} {count['replayed']} replayed, latest {count['latest']}")
+    for event in events:
+        print(f"\n#{event['id']}  {event['received_at']}  {event['reason']}: {event['detail']}  {event['route']}")
+        print(f"  {event['payload']}")
+    if not counts:
+        print("there are no refused events" if reason is None else f"there are no events refused as {reason}")
+    return 0
+
+
 async def _read(
-    url: str, reason: str | None, limit: int, replayed: bool
+    connection: asyncpg.Connection, reason: str | None, limit: int, replayed: bool
 ) -> tuple[list[asyncpg.Record], list[asyncpg.Record]]:
+    from ingest.postgres.queries import load_queries
+
     queries = load_queries("rejected")
-    connection = await connections.connect(url, purpose="rejected")
-    try:
-        await migrations.check(connection)
-        counts = await connection.fetch(queries["count_rejected"])
-        return counts, await connection.fetch(queries["list_rejected"], reason, replayed, limit)
-    finally:
-        await connections.close(connection)
-
-
-def replay(config: Config, reason: str | None, number: int | None) -> int:
-    """Send refused events again, to the collector that runs on this data folder; exit code 1 if any is not stored.
-
-    One is marked as replayed when its row is stored: whatever happens before that, it can be replayed again.
-    """
-    _check_reason(reason)
-    with database_url(config) as url:
-        accepted, refused = asyncio.run(_replay(config, url, reason, number))
-    print(f"{accepted} accepted, {refused} refused again")
-    return 1 if refused else 0
-
-
-async def _replay(config: Config, url: str, reason: str | None, number: int | None) -> tuple[int, int]:
-    paths = [path for path in control.running(config.data_dir) if await control.metrics_page(path) is not None]
-    if not paths:
-        raise IngestError(f"no collector runs on the data folder {config.data_dir}: start it, it does the storing")
-    queries = load_queries("rejected")
-    connection = await connections.connect(url, purpose="rejected")
-    accepted = refused = after = 0
-    try:
-        await migrations.check(connection)
-        last = await connection.fetchval(queries["last"])
-        async with control.client(paths[0], aiohttp.ClientTimeout(total=WAIT_SECONDS + 30)) as session:
-            while events := await connection.fetch(queries["replayable"], reason, number, after, last, _AT_ONCE):
-                answers = await asyncio.gather(*[_send(session, event) for event in events])
-                after = events[-1]["id"]
-                stored = [event["id"] for event, answer in zip(events, answers, strict=True) if answer is None]
-                await connection.execute(queries["mark_replayed"], stored)
-                accepted += len(stored)
-                refused += len(events) - len(stored)
-                for event, answer in zip(events, answers, strict=True):
-                    if answer is not None:
-                        print(f"#{event['id']}: {answer}")
-                if _NO_ANSWER in answers:
-                    raise IngestError(f"the collector went away; {accepted} of the refused events are stored")
-    finally:
-        await connections.close(connection)
-    return accepted, refused
-
-
-async def _send(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
-    """None when its row is stored, else why not."""
-    try:
-        return await _post(session, event)
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return _NO_ANSWER
-
-
-async def _post(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
-    body, headers = as_sent(event)
-    url, skipped = f"http://worker{event['route']}", ("User-Agent",)
-    async with session.post(url, data=body, headers=headers, skip_auto_headers=skipped) as response:
-        if response.status == 200:
-            told = await response.json()
-            return (
-                None if not told["rejected"] else f"{told['rejected'][0]['reason']}: {told['rejected'][0]['detail']}"
-            )
-        try:
-            told = await response.json()
-            return f"{told['code']}: {told['message']}"
-        except (aiohttp.ContentTypeError, KeyError):
-            return f"HTTP {response.status}"
-
-
-def as_sent(event: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a request that sends a refused event again, as from the client that sent it then."""
-    told = {
-        # Nothing about it is better than our own name as its user agent.
-        "User-Agent": event["user_agent"],
-        "X-Forwarded-For": event["address"],
-        RECEIVED_AT_HEADER: event["received_at"].isoformat(),
-        SENT_AT_HEADER: event["sent_at"].isoformat() if event["sent_at"] is not None else None,
-    }
-    body = with_id(event["payload"], event["id"], event["route"])
-    return body, {name: value for name, value in told.items() if value}
-
-
-def with_id(payload: str, number: int, route: str) -> bytes:
-    """The refused event with an id of its own, if it had none, so that it is stored once however often it is
-    replayed. What is not a JSON object stays as it is."""
-    try:
-        event: Any = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return payload.encode()
-    if not isinstance(event, dict) or "batch" in event:
-        return payload.encode()
-    native = route == "/v1/events"
-    id_key, own_id = (
-        ("id", str(uuid5(_REPLAY_NAMESPACE, str(number)))) if native else ("messageId", f"replay-{number}")
-    )
-    if not event.get(id_key):
-        event[id_key] = own_id
-    return orjson.dumps(event)
+    counts = await connection.fetch(queries["count_rejected"])
+    return counts, await connection.fetch(queries["list_rejected"], reason, replayed, limit)

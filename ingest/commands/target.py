@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import asyncpg
+from typing import TYPE_CHECKING, TypeVar
 
 from ingest.base.config import Config
 from ingest.base.data_folder import is_in_use
 from ingest.base.errors import DatabaseError, IngestError
-from ingest.postgres.embedded import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    import asyncpg
+
+T = TypeVar("T")
 
 
 def embedded_folder(data_dir: Path) -> Path:
@@ -19,28 +22,49 @@ def embedded_folder(data_dir: Path) -> Path:
     return data_dir / "postgres"
 
 
+def on_database(config: Config, purpose: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    """What `work` returns, on a connection to the database, once its schema is known to be this release's."""
+    import asyncio
+
+    with database_url(config) as url:
+        return asyncio.run(_connected(url, purpose, work))
+
+
+async def _connected(url: str, purpose: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    from ingest.postgres import connections, migrations
+
+    connection = await connections.connect(url, purpose=purpose)
+    try:
+        await migrations.check(connection)
+        return await work(connection)
+    finally:
+        await connections.close(connection)
+
+
 @contextmanager
 def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
-    """The URL of the database to work on. An embedded one that does not run is started, and stopped again.
+    """The URL of the database to work on. An embedded one that is not running is started, and stopped again.
 
     `make`: make the embedded one if there is none; otherwise that is an error.
     """
     if config.database_url is not None:
-        with _told_in_one_line():
+        with _one_line_errors():
             yield config.database_url
         return
+    from ingest.postgres.embedded import EmbeddedPostgres
+
     folder = embedded_folder(config.data_dir)
     if not make and not folder.exists():
         raise IngestError(
-            f"there is no database yet: no DATABASE_URL is set, and {folder} does not exist (`ingest dev` makes it)"
+            f"there is no database yet: DATABASE_URL is not set and {folder} does not exist (`ingest dev` makes it)"
         )
     postgres = EmbeddedPostgres(folder)
-    # That of a service which is only just starting is the service's to stop, too.
+    # If a service is only just starting, its Postgres is the service's to stop.
     keep = is_in_use(config.data_dir) or postgres.is_running()
     # One that runs, or is starting, is waited for and used.
     postgres.start()
     try:
-        with _told_in_one_line():
+        with _one_line_errors():
             yield postgres.dsn
     finally:
         if not keep:
@@ -48,7 +72,9 @@ def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
 
 
 @contextmanager
-def _told_in_one_line() -> Iterator[None]:
+def _one_line_errors() -> Iterator[None]:
+    import asyncpg
+
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
-from ingest.commands.target import database_url
-from ingest.postgres import connections, migrations, typescript
+from ingest.commands.target import on_database
+
+if TYPE_CHECKING:
+    import asyncpg
 
 
-def write(config: Config, output: str | None) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="FILE", help="write to this file instead of stdout")
+
+
+def run(config: Config, given: argparse.Namespace) -> int:
     """Write the definitions to a file, or to stdout."""
-    with database_url(config) as url:
-        text = asyncio.run(_read(url))
-    if output is None:
+    text = on_database(config, "types", _read)
+    if given.output is None:
         sys.stdout.write(text)
         return 0
-    path = Path(output)
-    # Whole or not at all: what compiles against the old file goes on doing so until the new one is there.
+    path = Path(given.output)
+    # All or nothing: what compiles against the old file can do so until the new one is complete.
     unfinished = path.with_name(f"{path.name}.new")
     try:
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
-        raise IngestError(f"cannot write {output}: {(error.strerror or str(error)).lower()}") from None
+        raise IngestError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
     return 0
 
 
-async def _read(url: str) -> str:
-    connection = await connections.connect(url, purpose="types")
-    try:
-        await migrations.check(connection)
-        return typescript.write_types(await typescript.read_catalogue(connection))
-    finally:
-        await connections.close(connection)
+async def _read(connection: asyncpg.Connection) -> str:
+    from ingest.postgres import typescript
+
+    return typescript.write_types(await typescript.read_catalogue(connection))

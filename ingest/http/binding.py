@@ -48,3 +48,8 @@ def bind_unix(path: Path) -> socket.socket:
     finally:
         os.umask(mask)
     return sock
+
+
+def host_in_url(host: str) -> str:
+    """What a URL that reaches a socket bound to `host` has for it, from this machine."""
+    return "localhost" if host in ("", "0.0.0.0", "127.0.0.1", "::", "::1") else f"[{host}]" if ":" in host else host

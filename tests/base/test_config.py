@@ -8,9 +8,10 @@ from typing import get_args
 import pytest
 
 from ingest.base.config import SETTINGS, Config, ConfigError, Setting, documentation
-from ingest.base.config_sources import add_arguments, load, unknown_flag
+from ingest.base.config_sources import add_arguments, is_setting, load, unknown_flag
 from ingest.base.errors import IngestError
-from ingest.commands.command_line import _effect, _moment, _natural, _parser
+from ingest.commands.arguments import moment, natural
+from ingest.commands.command_line import parser, subparsers
 
 # Each setting as it is written in text, and what it becomes: never its default.
 FERNET_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -459,17 +460,18 @@ def test_help_calls_a_value_what_it_is(name: str):
     assert re.search(rf"{re.escape(wanted)}($|\s|,)", told), told
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    [choices] = [action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(choices)
+def leaves() -> dict[str, argparse.ArgumentParser]:
+    """Commands, or their actions, as they are typed."""
+    commands = subparsers(parser()).values()
+    return {leaf.prog: leaf for command in commands for leaf in subparsers(command).values() or [command]}
 
 
-@pytest.mark.parametrize("command", sorted(commands()))
+@pytest.mark.parametrize("command", sorted(leaves()))
 def test_help_of_each_command_calls_its_own_values_what_they_are(command: str):
-    by_type: dict[object, str] = {_moment: "TIME", _natural: "N", _effect: "SHARE"}
+    by_type: dict[object, str] = {moment: "TIME", natural: "N"}
     others = {"N", "TIME", "URL", "SIZE", "PATH"}
-    for action in commands()[command]._actions:
-        if action.dest in SETTINGS or action.dest == "config" or not action.option_strings or action.nargs == 0:
+    for action in leaves()[command]._actions:
+        if is_setting(action.dest) or not action.option_strings or action.nargs == 0:
             continue
         wanted = by_type.get(action.type)
         if wanted is not None:

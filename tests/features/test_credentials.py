@@ -127,14 +127,14 @@ async def test_rotate_tells_what_it_did(ingest, connection: asyncpg.Connection, 
     assert (none.returncode, none.stdout) == (1, "") and "ingest encryption key" in none.stderr
     ran = ingest("rotate", url=database_url, INGEST_ENCRYPTION_KEYS=f"{NEW},{OLD}")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "2 accounts encrypted again with the first key, 0 had it already\n"
+    assert ran.stdout == "2 accounts re-encrypted with the first key, 0 already used it\n"
     # The keys of `ingest dev` in its data folder, by default .ingest
     (tmp_path / ".ingest").mkdir()
     (tmp_path / ".ingest" / "encryption_keys").write_text(LOST)
     ran = ingest("rotate", url=database_url)
     assert (ran.returncode, ran.stdout) == (
         1,
-        "0 accounts encrypted again with the first key, 0 had it already;"
+        "0 accounts re-encrypted with the first key, 0 already used it;"
         " 2 accounts cannot be decrypted with any of the keys\n",
     )
     assert NEW not in ran.stdout + ran.stderr and LOST not in ran.stdout + ran.stderr
@@ -149,6 +149,6 @@ def test_the_keys_of_the_data_folder(tmp_path: Path):
     path.write_text(f"{NEW}\n{made[0]}\n")
     assert made_dev_keys(tmp_path) == (NEW, *made)
     path.write_text("hush hush\n")
-    with pytest.raises(ConfigError, match="base64url, one a line") as refused:
+    with pytest.raises(ConfigError, match="base64url, one per line") as refused:
         dev_keys(tmp_path)
     assert "hush" not in str(refused.value)

@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.commands.resolve import _waiting
+from ingest.commands.journal_resolve import _waiting
 from ingest.events import row
 from ingest.journal import journals
 from ingest.journal.ownership import Ownership

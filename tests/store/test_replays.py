@@ -14,10 +14,12 @@ import pytest
 
 import ingest.journal.replays
 from ingest.base import config_sources
+from ingest.base.config import Config
 from ingest.base.errors import IngestError
-from ingest.commands import rejected
+from ingest.commands.rejected_replay import replay_on
 from ingest.intake.dedupe import DedupeWindow
 from ingest.journal.open_record import OpenRecord
+from ingest.postgres import connections
 from tests.support.collector import Client, Start
 from tests.support.events import batch
 from tests.support.service import Service, running, wait_until
@@ -29,7 +31,15 @@ ALLOW = "ALTER TABLE analytics.events DROP CONSTRAINT IF EXISTS no_bad"
 async def replay(client: Client, reason: str | None = "database_refused") -> tuple[int, int]:
     config = client.worker.config
     assert config.database_url is not None
-    return await rejected._replay(config, config.database_url, reason, None)
+    return await replay_with(config, config.database_url, reason)
+
+
+async def replay_with(config: Config, url: str, reason: str | None) -> tuple[int, int]:
+    connection = await connections.connect(url, purpose="tests")
+    try:
+        return await replay_on(connection, config, reason, None)
+    finally:
+        await connections.close(connection)
 
 
 async def not_replayed(connection: asyncpg.Connection) -> int:
@@ -137,7 +147,7 @@ async def test_a_collector_that_dies_before_it_stores_a_replay_loses_nothing(
     config = config_sources.load({"database_url": database_url, "data_dir": service.data_dir}, {}, tmp_path)
 
     def run() -> tuple[int, int]:
-        return asyncio.run(rejected._replay(config, database_url, None, None))
+        return asyncio.run(replay_with(config, database_url, None))
 
     with running(service):
         await connection.execute(REFUSE)

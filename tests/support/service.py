@@ -179,6 +179,16 @@ def wait_until(true: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
+def raw_metrics(service: Service) -> str:
+    return service.get("/metrics")[1]
+
+
+def received_by(page: str, worker: int) -> float:
+    """Events that a worker has received, by a page of metrics."""
+    name = f'ingest_events_received_total{{source="http",worker="{worker}"}} '
+    return next(float(line.removeprefix(name)) for line in page.splitlines() if line.startswith(name))
+
+
 def request(
     url: str, body: bytes | None = None, timeout: float = 5.0, headers: Mapping[str, str] | None = None
 ) -> tuple[int, str]:

@@ -1,12 +1,11 @@
-"""`ingest journal resolve`: what becomes of a journal that exists twice, and from which nothing is stored any more.
+"""`ingest journal resolve`: decide about a journal that exists twice, and from which nothing is stored any more.
 
-What waits in it may be in the table already, by way of another copy, or nowhere else. Stored under a number of its
-own, each event gets into the table once: those that are there already are duplicates.
+What waits in it may already be in the table, by way of another copy, or be nowhere else. Stored under a new journal
+number, each event gets into the table once: those that are already there are duplicates.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -17,67 +16,59 @@ import msgspec
 
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
-from ingest.commands.journal import pieces, records_of
-from ingest.commands.target import database_url
+from ingest.commands.journal_files import pieces, records_of
+from ingest.commands.target import on_database
 from ingest.journal import journals, segments
 from ingest.journal.journal import Journal
 from ingest.journal.journals import Claimed
 from ingest.journal.ownership import Ownership
 from ingest.journal.segments import Record
 from ingest.journal.survey import known_layouts
-from ingest.postgres import connections, migrations
 from ingest.store import ledger
 
 SET_ASIDE = "set-aside"
 
 
 def resolve(config: Config, how: str | None, number: int | None) -> int:
-    """Tell which journals of the data folder there is something to decide about, and with `how` ("store" or
+    """List the journals of the data folder that there is something to decide about, and with `how` ("store" or
     "set-aside") do it; exit code 1 when something is left to decide."""
-    with database_url(config) as url:
-        return asyncio.run(_resolve(config.data_dir, url, how, number))
+    return on_database(config, "resolve", lambda connection: _resolve(config.data_dir, connection, how, number))
 
 
-async def _resolve(data_dir: Path, url: str, how: str | None, number: int | None) -> int:
-    connection = await connections.connect(url, purpose="resolve")
-    try:
-        await migrations.check(connection)
-        left = 0
-        folders = [
-            path for path in journals.folders(data_dir) if number in (None, journals.read_layout(path).journal)
-        ]
-        if number is not None and not folders:
-            raise IngestError(f"there is no journal {number} in the data folder {data_dir}")
-        for folder in folders:
-            layout = journals.read_layout(folder)
-            standing = await ledger.look(connection, layout, Ownership(folder))
-            if standing.objection is None:
-                print(
-                    f"journal {layout.journal}: nothing to decide, what waits in it is stored when the service runs"
-                )
-                continue
-            waiting = sum(record.events for record in _waiting(folder, standing.stored_through))
-            print(f"journal {layout.journal} exists twice, {waiting} events wait here: {standing.objection}")
-            if how is None:
-                left += 1
-            else:
-                await _decide(data_dir, folder, how, standing.stored_through, connection)
-        if left:
-            print("`--how store` stores what waits once, whoever has it too; `--how set-aside` only puts it away")
-        return 1 if left else 0
-    finally:
-        await connections.close(connection)
+async def _resolve(data_dir: Path, connection: asyncpg.Connection, how: str | None, number: int | None) -> int:
+    left = 0
+    folders = [path for path in journals.folders(data_dir) if number in (None, journals.read_layout(path).journal)]
+    if number is not None and not folders:
+        raise IngestError(f"there is no journal {number} in the data folder {data_dir}")
+    for folder in folders:
+        layout = journals.read_layout(folder)
+        standing = await ledger.look(connection, layout, Ownership(folder))
+        if standing.objection is None:
+            print(f"journal {layout.journal}: nothing to resolve, what waits in it is stored when the service runs")
+            continue
+        waiting = sum(record.events for record in _waiting(folder, standing.stored_through))
+        print(f"journal {layout.journal} exists twice, {waiting} events wait here: {standing.objection}")
+        if how is None:
+            left += 1
+        else:
+            await _decide(data_dir, folder, how, standing.stored_through, connection)
+    if left:
+        print(
+            "`--how store` stores what waits here, each event once even if the other copy has it too;"
+            " `--how set-aside` only moves it away"
+        )
+    return 1 if left else 0
 
 
 async def _decide(data_dir: Path, folder: Path, how: str, position: int, connection: asyncpg.Connection) -> None:
     claimed = journals.claim_folder(folder)
     if claimed is None:
-        raise IngestError(f"{folder} is held by a running service: stop that first")
+        raise IngestError(f"{folder} is in use by a running service: stop it first")
     try:
         if how == "store":
             made = await _move(data_dir, claimed, position, connection)
             names = " and ".join(str(journal) for journal in made) or "none"
-            print(f"  it waits in journal {names} now, to be stored when the service runs")
+            print(f"  it now waits in journal {names}, and is stored when the service runs")
             if _is_sound(folder):
                 # Every record that was not stored is in another folder, on stable storage.
                 shutil.rmtree(folder)
@@ -88,9 +79,9 @@ async def _decide(data_dir: Path, folder: Path, how: str, position: int, connect
 
 
 async def _move(data_dir: Path, claimed: Claimed, position: int, connection: asyncpg.Connection) -> list[int]:
-    """Write what waits into new journals, one for each layout of rows; their numbers.
+    """Write what waits into new journals, one for each layout of rows; returns their numbers.
 
-    If this is interrupted and done again, both have the events, whose ids are the same: they are stored once.
+    If this is interrupted and done again, both have the events, with the same ids: they are stored once.
     """
     numbers: list[int] = []
     journal: Journal | None = None
@@ -141,8 +132,8 @@ def _renumbered(lines: bytes, columns: tuple[str, ...], batch_id: int) -> list[s
 
 
 def _waiting(folder: Path, position: int) -> Iterator[Record]:
-    """What the folder holds that is not known to be stored: beyond `position`, and beyond what its own records tell
-    of the position at their time."""
+    """What the folder holds that is not known to be stored: beyond `position`, and beyond the positions that its own
+    records have noted."""
     known = max(position, max((record.stored_through for record in records_of(folder)), default=0))
     seen: set[int] = set()
     for record in records_of(folder):

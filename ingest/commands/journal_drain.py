@@ -1,6 +1,6 @@
 """`ingest journal drain`: store what the journals of a data folder hold, without serving.
 
-For a folder whose collector is no more, on whatever machine its disk is now.
+For a folder whose collector no longer exists, on whatever machine its disk is now.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from ingest.service.collector import Collector
 def drain(config: Config) -> int:
     """Exit code 0 when everything is in the database. Raises IngestError when the folder is in use."""
     if is_in_use(config.data_dir):
-        raise IngestError(f"the data folder {config.data_dir} is in use by another ingest process, which stores it")
+        raise IngestError(
+            f"the data folder {config.data_dir} is in use by another ingest process, which stores its events"
+        )
     if not journals.folders(config.data_dir):
         raise IngestError(f"there is no journal in the data folder {config.data_dir}")
     with database_url(config) as url:
@@ -33,14 +35,14 @@ def drain(config: Config) -> int:
 
 
 async def _drain(config: Config) -> int:
-    worker = Collector(config, 0)
-    connection = await worker.connect("drain")
+    collector = Collector(config, 0)
+    connection = await collector.connect("drain")
     try:
         await migrations.check(connection)
     finally:
         await connections.close(connection)
-    left = await worker.drain_only(config.database_wait_seconds)
-    books = worker.accounts
+    left = await collector.drain_only(config.database_wait_seconds)
+    books = collector.accounts
     print(
         f"{books.stored} events stored, {books.duplicate_in_database} were there already,"
         f" {books.rejected.total()} refused or lost, {books.pending} left"
