@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ingest.base.config import AT_LEAST, SETTINGS, Config, ConfigError, Setting, as_written, read_words, split_words
+from ingest.base.config import AT_LEAST, SETTINGS, Config, ConfigError
+from ingest.base.setting import Setting, as_written, read_words, split_words
 
 # A Kubernetes Service called "ingest" puts these into every pod of its namespace: they are not ours, and to
 # refuse them would keep the pod from starting.

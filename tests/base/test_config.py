@@ -7,9 +7,10 @@ from typing import get_args
 
 import pytest
 
-from ingest.base.config import SETTINGS, Config, ConfigError, Setting, documentation
+from ingest.base.config import SETTINGS, Config, ConfigError, documentation
 from ingest.base.config_sources import add_arguments, is_setting, load, unknown_flag
 from ingest.base.errors import IngestError
+from ingest.base.setting import Setting
 from ingest.commands.arguments import moment, natural
 from ingest.commands.command_line import parser, subparsers
 
