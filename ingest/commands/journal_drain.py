@@ -36,12 +36,12 @@ def drain(config: Config) -> int:
 
 async def _drain(config: Config) -> int:
     collector = Collector(config, 0)
-    connection = await collector.connect("drain")
+    connection = await collector.stores.connect("drain")
     try:
         await migrations.check(connection)
     finally:
         await connections.close(connection)
-    left = await collector.drain_only(config.database_wait_seconds)
+    left = await collector.stores.drain_only(config.database_wait_seconds)
     books = collector.accounts
     print(
         f"{books.stored} events stored, {books.duplicate_in_database} were there already,"

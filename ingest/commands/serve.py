@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, given: argparse.Namespace) -> int:
-    """Collectors, each in a process of its own, until SIGTERM or SIGINT."""
+    """Run the collectors, each in its own process, until SIGTERM or SIGINT."""
     from ingest.base import logs
     from ingest.base.data_folder import DataFolder
     from ingest.http.binding import host_in_url

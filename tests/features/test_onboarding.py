@@ -525,13 +525,13 @@ async def test_without_a_key_nothing_is_kept(client: Client):
 
 async def test_without_room_for_events_nothing_changes(onboarding: Client, monkeypatch: pytest.MonkeyPatch):
     visitor = await begin(onboarding)
-    monkeypatch.setattr(onboarding.worker, "_write_failing", True)
+    monkeypatch.setattr(onboarding.worker.stores, "write_failing", True)
     for answer in (await visitor.put("business_info"), await onboarding.post({}, "/v1/onboarding/sessions")):
         assert answer.status == 503 and int(answer.headers["Retry-After"]) > 0
     assert (await visitor.session()).json()["status"] == "not_started"
     [sessions] = await onboarding.fetch("SELECT count(*) FROM onboarding.sessions")
     assert sessions["count"] == 1
-    monkeypatch.setattr(onboarding.worker, "_write_failing", False)
+    monkeypatch.setattr(onboarding.worker.stores, "write_failing", False)
 
 
 # Activities.

@@ -146,7 +146,7 @@ async def test_a_journal_that_nobody_holds_is_waited_for(client: Client, connect
         mark = await watermark.read(client.worker.config.data_dir, [client.worker.journal])
         assert list(mark.others) == [worker.journal.layout.identity]
     assert not await watermark.wait_passed(mark, client.worker._calling, 0)
-    await client.worker.adopt()
+    await client.worker.stores.adopt()
     assert (await ask(client, "DELETE")).json()["analytics.events"] == 1
     assert await watermark.wait_passed(mark, client.worker._calling, 0)
 

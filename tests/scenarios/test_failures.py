@@ -580,14 +580,14 @@ async def test_a_journal_that_nobody_holds_is_adopted_and_drained(start: Start, 
         line = line_of({**values, "id": str(uuid.uuid4()), "name": f"left {n}"}, row.EVENT_COLUMNS)
         await journal.wait(journal.append([line], 1, []))
     await journal.close()
-    await client.worker.adopt()
+    await client.worker.stores.adopt()
     async with asyncio.timeout(10):
-        while client.worker.adopted:  # noqa: ASYNC110
+        while client.worker.stores.adopted:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert await client.names() == [f"left {n}" for n in range(10)]
     assert client.worker.accounts.recovered == 10 and client.worker.accounts.stored == 10
-    await client.worker.adopt()
-    assert not client.worker.adopted, "what is drained is not looked at again"
+    await client.worker.stores.adopt()
+    assert not client.worker.stores.adopted, "what is drained is not looked at again"
 
 
 async def test_nobody_can_take_a_journal_that_is_just_being_made(database_url, tmp_path, monkeypatch):
@@ -621,13 +621,13 @@ async def test_without_a_database_a_journal_is_left_to_the_worker_that_is_starti
         orphan.release()
         await proxy.go_away()
         with pytest.raises(DatabaseError):
-            await client.worker.adopt()
+            await client.worker.stores.adopt()
         claimed = journals.claim(client.worker.config.data_dir)
         assert claimed is not None and claimed.folder == orphan.folder
         # While another holds it, the database is not even asked.
-        await client.worker.adopt()
+        await client.worker.stores.adopt()
         claimed.release()
-        assert not client.worker.adopted
+        assert not client.worker.stores.adopted
 
 
 async def test_records_of_an_older_release_are_stored_with_their_own_columns(start: Start, database_url, tmp_path):

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from ingest.postgres import connections
-from ingest.service.collector import _tell_of_missing_roles
+from ingest.service.stores import _report_missing_roles
 
 ROLES = ("anon", "authenticated", "service_role")
 
@@ -26,7 +26,7 @@ async def test_what_is_not_granted_is_told_in_one_line(
         await connection.execute(f"SET SESSION AUTHORIZATION {name}")
         missing = [role for role in ROLES if role not in granted]
         assert await connections.missing_roles(connection) == missing
-        await _tell_of_missing_roles(connection)
+        await _report_missing_roles(connection)
         told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert len(told) == bool(missing)
         assert all(f"GRANT {', '.join(missing)} TO {name}" in line for line in told)
