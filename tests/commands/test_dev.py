@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -37,98 +38,135 @@ def folder(new_folder) -> Iterator[Path]:
     EmbeddedPostgres(made / "postgres").stop()
 
 
-def test_the_life_of_a_development_folder(ingest, folder):
-    def count() -> str:
-        ran = ingest("psql", "--data-dir", folder, "-Atc", "select count(*) from analytics.events")
+class Life:
+    """A folder's lives, each in a process of its own, and what commands find in it meanwhile."""
+
+    def __init__(self, folder: Path, ingest: Callable[..., Ran]) -> None:
+        self.folder = folder
+        self.ingest = ingest
+
+    def start(self) -> AbstractContextManager[Service]:
+        return running(Service(self.folder, None, command="dev"))
+
+    def psql(self, query: str) -> str:
+        ran = self.ingest("psql", "--data-dir", self.folder, "-Atc", query)
         assert (ran.code, ran.err) == (0, ""), ran
-        return str(ran.out).strip()
+        return ran.out.strip()
 
-    def counted() -> str:
-        ran = ingest("psql", "--data-dir", folder, "-Atc",
-            "select event_count from analytics.event_aggregations where granularity = 'day' and dimensions = '{}'",
-        )  # fmt: skip
-        return str(ran.out).strip()
+    def stored(self) -> int:
+        return int(self.psql("select count(*) from analytics.events"))
 
-    def stopped(dev: Service) -> None:
+    def check_stopped(self, dev: Service) -> None:
         assert dev.running_process.wait(20) == 0, dev.log_text()
         assert dev.log_text().endswith("\nstopped; every accepted event is stored\n"), dev.log_text()
         assert "Traceback" not in dev.log_text()
-        assert pids_in(folder) == []
+        assert pids_in(self.folder) == []
 
-    with running(Service(folder, None, command="dev")) as dev:
-        assert f"POST http://localhost:{dev.port}/v1/events" in dev.log_text()
-        for secret in ("admin_key", "encryption_keys"):
-            assert (folder / secret).stat().st_mode & 0o777 == 0o600
-        # What it tells us to try is what works.
-        typed = [line.strip() for line in dev.log_text().splitlines() if "curl " in line or " psql " in line]
-        tried = [
-            subprocess.run(line, shell=True, capture_output=True, text=True, env=environment(None)) for line in typed
-        ]
-        assert [each.returncode for each in tried] == [0, 0, 0], tried
-        assert json.loads(tried[0].stdout) == {"accepted": 1, "rejected": []}
+
+def test_the_life_of_a_development_folder(ingest, folder):
+    life = Life(folder, ingest)
+    try_what_it_says(life)
+    use_it_while_it_starts(life)
+    use_it_while_it_is_stopped(life)
+    stop_it_with_two_signals(life)
+    kill_it(life)
+    with life.start() as dev:
         dev.wait_stored()
-        wait_until(lambda: counted() == "1", 20, "the event in the aggregates")
-        totals = subprocess.run(typed[2], shell=True, capture_output=True, text=True, env=environment(None))
-        assert json.loads(totals.stdout)["events"] == 1, totals
-        again = subprocess.run(typed[1], shell=True, capture_output=True, text=True, env=environment(None))
-        assert "hello" in again.stdout and '{"plan": "pro"}' in again.stdout
-        looked = ingest("journal", "--data-dir", folder)
-        assert looked.out.splitlines()[1].split()[:2] == ["1", "0"] and looked.code == 0
-        # Ctrl-C goes to every process of the terminal's foreground.
-        os.killpg(dev.running_process.pid, signal.SIGINT)
-        stopped(dev)
-
-    # Starting: a command waits for the database, and does not take it along when it is done.
-    dev.start(wait=False)
-    wait_until(lambda: is_in_use(folder), 20, "the folder in use")
-    assert ingest("psql", "--data-dir", folder, "-Atc", "select 1").out == "1\n"
-    dev.wait_ready()
-    assert count() == "1"
-    os.killpg(dev.running_process.pid, signal.SIGINT)
-    dev.running_process.wait(20)
-
-    # Stopped: commands start the database for as long as they need it.
-    assert count() == "1"
-    assert pids_in(folder) == []
-    looked = ingest("journal", "--data-dir", folder)
-    assert looked.code == 0 and "not running; what follows is the most that may be pending" in looked.out
-    assert ingest("migrate", "--data-dir", folder).out == "nothing to do: the database is up to date\n"
-    failed = ingest("psql", "--data-dir", folder, "-c", "select nonsense")
-    assert failed.code == 1 and 'column "nonsense" does not exist' in failed.err
-
-    with running(Service(folder, None, command="dev")) as dev:
-        assert count() == "1"
-        assert dev.post("/v1/events", [{"name": "second"}] * 10)[0] == 200
-        # Two at once, and the second must not cut the flush short.
-        dev.signal(signal.SIGTERM)
-        dev.signal(signal.SIGTERM)
-        stopped(dev)
-    assert count() == "11"
-
-    with running(Service(folder, None, command="dev")) as dev:
-        assert dev.post("/v1/events", [{"name": "before the kill"}] * 10)[0] == 200
-        dev.signal(signal.SIGKILL)
-        dev.running_process.wait(10)
-    with running(Service(folder, None, command="dev")) as dev:
-        dev.wait_stored()
-        assert count() == "21"
-        # The page is whole also once the rollup worker's is part of it.
-        wait_until(lambda: "ingest_rollup_leader" in dev.metrics(), 20, "the rollup worker is on the page")
-        assert dev.metrics()["ingest_events_unaccounted"] == 0
-        for pid in pids_in(folder):
-            # Its Postgres dies under it: started again, nothing lost.
-            os.kill(pid, signal.SIGKILL)
-        assert dev.post("/v1/events", [{"name": "database gone"}] * 10)[0] == 200
-        dev.wait_stored()
-        assert count() == "31"
+        assert life.stored() == 21
+        kill_its_postgres(life, dev)
         check_password(ingest, folder)
         dev.signal(signal.SIGINT)
         dev.running_process.wait(20)
         assert pids_in(folder) == []
 
 
+def typed(line: str) -> subprocess.CompletedProcess[str]:
+    ran = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment(None), check=False)
+    assert ran.returncode == 0, ran
+    return ran
+
+
+def try_what_it_says(life: Life) -> None:
+    """What it tells a newcomer to type is what works; Ctrl-C stops it."""
+    counted = "select event_count from analytics.event_aggregations where granularity = 'day' and dimensions = '{}'"
+    with life.start() as dev:
+        assert f"POST http://localhost:{dev.port}/v1/events" in dev.log_text()
+        for secret in ("admin_key", "encryption_keys"):
+            assert (life.folder / secret).stat().st_mode & 0o777 == 0o600
+        lines = [line.strip() for line in dev.log_text().splitlines() if "curl " in line or " psql " in line]
+        post, select, totals = lines
+        assert json.loads(typed(post).stdout) == {"accepted": 1, "rejected": []}
+        typed(select)
+        typed(totals)
+        dev.wait_stored()
+        wait_until(lambda: life.psql(counted) == "1", 20, "the event in the aggregates")
+        assert json.loads(typed(totals).stdout)["events"] == 1
+        selected = typed(select).stdout
+        assert "hello" in selected and '{"plan": "pro"}' in selected
+        looked = life.ingest("journal", "--data-dir", life.folder)
+        assert looked.out.splitlines()[1].split()[:2] == ["1", "0"] and looked.code == 0
+        # Ctrl-C goes to every process of the terminal's foreground.
+        os.killpg(dev.running_process.pid, signal.SIGINT)
+        life.check_stopped(dev)
+
+
+def use_it_while_it_starts(life: Life) -> None:
+    """A command waits for the database, and leaves it running when it is done."""
+    dev = Service(life.folder, None, command="dev").start(wait=False)
+    try:
+        wait_until(lambda: is_in_use(life.folder), 20, "the folder in use")
+        assert life.psql("select 1") == "1"
+        dev.wait_ready()
+        assert life.stored() == 1
+        os.killpg(dev.running_process.pid, signal.SIGINT)
+        dev.running_process.wait(20)
+    finally:
+        dev.kill()
+
+
+def use_it_while_it_is_stopped(life: Life) -> None:
+    """Commands start the database for as long as they need it."""
+    assert life.stored() == 1
+    assert pids_in(life.folder) == []
+    looked = life.ingest("journal", "--data-dir", life.folder)
+    assert looked.code == 0 and "not running; what follows is the most that may be pending" in looked.out
+    assert life.ingest("migrate", "--data-dir", life.folder).out == "nothing to do: the database is up to date\n"
+    failed = life.ingest("psql", "--data-dir", life.folder, "-c", "select nonsense")
+    assert failed.code == 1 and 'column "nonsense" does not exist' in failed.err
+
+
+def stop_it_with_two_signals(life: Life) -> None:
+    """The second must not cut the flush short."""
+    with life.start() as dev:
+        assert life.stored() == 1
+        assert dev.post("/v1/events", [{"name": "second"}] * 10)[0] == 200
+        dev.signal(signal.SIGTERM)
+        dev.signal(signal.SIGTERM)
+        life.check_stopped(dev)
+    assert life.stored() == 11
+
+
+def kill_it(life: Life) -> None:
+    with life.start() as dev:
+        assert dev.post("/v1/events", [{"name": "before the kill"}] * 10)[0] == 200
+        dev.signal(signal.SIGKILL)
+        dev.running_process.wait(10)
+
+
+def kill_its_postgres(life: Life, dev: Service) -> None:
+    """It is started again, and nothing is lost."""
+    # The page is whole also once the rollup worker's is part of it.
+    wait_until(lambda: "ingest_rollup_leader" in dev.metrics(), 20, "the rollup worker is on the page")
+    assert dev.metrics()["ingest_events_unaccounted"] == 0
+    for pid in pids_in(life.folder):
+        os.kill(pid, signal.SIGKILL)
+    assert dev.post("/v1/events", [{"name": "database gone"}] * 10)[0] == 200
+    dev.wait_stored()
+    assert life.stored() == 31
+
+
 def check_password(ingest: Callable[..., Ran], folder: Path) -> None:
-    """A role with a password on the folder's Postgres: the right one lets commands in, a wrong one is not told."""
+    """A role with a password on the Postgres: the right one lets commands in, a wrong one is never repeated."""
     rules = folder / "postgres" / "cluster" / "pg_hba.conf"
     rules.write_text("local all locked scram-sha-256\n" + rules.read_text())
     make = "create role locked login superuser password 'ri/ght'; select pg_reload_conf()"

@@ -46,8 +46,8 @@ async def test_journal_shows_what_waits_and_what_is_damaged(ingest, database_url
             assert (ran.code, ran.err) == (0, "")
             *said, header, line = ran.out.splitlines()
             assert line.split()[1:3] == ["3", "1"] and "pending events" in header
-            told = [text for text in said if "cannot connect to" in text and "the most that may be pending" in text]
-            assert SECRET not in ran.out and said == told and len(told) == (url == NOBODY)
+            warned = [text for text in said if "cannot connect to" in text and "the most that may be pending" in text]
+            assert SECRET not in ran.out and said == warned and len(warned) == (url == NOBODY)
         assert cut_off.stop() == 0
     (segment,) = (folder / "journals" / "000001").glob("*.segment")
 

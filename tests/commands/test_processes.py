@@ -73,7 +73,7 @@ def test_a_file_where_the_data_folder_should_be(ingest, tmp_path):
     assert file.read_text() == "mine\n"
 
 
-def test_a_database_that_cannot_be_reached_is_told_without_its_password(ingest):
+def test_a_database_that_cannot_be_reached_is_named_without_its_password(ingest):
     closed = ("127.0.0.1:1", "connection refused")
     nowhere = f"postgresql://me:{SECRET}@nowhere.invalid/shop"
     for command in (["migrate"], ["rejected"]):

@@ -60,9 +60,9 @@ async def test_tail_shows_what_is_accepted_and_what_is_refused_and_why(service):
         assert tail.stderr.read() == ""
     with following(service, "--json") as tail:
         assert service.post("/v1/events", b"nonsense")[0] == 400
-        while (told := json.loads(tail.stdout.readline()))["result"] == "accepted":
-            assert told["name"] == "knock"
-        assert (told["result"], told["reason"], told["payload"]) == ("rejected", "malformed_json", "nonsense")
+        while (line := json.loads(tail.stdout.readline()))["result"] == "accepted":
+            assert line["name"] == "knock"
+        assert (line["result"], line["reason"], line["payload"]) == ("rejected", "malformed_json", "nonsense")
         # As in `ingest tail | head`: when nobody reads on, it ends without a word.
         tail.stdout.close()
         for _ in range(2):
