@@ -401,7 +401,7 @@ async def test_ingest_seed_loads_once_and_says_what(
     assert await connection.fetchval("SELECT max(created_at) > now() - interval '1 day' FROM analytics.events")
     again = ingest(tmp_path, "seed", url=database_url, INGEST_ENVIRONMENT="test")
     assert (again.returncode, again.stdout, again.stderr) == (
-        0, "nothing to do: the seed data is there already\n", "",
+        0, "nothing to do: the seed data is already loaded\n", "",
     )  # fmt: skip
 
 
