@@ -34,7 +34,17 @@ from tests.support.rollups import module_database
 from tests.support.statistics import ask
 
 # Fixtures that tests of several folders use.
-__all__ = ["ask", "client", "ingest", "ingest_here", "module_database", "mortal", "mortal_template", "running", "start"]
+__all__ = [
+    "ask",
+    "client",
+    "ingest",
+    "ingest_here",
+    "module_database",
+    "mortal",
+    "mortal_template",
+    "running",
+    "start",
+]
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

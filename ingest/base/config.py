@@ -31,9 +31,16 @@ from ingest.base.setting import (
 )
 
 DIMENSION_NAMES = (
-    "country", "device_type", "browser", "os",
-    "page_path", "referrer_host", "utm_source", "utm_medium", "utm_campaign",
-)  # fmt: skip
+    "country",
+    "device_type",
+    "browser",
+    "os",
+    "page_path",
+    "referrer_host",
+    "utm_source",
+    "utm_medium",
+    "utm_campaign",
+)
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+])(:[0-9]{1,5})?")
 
 

@@ -32,13 +32,22 @@ _WHERE = ("data_dir", "database_url")
 # `dev` runs one collector.
 _OF_DEV = tuple(name for name in SETTINGS if name != "workers")
 _OF_ROLLUP = (
-    *_WHERE, "host", *(name for name in SETTINGS if name.startswith("rollup_")),
-    "partitions_ahead_days", "retention_days", "log_level", "log_format",
-)  # fmt: skip
+    *_WHERE,
+    "host",
+    *(name for name in SETTINGS if name.startswith("rollup_")),
+    "partitions_ahead_days",
+    "retention_days",
+    "log_level",
+    "log_format",
+)
 _OF_MAINTENANCE = (
-    *_WHERE, "partitions_ahead_days", "retention_days",
-    "rollup_dimensions", "rollup_dimension_values", "rollup_event_names",
-)  # fmt: skip
+    *_WHERE,
+    "partitions_ahead_days",
+    "retention_days",
+    "rollup_dimensions",
+    "rollup_dimension_values",
+    "rollup_event_names",
+)
 
 
 class Command(NamedTuple):

@@ -51,9 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_experiment(results)
     results.add_argument("--event", metavar="NAME", required=True, help="the event that counts as a conversion")
     results.add_argument(
-        "--effect", metavar="SHARE", type=number_between(0.001, 10), default=0.1,
+        "--effect",
+        metavar="SHARE",
+        type=number_between(0.001, 10),
+        default=0.1,
         help="the smallest relative lift worth detecting [0.1]",
-    )  # fmt: skip
+    )
 
 
 def _add_experiment(action: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from ingest.base.config import Config
-from ingest.base.errors import DatabaseError, IngestError
+from ingest.base.errors import DatabaseError, IngestError, one_line
 from ingest.commands.arguments import add_actions, natural
 from ingest.commands.journal_files import folders_of, found, pieces, records_of
 from ingest.commands.target import embedded_folder
@@ -41,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     copied = add_action("resolve", "resolve a journal that exists twice, as after copying a data folder")
     copied.add_argument("--journal", metavar="N", type=natural, help="the journal's number [all journals]")
     copied.add_argument(
-        "--how", choices=("store", "set-aside"),
+        "--how",
+        choices=("store", "set-aside"),
         help="store what waits here, each event once even if the other copy has it too, or only move it away"
         " [list what there is to resolve]",
-    )  # fmt: skip
+    )
 
 
 def run(config: Config, given: argparse.Namespace) -> int:
@@ -180,7 +181,7 @@ async def _standings(config: Config, folders: list[Path]) -> dict[Path, Standing
     try:
         return {folder: await look(connection, journals.read_layout(folder), Ownership(folder)) for folder in folders}
     except asyncpg.PostgresError as error:
-        raise DatabaseError(f"the database refused: {' '.join(str(error).split())}") from error
+        raise DatabaseError(f"the database refused: {one_line(error)}") from error
     finally:
         await connections.close(connection)
 

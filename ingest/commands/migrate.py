@@ -24,9 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     only.add_argument("--status", action="store_true", help="only list the migrations and whether they are applied")
     only.add_argument("--dry-run", action="store_true", help="apply pending migrations, then roll them back")
     parser.add_argument(
-        "--wait", metavar="SECONDS", type=number_between(0, 86_400, " of seconds"), default=60.0,
+        "--wait",
+        metavar="SECONDS",
+        type=number_between(0, 86_400, " of seconds"),
+        default=60.0,
         help="how long each step waits for locks that others hold; it prints who they are [60]",
-    )  # fmt: skip
+    )
 
 
 def run(config: Config, given: argparse.Namespace) -> int:

@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="N", type=natural, default=1, help="the same number gives the same rows [1]"
     )
     parser.add_argument(
-        "--anchor", metavar="TIME", type=moment,
+        "--anchor",
+        metavar="TIME",
+        type=moment,
         help="the end of the thirty days of data, such as 2026-01-31 or 2026-01-31T18:00Z [now]",
-    )  # fmt: skip
+    )
 
 
 def run(config: Config, given: argparse.Namespace) -> int:

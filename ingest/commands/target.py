@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ingest.base.config import Config
 from ingest.base.data_folder import is_in_use
-from ingest.base.errors import DatabaseError, IngestError
+from ingest.base.errors import DatabaseError, IngestError, one_line
 
 if TYPE_CHECKING:
     import asyncpg
@@ -78,4 +78,4 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise DatabaseError(f"the database refused: {' '.join(str(error).split())}") from error
+        raise DatabaseError(f"the database refused: {one_line(error)}") from error
