@@ -8,7 +8,7 @@ MARKS ?= database and not long
 # Where `make migration` makes one.
 MIGRATIONS ?= sql/migrations
 
-.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format bench bench-queries bench-rollup bench-handlers bench-holds throughput clean migration
+.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format docs bench bench-queries bench-rollup bench-handlers bench-holds throughput clean migration
 
 help:                 ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 18
@@ -72,6 +72,9 @@ migration:            ## an empty migration with the next number: make migration
 	@last=$$(ls $(MIGRATIONS) | sed -n 's/^0*\([0-9][0-9]*\)_.*\.sql$$/\1/p' | sort -n | tail -1); \
 		file=$(MIGRATIONS)/$$(printf '%03d' $$((last + 1)))_$(NAME).sql; \
 		sed 's/NAME/$(NAME)/' sql/migration.template > $$file && echo $$file
+
+docs: dev-setup       ## the pages that are made from the code: commands, configuration, metrics
+	$(BIN)/python -m docs.generate
 
 bench: dev-setup      ## Locust against a fresh service: 1,000+ events/s, all of them stored once
 	$(BIN)/python -m bench.locust_run

@@ -1,4 +1,4 @@
 """Durable event ingestion into Postgres.
 
-An event travels http → intake → events → journal → store → rollup; docs/architecture.md walks it.
+An event travels http → intake → events → journal → store → rollup; docs/explanation/architecture.md walks it.
 """

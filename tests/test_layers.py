@@ -181,7 +181,7 @@ def test_packages_import_nothing():
 
 
 def test_the_architecture_says_the_same():
-    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    text = (ROOT.parent / "docs" / "explanation" / "architecture.md").read_text()
     rows = dict(re.findall(r"^\| (`[a-z]+`(?:, `[a-z]+`)*) \| (.*) \|$", text.split("## One event's way")[0], re.M))
     packages = {
         name: set(re.findall("`([a-z]+)`", others)) for names, others in rows.items() for name in names.split(", ")
@@ -192,7 +192,7 @@ def test_the_architecture_says_the_same():
 
 
 def test_the_architecture_names_files_that_are_there():
-    text = (ROOT.parent / "docs" / "architecture.md").read_text().split("## Where would I add")[0]
+    text = (ROOT.parent / "docs" / "explanation" / "architecture.md").read_text().split("## Where would I add")[0]
     paths = re.findall(r"`([a-z_]+(?:/[a-z_]+)+\.(?:py|sql))`", text)
     assert len(paths) > 10
     assert not [path for path in paths if not (ROOT / path).exists() and not (ROOT.parent / path).exists()]

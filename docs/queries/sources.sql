@@ -1,4 +1,5 @@
--- Which source brings customers, by the first page each visitor came in by in the last 31 days: docs/sources.md.
+-- Which source brings customers, by the first page each visitor came in by in the last 31 days. The rules for sources are
+-- in docs/reference/sources.md.
 -- A value that is no number, such as '12,50 €', is in `unreadable` and not in `value`.
 with first as (
   select distinct on (person) person, coalesce(source, 'direct') as source

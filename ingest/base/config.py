@@ -1,6 +1,6 @@
 """The settings there are: one frozen Config.
 
-Its annotations are the only table of settings: parsing, limits, `--help` and the documentation follow from it.
+Its annotations are the only table of settings: parsing, limits, `--help` and docs/reference/configuration.md follow from it.
 setting.py is one of them; config_sources.py reads them from where users put them.
 """
 
@@ -320,7 +320,7 @@ AT_LEAST = (
 
 
 def documentation() -> str:
-    """The README's table of settings, in Markdown."""
+    """The table of settings in docs/reference/configuration.md, in Markdown."""
     lines = ["| Setting | Environment | Default | What it is |", "|---|---|---|---|"]
     for setting in SETTINGS.values():
         default = as_written(setting, setting.default)

@@ -1,4 +1,4 @@
-"""Where visits came from: docs/sources.md, rule by rule; and the database says the same of every address."""
+"""Where visits came from: docs/reference/sources.md, rule by rule; the database says the same of every address."""
 
 from __future__ import annotations
 
@@ -224,8 +224,8 @@ def test_click_ids_and_well_known_names_lead_to_one_another() -> None:
 
 
 def test_the_table_of_the_documents_is_what_happens() -> None:
-    """Each line of docs/sources.md that has an example."""
-    text = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+    """Each line of docs/reference/sources.md that has an example."""
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "sources.md").read_text()
     examples = re.findall(r"`([^`\n]+)` → `([^`\n]+)`", text)
     assert len(examples) >= 25
     for written, form in examples:

@@ -29,11 +29,12 @@ from tests.support.aggregates import Event, Ledger, expected, insert, make_parti
 from tests.support.amounts import amount
 from tests.support.databases import Server
 from tests.support.rollups import differences
-from tests.support.seed import load, rows_of, run_as_typed
+from tests.support.seed import ask_file, load, rows_of
 from tests.support.service import lent_database
 from tests.support.statistics import Asker
 
 ROOM = Room(names=1000, values=100)
+FUNNEL = Path(__file__).parents[2] / "docs" / "queries" / "funnel.sql"
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 DAYS = [(NOW + timedelta(days=number)).date() for number in range(-3, 2)]
 MINUTE = timedelta(minutes=1)
@@ -663,10 +664,8 @@ from visitors
 """
 
 
-async def test_the_seed_data_has_one_funnel(
-    start: Any, connection: asyncpg.Connection, tmp_path: Path, database_url: str
-):
-    """Over HTTP, by the view, and by the README's question, to the person."""
+async def test_the_seed_data_has_one_funnel(start: Any, connection: asyncpg.Connection, database_url: str):
+    """Over HTTP, by the view, and by the query of docs/queries, to the person."""
     ask = Asker(await start(admin_keys=["another", "a secret of the analysts"]))
     await load(connection, anchor=datetime.now(UTC))
     rollup = Rollup(DIMENSION_NAMES, ROOM)
@@ -694,8 +693,7 @@ async def test_the_seed_data_has_one_funnel(
     ]
     without_bots = [sum(numbers) for numbers in zip(*by_kind, strict=True)]
     assert without_bots == told
-    readme = readme_question("The funnel")
-    stages = {row[0]: int(row[1]) for row in rows_of(run_as_typed(readme, tmp_path, database_url))}
+    stages = {row[0]: int(row[1]) for row in rows_of(ask_file(FUNNEL, database_url))}
     assert [stages[stage] for stage in ("visit", "signup", "lead")] == without_bots
 
     # And as many people as there are, by either way.
@@ -709,11 +707,6 @@ async def test_the_seed_data_has_one_funnel(
     users, _ = await uniques(connection)
     assert abs(users - exact) <= 0.05 * exact
     assert await stored_equals_events(connection)
-
-
-def readme_question(beginning: str) -> str:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    return text.partition(beginning)[2].partition("```\n")[2].partition("```\n")[0]
 
 
 async def stored_equals_events(connection: asyncpg.Connection) -> bool:

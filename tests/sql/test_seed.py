@@ -1,4 +1,4 @@
-"""Seed data: where it is refused, that it is the same each time, that it makes sense; the README's questions."""
+"""Seed data: where it is refused, that it is the same each time, that it makes sense; the queries of docs/."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
 from tests.support.databases import run_apart
-from tests.support.seed import ANCHOR, INGEST, load, rows_of, run_as_typed
+from tests.support.seed import ANCHOR, INGEST, ask_file, load, rows_of
 from tests.support.service import environment, lent_database
 
-README = Path(__file__).parents[2] / "README.md"
+QUERIES = Path(__file__).parents[2] / "docs" / "queries"
 TABLES = [
     "marketing.leads",
     "marketing.lead_interactions",
@@ -445,37 +445,26 @@ def test_ingest_seed_on_the_embedded_database(tmp_path: Path, new_folder):
     assert not EmbeddedPostgres(folder / "postgres").is_running()
 
 
-# The README's questions.
+# The queries of docs/queries.
 
 
-def readme_commands() -> dict[str, str]:
-    """The commands of the section "Ask your data", by the first word of the paragraph before each."""
-    section = README.read_text().partition("## Ask your data\n")[2].partition("\n## ")[0]
-    pieces = section.split("```\n")
-    words = [piece.split()[0] for piece in pieces[:-1:2]]
-    return dict(zip(words, pieces[1::2], strict=True))
-
-
-async def test_the_readmes_questions_have_sensible_answers(
-    tmp_path: Path, database_url: str, connection: asyncpg.Connection
-):
-    commands = readme_commands()
-    assert list(commands) == ["Everything", "The", "Where", "Which", "Whether"]
-    assert "6  marketing.leads\n" in run_as_typed(commands.pop("Everything"), tmp_path, database_url)
+async def test_the_questions_have_sensible_answers(tmp_path: Path, database_url: str, connection: asyncpg.Connection):
+    ran = ingest(tmp_path, "seed", url=database_url, INGEST_ENVIRONMENT="test")
+    assert (ran.returncode, ran.stderr) == (0, "") and "6  marketing.leads\n" in ran.stdout, ran
     # What the worker of `make run` does within seconds: it learns who is whom.
     await connection.execute("SELECT process_pending_events()")
     assert await Rollup(DIMENSION_NAMES, Room(names=1000, values=100)).run_once(connection) is not None
-    printed = {word: run_as_typed(command, tmp_path, database_url) for word, command in commands.items()}
-    tables = {word: rows_of(text) for word, text in printed.items()}
+    asked = ("funnel", "onboarding", "sources", "experiment")
+    tables = {name: rows_of(ask_file(QUERIES / f"{name}.sql", database_url)) for name in asked}
 
-    funnel = tables["The"]
+    funnel = tables["funnel"]
     assert [row[0] for row in funnel] == ["visit", "prices", "signup", "lead", "onboarding", "conversion"]
     people = [int(row[1]) for row in funnel]
     assert people[0] == 1000 and people[-1] > 10 and people == sorted(set(people), reverse=True)
     assert [float(row[2]) for row in funnel] == [round(100 * count / 1000, 1) for count in people]
     assert funnel[0][3] == "" and all(10 < float(row[3]) < 95 for row in funnel[1:])
 
-    steps = tables["Where"]
+    steps = tables["onboarding"]
     assert [row[0][0] for row in steps] == list("1234")
     # A lead whose session was made for them, and who never did anything in it, is lost at the first step.
     idle = await connection.fetchval("SELECT count(*) FROM onboarding.sessions WHERE status = 'not_started'")
@@ -485,7 +474,7 @@ async def test_the_readmes_questions_have_sensible_answers(
     assert max(steps, key=lambda row: float(row[3]))[0] == "2 whatsapp integration"
     assert all(0 < float(row[3]) < 50 and 3 <= float(row[4]) <= 10 for row in steps)
 
-    sources = tables["Which"]
+    sources = tables["sources"]
     channels = {"google", "direct", "newsletter", "linkedin", "facebook", "instagram", "partners.example"}
     assert channels == {row[0] for row in sources}
     assert sum(int(row[1]) for row in sources) == 1000
@@ -494,7 +483,7 @@ async def test_the_readmes_questions_have_sensible_answers(
     rates = {row[0]: float(row[3]) for row in sources}
     assert rates["newsletter"] > rates["facebook"]
 
-    better, control = tables["Whether"]
+    better, control = tables["experiment"]
     assert (better[1], control[1]) == ("annual_first", "control")
     assert int(better[2]) + int(control[2]) == people[1] and int(better[3]) + int(control[3]) == people[2]
     assert float(better[4]) > float(control[4]) + 10

@@ -1,9 +1,8 @@
-"""The seed data, and queries as a person types them."""
+"""The seed data, and the queries of docs/queries as a person runs them."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -26,20 +25,15 @@ async def load(connection: asyncpg.Connection, seed: int = 1, anchor: datetime =
     return {row["table_name"]: row["inserted"] for row in rows}
 
 
-def run_as_typed(command: str, folder: Path, url: str) -> str:
-    """What a command of the README prints, pasted into a shell where `.venv/bin/ingest` is."""
-    bin = folder / ".venv" / "bin"
-    if not bin.exists():
-        bin.mkdir(parents=True)
-        (bin / "ingest").write_text(f'#!/bin/sh\nexec {shlex.join(INGEST)} "$@"\n')
-        (bin / "ingest").chmod(0o755)
+def ask_file(query: Path, url: str) -> str:
+    """What `ingest psql -f` prints."""
     ran = subprocess.run(
-        ["sh", "-c", command],
-        env=environment(url, INGEST_ENVIRONMENT="test", PAGER="cat"),
-        cwd=folder,
+        [*INGEST, "psql", "-f", str(query)],
+        env=environment(url, PAGER="cat"),
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
     assert (ran.returncode, ran.stderr) == (0, ""), ran
     return ran.stdout

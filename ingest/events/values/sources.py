@@ -1,7 +1,7 @@
 """Where a visit came from, in one word: `analytics.events.source`. Pure.
 
-docs/sources.md is the table of these rules. `ingest.source_of()` of the database is the same in SQL, with the lists
-that are here; tests/events/test_sources.py compares both.
+docs/reference/sources.md is the table of these rules. `ingest.source_of()` of the database is the same in SQL, with
+the lists that are here; tests/events/test_sources.py compares both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Addresses of pages and of referrers in one form each, so that one page and one host are one value. Pure.
 
-docs/sources.md is the table of these rules. The database has the same in SQL; tests/events/test_sources.py compares
-both.
+docs/reference/sources.md is the table of these rules. The database has the same in SQL; tests/events/test_sources.py
+compares both.
 Fed by anyone on the internet: no text raises, every scan is linear, every cache is bounded in entries and in the
 length of its keys. What comes out is text that Postgres takes.
 """

@@ -1,0 +1,1 @@
+"""Pages, and what makes those that follow from the code."""
