@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.databases import Server
-from tests.support.pages import Block, pages
+from tests.support.pages import Block, pages, read
 from tests.support.reader import prints, reading
 from tests.support.service import lent_database
 
@@ -29,7 +30,11 @@ def test_all_other_pages_one_after_another(new_folder: Callable[[], Path], postg
     """On the Postgres that the service brings along, beginning with the README."""
     with lent_database(postgres, template) as url, reading(new_folder(), None, own_database=url) as reader:
         wrong = [complaint for page in pages() if page not in ALONE for complaint in reader.follow(page)]
+        metrics = reader.service.get("/metrics")[1]
     assert not wrong, "\n\n".join(wrong)
+    # The page is made without a service; this is what one has.
+    documented = re.findall(r"^\| `(ingest_\w+)`", read("docs/reference/metrics.md"), re.MULTILINE)
+    assert sorted(documented) == sorted(re.findall(r"^# TYPE (ingest_\w+)", metrics, re.MULTILINE))
 
 
 def shown(language: str, text: str) -> Block:

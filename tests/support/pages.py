@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = frozenset({"sh", "text", "sql", "json", "python", "js", "html", "toml", "ini"})
+LANGUAGES = frozenset({"sh", "text", "sql", "json", "python", "js", "html", "toml"})
+PRINTING = frozenset({"sh", "sql", "python", "js"})
 _FENCE = re.compile(r"^( *)```(\S*)\s*$")
 _COMMENT = re.compile(r"^\s*<!-- (not run|stopped after): ?(.*?) ?-->\s*$")
 
@@ -57,7 +58,7 @@ def blocks(page: str) -> list[Block]:
     for block, follows_at_once in _fences(page):
         before = found[-1] if found else None
         prints = block.language in ("text", "json") and block.not_run is None
-        if prints and follows_at_once and before and before.language in ("sh", "sql") and before.output is None:
+        if prints and follows_at_once and before and before.language in PRINTING and before.output is None:
             found[-1] = Block(**{**vars(before), "output": block})
         else:
             found.append(block)
