@@ -60,7 +60,7 @@ Sizes take `kB`, `MB`, `GB`, `KiB`, `MiB`, `GiB` and so on; in the environment, 
 
 
 def _commands(parser: argparse.ArgumentParser) -> str:
-    """A section for each subcommand: what it is for, its arguments, and the settings that it takes."""
+    """A section for each command and, below it, for each of its actions."""
     parts = [
         NOTE,
         "# Commands\n",
@@ -69,13 +69,11 @@ def _commands(parser: argparse.ArgumentParser) -> str:
         " code 1.\n",
     ]
     for name, text, command in _subcommands(parser):
-        parts.append(f"## ingest {name}\n")
-        parts.append(f"{_sentence(text)}\n")
-        own = [action for action in command._actions if _is_own(action)]
-        if own:
-            rows = [f"| {_usage(action)} | {_cell(action.help or '')} |" for action in own]
-            parts.append("\n".join(["| argument | |", "|---|---|", *rows]) + "\n")
-        if settings := _settings(command):
+        actions = list(_subcommands(command))
+        parts += [f"## ingest {name}\n", f"{_sentence(text)}\n", *_arguments(command)]
+        for action, what, leaf in actions:
+            parts += [f"### ingest {name} {action}\n", f"{_sentence(what)}\n", *_arguments(leaf)]
+        if settings := _settings(actions[0][2] if actions else command):
             parts.append(f"Settings: {settings}.\n")
     return "\n".join(parts)
 
@@ -89,9 +87,16 @@ def _subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, ar
                 yield name, texts.get(name, ""), command
 
 
+def _arguments(command: argparse.ArgumentParser) -> list[str]:
+    """The table of a command's own arguments; none if it has none."""
+    rows = [f"| {_usage(action)} | {_cell(action.help or '')} |" for action in command._actions if _is_own(action)]
+    return ["\n".join(["| argument | |", "|---|---|", *rows]) + "\n"] if rows else []
+
+
 def _is_own(action: argparse.Action) -> bool:
     """Whether it is an argument of this command, rather than a setting or --help."""
-    return action.dest not in SETTINGS and action.dest not in ("help", "config")
+    is_group = isinstance(action, argparse._SubParsersAction)
+    return not is_group and action.dest not in SETTINGS and action.dest not in ("help", "config")
 
 
 def _usage(action: argparse.Action) -> str:
