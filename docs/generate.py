@@ -32,7 +32,7 @@ def pages() -> dict[str, str]:
     """The generated pages: file name in docs/reference/ → Markdown."""
     return {
         "configuration.md": _configuration(),
-        "commands.md": _commands(command_line._parser()),
+        "commands.md": _commands(command_line.parser()),
         "metrics.md": _metrics(),
     }
 

@@ -1,7 +1,7 @@
 """The settings there are: one frozen Config.
 
-Its annotations are the only table of settings: parsing, limits, `--help` and docs/reference/configuration.md follow from it.
-setting.py is one of them; config_sources.py reads them from where users put them.
+Its annotations are the only table of settings: parsing, limits, `--help` and docs/reference/configuration.md follow
+from it. setting.py is one of them; config_sources.py reads them from where users put them.
 """
 
 import base64
