@@ -1,4 +1,4 @@
-"""The edge of the wire: connections, bodies, answers, CORS, limits by client.
+"""The HTTP edge: connections, bodies, responses, CORS, limits per client.
 
-The only package that touches the inside of aiohttp.
+The only package that touches aiohttp's internals.
 """

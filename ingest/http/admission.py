@@ -1,9 +1,9 @@
-"""Which connections a server keeps open: how many in all and of one address, and who goes when there is no room.
+"""Connection limits: how many may be open in total and per address, and which one is closed when a limit is reached.
 
-A newcomer finds a place as long as somebody only waits: who has been idle longest goes first, then who has been
-longest without a whole request. When all are busy it gets one of a few spare places, where health and metrics are
-answered, and all else with 503; the oldest of those goes when another comes. So clients take no more descriptors than
-they are given, and cannot lock the operator out.
+A new connection is admitted as long as an idle one can be closed: first the one that has been idle longest since its
+last response, then the oldest that has not sent a whole request yet. When all are busy, it gets one of a few spare
+places, where health checks and metrics are served and everything else gets 503; the oldest of those is closed when
+another one comes. So clients cannot use more descriptors than they are given, nor lock the operator out.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from ingest.http.census import Seat
 logger = logging.getLogger(__name__)
 
 FIRST_REQUEST_SECONDS: Final = 30.0
-"""How long a connection may take to send its first request; a client that never does is disconnected."""
+"""How long a connection may take to send its first request before it is closed."""
 SPARE: Final = 3
 CLOSING: Final = 2
-"""Connections that are being closed while others come already: they have their descriptors for a turn or two."""
+"""Connections that are still being closed when their successors are accepted: they keep their descriptors for another
+turn or two of the loop."""
 _LOOKED_AT: Final = 64
-"""Of the connections that may go, so many are looked at; who is busy is looked at last the next time."""
+"""How many connections are examined in search of an idle one; busy ones move to the end of the queue."""
 _COMPLAINT_SECONDS: Final = 30.0
 
 
 class Refusal(StrEnum):
-    """Why a newcomer finds no place."""
+    """Why a new connection is refused."""
 
     FULL = "full"
     ADDRESS = "address"
@@ -41,7 +42,7 @@ class Refusal(StrEnum):
 
 
 class Limits(NamedTuple):
-    """Most connections: of this process, of all workers together, and of one address in all workers."""
+    """Maximum connections: of this process, of all workers together, and per address in all workers."""
 
     here: int
     total: int
@@ -49,43 +50,43 @@ class Limits(NamedTuple):
 
 
 class Connection(Protocol):
-    """What is known of a connection here; `server.py` has the class."""
+    """What this module needs of a connection; the class is in `connections.py`."""
 
     slot: int | None
     address: str
     since: float
     refusal: Refusal | None
-    """Why it is in a spare place."""
+    """Why it is in a spare place; None if it is in a regular one."""
     is_spared: bool
-    """Whether it has asked for what is answered also in a spare place."""
+    """Whether its request is one that is served in a spare place too."""
 
     @property
     def is_waiting(self) -> bool:
-        """Whether every request that came is answered, and nothing has come that was not looked at."""
+        """Whether it is idle: all its requests are answered, and there are no unread bytes."""
 
     def drop(self) -> None:
-        """Close it at once."""
+        """Close it immediately."""
 
     def force_close(self) -> None:
-        """Close it when all that was written to it is sent."""
+        """Close it once everything written to it has been sent."""
 
 
 class Connections:
-    """The open connections of one server. Changed by `admit`, `begin`, `end` and `remove`, as connections come, send
-    requests, get answers and go."""
+    """The open connections of one server. Changed by `admit`, `begin`, `end` and `remove`, as connections are opened,
+    send requests, get responses and are closed."""
 
     def __init__(self, limits: Limits, seat: Seat, conceal: Callable[[str], str], clock: Callable[[], float]) -> None:
-        """`conceal`: what may be logged of an address."""
+        """`conceal` turns an address into what may be logged of it."""
         self.limits = limits
         self.seat = seat
-        # From then on each answer is the last of its connection.
+        # While set, each response is the last on its connection.
         self.draining = False
         self.refused: Counter[Refusal] = Counter()
         # Closed to make room.
         self.dropped = 0
         self._conceal = conceal
         self._clock = clock
-        # Those without a whole request so far, oldest first; the others, by the end of their last answer; spare ones.
+        # Without a whole request so far, oldest first; the others, ordered by their last response; in spare places.
         self._silent: OrderedDict[Connection, None] = OrderedDict()
         self._served: OrderedDict[Connection, None] = OrderedDict()
         self._spare: OrderedDict[Connection, None] = OrderedDict()
@@ -98,12 +99,12 @@ class Connections:
     def __len__(self) -> int:
         return len(self._silent) + len(self._served) + len(self._spare)
 
-    # Coming and going.
+    # Opening and closing.
 
     def make_room(self, address: str) -> Refusal | None:
-        """Let somebody go, if need be, so that one more can come from this address; None when there is room.
+        """Close an idle connection, if need be, to admit one from this address. None: there is room now.
 
-        `address`: what shares a limit; "" has none."""
+        `address`: the key that the limit per address counts by; "" is exempt from it."""
         slot = self.seat.slot_of(address) if address else None
         if slot is not None and self.seat.of_slot(slot) >= self.limits.of_address:
             if not self._drop_one_of(self._of_slot.get(slot, OrderedDict())):
@@ -114,11 +115,11 @@ class Connections:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next one needs room to be made."""
+        """Whether a connection must be closed before the next one is admitted."""
         return len(self._silent) + len(self._served) >= self.limits.here or self.seat.total >= self.limits.total
 
     def make_spare_room(self) -> bool:
-        """The same for one that found no room, among the spare places."""
+        """Whether a spare place is free; closes the oldest connection in one, if need be."""
         if len(self._spare) < SPARE:
             return True
         gone = next((each for each in self._spare if not each.is_spared), None)
@@ -130,7 +131,7 @@ class Connections:
         return True
 
     def admit(self, connection: Connection, address: str, refusal: Refusal | None) -> None:
-        """It has been accepted, and found room or else a spare place."""
+        """Add an accepted connection: to a regular place, or with a `refusal` to a spare one."""
         connection.address, connection.since, connection.refusal = address, self._clock(), refusal
         if refusal is not None:
             self._spare[connection] = None
@@ -145,7 +146,8 @@ class Connections:
         self.seat.enter(connection.slot)
 
     def is_refused(self, connection: Connection) -> bool:
-        """Whether one from a spare place, which has sent its request, still finds no room."""
+        """Whether a connection in a spare place, which has sent its request, must still be refused. If not, it moves
+        to a regular place."""
         if connection not in self._spare:
             return False
         connection.refusal = self.make_room(connection.address)
@@ -157,7 +159,7 @@ class Connections:
         return False
 
     def begin(self, connection: Connection) -> None:
-        """It has sent a whole head of a request."""
+        """Its client has sent the complete head of a request."""
         if connection in self._silent:
             del self._silent[connection]
             self._served[connection] = None
@@ -169,7 +171,7 @@ class Connections:
             self._served.move_to_end(connection)
 
     def remove(self, connection: Connection) -> None:
-        """It is closed, or as good as. Repeatable."""
+        """It is closed or closing. Repeatable."""
         for several in (self._served, self._silent, self._spare):
             if connection in several:
                 del several[connection]
@@ -186,10 +188,10 @@ class Connections:
                 del self._of_slot[slot]
         self.seat.exit(slot)
 
-    # Who goes.
+    # Making room.
 
     def _drop_oldest(self, candidates: OrderedDict[Connection, None]) -> bool:
-        """Close the first that only waits. Those in front of it are busy: the newest as soon as they are not."""
+        """Close the first idle connection. Busy ones ahead of it move to the end: once done, they are the newest."""
         for connection in list(islice(candidates, _LOOKED_AT)):
             if connection.is_waiting:
                 self._make_way(connection)
@@ -198,7 +200,7 @@ class Connections:
         return False
 
     def _drop_one_of(self, same: OrderedDict[Connection, None]) -> bool:
-        """The same among those of one address, which are in the order of their coming."""
+        """Close one idle connection of the given ones, all of one address, which are in order of arrival."""
         looked_at = list(islice(same, _LOOKED_AT))
         waiting = [each for each in looked_at if each.is_waiting]
         if not waiting:
@@ -213,9 +215,9 @@ class Connections:
         self._drop(connection)
         if self._complaints[None].due():
             logger.warning(
-                "no room for more connections: those idle longest are disconnected for newcomers (%d so far; %s)",
+                "connection limit reached: closing the longest-idle connections to admit new ones (%d so far; %s)",
                 self.dropped,
-                self._told_limits(),
+                self._describe_limits(),
             )
 
     def _drop(self, connection: Connection) -> None:
@@ -223,32 +225,35 @@ class Connections:
         connection.drop()
 
     def refuse(self, refusal: Refusal, address: str) -> None:
-        """It gets an answer that says so, or none."""
+        """Count and log a refused connection, whether it gets a response or not."""
         self.refused[refusal] += 1
         if self._complaints[refusal].due():
-            whose = (
-                f"one address ({self._conceal(address)}) has all the connections it may have, all of them busy;"
-                " if it is a proxy, name it in trusted_proxies"
+            why = (
+                f"one address ({self._conceal(address)}) has reached its limit, and all its connections are busy;"
+                " if it is a proxy, add it to trusted_proxies"
                 if refusal is Refusal.ADDRESS
-                else "all connections there may be are busy"
+                else "the limit is reached, and all connections are busy"
             )
             logger.warning(
-                "newcomers are refused: %s (%d so far; %s)", whose, self.refused[refusal], self._told_limits()
+                "refusing new connections: %s (%d so far; %s)", why, self.refused[refusal], self._describe_limits()
             )
 
     def cannot_accept(self, reason: str) -> None:
-        """The system has no descriptor left for one more."""
+        """There is no file descriptor left for another connection."""
         self.refused[Refusal.NO_DESCRIPTOR] += 1
         self._drop_oldest(self._served) or self._drop_oldest(self._silent)
         if self._complaints[Refusal.NO_DESCRIPTOR].due():
-            logger.error("cannot accept connections: %s (%s)", reason, self._told_limits())
+            logger.error("cannot accept connections: %s (%s)", reason, self._describe_limits())
 
-    def _told_limits(self) -> str:
+    def _describe_limits(self) -> str:
         here, total, of_address = self.limits
-        return f"open {len(self)} of {here} here, {self.seat.total} of {total} in all; {of_address} are an address's"
+        return (
+            f"{len(self)} of {here} open in this process, {self.seat.total} of {total} in total;"
+            f" {of_address} allowed per address"
+        )
 
     async def sweep(self) -> None:
-        """Hang up on who sends no request: else it would have its place forever. Run this every few seconds."""
+        """Close connections that send no request; they would keep their places forever. Call every few seconds."""
         now = self._clock()
         for several in (self._silent, self._spare):
             for connection in list(several):
@@ -256,12 +261,13 @@ class Connections:
                     break
                 self._drop(connection)
 
-    def hang_up(self, seconds: float) -> int:
-        """Close who only waits, but not a newcomer of the last so many seconds; how many are left."""
+    def close_idle(self, seconds: float) -> int:
+        """Close idle connections, except those that are younger than `seconds` and have sent no request yet. Returns
+        how many are left."""
         now = self._clock()
         for connection in list(self):
-            came = connection not in self._served
-            if connection.is_waiting and not (came and now - connection.since < seconds):
+            is_new = connection not in self._served
+            if connection.is_waiting and not (is_new and now - connection.since < seconds):
                 self.remove(connection)
                 connection.force_close()
         return len(self)
@@ -270,14 +276,14 @@ class Connections:
 
     def collect(self) -> Iterable[Metric]:
         """For Prometheus."""
-        yield GaugeMetricFamily("ingest_connections", "Open connections of clients", value=len(self))
+        yield GaugeMetricFamily("ingest_connections", "Open client connections", value=len(self))
         yield GaugeMetricFamily(
-            "ingest_connections_limit", "Most connections of clients that fit in a worker", value=self.limits.here
+            "ingest_connections_limit", "Maximum client connections of a worker", value=self.limits.here
         )
         yield CounterMetricFamily(
             "ingest_connections_dropped", "Idle connections closed to make room for others", value=self.dropped
         )
-        refused = CounterMetricFamily("ingest_connections_refused", "Connections without room", labels=["reason"])
+        refused = CounterMetricFamily("ingest_connections_refused", "Refused connections", labels=["reason"])
         for reason in Refusal:
             refused.add_metric([reason.value], self.refused[reason])
         yield refused

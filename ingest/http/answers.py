@@ -1,4 +1,4 @@
-"""Answers: JSON, and errors as problem+json (RFC 9457)."""
+"""Responses: JSON, and errors as problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ingest.base.refusals import STATUS_OF_REASON, Refusal
 REASON_HEADER: Final = "X-Reject-Reason"
 OVERLOADED_RETRY_SECONDS: Final = 5
 BEARER: Final = {"WWW-Authenticate": 'Bearer realm="ingest"'}
-"""Not Basic: a browser would ask its user for a password, and send it along from then on, whoever's page asks."""
+"""Not Basic: a browser would ask its user for a password and then send it with requests from any site's page."""
 _JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
 
 
 def answer(status: int, body: object, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A JSON answer."""
+    """A JSON response."""
     return web.Response(status=status, body=orjson.dumps(body), content_type=_JSON, headers=headers)
 
 
 class Brief(web.Response):
-    """A JSON answer to one of very many small requests: 200, some bytes. The client sees what it would see of any
-    other; what aiohttp considers for an answer of every kind takes twice as long."""
+    """A 200 JSON response with a short body, for the most frequent requests. What is sent is the same as with any
+    other response; aiohttp's own preparation, which covers every kind of response, takes twice as long."""
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body=body, content_type=_JSON)
@@ -58,9 +58,9 @@ class Brief(web.Response):
 
 
 def refuse(refusal: Refusal, retry_after_seconds: int | None = None) -> web.Response:
-    """The answer to a request nothing of which was accepted.
+    """The response to a request of which nothing was accepted.
 
-    `code` and `message` are there for SDKs that index them and retry forever when they are missing.
+    `code` and `message` are for SDKs that read them and retry forever if they are missing.
     """
     status = STATUS_OF_REASON.get(refusal.reason, 400)
     headers = {REASON_HEADER: refusal.reason.value}
@@ -81,7 +81,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     more: Mapping[str, object] | None = None,
 ) -> web.Response:
-    """An error as problem+json (RFC 9457), with the members that SDKs look for and `more` beside."""
+    """An error as problem+json (RFC 9457), with the members that SDKs look for and those of `more`."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,

@@ -1,4 +1,4 @@
-"""Sockets to listen on: bound early, so that what is in the way is said at once."""
+"""Sockets to listen on: bound early, so that a conflict is reported at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest.base.errors import IngestError
 def bind(host: str, port: int) -> socket.socket:
     """A TCP socket bound to host and port, not listening yet.
 
-    Raises IngestError with one clear line when the address is taken or is not ours.
+    Raises IngestError with a one-line message when the address is taken or is not one of this machine.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -33,12 +33,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 def cannot_listen(address: object, error: OSError) -> IngestError:
     where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
-    reason = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+    reason = "another process is listening there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
     return IngestError(f"cannot listen on {where}: {reason}")
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """A socket at this path, for this user only; one that a dead process left is replaced."""
+    """A socket at this path, for this user only; replaces one that a dead process left behind."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""Reading the body of a request, within the memory that there is for bodies."""
+"""Reading the body of a request within the memory budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest.http.encodings import is_packed, unpack
 
 
 async def read_body(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:
-    """The body, decompressed whether it says that it is gzip or not. Raises PayloadRefused."""
+    """The body, decompressed; gzip also when no header says so. Raises PayloadRefused."""
     body = await read_packed(request, hold, max_bytes, timeout_seconds)
     encoding = request.headers.get("Content-Encoding")
     if not is_packed(body, encoding):
@@ -28,29 +28,29 @@ async def read_body(request: web.BaseRequest, hold: Hold, max_bytes: int, timeou
 
 
 async def read_packed(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:
-    """The body as it was sent; `hold` has its bytes. Raises PayloadRefused.
+    """The body as it was sent; its bytes are charged to `hold`. Raises PayloadRefused.
 
-    The connection must not decompress by itself: aiohttp takes a gzip body that is cut short for a whole one, and
-    hangs up over one that is damaged.
+    The connection must not decompress by itself: aiohttp takes a truncated gzip body for a complete one, and closes
+    the connection on a damaged one.
     """
     content = request.content
     try:
         if not content.is_eof():
             return await _read_rest(request, hold, max_bytes, timeout_seconds)
-        # All of it is here already, as with nearly every request.
+        # The whole body has arrived already, as with nearly every request.
         body = content.read_nowait()
     except TimeoutError:
         if hold.is_dropped:
             raise too_slow() from None
-        detail = f"the body did not come within {timeout_seconds:g} seconds"
+        detail = f"the body did not arrive within {timeout_seconds:g} seconds"
         raise PayloadRefused(RejectReason.BODY_TIMEOUT, detail) from None
     except (web.RequestPayloadError, aiohttp.http.HttpProcessingError) as error:
-        # What aiohttp could not dechunk.
+        # Broken chunked encoding.
         raise PayloadRefused(RejectReason.BAD_ENCODING, f"the body cannot be read: {error}") from None
     except ConnectionError as error:
-        raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the client hung up: {error}") from None
+        raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the client closed the connection: {error}") from None
     except RuntimeError as error:
-        # What aiohttp raises for the same where it is we who closed the connection before the body was asked for.
+        # aiohttp raises this one if we closed the connection before the body was read.
         if request.transport is not None and not request.transport.is_closing():
             raise
         raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the connection is closed: {error}") from None
@@ -67,8 +67,8 @@ async def _read_rest(request: web.BaseRequest, hold: Hold, max_bytes: int, timeo
     hold.expect(promised)
     if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # The answer itself has not begun.
-    # Not the pieces themselves, which may be as many as there are bytes.
+        request.writer.output_size = 0  # The response itself has not begun.
+    # Not a list of the pieces: there may be as many as there are bytes.
     body = bytearray()
     async with asyncio.timeout(timeout_seconds) as deadline:
         hold.arriving(deadline)
@@ -79,7 +79,7 @@ async def _read_rest(request: web.BaseRequest, hold: Hold, max_bytes: int, timeo
                 hold.take(len(piece))
                 body += piece
         finally:
-            # Whatever ends it: outside of this block its deadline cannot be moved any more.
+            # In any case: the deadline cannot be rescheduled after this block.
             hold.arrived()
     return bytes(body)
 

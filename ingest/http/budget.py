@@ -1,16 +1,17 @@
-"""Memory for the bodies of requests: one budget for all that arrive, wait, are unpacked and decoded.
+"""The memory budget for request bodies: one for all that are arriving, waiting, being unpacked or decoded.
 
-Half of it is for bodies as they were sent, counted as their bytes arrive and not by what a length promises. Whoever
-finds it spent is told to come again (503). The other half is for what is made of them: while it is not spent, the
-intake unpacks and decodes the next one. So that half refuses nobody, and is exceeded by one body at the most.
+Half of it is for bodies as they were sent, counted as their bytes arrive and not by their Content-Length. When it is
+used up, requests get 503. The other half is for the decoded bodies: the intake unpacks and decodes the next body only
+while there is some left. So this half never refuses a request, and is exceeded by one body at most.
 
-Nobody can take all of it from the others:
+No client can take all of it from the others:
 
-* One address has half of the first half at the most.
-* The last eighth, of all and of an address, is for bodies of up to `SMALL_BYTES`: events that come one by one get in
-  while large ones do not.
-* A body that is still arriving after `GRACE_SECONDS` gives way to one that finds no room, those first that have held
-  most for longest. Slow uploads cost nobody anything for as long as there is room; to hold it, one has to send.
+* One address may use at most half of the first half.
+* The last eighth, both of the total and of an address's share, is for bodies of up to `SMALL_BYTES`: single events
+  get in when large bodies do not.
+* A body that is still arriving after `GRACE_SECONDS` may be dropped to make room for another, the one with the
+  largest product of size and age first. Slow uploads are harmless while there is room, and holding memory means
+  sending bytes.
 """
 
 from __future__ import annotations
@@ -27,40 +28,42 @@ _LIST_BYTES: Final = 96
 _OBJECT_BYTES: Final = 80
 _MEMBER_BYTES: Final = 60
 _VALUE_BYTES: Final = 64
-"""What lists, objects, their members and other values inside of JSON cost as Python objects, at the most: measured on
+"""Upper bounds for what lists, objects, their members and other values in JSON cost as Python objects: measured on
 many small ones, see tests/http/test_budget.py."""
 
 
 class Budget:
-    """Bytes that bodies hold, out of so many. Changed by its holds and by the intake, on the loop's thread."""
+    """Counts the bytes that bodies hold, out of `max_bytes`. Changed by its holds and by the intake, on the loop's
+    thread."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float]) -> None:
         self.max_bytes = max_bytes
         self._room = max_bytes // 2
-        # Who needs no more than that gets it, large or small.
+        # Up to here, bodies of any size are admitted.
         self._plenty = self._room - self._room // 8
-        # For what is made of bodies, and what of it is in use; the intake counts.
+        # For decoded bodies, and how much of it is in use; the intake counts.
         self.work_room = max_bytes - self._room
         self.worked = 0
-        # Of bodies as they were sent: in all, and by address.
+        # Bytes of bodies as they were sent: in total, and by address.
         self.held = 0
         self._by_address: dict[str, int] = {}
-        # Those that have not arrived whole, the oldest first.
+        # Bodies that have not arrived completely, oldest first.
         self._arriving: dict[Hold, asyncio.Timeout] = {}
         self.dropped = 0
         self._clock = clock
 
     def hold(self, address: str) -> Hold:
-        """For one request: `take` what it brings, and `release` it in the end. "" is an address without a share."""
+        """For one request: `take` bytes as they arrive, and `release` them in the end. An address of "" has no limit
+        of its own."""
         return Hold(self, address)
 
     @property
     def most_decoded(self) -> int:
-        """What is made of one body counts as so much at the most: it is not refused for itself alone."""
+        """The most bytes that one decoded body is charged with, so that none is refused for its own size alone."""
         return self._room // 8 * 3
 
     def _lacks(self, hold: Hold, more: int) -> tuple[int, int]:
-        """How many bytes there are too many of the address, and in all, if it takes so many more."""
+        """By how many bytes the address and the total would exceed their limits if it took `more`."""
         room = self._room if hold.size + more <= SMALL_BYTES else self._plenty
         by_address = self._by_address.get(hold.address, 0) + more - room // 2 if hold.address else 0
         return by_address, self.held + more - room
@@ -70,7 +73,7 @@ class Budget:
         size, address = self.held + more, hold.address
         of_address = self._by_address.get(address, 0) + more if address else 0
         if size <= self._plenty and of_address <= self._plenty // 2:
-            # As nearly always; the same as below, without a call.
+            # The usual case: the same as below, inlined.
             hold.size += more
             self.held = size
             if address:
@@ -86,13 +89,11 @@ class Budget:
     def _find_room(self, hold: Hold, more: int, *, drops: bool) -> None:
         by_address, in_all = self._lacks(hold, more)
         if (by_address > 0 or in_all > 0) and not self._make_room(hold, by_address, in_all, drops):
-            whose = "of this address" if by_address > 0 else "in flight"
-            raise PayloadRefused(
-                RejectReason.OVERLOADED, f"the bodies {whose} hold all memory that there is for them"
-            )
+            whose = "from this address" if by_address > 0 else "in flight"
+            raise PayloadRefused(RejectReason.OVERLOADED, f"request bodies {whose} use all memory set aside for them")
 
     def add(self, hold: Hold, more: int) -> None:
-        """Count what is there already, whether there is room or not."""
+        """Count bytes that are in memory already, whether there is room or not."""
         hold.size += more
         self.held += more
         if hold.address:
@@ -111,7 +112,7 @@ class Budget:
                 del self._by_address[hold.address]
 
     def arriving(self, hold: Hold, deadline: asyncio.Timeout) -> None:
-        """From now on until it has arrived or is released, it may be dropped for others."""
+        """From now on, until it has `arrived` or is released, it may be dropped for others."""
         hold.since = self._clock()
         self._arriving[hold] = deadline
 
@@ -120,7 +121,8 @@ class Budget:
         hold.since = 0.0
 
     def _make_room(self, hold: Hold, by_address: int, in_all: int, drops: bool) -> bool:
-        """Whether so much would be free without slow uploads, which are dropped then if they are to be."""
+        """Whether dropping slow uploads would free this many bytes. If so, and if `drops`, as many as needed are
+        dropped."""
         now = self._clock()
         slow: list[tuple[float, int, Hold]] = []
         for place, one in enumerate(self._arriving):
@@ -144,13 +146,13 @@ class Budget:
         self.release(hold)
         self.dropped += 1
         hold.is_dropped = True
-        # Whoever reads it is woken; unless its time has just run out anyway, and it is about to wake.
+        # Wakes the coroutine that reads it, unless its timeout has just expired and wakes it anyway.
         if not deadline.expired():
             deadline.reschedule(asyncio.get_running_loop().time())
 
 
 class Hold:
-    """What one request holds of the budget."""
+    """One request's share of the budget."""
 
     __slots__ = ("_budget", "address", "is_dropped", "since", "size")
 
@@ -158,31 +160,31 @@ class Hold:
         self._budget = budget
         self.address = address
         self.size = 0
-        # When it began to arrive; 0.0 unless it does.
+        # When it began to arrive; 0.0 if it is not arriving.
         self.since = 0.0
         self.is_dropped = False
 
     def take(self, more: int) -> None:
-        """Raises PayloadRefused if there is no room for so many bytes more."""
+        """Charge `more` bytes. Raises PayloadRefused if there is no room for them."""
         if self.is_dropped:
             raise too_slow()
         self._budget.take(self, more)
 
     def expect(self, promised: int) -> None:
-        """Raises PayloadRefused if there would be no room for so many bytes. Nothing is set aside and nobody dropped:
-        who promises a length need not keep it."""
+        """Raises PayloadRefused if there would be no room for this many bytes. Reserves nothing and drops no other
+        body, since a Content-Length is only a promise."""
         self._budget.expect(self, promised)
 
     def take_decoded(self, text: bytes) -> None:
-        """Take what JSON is when it is decoded. Raises PayloadRefused if there is no room for it."""
+        """Charge what this JSON may take when decoded. Raises PayloadRefused if there is no room for it."""
         self.take(min(decoded_bytes(text), self._budget.most_decoded))
 
     def add(self, more: int) -> None:
-        """Count so many bytes that are there already."""
+        """Count bytes that are in memory already, whether there is room or not."""
         self._budget.add(self, more)
 
     def arriving(self, deadline: asyncio.Timeout) -> None:
-        """It may be dropped from now on until it has `arrived`: then its `deadline` has come, and it `is_dropped`."""
+        """From now on, until it has `arrived`, it may be dropped: then `is_dropped` is set and `deadline` expires."""
         self._budget.arriving(self, deadline)
 
     def arrived(self) -> None:
@@ -195,13 +197,13 @@ class Hold:
 
 
 def too_slow() -> PayloadRefused:
-    """For a body that gave way to others."""
-    detail = f"memory for bodies is short, and this one is not here after {GRACE_SECONDS:g} seconds"
+    """The refusal of a body that was dropped for others."""
+    detail = f"memory for request bodies is short, and this one is incomplete after {GRACE_SECONDS:g} seconds"
     return PayloadRefused(RejectReason.OVERLOADED, detail)
 
 
 def decoded_bytes(text: bytes) -> int:
-    """What JSON text is as Python objects and text together, at the most."""
+    """An upper bound for the bytes that JSON text takes as text and as Python objects together."""
     values = (
         min(text.count(b"["), text.count(b"]")) * _LIST_BYTES
         + min(text.count(b"{"), text.count(b"}")) * _OBJECT_BYTES

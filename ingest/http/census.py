@@ -1,7 +1,7 @@
-"""How many connections each worker of a service has open, and each address in all of them.
+"""How many connections each worker of a service has open, and how many each address has in all workers.
 
-The numbers are in memory that the workers share: each writes a row of its own and reads those of all, so that no lock
-is needed. What is read may be a moment old, so that a limit may be passed by as many as there are workers.
+The numbers are in shared memory: each worker writes only its own row and reads all rows, so no lock is needed. What
+it reads may be slightly out of date, so a limit may be exceeded by as many connections as there are workers.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from hashlib import blake2b
 from typing import Final
 
 _SLOTS: Final = 1 << 16
-"""Addresses are counted by a hash that nobody outside knows. Two that share a slot count as one address."""
+"""Addresses are counted by a keyed hash, which clients cannot predict. Two that share a slot count as one address."""
 _CACHED_ADDRESSES: Final = 8192
 
 
 class Census:
-    """The shared numbers: made by the supervisor, handed to each worker."""
+    """The shared numbers: created by the supervisor, passed to each worker."""
 
     def __init__(self, workers: int = 1) -> None:
         spawning = multiprocessing.get_context("spawn")
@@ -32,14 +32,14 @@ class Census:
         self.salt = secrets.token_bytes(16)
 
     def clear(self, worker: int) -> None:
-        """This worker is gone, or only begins."""
+        """For a worker that has exited or is starting."""
         self.serving[worker] = False
         self.open[worker] = 0
         ctypes.memset(ctypes.addressof(self.slots) + worker * _SLOTS * 4, 0, _SLOTS * 4)
 
 
 class Seat:
-    """One worker's row: what it writes, and what it asks of all rows."""
+    """One worker's row, and what it reads from all rows."""
 
     def __init__(self, census: Census, worker: int) -> None:
         self._census = census
@@ -47,18 +47,18 @@ class Seat:
         self._own = worker * _SLOTS
         self._others = [other for other in range(census.workers) if other != worker]
         census.clear(worker)
-        # Where connections of an address are counted.
+        # address -> the slot that its connections are counted in.
         self.slot_of = lru_cache(maxsize=_CACHED_ADDRESSES)(self._slot_of)
 
     def serve(self) -> None:
         """From now on this worker accepts connections."""
         census, others = self._census, [each for each in self._others if self._census.serving[each]]
-        # Not all of the next ones, for having had the fewest so far.
+        # Else it would be given all new connections until it has accepted as many as the others.
         census.accepted[self._worker] = min((census.accepted[each] for each in others), default=0)
         census.serving[self._worker] = True
 
     def leave(self) -> None:
-        """From now on it does not."""
+        """From now on it does not accept any."""
         self._census.serving[self._worker] = False
 
     def _slot_of(self, address: str) -> int:
@@ -66,14 +66,14 @@ class Seat:
         return int.from_bytes(digest, "big") % _SLOTS
 
     def enter(self, slot: int | None) -> None:
-        """One more connection; `slot` is None for one that counts for no address."""
+        """Count a new connection; `slot` is None for one that counts towards no address."""
         self._census.open[self._worker] += 1
         self._census.accepted[self._worker] += 1
         if slot is not None:
             self._census.slots[self._own + slot] += 1
 
     def exit(self, slot: int | None) -> None:
-        """One less."""
+        """The reverse, for a closed connection."""
         self._census.open[self._worker] -= 1
         if slot is not None:
             self._census.slots[self._own + slot] -= 1
@@ -84,7 +84,7 @@ class Seat:
         return sum(self._census.open)
 
     def of_slot(self, slot: int) -> int:
-        """Connections of what is counted there, in all workers."""
+        """Connections counted in this slot, in all workers."""
         return sum(self._census.slots[slot::_SLOTS])
 
     @property
@@ -94,7 +94,8 @@ class Seat:
 
     @property
     def should_wait(self) -> bool:
-        """Whether the next connection is another worker's, which has fewer, or as many and had fewer so far."""
+        """Whether the next connection should go to another worker: one that has fewer open, or as many open and fewer
+        accepted so far."""
         census = self._census
         own = census.open[self._worker], census.accepted[self._worker]
         return any((census.open[each], census.accepted[each]) < own for each in self._others if census.serving[each])

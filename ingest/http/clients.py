@@ -1,4 +1,4 @@
-"""What a request says about its client, read from its headers."""
+"""What a request's headers say about its client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def authorization_key(header: str | None) -> str | None:
         return None
     try:
         return base64.b64decode(value, validate=True).decode().partition(":")[0] or None
-    except ValueError:  # Not base64, not even ASCII, or not UTF-8 inside.
+    except ValueError:  # Not base64, not ASCII, or not UTF-8 once decoded.
         return None
 
 

@@ -1,5 +1,5 @@
-"""A client's connection: the only module that touches what aiohttp calls private; tests/http/test_aiohttp_contract.py
-says what that is."""
+"""A client's connection: the only module that uses private parts of aiohttp; tests/http/test_aiohttp_contract.py
+lists them."""
 
 from __future__ import annotations
 
@@ -24,34 +24,36 @@ from ingest.http.budget import Budget, Hold
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_SECONDS: Final = 75.0
-"""Longer than the 60 seconds of common balancers, so that they close first and no request meets a closing end."""
+"""Longer than the 60 seconds of common load balancers, so that they close first and never send a request on a
+connection that we are closing."""
 LINGER_SECONDS: Final = 10.0
-"""How long the rest of a body that is refused early is read: a client that still sends would otherwise meet a
-reset connection instead of the answer."""
+"""How long the rest of a body that is refused early is read: a client that is still sending would otherwise see a
+connection reset instead of the response."""
 _PARSED_BYTES: Final = 32 * 1024
-"""Of what comes, this much is parsed in a turn of the loop: 5 ms, if it is chunks of one byte."""
+"""How much is parsed in one turn of the loop: 5 ms of work if it is chunks of one byte."""
 _BUFFERED_BYTES: Final = 64 * 1024
-"""Twice as much of a body that nobody reads yet is taken from the socket, and no more."""
+"""At most twice this much of a body that is not being read yet is taken from the socket."""
 _LINE_BYTES: Final = 16 * 1024
-"""The longest line of a request's head. Pages send all cookies of their site, which are one line."""
+"""The longest line of a request's head. Pages send all cookies of their site on one line."""
 _HEAD_BYTES: Final = 64 * 1024
-"""All lines of a head together. aiohttp limits each of them, and how many there are: 2 MB for who never ends."""
+"""The whole head. aiohttp limits only the length and number of lines, which adds up to 2 MB for a head that never
+ends."""
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
 UNREAD_SECONDS: Final = 30.0
-"""How long a client may take to read 64 kB, or what is left of an answer, before it is disconnected."""
+"""How long a client may take to read 64 kB, or the rest of a response, before it is disconnected."""
 
 
 class Reader(web.RequestHandler):
-    """A connection that knows what its client has not read yet, once the system takes no more of it."""
+    """A connection that charges what its client has not read yet to the budget, once the socket's buffer is full."""
 
     __slots__ = ("_budget", "_unread", "_until")
 
     def __init__(self, manager: web.Server, budget: Budget, **settings: Any) -> None:
         super().__init__(manager, loop=asyncio.get_running_loop(), **settings)
         self._budget = budget
-        # While it does not read: what it holds, and when it is disconnected.
+        # While the client does not read: the memory this takes, and the timer that disconnects it.
         self._unread: Hold | None = None
         self._until: asyncio.TimerHandle | None = None
 
@@ -82,8 +84,8 @@ class Reader(web.RequestHandler):
 
 
 class ClientConnection(Reader):
-    """A client's connection. Broken HTTP is answered in JSON like any other error, and is no error of ours: the log
-    stays quiet, whoever scans the internet."""
+    """A client's connection. Broken HTTP is answered in JSON like any other error, and is logged at debug level only:
+    internet scanners send plenty of it."""
 
     __slots__ = (
         "_broken",
@@ -122,31 +124,31 @@ class ClientConnection(Reader):
         )
         self._max_msg_queue_size, self._msg_queue_resume_size = 2, 0
         self._on_broken = on_broken
-        # Of the head that has begun to come.
+        # Received of a head that is not complete yet.
         self._head_bytes = 0
         self._connections = connections
-        # What `connections` knows of it.
+        # What `connections` needs, see admission.py.
         self.slot: int | None = None
         self.address, self.since, self.is_spared = "", 0.0, False
         self.refusal: Refusal | None = None
         self._opened: asyncio.Transport | None = None
-        # What came and could not be parsed.
+        # Received bytes that could not be parsed.
         self._broken = b""
-        # What came in one piece with what is being parsed, until the next turns of the loop.
+        # The rest of a large piece, to be parsed in the next turns of the loop.
         self._later: deque[bytes] = deque()
-        # All of that piece.
+        # The whole of that piece.
         self._whole = b""
-        # The body of the newest request, if not all of it had come with the head.
+        # The body of the newest request, if it did not all arrive with the head.
         self._unfinished: StreamReader | None = None
-        # The body of a request that was answered without it.
+        # The body of a request that was answered before it was read.
         self.unread: StreamReader | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's have other classes.
+        # uvloop's transports do not inherit from asyncio.Transport.
         self._opened = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         if self._force_close:
-            # Dropped before it was made.
+            # Dropped before it was connected.
             self._opened.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -155,28 +157,28 @@ class ClientConnection(Reader):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether every request that came is answered, and nothing has come that was not looked at."""
+        """Whether it is idle: all its requests are answered, and there are no unread bytes."""
         if self._opened is None or self._request_in_progress or self.has_more:
             return False
         if self._opened.get_write_buffer_size() and time.monotonic() - self.since < LINGER_SECONDS:
-            # The client reads its answer still; or never will.
+            # The client may still be reading its response.
             return False
         return (self._force_close or self._waiter is not None) and not self._unseen()
 
     @property
     def has_more(self) -> bool:
-        """Whether there are requests, or bytes of some, behind the one that is being served."""
+        """Whether there are more requests, or parts of one, behind the one being served."""
         return bool(self._messages or self._later)
 
     def _unseen(self) -> int:
-        """Bytes that the system has for us."""
+        """How many bytes are in the socket's receive buffer."""
         if self.transport is None or self.transport.is_closing():
             return 0
         found = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, b"\0" * 4)
         return int(struct.unpack("i", found)[0])
 
     def drop(self) -> None:
-        """Close it at once, whatever it has not read yet."""
+        """Close it immediately; what its client has not read is lost."""
         self.force_close()
         if self._opened is not None:
             self._opened.abort()
@@ -186,7 +188,7 @@ class ClientConnection(Reader):
             self._parse(data)
             return
         if not data:
-            # aiohttp goes on with what it has.
+            # aiohttp continues with what it has buffered.
             super().data_received(data)
             return
         if not self._later:
@@ -197,7 +199,7 @@ class ClientConnection(Reader):
             self.transport.pause_reading()
 
     def _resume_transport_reading(self) -> None:
-        # Whoever reads a body asks for more of it. What has come is parsed first, or there would be no end to it.
+        # A handler that reads its body asks for more. What has arrived is parsed first, else it would pile up.
         if not self._later:
             super()._resume_transport_reading()
 
@@ -230,7 +232,7 @@ class ClientConnection(Reader):
             self._unfinished = None if body.is_eof() else body
 
     def _add_to_head(self, size: int) -> None:
-        """What came is part of a request's head that has not ended yet."""
+        """`size` bytes of an incomplete head have arrived. Closes the connection if the head is too large."""
         self._head_bytes += size
         if self._head_bytes > _HEAD_BYTES and self._opened is not None and not self._opened.is_closing():
             if not self._request_in_progress:
@@ -238,12 +240,12 @@ class ClientConnection(Reader):
             self.force_close()
 
     def _end_body(self, error: _ErrInfo) -> None:
-        """If what came was the rest of a body, tell whoever reads that body, who would wait forever."""
+        """If the parser failed within a body, pass the error on to its reader, which would wait forever."""
         body, self._unfinished = self._unfinished, None
         if body is None or body.is_eof():
             return
         if body is self.unread:
-            # Only thrown away. The request has its answer, and there is no other one to answer.
+            # It is being discarded: its request has been answered, and there is no other one to answer.
             self.close()
         else:
             body.set_exception(web.RequestPayloadError(_first_line(error.message or str(error.exc))))
@@ -258,14 +260,14 @@ class ClientConnection(Reader):
     ) -> web.StreamResponse:
         if status >= 500:
             return super().handle_error(request, status, exc, message)
-        told = _first_line(message or str(exc))
-        logger.debug("broken HTTP from %s: %s", request.remote, told)
-        response = problem(status, "bad_http", told)
+        detail = _first_line(message or str(exc))
+        logger.debug("broken HTTP from %s: %s", request.remote, detail)
+        response = problem(status, "bad_http", detail)
         self._on_broken(self._broken, response)
         response.force_close()
         return response
 
 
 def _first_line(message: str) -> str:
-    """Of an error of the parser: what follows shows the client its own bytes."""
+    """The first line of a parser error: the rest quotes the client's own bytes."""
     return message.partition("\n")[0].strip(": ")[:200]

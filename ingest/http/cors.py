@@ -1,4 +1,4 @@
-"""CORS headers for every answer, errors included."""
+"""CORS headers for every response, errors included."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ORIGIN: Final = re.compile(rb"\r\norigin:[ \t]*([!-~]{1,255})[ \t]*\r\n", re.IG
 
 
 class Cors:
-    """CORS headers for any answer, errors included: without them a browser sees a network error and retries.
+    """CORS headers for any response, errors included: without them a browser reports a network error, and SDKs retry.
 
-    `credentials`: whether a page may have the browser send along what it keeps, cookies and Basic passwords. A beacon
-    does so unasked. What such a request may read, any page of these origins may read in its visitor's name.
+    `credentials`: whether a page may send credentials that the browser keeps, such as cookies and Basic passwords. A
+    beacon always does. Whatever such a request can read, any page of these origins can read in its visitor's name.
     """
 
     def __init__(self, origins: tuple[str, ...], *, credentials: bool) -> None:
@@ -26,15 +26,15 @@ class Cors:
         self._credentials = credentials
 
     def add(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Put the headers on an answer. Never `*` with credentials, which forbids it."""
+        """Add the headers to a response. Never `*` together with credentials: CORS forbids it."""
         origin = request.headers.get("Origin")
         if origin is not None:
             self._allow(origin, response)
 
     def add_unread(self, sent: bytes, response: web.StreamResponse) -> None:
-        """The same for a request that could not be parsed, by what of it has just come.
+        """Add the headers to the response to a request that could not be parsed, going by the bytes just received.
 
-        If its origin is not found there, any may read the answer who is not sent cookies; unless some may not.
+        If these contain no origin, any page may read the response, without credentials, if all origins are allowed.
         """
         found = _ORIGIN.search(sent)
         if found is not None:
@@ -55,7 +55,7 @@ class Cors:
         headers["Access-Control-Expose-Headers"] = f"ETag, Retry-After, {REASON_HEADER}"
 
     def preflight(self, request: web.BaseRequest) -> web.Response:
-        """The answer to OPTIONS. A refused origin gets one without permission, which the browser enforces."""
+        """The response to OPTIONS. For an origin that is not allowed it grants nothing; the browser enforces that."""
         wanted = request.headers.get("Access-Control-Request-Headers", "")
         return web.Response(
             status=204,

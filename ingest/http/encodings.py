@@ -1,7 +1,7 @@
-"""Undoing what a Content-Encoding did to a body, in bites. Pure.
+"""Decoding a body's Content-Encoding, in bites. Pure.
 
-zlib spends its time on bytes that go in, which may be thousands of empty blocks, as well as on those that come out.
-So both are bounded in each bite; a body that unpacks to more than it may is given up as soon as that is seen.
+zlib's time depends on its input, which may be thousands of empty blocks, as well as on its output. So both are
+bounded in each bite. Unpacking stops as soon as the result is over the limit.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ MAX_GZIP_MEMBERS: Final = 100
 _FED_BYTES: Final = 16 * 1024
 _MADE_BYTES: Final = 256 * 1024
 _GZIP, _ZLIB, _BARE = 31, 15, -15
-"""zlib's numbers for what is around a deflated stream."""
+"""zlib's `wbits` for the container of a deflate stream."""
 
 
 def is_packed(body: bytes, encoding: str | None) -> bool:
-    """Whether `unpack` has anything to do. `encoding` is the header, which is often missing."""
+    """Whether the body needs `unpack`. `encoding` is the header's value, which is often missing."""
     return encoding is not None or body.startswith(GZIP_MAGIC)
 
 
 def unpack(body: bytes, encoding: str | None, max_bytes: int) -> Bites[bytes]:
-    """The body without its Content-Encoding, at most `max_bytes` of it. Raises PayloadRefused.
+    """The decoded body, at most `max_bytes` long. Raises PayloadRefused.
 
-    gzip is known by its first bytes, whether a header says so or not.
+    gzip is recognized by its first bytes, whatever the header says.
     """
     if body.startswith(GZIP_MAGIC):
         return (yield from gunzip(body, max_bytes))
     encoding = (encoding or "").strip().lower()
     if encoding == "deflate":
-        # With zlib's header, as RFC 9110 has it, or without, as many clients send it.
+        # With zlib's header, as RFC 9110 specifies, or without, as many clients send it.
         plain: list[bytes] = []
         form = _ZLIB if body[:1] and body[0] & 0x0F == 8 else _BARE
         yield from _inflate(body, 0, form, plain, max_bytes, "deflate")
         return b"".join(plain)
     if encoding in ("gzip", "x-gzip", "br", "zstd", "compress") and body.lstrip()[:1] not in (b"{", b"["):
-        # What says gzip and is JSON was decompressed on the way by somebody who forgot the header.
-        detail = f"Content-Encoding is {encoding}, and the body is neither gzip nor JSON"
+        # JSON with this header was decompressed by a proxy that left the header in place.
+        detail = f"Content-Encoding is {encoding}, but the body is neither gzip nor JSON"
         raise PayloadRefused(RejectReason.BAD_ENCODING, detail)
     return body
 
@@ -49,7 +49,7 @@ def unpack(body: bytes, encoding: str | None, max_bytes: int) -> Bites[bytes]:
 def gunzip(body: bytes, max_bytes: int) -> Bites[bytes]:
     """Decompress a gzip body to at most `max_bytes`. Raises PayloadRefused.
 
-    gzip files joined end to end are one body, as they are one file for every gzip tool. There may be a hundred.
+    Concatenated gzip files are one body, as every gzip tool treats them as one file; at most MAX_GZIP_MEMBERS.
     """
     plain: list[bytes] = []
     at = 0
@@ -57,11 +57,11 @@ def gunzip(body: bytes, max_bytes: int) -> Bites[bytes]:
         at = yield from _inflate(body, at, _GZIP, plain, max_bytes, "gzip")
         if at == len(body):
             return b"".join(plain)
-    raise PayloadRefused(RejectReason.BAD_ENCODING, f"the body is over {MAX_GZIP_MEMBERS} gzip files in a row")
+    raise PayloadRefused(RejectReason.BAD_ENCODING, f"the body has more than {MAX_GZIP_MEMBERS} gzip members")
 
 
 def _inflate(body: bytes, at: int, form: int, plain: list[bytes], max_bytes: int, name: str) -> Bites[int]:
-    """Unpack the stream that begins at `at` behind what is in `plain`; where it ends."""
+    """Append what the stream at offset `at` unpacks to to `plain`; returns the offset of its end."""
     stream = zlib.decompressobj(wbits=form)
     size = sum(map(len, plain))
     fed = b""

@@ -16,12 +16,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def healthz(request: web.Request) -> web.Response:
-    """The process runs and its loop turns."""
+    """200: the process is alive and its event loop is running."""
     return answer(200, {"status": "ok"})
 
 
 def readyz(state: Callable[[], tuple[bool, Mapping[str, object]]]) -> Handler:
-    """200 while events can be accepted, else 503. A database outage is told here, and is no reason for a 503."""
+    """200 while events can be accepted, else 503. A database outage is reported, but is no reason for a 503."""
 
     async def handle(request: web.Request) -> web.Response:
         ready, details = state()
@@ -31,12 +31,12 @@ def readyz(state: Callable[[], tuple[bool, Mapping[str, object]]]) -> Handler:
 
 
 FORWARDED: Final = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto")
-"""By any of these a request is known as one that a proxy has passed on."""
+"""A request with any of these came through a proxy."""
 
 
 class MetricsReaders:
-    """Who may read metrics: who connects from these networks, not by a proxy; by a socket in the data folder, which
-    only its user can open; and who has one of the keys."""
+    """Who may read metrics: clients that connect from these networks without a proxy, clients of a Unix socket in the
+    data folder, which only its user can open, and holders of one of the keys."""
 
     def __init__(self, networks: Sequence[Network], keys: Sequence[str]) -> None:
         self._networks = tuple(networks)
@@ -63,8 +63,8 @@ def metrics(
     readers: MetricsReaders,
     identify: Callable[[web.Request], Awaitable[web.Response | None]] | None = None,
 ) -> Handler:
-    """Prometheus text format. `identify`: the answer to who is none of the readers and has no other credentials that
-    are good; None is welcome."""
+    """Metrics in Prometheus text format. For a client that is none of the readers, `identify` checks other
+    credentials and returns the refusal, or None to let it in."""
 
     async def handle(request: web.Request) -> web.Response:
         if not readers.include(request):
@@ -78,7 +78,5 @@ def metrics(
 
 
 def _unknown_reader() -> web.Response:
-    detail = (
-        "metrics are for who connects from metrics_networks, and for Authorization: Bearer with one of metrics_keys"
-    )
+    detail = "connect from metrics_networks, or send Authorization: Bearer with one of metrics_keys"
     return problem(401, "unauthorized", detail, BEARER)

@@ -1,7 +1,7 @@
 """Accepts connections on a socket that may be shared with other workers.
 
-Not asyncio's own server: that accepts whatever comes before anything can be closed again, closes the socket for good
-when there is no descriptor left, and leaves to chance which worker takes a connection.
+Not asyncio's server: it accepts everything that comes before idle connections can be closed, closes the socket for
+good when descriptors run out, and leaves it to chance which worker gets a connection.
 """
 
 from __future__ import annotations
@@ -16,30 +16,19 @@ from ingest.http.census import Seat
 
 BACKLOG: Final = 1024
 _AT_ONCE: Final = 16
-"""Connections that are accepted in one turn of the loop."""
+"""Most connections accepted in one turn of the loop."""
 _YIELD_SECONDS: Final = 0.001
-"""How long the next connection is left to a worker that has fewer."""
+"""How long the next connection is left to workers that have fewer."""
 _CANNOT_ACCEPT_SECONDS: Final = 0.25
-_GONE: Final = frozenset(
-    (
-        errno.ECONNABORTED,
-        errno.EPROTO,
-        errno.EPERM,
-        errno.ETIMEDOUT,
-        errno.ECONNRESET,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-    )
-)
-"""What accept(2) says of one connection that broke while it waited: the next may be well."""
+_GONE: Final = frozenset((
+    errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ETIMEDOUT, errno.ECONNRESET,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP,
+))  # fmt: skip
+"""Errors of accept(2) that concern a single connection which broke while it was queued, not the next ones."""
 
 
 class Listener:
-    """Hands each accepted connection to `take`, which says whether another may be accepted in this turn."""
+    """Hands each accepted connection to `take`, which returns whether another may be accepted in this turn."""
 
     def __init__(
         self,
@@ -53,19 +42,19 @@ class Listener:
         self._take = take
         self._cannot_accept = cannot_accept
         self._loop = asyncio.get_running_loop()
-        # Set while nothing is accepted for a moment.
+        # Set while accepting is paused.
         self._pause: asyncio.TimerHandle | None = None
         self._stopped = False
 
     def start(self) -> None:
-        """Listen. Raises OSError when another process does so already."""
+        """Listen. Raises OSError if another process is listening already."""
         self._sock.listen(BACKLOG)
         self._sock.setblocking(False)
         self._seat.serve()
         self._loop.add_reader(self._sock, self._readable)
 
     def stop(self) -> None:
-        """Accept what has come so far, then no more. The socket is closed; others may still have it. Repeatable."""
+        """Accept what is queued, then no more. Closes the socket, which other workers may still share. Repeatable."""
         if self._stopped:
             return
         self._stopped = True
@@ -92,7 +81,7 @@ class Listener:
                 break
 
     def _accept(self) -> bool | None:
-        """What `take` says; None when there is none to accept, or none can be."""
+        """The result of `take`; None if no connection is queued, or none can be accepted."""
         try:
             accepted, peer = self._sock.accept()
         except (BlockingIOError, InterruptedError):
@@ -100,7 +89,7 @@ class Listener:
         except OSError as error:
             if error.errno in _GONE:
                 return True
-            # Such as EMFILE. The connection still waits, so that the loop would call us again at once.
+            # Such as EMFILE. The connection stays queued, so the loop would call us again immediately.
             self._cannot_accept(error.strerror or str(error))
             self._pause_for(_CANNOT_ACCEPT_SECONDS)
             return None

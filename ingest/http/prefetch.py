@@ -1,4 +1,4 @@
-"""Requests that a browser makes ahead of time, for a page that perhaps nobody will see."""
+"""Requests that a browser makes ahead of time, for a page that may never be shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WORDS: Final = ("prefetch", "prerender", "preview")
 
 
 def is_made_ahead(headers: Mapping[str, str]) -> bool:
-    """Whether these headers, whose names are known in any case, say so."""
+    """Whether these headers mark a prefetch. `headers` looks names up case-insensitively."""
     for name in HEADERS:
         if (value := headers.get(name)) is not None:
             value = value.lower()

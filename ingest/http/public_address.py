@@ -1,4 +1,4 @@
-"""Where clients reach us: as configured, or as a trusted proxy says, or the socket itself. No client has a say."""
+"""The address clients reach us at: the configured one, a trusted proxy's, or the socket's. Never a client's claim."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_CHARACTERS: Final = 300
 
 
 class Place(NamedTuple):
-    """protocol: http or https.  host: with its port, if it is not the protocol's own.  prefix: "" or "/a/path"."""
+    """protocol: http or https.  host: with its port, unless that is the default.  prefix: "" or "/a/path"."""
 
     protocol: str
     host: str
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 class PublicAddress:
-    """`public_url` is the configured one, None if proxies are to tell."""
+    """`public_url` is the configured one; None to go by proxies' headers."""
 
     def __init__(self, public_url: str | None, trusted_proxies: Sequence[Network]) -> None:
         self._trusted = tuple(trusted_proxies)
@@ -39,7 +39,7 @@ class PublicAddress:
         return self._configured is not None
 
     def of(self, request: web.BaseRequest) -> Place:
-        """By which a client reaches us that has sent this request."""
+        """The address at which the client that sent this request reaches us."""
         if self._configured is not None:
             return self._configured
         transport = request.transport
@@ -61,5 +61,5 @@ class PublicAddress:
 
 
 def _nearest(header: str | None) -> str:
-    """Of several, what the proxy next to us has added."""
+    """The last of several values: the one that the proxy next to us has added."""
     return (header or "").rpartition(",")[2].strip()

@@ -1,4 +1,4 @@
-"""How much a client may ask, and how much it may send."""
+"""Limits on how often a client may ask and how much it may send."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _ROUNDING: Final = 1e-9
 
 
 class RateLimit:
-    """A token bucket for each key: `burst` at once, then `per_second`. Bounded in keys.
+    """A token bucket per key: `burst` at once, then `per_second`. The number of keys is bounded.
 
-    When there are too many keys the older half is forgotten: an attacker with that many addresses is let
-    through a little more often, but cannot fill the memory.
+    When there are too many keys, the older half is forgotten: an attacker with that many addresses gets through a
+    little more often, but cannot fill the memory.
     """
 
     MAX_KEYS: Final = 100_000
@@ -22,14 +22,15 @@ class RateLimit:
         self._per_second = per_second
         self._burst = float(burst)
         self._clock = clock
-        # key -> (tokens, at): what was left when it was last asked.
+        # key -> (tokens left, when they were counted).
         self._recent: dict[str, tuple[float, float]] = {}
         self._older: dict[str, tuple[float, float]] = {}
 
     def take(self, key: str, tokens: float = 1.0) -> float:
-        """Take so many tokens: 0.0 when there were as many, else the seconds until there are.
+        """Take this many tokens and return 0.0. If there are too few, take none and return the seconds until there
+        are enough.
 
-        What costs more than the burst goes through when all of that is there; what it costs is owed then.
+        A request that costs more than the burst is let through when the bucket is full, and leaves it in debt.
         """
         now = self._clock()
         left, at = self._recent.get(key) or self._older.get(key) or (self._burst, now)
@@ -44,12 +45,12 @@ class RateLimit:
         return wait
 
     def owe(self, key: str, tokens: float) -> None:
-        """Take so many tokens, whether they are there or not."""
+        """Take this many tokens, even if that leaves the bucket in debt."""
         now = self._clock()
         self._put(key, self._left(key, now) - tokens, now)
 
     def wait(self, key: str) -> float:
-        """The seconds until nothing is owed; 0.0 if nothing is."""
+        """The seconds until the bucket is out of debt; 0.0 if it is not in debt."""
         known = self._recent.get(key) or self._older.get(key)
         if known is None or known[0] >= 0:
             return 0.0
@@ -67,28 +68,28 @@ class RateLimit:
 
 
 class Volume:
-    """How many events an address may send, and how many bytes of the journal they may take; the one that it has more
-    of counts, so that one bucket holds both: tokens are seconds of what it may send."""
+    """How many events an address may send, and how many bytes of the journal they may take. One bucket covers both:
+    its tokens are seconds of the allowed rate, and the scarcer of the two counts."""
 
     MAX_CLOSED: Final = 10_000
 
     def __init__(
         self, events_per_second: float, bytes_per_second: int, burst_seconds: int, clock: Callable[[], float]
     ) -> None:
-        """0 is no limit. What it may send in `burst_seconds`, it may send at once."""
+        """0 is no limit. An address may send at once what it may send in `burst_seconds`."""
         self.enabled = events_per_second > 0 or bytes_per_second > 0
         self._event_seconds = 1 / events_per_second if events_per_second else 0.0
         self._byte_seconds = 1 / bytes_per_second if bytes_per_second else 0.0
         self._clock = clock
         self._limit = RateLimit(1.0, burst_seconds, clock)
         self.wait = self._limit.wait
-        """share -> the seconds until anything may come; 0.0 if it may now."""
-        # Addresses whose last body was too much -> when it would not have been. Until then no other that is long is
-        # unpacked to find out the same.
+        """share -> the seconds until anything is accepted; 0.0 if it is now."""
+        # Addresses whose last body was over the limit -> when it would be accepted. Until then, long bodies are
+        # refused without being unpacked.
         self._closed: dict[str, float] = {}
 
     def take(self, share: str, events: int, size: int) -> float:
-        """Charge for so many events and bytes: 0.0 if they may come, else the seconds until they may."""
+        """Charge for these events and bytes: 0.0 if they are accepted, else the seconds until they would be."""
         wait = self._limit.take(share, max(events * self._event_seconds, size * self._byte_seconds))
         if wait:
             if len(self._closed) >= self.MAX_CLOSED:
@@ -97,11 +98,11 @@ class Volume:
         return wait
 
     def add(self, share: str, size: int) -> None:
-        """Charge for so many bytes more, of what has come."""
+        """Charge for `size` more bytes of what was accepted."""
         self._limit.owe(share, size * self._byte_seconds)
 
     def wait_long(self, share: str) -> float:
-        """The seconds until a body may come that has to be unpacked or decoded in bites."""
+        """The seconds until a body is accepted that has to be unpacked or decoded in bites."""
         until = self._closed.get(share)
         if until is None:
             return 0.0

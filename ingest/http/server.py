@@ -1,4 +1,4 @@
-"""One HTTP server: routes that take events in front, the application behind them, CORS on every answer."""
+"""One HTTP server: the routes that take events first, then the application; CORS on every response."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 OTHER: Final = "other"
-"""The route of every request to a path that is not ours: a client cannot make the metrics grow."""
+"""The route label of requests to unknown paths, so that clients cannot make the metrics grow."""
 SPARED: Final = frozenset(("/healthz", "/readyz", "/metrics"))
-"""What is answered when there is no room for more connections."""
+"""Paths that are served even when the connection limit is reached."""
 _CLOSING_SECONDS: Final = 1.0
-"""How long a request may still take that was cancelled because it did not end in time."""
+"""How long a request that was cancelled for taking too long has to finish."""
 _NEWCOMER_SECONDS: Final = 1.0
-"""A connection that came so shortly before the end gets the time to say what it came for."""
+"""A connection younger than this at shutdown gets this long to send its request."""
 _LOOK_SECONDS: Final = 0.02
 
 
 class Admission(NamedTuple):
-    """How many connections a server may have; those of `exempt` peers are not counted by address."""
+    """How many connections a server may have; `exempt` peers have no limit per address."""
 
     limits: Limits
     exempt: tuple[Network, ...] = ()
@@ -65,30 +65,30 @@ class Server:
         seat: Seat | None = None,
         below: tuple[str, str, Handler] | None = None,
     ) -> None:
-        """seat: of this worker, where several share the socket.  answered: counts answers by route and status.
-        posts: path -> handler of its POST requests.  below: the same for all paths that begin with a text: that
-        text, their name in the metrics, the handler.  cors: for paths that are `of_events`, and for the others."""
+        """posts: path -> handler of its POST requests.  below: the same for all paths with a prefix: the prefix,
+        their route in the metrics, the handler.  cors: for paths that are `of_events`, and for the others.
+        answered: counts responses by route and status.  seat: this worker's, if several share the socket."""
         self._posts = posts
         self._below = below
         self._cors, self._other_cors = cors
         self._of_events = of_events
         self._answered = answered
         self._budget = budget
-        # What an answer that is a stream has in its head must be there before its handler is done.
+        # A streamed response sends its headers before its handler returns.
         app.on_response_prepare.append(self._add_cors)
         self._shutdown_timeout_seconds = shutdown_timeout_seconds
         self._runner = web.AppRunner(app, shutdown_timeout=min(_CLOSING_SECONDS, shutdown_timeout_seconds))
         self._listener: Listener | None = None
         self._exempt = admission.exempt
         self.connections = Connections(admission.limits, seat or Seat(Census(), 0), admission.conceal, time.monotonic)
-        # What makes connections of accepted sockets.
+        # Tasks that turn accepted sockets into connections.
         self._opening: set[asyncio.Task[None]] = set()
         self._known = frozenset(posts) | {
             path for route in app.router.routes() if (path := _canonical(route)) is not None
         }
 
     async def start(self, sock: socket.socket) -> None:
-        """Serve on this bound socket. Raises IngestError when another process listens there."""
+        """Serve on this bound socket. Raises IngestError if another process is listening there."""
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
@@ -101,12 +101,12 @@ class Server:
         self._listener = listener
 
     def _take(self, sock: socket.socket, peer: object) -> bool:
-        """Give an accepted connection its place, or none; whether to accept another in this turn of the loop."""
+        """Admit or close an accepted connection; returns whether to accept another in this turn of the loop."""
         connections, server = self.connections, self._runner.server
         address = peer[0] if isinstance(peer, tuple) else ""
         address = "" if not address or is_trusted(address, self._exempt) else rate_limit_key(address)
         refusal = connections.make_room(address)
-        # The system gives the lowest number that is free: all below it are taken.
+        # A new descriptor gets the lowest free number, so all below it are in use.
         if sock.fileno() >= limit() - LAST_RESERVE:
             connections.cannot_accept("too many files are open")
             sock.close()
@@ -143,12 +143,12 @@ class Server:
         self._answered[OTHER, response.status] += 1
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Go on for so long, or until told to hurry, but with each answer as the last of its connection."""
+        """Keep serving for `seconds`, or until `hurry` is set, and close each connection after its next response."""
         self.connections.draining = True
         await wait_for(hurry, seconds)
 
     async def stop(self) -> None:
-        """Accept nobody any more, answer what has come, close."""
+        """Stop accepting connections, answer the requests that have arrived, close."""
         drained, self.connections.draining = self.connections.draining, True
         if self._listener is not None:
             self._listener.stop()
@@ -158,7 +158,7 @@ class Server:
         await self._runner.cleanup()
 
     async def _finish(self, newcomer_seconds: float) -> None:
-        while self._opening or self.connections.hang_up(newcomer_seconds):  # noqa: ASYNC110
+        while self._opening or self.connections.close_idle(newcomer_seconds):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _dispatcher(self, application: Handler) -> Handler:
@@ -169,13 +169,13 @@ class Server:
         answered = self._answered
 
         async def dispatch(request: web.BaseRequest) -> web.StreamResponse:
-            # The routes that take events are found here, in front of the application: its router, match info
-            # and middlewares cost a third of a small request.
+            # The routes that take events are looked up here, before the application: its router, match info and
+            # middlewares take a third of a small request's time.
             connection = request.protocol
             assert isinstance(connection, ClientConnection)
             connections.begin(connection)
             if connection.has_more:
-                # More requests came with it. Others get their turn, too, before those are served.
+                # More requests came with this one. Other connections get a turn before those are served.
                 await asyncio.sleep(0)
             path = request.raw_path.partition("?")[0]
             handler = posts.get(path)
@@ -205,7 +205,7 @@ class Server:
             answered[path if path in known else OTHER, response.status] += 1
             content = request.content
             if not content.is_eof():
-                # What is left of the body is thrown away; if it never ends, the connection does.
+                # The rest of the body is discarded; if it never ends, the connection is closed.
                 connection.unread = content
                 if response.status != 200:
                     response.force_close()
@@ -220,7 +220,7 @@ class Server:
 
 
 async def _answer(application: Handler, request: web.BaseRequest, path: str) -> tuple[web.StreamResponse, str]:
-    """The application's answer, and its route for the metrics."""
+    """The application's response, and its route for the metrics."""
     try:
         response = await application(request)
     except web.HTTPException as error:
@@ -233,16 +233,16 @@ async def _answer(application: Handler, request: web.BaseRequest, path: str) -> 
 
 
 def _failed(request: web.BaseRequest, error: Exception) -> web.StreamResponse:
-    """The answer to a request that a bug of ours has stopped."""
+    """The response to a request whose handler raised an unexpected error."""
     if request.writer.output_size:
-        raise error  # The client has the first half of another answer.
+        raise error  # The first part of another response has been sent already.
     logger.error("%s %s failed", request.method, request.path, exc_info=error)
-    return problem(500, "internal_error", "this is a bug of the server; its log says more")
+    return problem(500, "internal_error", "this is a bug in the server; see its log for details")
 
 
 def _no_room() -> web.Response:
     headers = {"Retry-After": str(OVERLOADED_RETRY_SECONDS)}
-    return problem(503, "too_many_connections", "there are too many connections; try again later", headers)
+    return problem(503, "too_many_connections", "too many connections; try again later", headers)
 
 
 def _canonical(route: web.AbstractRoute) -> str | None:

@@ -31,7 +31,7 @@ async def test_a_second_service_is_refused_its_port_and_its_folder(ingest, servi
     other = tmp_path / "other"
     for command in ("serve", "dev"):
         taken = ingest(command, "--port", service.port, "--data-dir", other, url=shared_database)
-        check_refused(taken, f"cannot listen on 127.0.0.1:{service.port}", "another process listens there")
+        check_refused(taken, f"cannot listen on 127.0.0.1:{service.port}", "another process is listening there")
         in_use = ingest(command, "--port", "0", "--data-dir", service.data_dir, url=shared_database)
         check_refused(in_use, str(service.data_dir), "in use by another ingest process")
     assert service.get("/readyz")[0] == 200
@@ -65,7 +65,7 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
             lambda: len(service.workers()) == 2 and before[0] not in service.workers(), 20, "the worker is back"
         )
         assert before[1] in service.workers()
-        assert "worker died, starting it again" in service.log_text()
+        assert "worker died, restarting it" in service.log_text()
         wait_until(lambda: raw_metrics(service).count("ingest_ready{") == 2, 20, "both workers serve again")
         post(service, 20)
         service.wait_stored()

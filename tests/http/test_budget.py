@@ -608,7 +608,7 @@ async def test_who_gives_way():
     # Of the same address, although another's is larger.
     newcomer.take(50_000)
     assert [name for name, (_, deadline) in uploads.items() if deadline.has_come] == ["large"]
-    with pytest.raises(PayloadRefused, match="memory for bodies is short"):
+    with pytest.raises(PayloadRefused, match="memory for request bodies is short"):
         uploads["large"][0].take(1)
     # What has arrived is not dropped, and nothing is where it would not be enough.
     uploads["old"][0].arrived()
