@@ -1,1 +1,1 @@
-"""The processes: the collector, the rollup worker, their supervisor; who is given what."""
+"""The processes: the collector, the rollup worker and their supervisor, and how their parts are wired together."""

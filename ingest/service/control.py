@@ -1,6 +1,6 @@
-"""The control socket of a worker: how its siblings read its metrics, and the commands talk to it.
+"""A worker's control socket, by which its siblings read its metrics and commands talk to it.
 
-A Unix socket in the data folder, for the user who runs the service only; so no keys and no limits there.
+A Unix socket in the data folder that only the user who runs the service can open, so it needs no keys and no limits.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _CLEAR_PATH: Final = "/journals/clear"
 
 
 def socket_path(data_dir: Path, worker: int) -> Path:
-    """Where the control socket of a worker stands."""
+    """The path of a worker's control socket."""
     return short_socket_folder(data_dir / "run") / f"worker-{worker}.sock"
 
 
 def running(data_dir: Path) -> list[Path]:
-    """The control sockets there are; a process that was killed may have left one that nobody answers."""
+    """The collectors' control sockets; a killed process may have left one behind that nobody answers."""
     return sorted(find_socket_folder(data_dir / "run").glob("worker-*.sock"))
 
 
 def claim_rollup_socket(data_dir: Path) -> tuple[str, socket.socket]:
-    """A bound socket for a rollup worker, and the name of the worker: the first that nobody answers to."""
+    """The first free rollup worker's name, and a socket bound for it."""
     folder = short_socket_folder(data_dir / "run")
     for index in range(_MOST_ROLLUPS):
         path = folder / f"rollup-{index}.sock"
         if not _answers(path):
             return path.stem, bind_unix(path)
-    raise IngestError(f"{_MOST_ROLLUPS} rollup workers run on this data folder already")
+    raise IngestError(f"{_MOST_ROLLUPS} rollup workers are running on this data folder already")
 
 
 def _answers(path: Path) -> bool:
@@ -55,14 +55,14 @@ def _answers(path: Path) -> bool:
 
 
 def rollups(data_dir: Path) -> list[Path]:
-    """The control sockets of rollup workers, as `running` those of collectors."""
+    """The rollup workers' control sockets, as `running` returns the collectors'."""
     return sorted(find_socket_folder(data_dir / "run").glob("rollup-*.sock"))
 
 
 def application(
     page: Callable[[], str], tail: Tail, clear_own: Callable[[float], Awaitable[None]]
 ) -> web.Application:
-    """What the control socket serves beside the routes that take events."""
+    """What the control socket serves in addition to the routes that take events."""
 
     async def own_metrics(request: web.Request) -> web.Response:
         return web.Response(text=page())
@@ -70,7 +70,7 @@ def application(
     async def follow(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        # Closed as soon as the follower is gone, so that nobody goes on writing for him.
+        # Closed as soon as the follower is gone, so that the worker stops writing lines for it.
         with suppress(ConnectionError):
             async with aclosing(tail.follow()) as lines:
                 async for line in lines:
@@ -81,19 +81,19 @@ def application(
         await clear_own(min(MOST_CLEARING_SECONDS, float(request.query["seconds"])))
         return web.Response(status=204)
 
-    # 0 is no limit of aiohttp's own: a replayed event may be as large as the settings let events be.
+    # 0 is no limit: a replayed event may be as large as the settings allow.
     app = web.Application(client_max_size=0)
     app.add_routes([web.get("/metrics", own_metrics), web.get("/tail", follow), web.post(_CLEAR_PATH, clear)])
     return app
 
 
 def client(path: Path, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
-    """An HTTP client of the worker whose control socket stands at `path`; any host name will do in its URLs."""
+    """An HTTP client of the worker whose control socket is at `path`; its URLs may have any host name."""
     return aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout)
 
 
 async def metrics_page(path: Path) -> str | None:
-    """A sibling's metrics; None when it does not answer."""
+    """A sibling's metrics; None if it does not answer."""
     timeout = aiohttp.ClientTimeout(total=SIBLING_TIMEOUT_SECONDS)
     try:
         async with client(path, timeout) as session, session.get("http://worker/metrics") as response:
@@ -103,7 +103,7 @@ async def metrics_page(path: Path) -> str | None:
 
 
 async def clear_journals(path: Path, seconds: float) -> None:
-    """Have a sibling store what its journals hold and delete the files; whether it has, the files tell."""
+    """Have a sibling store what its journals hold and delete the files. Whether it did, only the files show."""
     timeout = aiohttp.ClientTimeout(total=seconds + SIBLING_TIMEOUT_SECONDS)
     url = f"http://worker{_CLEAR_PATH}?seconds={seconds}"
     with suppress(aiohttp.ClientError, OSError, TimeoutError):

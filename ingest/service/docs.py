@@ -1,4 +1,4 @@
-"""GET /openapi.json and /docs, and what they tell by hand: of the routes that take events, and health."""
+"""GET /openapi.json and /docs, and what they say about routes that are not operations: collecting events, health."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SCHEMA: Final = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
 _ANYTHING: Final = {"type": "object"}
 _WAYS_TO_SEND: Final = """\
-One event, an array, or {"batch": [...], "sentAt": ...}; any content type, gzip or not. `name` is needed; `type`,
-`id`, `timestamp`, `user_id`, `anonymous_id`, `session_id`, `properties`, `context`, `url`, `referrer` may be there.
-A write key, where one is needed: Basic user name, Bearer, X-Write-Key, `writeKey` in the body, or `?write_key=`.
-200 means that what was accepted is on disk; each event that was refused is told with its reason.
+One event, an array, or {"batch": [...], "sentAt": ...}; any content type, gzip or not. `name` is required; `type`,
+`id`, `timestamp`, `user_id`, `anonymous_id`, `session_id`, `properties`, `context`, `url`, `referrer` are optional.
+If a write key is required, send it as Basic user name, Bearer token, X-Write-Key header, `writeKey` in the body, or
+`?write_key=`. 200 means that the accepted events are on disk; refused events are listed with their reasons.
 """
 
 
 def routes(operations: Sequence[Operation]) -> list[web.RouteDef]:
-    """The documents, made when they are first asked for."""
+    """The routes of the two documents, which are built on first request."""
 
     @cache
-    def told() -> dict[str, Any]:
+    def document() -> dict[str, Any]:
         return openapi.document(operations, _by_hand(), version("ingest"))
 
     return [
-        web.get("/openapi.json", _serve(lambda: openapi.rendered(told()), JSON)),
-        web.get("/docs", _serve(lambda: openapi.page(told()).encode(), "text/html")),
+        web.get("/openapi.json", _serve(lambda: openapi.rendered(document()), JSON)),
+        web.get("/docs", _serve(lambda: openapi.page(document()).encode(), "text/html")),
     ]
 
 
 def _serve(make: Callable[[], bytes], content_type: str) -> Handler:
     @cache
-    def made() -> tuple[bytes, dict[str, str]]:
+    def rendered() -> tuple[bytes, dict[str, str]]:
         body = make()
         return body, {
             "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
@@ -52,7 +52,7 @@ def _serve(make: Callable[[], bytes], content_type: str) -> Handler:
         }
 
     async def handle(request: web.Request) -> web.Response:
-        body, headers = made()
+        body, headers = rendered()
         if request.headers.get("If-None-Match") == headers["ETag"]:
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
@@ -62,13 +62,12 @@ def _serve(make: Callable[[], bytes], content_type: str) -> Handler:
 
 def _by_hand() -> dict[str, dict[str, Any]]:
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
-    ready = {"200": _answered("They can"), "503": _answered("They cannot: the disk is full or fails")}
+    metrics = {"200": {"description": "Prometheus text format", **text}}
+    ready = {"200": _response("Ready"), "503": _response("Not ready: the disk is full or failing")}
     paths = {
-        "/healthz": {"get": _told("health", "Whether the process runs", {"200": _answered("It runs")})},
-        "/readyz": {"get": _told("health", "Whether events can be accepted", ready)},
-        "/metrics": {
-            "get": _told("health", "Metrics for Prometheus", {"200": {"description": "Its text format", **text}})
-        },
+        "/healthz": {"get": _operation("health", "Liveness check", {"200": _response("The process is running")})},
+        "/readyz": {"get": _operation("health", "Whether events can be accepted", ready)},
+        "/metrics": {"get": _operation("health", "Prometheus metrics", metrics)},
     }
     for path in (NATIVE_PATH, *SEGMENT_CALLS):
         paths[path] = {"post": _collect(path)}
@@ -77,19 +76,19 @@ def _by_hand() -> dict[str, dict[str, Any]]:
 
 def _collect(path: str) -> dict[str, Any]:
     native = path == NATIVE_PATH
-    summary = "Take events" if native else f"Segment's {path.removeprefix('/v1/')}, for its SDKs"
-    answers = {"200": _answered("Accepted: on disk"), **_problems(400, 401, 408, 413, 429, 503)}
-    told = _told("events", summary, answers)
+    summary = "Send events" if native else f"Segment's {path.removeprefix('/v1/')} call, for its SDKs"
+    responses = {"200": _response("Accepted: on disk"), **_problems(400, 401, 408, 413, 429, 503)}
+    operation = _operation("events", summary, responses)
     if native:
-        told["description"] = _WAYS_TO_SEND
-    return {**told, "requestBody": {"required": True, "content": {JSON: {"schema": {}}}}}
+        operation["description"] = _WAYS_TO_SEND
+    return {**operation, "requestBody": {"required": True, "content": {JSON: {"schema": {}}}}}
 
 
-def _told(tag: str, summary: str, answers: Mapping[str, Any]) -> dict[str, Any]:
-    return {"tags": [tag], "summary": summary, "responses": dict(answers)}
+def _operation(tag: str, summary: str, responses: Mapping[str, Any]) -> dict[str, Any]:
+    return {"tags": [tag], "summary": summary, "responses": dict(responses)}
 
 
-def _answered(description: str) -> dict[str, Any]:
+def _response(description: str) -> dict[str, Any]:
     return {"description": description, "content": {JSON: {"schema": _ANYTHING}}}
 
 

@@ -1,4 +1,4 @@
-"""Loops: run something every so often until told to stop."""
+"""Loops: run something at an interval until stopped."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ async def run_every(
 ) -> None:
     """Await `run_once` now and then every `interval_seconds`, until `stop` is set.
 
-    A failure is logged (an expected one once in a while, any other each time), counted by `on_failure`, and
-    tried again at the next turn.
+    Failures are counted by `on_failure` and logged, expected ones at most once a minute. The next run is as usual.
     """
     quiet = Quiet()
     while not stop.is_set():
@@ -35,10 +34,10 @@ async def run_every(
         except (IngestError, *FAILURES) as error:
             on_failure()
             if times := quiet.due():
-                logger.warning("%s failed (%d times), trying again: %s", what, times, one_line(error))
+                logger.warning("%s failed (%d times), retrying: %s", what, times, one_line(error))
         except Exception:
             on_failure()
-            logger.exception("%s failed, trying again", what)
+            logger.exception("%s failed, retrying", what)
         else:
             quiet.over()
         await wait_for(stop, interval_seconds)

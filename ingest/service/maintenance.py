@@ -1,6 +1,6 @@
-"""What has to be done now and then, as one table, and the schedule that does it.
+"""The table of periodic maintenance tasks, and the schedule that runs them.
 
-The rollup worker that leads keeps the schedule; `ingest maintenance --run NAME` does one of it by hand.
+The rollup worker that holds the lease runs the schedule; `ingest maintenance --run NAME` runs one task by hand.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ logger = logging.getLogger(__name__)
 
 KPIS: Final = kpis.load()
 RETRY_SECONDS: Final = 60.0
-"""After a failure it is tried again this much later, or at its next turn if that is sooner."""
+"""A failed task is retried after this long, or after its period if that is shorter."""
 _QUERIES: Final = load_queries("maintenance")
 _ADOPTED_AT_ONCE: Final = 50_000
 _MOST_ADOPTIONS: Final = 100
 _LATELY: Final = timedelta(seconds=10)
 _DELAYED_SECONDS: Final = 15.0
-"""Of a minute, for hours that could wait: adding events to the buckets waits while one is made."""
+"""How much of a minute is spent on hours that can wait: no events are added to buckets while one is rebuilt."""
 _CANCEL_SECONDS: Final = 2.0
 _KEPT_SECONDS: Final = 60.0
-"""What is done more often keeps its connection, and with it the plans of the functions that it calls."""
+"""Tasks with a shorter period keep their connection, and with it the cached plans of the functions they call."""
 
 
 class Settings(NamedTuple):
-    """What of the configuration the tasks need."""
+    """The configuration that the tasks need."""
 
     partitions_ahead_days: int
     retention_days: int
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
 
 
 class Task(NamedTuple):
-    """`run` does it once, on a connection of its own, and tells in a few words what it did; "" is nothing."""
+    """`run` does the task once, on its own connection, and returns in a few words what was done; "" is nothing."""
 
     name: str
     what: str
@@ -68,7 +68,7 @@ async def _closed_day_indexes(connection: asyncpg.Connection, now: datetime, set
 
 
 async def _retention(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
-    # One transaction: behind a pooler the next one is another session's.
+    # One transaction: behind a pooler the next one may run in another session.
     async with connection.transaction():
         await connection.execute(_QUERIES["pin_retention"], timedelta(days=settings.retention_days))
         rows = await connection.fetch("SELECT table_name, deleted_count FROM public.cleanup_old_data()")
@@ -93,7 +93,7 @@ async def _pending_events(connection: asyncpg.Connection, now: datetime, setting
 async def _stale_buckets(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
     granularities = ("hour", "day")
     made = await rebuild.run_once(connection, settings.dimensions, settings.room, granularities, delayed=False)
-    # Anybody can make up events that change who did what in any number of hours.
+    # Bounded: anybody can send events that change who did what in any number of hours.
     until = time.monotonic() + _DELAYED_SECONDS
     while time.monotonic() < until and await rebuild.make_next(
         connection, settings.dimensions, settings.room, granularities
@@ -104,12 +104,12 @@ async def _stale_buckets(connection: asyncpg.Connection, now: datetime, settings
 
 async def _stale_identities(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
     count = await identity_repairs.run_once(connection)
-    return f"hours of {count} browsers looked for" if count else ""
+    return f"affected hours of {count} browsers noted" if count else ""
 
 
 async def _weeks_and_months(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
     made = await rebuild.run_once(connection, settings.dimensions, settings.room, ("week", "month"))
-    return f"{made} weeks and months made" if made else ""
+    return f"{made} weeks and months rebuilt" if made else ""
 
 
 async def _kpis_of_now(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
@@ -135,22 +135,22 @@ def _figures(rows: int) -> str:
 
 
 TASKS: Final = (
-    Task("pending-events", "give events of plain INSERTs a batch, so that they are rolled up", 1, _pending_events),
-    Task("stale-buckets", "rebuild aggregates after events were erased, or people recognised", 60, _stale_buckets),
-    Task("stale-identities", "find the hours in which people were counted as two", 300, _stale_identities),
-    Task("weeks-and-months", "make the aggregates of weeks and months from their days", 300, _weeks_and_months),
-    Task("kpis-of-now", "compute what is told by the minute into analytics.metrics", 1, _kpis_of_now),
-    Task("kpis", "compute figures that need no events themselves, of what is recent or has changed", 60, _kpis),
-    Task("kpis-from-events", "compute those that do", 300, _kpis_from_events),
-    Task("abandoned-sessions", "mark onboarding sessions without activity as abandoned", 300, _abandoned_sessions),
-    Task("closed-day-indexes", "index days of analytics.events that are over", 600, _closed_day_indexes),
-    Task("partitions-ahead", "make the next days' partitions of analytics.events", 3600, _partitions_ahead),
-    Task("retention", "delete what is older than its retention, events by dropping partitions", 3600, _retention),
+    Task("pending-events", "assign events of plain INSERTs to a batch, so they are rolled up", 1, _pending_events),
+    Task("stale-buckets", "rebuild aggregates after events were erased or people identified", 60, _stale_buckets),
+    Task("stale-identities", "find the hours in which one person was counted as two", 300, _stale_identities),
+    Task("weeks-and-months", "build the aggregates of weeks and months from their days", 300, _weeks_and_months),
+    Task("kpis-of-now", "update the KPIs that have per-minute figures", 1, _kpis_of_now),
+    Task("kpis", "compute the KPIs that need no raw events, where recent or changed", 60, _kpis),
+    Task("kpis-from-events", "compute the KPIs that need raw events", 300, _kpis_from_events),
+    Task("abandoned-sessions", "mark inactive onboarding sessions as abandoned", 300, _abandoned_sessions),
+    Task("closed-day-indexes", "index past days of analytics.events", 600, _closed_day_indexes),
+    Task("partitions-ahead", "create partitions of analytics.events for the coming days", 3600, _partitions_ahead),
+    Task("retention", "delete what is past its retention; events by dropping partitions", 3600, _retention),
 )
 
 
 class Schedule:
-    """Runs every task at its period until told to stop. A failure is logged, counted and tried again."""
+    """Runs every task at its period until stopped. Failures are logged, counted and retried."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class Schedule:
             return None
 
     async def _try(self, task: Task, connection: asyncpg.Connection, stop: asyncio.Event, quiet: Quiet) -> bool:
-        """Whether it went well. It is ended when it must stop: what is left undone is done at the next start."""
+        """Run the task; returns whether it succeeded. A stop cancels it: the next start does what is left."""
         started = time.monotonic()
         working = asyncio.ensure_future(task.run(connection, datetime.now(UTC), self._settings))
         stopping = asyncio.ensure_future(stop.wait())
@@ -208,7 +208,7 @@ class Schedule:
         finally:
             working.cancel()
             stopping.cancel()
-            # Time for the server to be told; without an answer, closing ends it on our side.
+            # Time for the cancel request to reach the server; else closing the connection ends it on our side.
             await asyncio.wait((working, stopping), timeout=_CANCEL_SECONDS)
         quiet.over()
         self._on_run(task.name, "ok", time.monotonic() - started)
@@ -224,4 +224,4 @@ class Schedule:
             words = one_line(error)
             known = isinstance(error, (IngestError, *FAILURES))
             trace = None if known else error
-            logger.warning("%s failed (%d times), trying again: %s", task.name, times, words, exc_info=trace)
+            logger.warning("%s failed (%d times), retrying: %s", task.name, times, words, exc_info=trace)

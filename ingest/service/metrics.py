@@ -1,8 +1,8 @@
-"""What Prometheus is told, one registry a process.
+"""A collector's Prometheus metrics, one registry per process.
 
-The books (events received, stored, duplicate, rejected, pending) are read from Accounts at the moment of the
-scrape, so they balance in every scrape. Each sample carries its worker: a worker that restarts resets its own
-series and nobody else's. `merge` puts the pages of several workers together.
+The books (events received, stored, duplicate, rejected, pending) are read from Accounts at scrape time, so they
+balance in every scrape. Each sample has a worker label: a worker that restarts resets only its own series. `merge`
+combines the pages of several workers.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _SKEW = (1, 5, 60, 300, 3_600, 86_400)
 
 
 class Histogram:
-    """A histogram on the hot path: an observation is a bisection and two additions, a fifth of what the client
-    library's takes with its locks, which one thread does not need."""
+    """A histogram for the hot path: an observation is a bisection and two additions, five times as fast as the client
+    library's, whose locks a single thread does not need."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
         self._name = name
         self._text = text
         self._bounds = bounds
-        # Observations up to each bound and not up to the one before; the last counts those above all bounds.
+        # Observations in each bucket, not cumulative; the last counts those above all bounds.
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
@@ -59,15 +59,15 @@ class Histogram:
         yield family
 
     def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
-        """Put what was observed into a family, under these values of its labels."""
+        """Add the observations to a family, under these label values."""
         totals = list(accumulate(self._counts))
         ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         family.add_metric(labels, list(zip(ends, totals, strict=True)), self._sum)
 
 
 class SkewHistogram:
-    """How wrong the clients' clocks are, a histogram for each direction: one for both could have no sum, as
-    Prometheus takes a sum for a counter, which never goes down."""
+    """How far off the clients' clocks are, with a histogram for each direction: a single one could have no sum, as
+    Prometheus treats a sum as a counter, which never decreases."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
         self._name = name
@@ -76,7 +76,7 @@ class SkewHistogram:
         self._ahead = Histogram(name, text, bounds)
 
     def observe(self, behind: float) -> None:
-        """`behind`: our clock less the client's, seconds."""
+        """`behind`: our clock minus the client's, in seconds."""
         if behind >= 0:
             self._behind.observe(behind)
         else:
@@ -91,7 +91,7 @@ class SkewHistogram:
 
 @dataclass
 class Gauges:
-    """What a scrape reads beside the books; filled in by the composition root."""
+    """What a scrape reads in addition to the books; set by the composition root."""
 
     journals: Callable[[], Iterable[tuple[Journal, Writer]]]
     can_accept: Callable[[], bool]
@@ -102,26 +102,26 @@ class Metrics:
     """The instruments of one worker. Observing is cheap; labels are resolved once where the path is hot."""
 
     def __init__(self, accounts: Accounts, gauges: Gauges, worker: int) -> None:
-        # The _created series double the page and tell what process_start_time_seconds tells.
+        # The _created series double the page and add nothing to process_start_time_seconds.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         inner = CollectorRegistry()
-        # (route, status) -> answers.
+        # (route, status) -> number of responses.
         self.requests: TallyCounter[tuple[str, int]] = TallyCounter()
         self.acknowledgement = Histogram(
             "ingest_acknowledgement_seconds",
-            "From the last byte of a request to the moment its events are on stable storage",
+            "Time from the last byte of a request until its events are on stable storage",
             _SECONDS,
         )
         self.fsync = Histogram("ingest_journal_write_seconds", "Write and fsync of one record", _SECONDS)
-        self.flush = Histogram("ingest_flush_seconds", "One COPY transaction, its COMMIT included", _SECONDS)
+        self.flush = Histogram("ingest_flush_seconds", "One COPY transaction, including its COMMIT", _SECONDS)
         self.flush_rows = Histogram("ingest_flush_rows", "Events in one COPY transaction", _ROWS)
         self.skew = SkewHistogram(
-            "ingest_clock_skew_seconds", "How far clients' clocks are ahead of ours or behind it, by sentAt", _SKEW
+            "ingest_clock_skew_seconds", "How far clients' clocks are ahead of or behind ours, by sentAt", _SKEW
         )
         for histogram in (self.acknowledgement, self.fsync, self.flush, self.flush_rows, self.skew):
             inner.register(histogram)
         self.loop_failures = Counter(
-            "ingest_loop_failures", "Runs of a background loop that failed", ["loop"], registry=inner
+            "ingest_loop_failures", "Failed runs of a background loop", ["loop"], registry=inner
         )
         ProcessCollector(registry=inner)
         PlatformCollector(registry=inner)
@@ -131,7 +131,7 @@ class Metrics:
         self._registry.register(Labelled(inner, str(worker)))
 
     def watch(self, connections: Connections) -> None:
-        """Have them on the page from now on."""
+        """Include the metrics of these connections from now on."""
         self._inner.register(connections)
 
     def page(self) -> str:
@@ -156,7 +156,7 @@ class Labelled:
 
 
 class _Books:
-    """The accounts and the journals, read at the moment of the scrape."""
+    """The accounts and the journals, read at scrape time."""
 
     def __init__(self, accounts: Accounts, gauges: Gauges, requests: TallyCounter[tuple[str, int]]) -> None:
         self._accounts = accounts
@@ -167,7 +167,7 @@ class _Books:
         books = self._accounts
         received = CounterMetricFamily(
             "ingest_events_received",
-            "Events that came in by HTTP, and events an earlier process left in a journal",
+            "Events received by HTTP, and events that an earlier process left in a journal",
             labels=["source"],
         )
         received.add_metric(["http"], books.received)
@@ -187,10 +187,10 @@ class _Books:
         yield CounterMetricFamily(
             "ingest_texts_cleaned", r"\u0000 and lone surrogates replaced by U+FFFD", value=books.cleaned
         )
-        yield _gauge("ingest_events_pending", "Events acknowledged or about to be, and not stored yet", books.pending)
+        yield _gauge("ingest_events_pending", "Events acknowledged or about to be, not stored yet", books.pending)
         yield _gauge(
             "ingest_events_unaccounted",
-            "received - (stored + duplicate + rejected + pending); not zero is a bug",
+            "received - (stored + duplicate + rejected + pending); anything but 0 is a bug",
             books.unaccounted,
         )
         answered = CounterMetricFamily("ingest_http_requests", "Requests answered", labels=["route", "status"])
@@ -203,13 +203,13 @@ class _Books:
     def _bodies(self) -> Iterator[Metric]:
         budget = self._gauges.budget
         held = GaugeMetricFamily(
-            "ingest_body_bytes", "Memory that the bodies of requests hold, of bodies_max_bytes", labels=["as"]
+            "ingest_body_bytes", "Memory held by request bodies, out of bodies_max_bytes", labels=["as"]
         )
         held.add_metric(["sent"], budget.held)
         held.add_metric(["decoded"], budget.worked)
         yield held
         yield CounterMetricFamily(
-            "ingest_bodies_dropped", "Slow uploads that gave way to others: 503", value=budget.dropped
+            "ingest_bodies_dropped", "Slow uploads dropped for others with 503", value=budget.dropped
         )
 
     def _journals(self) -> Iterator[Metric]:
@@ -247,12 +247,12 @@ class _Books:
             value=sum(j.torn_bytes for j, _ in journals),
         )
         up = all(writer.postgres_up for _, writer in journals)
-        yield _gauge("ingest_postgres_up", "1 when the last attempt to store reached Postgres", int(up))
+        yield _gauge("ingest_postgres_up", "1 if the last attempt to store reached Postgres", int(up))
         taken = sum(journal.is_taken for journal, _ in journals)
         yield _gauge("ingest_journals_taken", "Journals that another process has taken over: see the log", taken)
         refuses = any(writer.table_refuses for _, writer in journals)
-        yield _gauge("ingest_table_refuses", "1 while the table of events refuses every row", int(refuses))
-        yield _gauge("ingest_ready", "1 when events can be accepted", int(self._gauges.can_accept()))
+        yield _gauge("ingest_table_refuses", "1 while analytics.events refuses every row", int(refuses))
+        yield _gauge("ingest_ready", "1 while events can be accepted", int(self._gauges.can_accept()))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -260,7 +260,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def merge(pages: Iterable[str]) -> str:
-    """Several workers' pages as one: each family's HELP and TYPE once, then everybody's samples."""
+    """Several workers' pages as one: each family's HELP and TYPE once, then all its samples."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for page in pages:

@@ -1,4 +1,4 @@
-"""What Prometheus is told by a rollup worker."""
+"""A rollup worker's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -20,51 +20,53 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 6
 
 
 class RollupMetrics:
-    """The instruments of one rollup worker. Each sample carries its name, such as worker="rollup-0"."""
+    """The instruments of one rollup worker. Each sample is labelled with its name, such as worker="rollup-0"."""
 
     def __init__(self, worker: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         inner = CollectorRegistry()
         self._events = Counter("ingest_rollup_events", "Events added to the aggregates", registry=inner)
         self._flushes = Counter("ingest_rollup_flushes", "Flushes added to the aggregates", registry=inner)
-        self._written = Counter("ingest_rollup_buckets_written", "Buckets added to", registry=inner)
+        self._written = Counter("ingest_rollup_buckets_written", "Buckets updated", registry=inner)
         self._lag = Histogram(
-            "ingest_rollup_lag_seconds", "From the storage of a flush to its rollup", buckets=_SECONDS, registry=inner
+            "ingest_rollup_lag_seconds", "Time from storing a flush to its rollup", buckets=_SECONDS, registry=inner
         )
         self._merge = Histogram(
-            "ingest_rollup_merge_seconds", "One transaction that rolls up", buckets=_SECONDS, registry=inner
+            "ingest_rollup_merge_seconds", "One rollup transaction", buckets=_SECONDS, registry=inner
         )
         self.leader = Gauge(
-            "ingest_rollup_leader", "1 for the worker that rolls up, 0 for one that stands by", registry=inner
+            "ingest_rollup_leader", "1 for the worker that rolls up, 0 for one on standby", registry=inner
         )
         self._waiting = Gauge(
-            "ingest_rollup_waiting_seconds", "Age of the oldest flush that is not rolled up", registry=inner
+            "ingest_rollup_waiting_seconds", "Age of the oldest flush not rolled up yet", registry=inner
         )
         self._waiting_events = Gauge(
-            "ingest_rollup_waiting_events", "Stored events that are not rolled up", registry=inner
+            "ingest_rollup_waiting_events", "Stored events not rolled up yet", registry=inner
         )
         self.stalled = Gauge(
             "ingest_rollup_stalled",
-            "1 while flushes wait and none was rolled up for rollup_stalled_seconds, or that is not known",
+            "1 if flushes are waiting and none was rolled up for rollup_stalled_seconds, or if this is unknown",
             registry=inner,
         )
         self.buckets = Gauge(
-            "ingest_rollup_buckets", "Rows of analytics.event_aggregations, as Postgres estimates", registry=inner
+            "ingest_rollup_buckets", "Rows of analytics.event_aggregations, estimated by Postgres", registry=inner
         )
         self._failures = Counter(
-            "ingest_rollup_failures", "Times that rolling up failed and was begun again", registry=inner
+            "ingest_rollup_failures", "Rollup failures, each followed by a retry", registry=inner
         )
         self._runs = Counter(
-            "ingest_maintenance_runs", "Runs of a task of the schedule", ["task", "result"], registry=inner
+            "ingest_maintenance_runs", "Runs of a scheduled task", ["task", "result"], registry=inner
         )
-        self._run_seconds = Counter("ingest_maintenance_seconds", "Time that a task took", ["task"], registry=inner)
+        self._run_seconds = Counter(
+            "ingest_maintenance_seconds", "Time spent in a scheduled task", ["task"], registry=inner
+        )
         ProcessCollector(registry=inner)
         PlatformCollector(registry=inner)
         self._registry = CollectorRegistry()
         self._registry.register(Labelled(inner, worker))
 
     def observe(self, cycle: Cycle) -> None:
-        """Book a transaction that rolled up."""
+        """Record a rollup transaction."""
         self._events.inc(cycle.events)
         self._flushes.inc(cycle.flushes)
         self._written.inc(cycle.buckets)
@@ -80,7 +82,7 @@ class RollupMetrics:
         self._failures.inc()
 
     def ran(self, task: str, result: str, seconds: float) -> None:
-        """Book a run of a task of the schedule; `result` is ok or failed."""
+        """Record a run of a scheduled task; `result` is ok or failed."""
         self._runs.labels(task, result).inc()
         self._run_seconds.labels(task).inc(seconds)
 

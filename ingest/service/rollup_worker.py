@@ -1,7 +1,7 @@
-"""The rollup worker: a process of its own, which wires together what it needs, as app.py does for a collector.
+"""The rollup worker: a separate process, and how its parts are wired together.
 
-Several may run. The one that has the lease of the lead works, the others ask for it every second; a worker that dies
-leaves it to expire.
+Several may run. The leader, which holds the lease, does the work; the others try to take the lease every second. The
+lease of a worker that died expires.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ STAND_BY_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 1.0
 STATEMENT_SECONDS: Final = 120.0
-"""A statement that has no answer by then has no server any more."""
+"""A statement that takes longer is taken for one whose server is gone."""
 _ANSWER_SECONDS: Final = 5.0
-"""Likewise for those that only look a row up. A pooler may keep them waiting for its few connections."""
+"""The same for statements that only look up a row. A pooler may keep them waiting for one of its few connections."""
 _STOP_SECONDS: Final = 10.0
 _COMPLAINT_SECONDS: Final = 30.0
 _QUERIES: Final = load_queries("rollup")
@@ -50,7 +50,7 @@ _EXPECTED: Final = (IngestError, *FAILURES)
 
 
 class RollupWorker:
-    """`run` works, or stands by, until it is told to stop."""
+    """`run` rolls up, or stands by, until it is stopped."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -67,11 +67,11 @@ class RollupWorker:
         self._quiet = Quiet(_COMPLAINT_SECONDS)
         self._readers = health.MetricsReaders(parse_networks(config.metrics_networks), config.metrics_keys)
         self._stalled_quiet = Quiet(_COMPLAINT_SECONDS)
-        # Set when a pooler was spoken of.
-        self._told_of_pooler = False
+        # Set once a pooler has been logged.
+        self._pooler_logged = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take the lead when nobody has it, roll up, keep the schedule; errors are logged and it begins again."""
+        """Take the lead when it is free, roll up, run the schedule. Errors are logged, and it starts over."""
         async with self._serving():
             watching = asyncio.ensure_future(self._watch(stop))
             try:
@@ -81,10 +81,10 @@ class RollupWorker:
                     except _EXPECTED as error:
                         self.metrics.failed()
                         if times := self._quiet.due():
-                            logger.warning("rolling up failed (%d times), trying again: %s", times, one_line(error))
+                            logger.warning("rollup failed (%d times), retrying: %s", times, one_line(error))
                     except Exception:
                         self.metrics.failed()
-                        logger.exception("rolling up failed, trying again")
+                        logger.exception("rollup failed, retrying")
                     await wait_for(stop, RETRY_SECONDS)
             finally:
                 watching.cancel()
@@ -96,7 +96,7 @@ class RollupWorker:
         connection = await self._connect("rollup", STATEMENT_SECONDS)
         try:
             await migrations.check(connection)
-            await self._tell_of_pooler(connection)
+            await self._log_pooler(connection)
             while not await self._lease.take(connection):
                 if await wait_for(stop, STAND_BY_SECONDS):
                     return
@@ -107,7 +107,7 @@ class RollupWorker:
             await connections.close(connection)
 
     async def _lead(self, connection: asyncpg.Connection, stop: asyncio.Event, lost: asyncio.Event) -> None:
-        """Roll up and keep the schedule until told to stop, or until another has the lead."""
+        """Roll up and run the schedule until `stop` is set or the lead is lost."""
         self._set_leader(True)
         try:
             async with self._schedule():
@@ -116,7 +116,7 @@ class RollupWorker:
                 try:
                     await asyncio.wait((rolling, *ending), return_when=asyncio.FIRST_COMPLETED)
                     if not lost.is_set():
-                        # Told to stop, it ends by itself; unless it waits for its turn, or for a server.
+                        # Once `stop` is set it ends by itself, unless it is waiting for a lock or for a server.
                         await asyncio.wait((rolling,), timeout=_STOP_SECONDS)
                     if rolling.done():
                         rolling.result()
@@ -129,21 +129,21 @@ class RollupWorker:
 
     @contextlib.asynccontextmanager
     async def _schedule(self) -> AsyncIterator[None]:
-        """The schedule is kept as long as this worker leads."""
-        no_longer = asyncio.Event()
+        """Runs the schedule while this worker leads."""
+        stop = asyncio.Event()
         settings = Settings(
             self.config.partitions_ahead_days, self.config.retention_days, self._rollup.dimensions, self._rollup.room
         )
-        keeping = asyncio.ensure_future(Schedule(self._connect, settings, self.metrics.ran).run(no_longer))
+        running = asyncio.ensure_future(Schedule(self._connect, settings, self.metrics.ran).run(stop))
         try:
             yield
         finally:
-            no_longer.set()
-            await keeping
+            stop.set()
+            await running
 
     def _set_leader(self, leader: bool) -> None:
         if leader != self.leader:
-            logger.info("this worker rolls up now" if leader else "this worker no longer rolls up")
+            logger.info("this worker is %s the rollup leader", "now" if leader else "no longer")
         self.leader = leader
         self.metrics.leader.set(int(leader))
 
@@ -156,7 +156,7 @@ class RollupWorker:
             if cycle is None or not cycle.more:
                 await wait_for(stop, self.config.rollup_interval_seconds)
 
-    # Whether it gets on, looked at from outside: whatever stops the rest does not stop this.
+    # Progress, watched on a separate connection: whatever blocks the rest does not block this.
 
     async def _watch(self, stop: asyncio.Event) -> None:
         connection: asyncpg.Connection | None = None
@@ -167,12 +167,12 @@ class RollupWorker:
                     self._see(await connection.fetchrow(_QUERIES["waiting"]))
                 except Exception as error:
                     if not isinstance(error, _EXPECTED):
-                        logger.exception("looking for what waits failed, trying again")
+                        logger.exception("checking rollup progress failed, retrying")
                     self.progress.cannot_see(one_line(error))
                     if connection is not None:
                         connection.terminate()
                         connection = None
-                self._tell_progress()
+                self._report_progress()
                 await wait_for(stop, WATCH_SECONDS)
         finally:
             if connection is not None:
@@ -184,24 +184,24 @@ class RollupWorker:
         self.metrics.set_waiting(waiting.events, waiting.seconds)
         self.metrics.buckets.set(row["buckets"])  # type: ignore[arg-type]
 
-    def _tell_progress(self) -> None:
+    def _report_progress(self) -> None:
         stalled = self.progress.stalled
         self.metrics.stalled.set(int(stalled))
         if not stalled:
             if self._stalled_quiet.over():
-                logger.info("rolling up goes on")
+                logger.info("rollup has resumed")
         elif self._stalled_quiet.due():
             logger.error("%s", self.progress.reason)
 
-    async def _tell_of_pooler(self, connection: asyncpg.Connection) -> None:
-        if self._told_of_pooler or await connections.is_direct(connection):
+    async def _log_pooler(self, connection: asyncpg.Connection) -> None:
+        if self._pooler_logged or await connections.is_direct(connection):
             return
-        self._told_of_pooler = True
+        self._pooler_logged = True
         limit = await connection.fetchval("SHOW statement_timeout")
         logger.log(
             logging.INFO if limit == "0" else logging.WARNING,
-            "the database is behind a pooler: nothing here needs a session, except that indexes of closed days are"
-            " made CONCURRENTLY, outside of any transaction, within the server's statement_timeout (%s)",
+            "the database is behind a pooler, which is fine except for indexes of closed days: these are created"
+            " CONCURRENTLY, outside any transaction, and must finish within the server's statement_timeout (%s)",
             "none" if limit == "0" else limit,
         )
 
@@ -214,7 +214,7 @@ class RollupWorker:
             self.config.database_url, purpose=purpose, statement_timeout_seconds=statement_seconds
         )
 
-    # HTTP: its metrics, for the collectors of this data folder, and for whoever asks the port if there is one.
+    # HTTP: health and metrics, on a socket for the collectors of this data folder, and on a port if one is set.
 
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""The HTTP side of a worker: which routes there are, and what each handler is given."""
+"""The HTTP side of a worker: its routes, and how their handlers are wired together."""
 
 from __future__ import annotations
 
@@ -67,16 +67,17 @@ if TYPE_CHECKING:
     from ingest.features.onboarding.credentials import Cipher
 
 _BURST_SECONDS: Final = 10
-"""What an address may send in ten seconds, it may send at once."""
+"""An address may send at once what it may send in this time."""
 _REPLAYED: Final = parse_networks(("127.0.0.0/8",))
-"""For the control socket: any network makes it believe who, by X-Forwarded-For, sent an event that is replayed."""
+"""Trusted proxies of the control socket. With any network here, it takes the sender of a replayed event from
+X-Forwarded-For."""
 _OWN_CONNECTIONS: Final = 100
-"""Of the control socket: siblings that read metrics, followers of the tail."""
+"""Most connections of the control socket: siblings that read metrics, followers of the tail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What of a collector its handlers use. reading, calling: the pools for statistics, and for all else."""
+    """The parts of a collector that its handlers use. reading: the pool for statistics.  calling: for all else."""
 
     config: Config
     journal: Journal
@@ -101,7 +102,7 @@ class Parts:
 
 
 def public_server(parts: Parts) -> Server:
-    """What the world reaches: events in front, everything else behind."""
+    """The server for clients: the routes that take events first, then everything else."""
     config = parts.config
     kept = _kept(config)
     settings = _collect_settings(parts)
@@ -128,7 +129,7 @@ def public_server(parts: Parts) -> Server:
 
 
 def _admission(config: Config, allowed: int) -> Admission:
-    # Where there is room for few, one address still leaves some of it to others.
+    # If only few are allowed, one address must still leave some to others.
     of_address = min(config.max_connections_per_address, max(1, allowed * 3 // 4))
     conceal = anonymise if config.anonymise_ip else str
     limits = ConnectionLimits(min(allowed, config.max_connections), config.max_connections, of_address)
@@ -136,8 +137,8 @@ def _admission(config: Config, allowed: int) -> Admission:
 
 
 def control_server(parts: Parts) -> Server:
-    """What siblings and commands reach. What comes here is a replay: no key, no limit, refused again it is not kept
-    twice, and the answer waits until it is stored."""
+    """The server for siblings and commands. Events sent here are replays: they need no key and have no limit, are not
+    kept again if they are refused again, and are answered once stored."""
     settings = _collect_settings(parts)._replace(
         rate_limit=RateLimit(0.0, 1, time.monotonic),
         volume=Volume(0.0, 0, 1, time.monotonic),
@@ -180,7 +181,7 @@ def _collect_settings(parts: Parts) -> CollectSettings:
 
 
 def _kept(config: Config) -> Callable[[int], bool]:
-    """What tells whether one more refused event, of so many bytes, may be kept for replay."""
+    """Returns the function that decides whether another refused event, given its bytes, may be kept for replay."""
     rows = config.rejected_kept_per_second
     limit = Volume(rows, config.rejected_kept_bytes_per_second, 1, time.monotonic)
     return lambda size: rows > 0 and not limit.take("", 1, size)
@@ -222,7 +223,7 @@ def _intake(
 
 
 def _own_hosts(config: Config) -> OwnHosts:
-    """The hosts that are no sources: those that are named, and what the service is told of the site anyway."""
+    """The hosts that do not count as sources: the configured ones, and those that other settings name."""
     origins = [*config.cors_origins, *config.api_origins, *config.redirect_origins, config.public_url or "*"]
     return OwnHosts.of([*config.own_hosts, *[urlsplit(origin).netloc for origin in origins if origin != "*"]])
 
@@ -234,7 +235,7 @@ def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
     config = parts.config
     operations = _operations(parts, ofrep)
     assert {each.feature for each in operations} <= parts.calling.shares.features
-    # They read by connections of their own.
+    # These use the other pool.
     operations += stats.operations(Reader(parts.reading), DIMENSION_NAMES, config.rollup_dimensions)
     trusted = parse_networks(config.trusted_proxies)
     readers = health.MetricsReaders(parse_networks(config.metrics_networks), config.metrics_keys)
@@ -256,7 +257,7 @@ def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
 
 
 def _unless_reader(api: Api) -> Callable[[web.Request], Awaitable[web.Response | None]]:
-    """The answer to who may not read metrics by an API key or token either."""
+    """Lets API keys and tokens with the read scope see metrics: returns the refusal for all others."""
 
     async def check(request: web.Request) -> web.Response | None:
         try:
@@ -286,7 +287,7 @@ def _api(parts: Parts, collector: CollectHandler, own_events: Intake) -> Api:
     config = parts.config
     verify = None
     if config.jwt_secret is not None or config.jwks_file is not None:
-        # PyJWT is loaded only where tokens are accepted.
+        # PyJWT is only loaded if tokens are accepted.
         from ingest.api.tokens import TokenVerifier
 
         verify = TokenVerifier(config.jwt_secret, config.jwks_file, config.jwt_audience).verify

@@ -295,7 +295,7 @@ def test_sockets_that_are_passed_wrongly_are_told_in_one_line(database_url: str,
         "os.execv(sys.executable, [sys.executable, '-m', 'ingest', 'serve', *sys.argv[2:]])\n"
     )
     flags = ["--data-dir", str(tmp_path / "data"), "--port", str(free_port())]
-    for passed, words in (("2", "2 sockets were passed"), ("1", "no socket was passed")):
+    for passed, words in (("2", "LISTEN_FDS passes 2 sockets"), ("1", "no socket was passed")):
         ran = subprocess.run(
             [sys.executable, "-c", program, passed, *flags],
             env=environment(database_url),

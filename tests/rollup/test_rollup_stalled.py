@@ -30,7 +30,7 @@ from tests.support.service import request, wait_until
 SECONDS = 90
 WORDS = r"for \d+ s (nothing was rolled up while \d+ flushes|the database has not said what waits)"
 TOLD = f"(?i)error.*{WORDS}"
-GOES_ON = "rolling up goes on"
+GOES_ON = "rollup has resumed"
 
 LOCKS = {
     "a lock on the aggregates": "LOCK TABLE analytics.event_aggregations IN ACCESS EXCLUSIVE MODE",

@@ -210,7 +210,7 @@ async def test_what_fails_is_told_and_tried_again_and_stops_nothing_else(databas
     assert reports.count(("breaks", "failed")) == 1
     assert ("breaks", "ok") in reports
     assert ("works", "ok") in reports
-    assert "breaks failed (1 times), trying again: division by zero" in caplog.text
+    assert "breaks failed (1 times), retrying: division by zero" in caplog.text
     assert all(connection.is_closed() for connection in opened)
 
 

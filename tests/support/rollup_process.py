@@ -15,8 +15,8 @@ import asyncpg
 
 from tests.support.service import environment, free_port, parse_metrics, request
 
-LEADS = "this worker rolls up now"
-LEADS_NO_MORE = "this worker no longer rolls up"
+LEADS = "this worker is now the rollup leader"
+LEADS_NO_MORE = "this worker is no longer the rollup leader"
 
 
 class RollupProcess:
