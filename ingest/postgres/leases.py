@@ -1,6 +1,6 @@
-"""Leases: who works alone at something, as a row with a token and a time until which it is theirs.
+"""Leases: exclusive rights to do some work, each a row with the holder's token and an expiry time.
 
-They take the place of a session's locks, which behind a transaction pooler are nobody's.
+They replace session-level locks, which do not work behind a transaction pooler.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _QUERIES: Final = load_queries("leases")
 
 
 class LeaseLost(IngestError):
-    """Another holds the lease."""
+    """Another process holds the lease."""
 
 
 class Lease:
-    """One lease, as long as its `token` is in the row. Taken for `seconds`, each time that it is taken or renewed."""
+    """One lease, ours as long as our `token` is in its row. Taking or renewing it makes it last another `seconds`."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
@@ -43,31 +43,32 @@ class Lease:
         return f"Lease({self.name!r}, {self.token})"
 
     async def take(self, connection: asyncpg.Connection) -> bool:
-        """Take it if it is free, ours, or expired; whether it is ours now. Waits for nobody."""
+        """Take it if it is free, ours or expired; returns whether it is ours now. Does not wait."""
         taken: bool = await connection.fetchval(
             _QUERIES["take"], self.name, self.token, self._holder, timedelta(seconds=self._seconds)
         )
         return taken
 
     async def renew(self, connection: asyncpg.Connection) -> bool:
-        """Prolong it; False if another has it."""
+        """Extend it; returns False if another process has it."""
         ours = await connection.fetchval(_QUERIES["renew"], self.name, self.token, timedelta(seconds=self._seconds))
         return ours is not None
 
     async def hold(self, connection: asyncpg.Connection) -> None:
-        """Within a transaction: nobody takes it over before that has ended. Raises LeaseLost if another has it."""
+        """Keep others from taking it until the transaction ends. Raises LeaseLost if another process has it."""
         if not await connection.fetchval(_QUERIES["hold"], self.name, self.token):
-            raise LeaseLost(f"the lease {self.name} is another's: {await holder(connection, self.name) or 'nobody'}")
+            raise LeaseLost(f"the lease {self.name} is held by {await holder(connection, self.name) or 'nobody'}")
 
     async def release(self, connection: asyncpg.Connection) -> None:
-        """Give it back, if it is ours. Repeatable."""
+        """Release it, if it is ours. Repeatable."""
         await connection.execute(_QUERIES["release"], self.name, self.token)
 
     @asynccontextmanager
     async def kept(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> AsyncIterator[asyncio.Event]:
-        """Renew it for as long as the block runs, on connections of its own. The event is set when another has it.
+        """Renew it as long as the block runs, on separate connections. The event is set if another process takes it.
 
-        A database that does not answer is asked again: until another takes the lease it is ours, even if expired.
+        If the database does not answer, renewing is retried: the lease is ours until another process takes it, even
+        if it has expired.
         """
         lost = asyncio.Event()
         keeping = asyncio.ensure_future(self._keep(connect, lost))
@@ -99,6 +100,6 @@ class Lease:
 
 
 async def holder(connection: asyncpg.Connection, name: str) -> str | None:
-    """Who has taken a lease last, for people; None: nobody."""
+    """A description of the lease's latest holder, for messages; None if it was never taken."""
     found: str | None = await connection.fetchval(_QUERIES["holder"], name)
     return found

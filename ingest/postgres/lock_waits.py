@@ -1,7 +1,7 @@
-"""How long a migration waits for locks that others hold, and what is said of them meanwhile.
+"""How long a migration waits for locks held by others, and how it reports who they are.
 
-A transaction asks for each lock for a few seconds only and is then tried again: requests that come after it for the
-same table wait behind it, whatever they want of it. A connection of its own looks who is in the way.
+A transaction waits only a few seconds for each lock and is then retried, because later requests for the same table
+queue behind it, whatever lock they need. A second connection finds out who is blocking.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ T = TypeVar("T")
 
 DEFAULT_SECONDS: Final = 60
 LOCKED: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
-"""What a statement raises that is in somebody's way, or somebody in its."""
+"""What a statement raises if it is blocked, or deadlocked."""
 _TRY_SECONDS: Final = 5.0
 _LEAST_TRY_SECONDS: Final = 1.0
-"""Time enough to see who is in the way."""
+"""Long enough to see who is blocking."""
 _PAUSE_SECONDS: Final = 0.5
-"""Between two tries, so that those who wait behind us get their turn."""
+"""Between two tries, so that those queued behind us get their turn."""
 _LOOK_SECONDS: Final = 0.5
 _REPEAT_SECONDS: Final = 5.0
-"""How often the same is said again."""
+"""How often an unchanged report is repeated."""
 _ANSWER_SECONDS: Final = 3.0
 
 
 class Patience:
-    """Waits at most `seconds` for others at each step. `connect` makes the connection that looks who they are, and
-    `tell` takes one line."""
+    """Waits at most `seconds` for others at each step. `connect` opens the connection that finds out who they are,
+    and `report` takes one line."""
 
     def __init__(
         self,
         seconds: float = DEFAULT_SECONDS,
         connect: Callable[[], Awaitable[asyncpg.Connection]] | None = None,
-        tell: Callable[[str], None] = logger.warning,
+        report: Callable[[str], None] = logger.warning,
     ) -> None:
         self._seconds = seconds
         self._connect = connect
-        self._tell = tell
+        self._report = report
         self._onlooker: asyncpg.Connection | None = None
-        # Of the step that is being tried: the server's process, how long others were in its way, and who; the longest
-        # that this try waits for a lock.
+        # Of the current step: its backend's pid, how long it was blocked, and by whom; how long this try may wait for
+        # a lock.
         self._pid: int | None = None
         self._waited = 0.0
         self._whom = ""
         self._try_seconds = 0.0
-        # The same as numbers of processes; of whom was spoken last, and when.
+        # The pids of those who block; the pids last reported, and when.
         self._pids: list[int] = []
-        self._told_pids: list[int] | None = None
-        self._told_at = 0.0
+        self._reported_pids: list[int] | None = None
+        self._reported_at = 0.0
 
     async def begin(self, connection: asyncpg.Connection) -> None:
-        """To be called first in a transaction, which then waits for no lock too long."""
+        """Limit how long the current transaction waits for locks. Call this first in it."""
         self._try_seconds = max(_LEAST_TRY_SECONDS, min(_TRY_SECONDS, self._seconds - self._waited))
         # An index may take longer than a hosted server lets an ordinary statement run.
         await connection.execute(
@@ -71,18 +71,18 @@ class Patience:
         self._pid = await connection.fetchval("SELECT pg_backend_pid()")
 
     async def through(self, step: Callable[[], Awaitable[T]]) -> T:
-        """What the step returns, as soon as nobody is in its way. It is one transaction, in which it calls `begin`.
+        """Retry the step until nobody blocks it, and return its result. It is one transaction that calls `begin`.
 
-        Raises MigrationError when others were in its way for too long.
+        Raises MigrationError if it was blocked for too long.
         """
-        self._waited, self._told_pids, self._whom = 0.0, None, "another transaction"
+        self._waited, self._reported_pids, self._whom = 0.0, None, "another transaction"
         try:
             while True:
                 before = self._waited
                 try:
                     return await self._watched(step)
                 except LOCKED:
-                    # As much as was seen, or more if nothing can be seen.
+                    # At least the whole try: the watching connection may not have seen all of it, or nothing.
                     self._waited = max(self._waited, before + self._try_seconds)
                     if self._waited >= self._seconds:
                         raise self._given_up() from None
@@ -103,7 +103,7 @@ class Patience:
                 if not waits:
                     continue
                 self._waited += looked_at - before
-                self._say()
+                self._report_waiting()
                 if self._waited > self._seconds + _LEAST_TRY_SECONDS:
                     raise self._given_up()
             return trying.result()
@@ -112,26 +112,26 @@ class Patience:
                 trying.cancel()
                 await asyncio.wait({trying}, timeout=_ANSWER_SECONDS)
                 if trying.done() and not trying.cancelled():
-                    # Of no interest any more, but asyncio wants it to be asked for.
+                    # Ignored, but asyncio complains about exceptions that are never retrieved.
                     trying.exception()
 
     def _given_up(self) -> MigrationError:
         return MigrationError(
-            f"gave up after {max(1, round(self._waited))} s of waiting for {self._whom};"
-            " `ingest migrate --wait SECONDS` waits longer"
+            f"gave up after waiting {max(1, round(self._waited))} s for {self._whom};"
+            " use `ingest migrate --wait SECONDS` to wait longer"
         )
 
     async def _look(self) -> bool:
-        """Whether somebody is in the way now; who it is, is kept."""
+        """Whether the step is blocked now; remembers by whom."""
         if self._pid is None:
-            # BEGIN itself has no answer.
-            self._whom, self._pids = "an answer of the database, or of a pooler before it", []
+            # BEGIN itself has not been answered.
+            self._whom, self._pids = "an answer from the database, or from a pooler in front of it", []
             return True
         try:
             rows = await asyncio.wait_for(self._blockers(), _ANSWER_SECONDS)
         except (*FAILURES, IngestError) as error:
-            # As a pooler may have no second connection for us. The lock's own limit ends the wait.
-            logger.debug("cannot look who holds a lock: %s", error)
+            # A pooler may have no second connection for us. Then lock_timeout ends the wait.
+            logger.debug("cannot find out who holds a lock: %s", error)
             if self._onlooker is not None:
                 self._onlooker.terminate()
                 self._onlooker = None
@@ -149,16 +149,16 @@ class Patience:
         rows: list[asyncpg.Record] = await self._onlooker.fetch(_QUERIES["blockers"], self._pid)
         return rows
 
-    def _say(self) -> None:
+    def _report_waiting(self) -> None:
         now = time.monotonic()
-        if self._pids == self._told_pids and now - self._told_at < _REPEAT_SECONDS:
+        if self._pids == self._reported_pids and now - self._reported_at < _REPEAT_SECONDS:
             return
-        self._told_pids, self._told_at = self._pids, now
-        self._tell(f"waiting for {self._whom}; {round(self._waited)} s so far, {self._seconds:g} s at most")
+        self._reported_pids, self._reported_at = self._pids, now
+        self._report(f"waiting for {self._whom}; {round(self._waited)} s so far, {self._seconds:g} s at most")
 
 
 def _described(row: asyncpg.Record) -> str:
-    """Who it is: what everybody may see of a session, and what only some may."""
+    """A description of a blocking session, as far as our role may see it."""
     if not row["pid"]:
         return "a prepared transaction (see pg_prepared_xacts)"
     known = [f"application {row['application_name'] or 'unnamed'}", f"user {row['usename'] or 'unknown'}"]
@@ -169,7 +169,7 @@ def _described(row: asyncpg.Record) -> str:
     if row["began"] is not None:
         known.append(f"in a transaction since {row['began']:%H:%M:%S} UTC, {round(row['seconds'])} s ago")
     else:
-        known.append("what it does is shown to pg_read_all_stats only")
+        known.append("its activity is visible to pg_read_all_stats only")
     return f"process {row['pid']} ({', '.join(known)})"
 
 

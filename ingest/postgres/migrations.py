@@ -1,7 +1,7 @@
-"""Numbered SQL files, each applied once, in order, in its own transaction together with the row that says so.
+"""Numbered SQL files, each applied once, in order, in one transaction with the row that records it.
 
-The advisory lock is one of transactions, not of a session: behind a transaction pooler a session is nobody's.
-What is applied is therefore asked again under each lock.
+The advisory lock is transaction-level, as session-level locks do not work behind a transaction pooler. So each
+transaction checks again, under the lock, what is applied.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ingest.postgres.lock_waits import LOCKED, Patience
 from ingest.postgres.queries import load_queries, sql_folder
 
 LOCK_KEY: Final = 0x696E67657374
-"""Any number that nobody else takes; this one is "ingest" in ASCII."""
+"""Any number that nobody else uses; this one is "ingest" in ASCII."""
 
 
 class State(StrEnum):
     APPLIED = "applied"
     PENDING = "pending"
-    # Applied, but the file has been changed since; applied, but there is no such file (any more, or not yet).
+    # Applied, but the file has been changed since; applied, but this release has no such file (any more, or yet).
     EDITED = "edited"
     MISSING = "missing"
 
 
 class Migration(NamedTuple):
-    """One file of this release, or one that the database has had."""
+    """A migration that is a file of this release, or applied to the database, or both."""
 
     number: int
     name: str
@@ -51,9 +51,9 @@ class _File(NamedTuple):
 async def migrate(
     connection: asyncpg.Connection, *, folder: Path | None = None, patience: Patience | None = None
 ) -> list[str]:
-    """Apply what is pending; return the names of the files applied. Two at once are safe.
+    """Apply what is pending; returns the names of the files applied. Safe to run concurrently.
 
-    `folder` is that of this release unless a test brings its own. `patience` is with others who hold locks.
+    `folder` is this release's, except in tests. `patience` limits the waiting for locks.
     """
     files = _read_files(folder)
     patience = patience or Patience()
@@ -65,9 +65,9 @@ async def migrate(
 async def rehearse(
     connection: asyncpg.Connection, *, folder: Path | None = None, patience: Patience | None = None
 ) -> list[str]:
-    """What `migrate` would do now, done in one transaction and taken back; the names of the files it would apply.
+    """Do what `migrate` would do in one transaction and roll it back; returns the names of the files applied.
 
-    Raises what `migrate` would. Until its end it holds every lock that the files take, also on tables in use.
+    Raises what `migrate` would. Until the end it holds every lock that the files take, also on tables in use.
     """
     transaction = connection.transaction()
     await transaction.start()
@@ -80,7 +80,7 @@ async def rehearse(
 async def status(
     connection: asyncpg.Connection, *, folder: Path | None = None, patience: Patience | None = None
 ) -> list[Migration]:
-    """Every migration that this release or the database knows, by number."""
+    """Every migration that this release or the database has, by number."""
     files = _read_files(folder)
     if patience is None:
         return await _compare(connection, files)
@@ -93,7 +93,7 @@ async def check(connection: asyncpg.Connection, *, folder: Path | None = None) -
 
 
 def refuse_unless_applied(migrations: list[Migration]) -> None:
-    """Raise MigrationError, which says what to do, unless every one of them is applied as this release has it."""
+    """Raise MigrationError, saying what to do, unless all of them are applied as this release has them."""
     _refuse_strangers(migrations)
     pending = [migration.name for migration in migrations if migration.state is State.PENDING]
     if pending:
@@ -107,7 +107,7 @@ def _read_files(folder: Path | None) -> list[_File]:
     for path in sorted((folder or sql_folder() / "migrations").glob("*.sql")):
         parts = re.match(r"(\d+)_", path.name)
         if parts is None:
-            raise MigrationError(f"{path.name} does not begin with a number, such as 001_")
+            raise MigrationError(f"{path.name} does not begin with a number such as 001_")
         number = int(parts[1])
         if number in files:
             raise MigrationError(f"{files[number].name} and {path.name} have the same number")
@@ -117,7 +117,7 @@ def _read_files(folder: Path | None) -> list[_File]:
 
 
 async def _prepare(connection: asyncpg.Connection, patience: Patience) -> None:
-    """Make our own table unless it is there. Both are asked for first: IF NOT EXISTS wants the right to make them."""
+    """Create our schema and table if missing. Checked first, because IF NOT EXISTS needs the right to create them."""
     queries = load_queries("migrations")
     try:
         async with connection.transaction():
@@ -131,7 +131,7 @@ async def _prepare(connection: asyncpg.Connection, patience: Patience) -> None:
     except LOCKED:
         raise
     except asyncpg.PostgresError as error:
-        raise await _refused(connection, f"cannot make the table ingest.migrations: {error}", error) from error
+        raise await _refused(connection, f"cannot create the table ingest.migrations: {error}", error) from error
 
 
 async def _compare(
@@ -161,34 +161,31 @@ async def _applied_rows(connection: asyncpg.Connection, patience: Patience | Non
                 "SELECT number, name, sha256, applied_at FROM ingest.migrations ORDER BY number"
             )
     except asyncpg.InsufficientPrivilegeError as error:
-        raise await _refused(
-            connection, f"cannot read which migrations the database has had: {error}", error
-        ) from error
+        raise await _refused(connection, f"cannot read which migrations are applied: {error}", error) from error
     return rows
 
 
 def _refuse_strangers(migrations: list[Migration]) -> None:
-    """Raise if the database has had a file that this release has otherwise or not at all."""
+    """Raise if a migration is applied that this release has with other content or not at all."""
     newest = max((m.number for m in migrations if m.state is not State.MISSING), default=0)
     for migration in migrations:
         if migration.state is State.EDITED:
             raise MigrationError(
-                f"{migration.name} was changed after the database had it ({migration.applied_at:%Y-%m-%d});"
-                " put the file back and bring the change as a new migration"
+                f"{migration.name} was changed after it was applied ({migration.applied_at:%Y-%m-%d});"
+                " restore the file and make the change in a new migration"
             )
         if migration.state is State.MISSING and migration.number > newest:
             raise MigrationError(
-                f"the database is newer than this release (it has had {migration.name}); use a newer release"
+                f"the database is newer than this release ({migration.name} is applied); use a newer release"
             )
         if migration.state is State.MISSING:
             raise MigrationError(
-                f"the database has had {migration.name}, but this release has no such file;"
-                " the installation is incomplete"
+                f"{migration.name} is applied, but this release has no such file; the installation is incomplete"
             )
 
 
 async def _apply(connection: asyncpg.Connection, file: _File, patience: Patience) -> bool:
-    """Apply one file unless it is applied; whether we did."""
+    """Apply one file unless it is applied already; returns whether we did."""
     try:
         async with connection.transaction():
             await patience.begin(connection)
@@ -211,7 +208,7 @@ async def _apply(connection: asyncpg.Connection, file: _File, patience: Patience
 
 
 async def _is_pushed(connection: asyncpg.Connection, file: _File) -> bool:
-    """Whether `supabase db push` has applied the file, so that it is only to be recorded; it keeps no checksum."""
+    """Whether `supabase db push` has applied the file, so it only needs recording; Supabase keeps no checksum."""
     if await connection.fetchval("SELECT to_regclass('supabase_migrations.schema_migrations')") is None:
         return False
     version, _, name = file.name.removesuffix(".sql").partition("_")
@@ -219,11 +216,11 @@ async def _is_pushed(connection: asyncpg.Connection, file: _File) -> bool:
 
 
 async def _refused(connection: asyncpg.Connection, words: str, error: asyncpg.PostgresError) -> MigrationError:
-    """The error to raise; where a right was missing, with the statements that give every right that is missing."""
+    """The error to raise; if privileges were missing, with the statements that grant all missing ones."""
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         missing = [grant for (grant,) in await connection.fetch(load_queries("migrations")["missing_grants"])]
         if missing:
-            return MigrationError(f"{words}; what is missing, for an administrator to run: {' '.join(missing)}")
+            return MigrationError(f"{words}; an administrator needs to run: {' '.join(missing)}")
     return MigrationError(words)
 
 

@@ -1,4 +1,4 @@
-"""A few connections that requests share, made when they are first needed."""
+"""A small pool of connections that requests share, opened on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 5.0
-"""Time for the server to tell that a statement took too long, before its connection is given up."""
+"""How long to wait for the server to report a statement's timeout before giving up on the connection."""
 _ABSENT: Final = (
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
@@ -27,7 +27,7 @@ _ABSENT: Final = (
     asyncpg.InsufficientResourcesError,
     asyncpg.InternalClientError,
 )
-"""What a database says that goes away, rather than one that does not like what we ask."""
+"""Errors of a database that is gone or going, as opposed to errors of a statement."""
 _KEPT_STATEMENTS: Final = 100
 
 
@@ -40,9 +40,9 @@ class TooSlow(Exception):
 
 
 class Pool:
-    """Connections of one purpose, each statement bounded by `timeout_seconds` on the server.
+    """Connections for one purpose; the server limits each statement to `timeout_seconds`.
 
-    `features` are the names of those who share them: none of these can take every connection.
+    `features` names those who share them: none of these can take all connections.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class Pool:
         self._purpose = purpose
         self._connections = connections
         self.timeout_seconds = timeout_seconds
-        # Made by the first question, ended by `close`, after which there is no other.
+        # Created on first use, ended by `close`, after which none is created.
         self._pool: asyncpg.Pool | None = None
         self._closed = False
-        # Whether statements can be kept; None until there was a connection.
+        # Whether the connection is direct, so that prepared statements can be kept; None until the first one is open.
         self._direct: bool | None = None
         self._opening = asyncio.Lock()
 
     @asynccontextmanager
     async def lent(self, feature: str = "any") -> AsyncIterator[asyncpg.Connection]:
-        """A connection for as long as the block runs. Raises Unavailable, and TooSlow."""
+        """A connection for the duration of the block. Raises Unavailable and TooSlow."""
         await self._take_share(feature)
         try:
             async with self._lent() as connection:
@@ -75,7 +75,7 @@ class Pool:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await self.shares.take(feature)
         except TimeoutError:
-            raise Unavailable(f"every connection that {feature} may have is busy") from None
+            raise Unavailable(f"all connections available to {feature} are busy") from None
 
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[asyncpg.Connection]:
@@ -85,7 +85,7 @@ class Pool:
         except asyncpg.QueryCanceledError:
             raise TooSlow from None
         except ValueError:
-            # An argument that fits no parameter is an InterfaceError, too; it is a bug of ours, not of the server's.
+            # An argument that does not fit its parameter is an InterfaceError, too, but it is a bug of ours.
             raise
         except (*_ABSENT, OSError, TimeoutError) as error:
             raise Unavailable(one_line(error)) from None
@@ -100,11 +100,11 @@ class Pool:
             raise Unavailable(one_line(error)) from None
 
     async def _take_back(self, pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
-        # Also while it is being closed, which waits for this.
+        # Also while the pool is closing, which waits for this.
         try:
             await pool.release(connection, timeout=_GRACE_SECONDS)
         except FAILURES as error:
-            # The pool has ended it, and makes another for the next question.
+            # The pool has closed it, and opens another when one is needed.
             logger.debug("a connection for %s ended: %s", self._purpose, one_line(error))
 
     async def _opened(self) -> asyncpg.Pool:
@@ -112,14 +112,14 @@ class Pool:
             if self._closed:
                 raise Unavailable("the service is stopping")
             if self._pool is None:
-                # Makes no connection yet, as the least is none.
+                # Opens no connection yet, because min_size is 0.
                 self._pool = await asyncpg.create_pool(
                     self._dsn,
                     min_size=0,
                     max_size=self._connections,
                     connection_class=Connection,
                     connect=self._connect,
-                    # Nothing to put right: all that is set here ends with its transaction.
+                    # Nothing to reset: all our settings end with their transaction.
                     reset=_nothing,
                     timeout=_CONNECT_SECONDS,
                     command_timeout=self.timeout_seconds + _GRACE_SECONDS,
@@ -128,20 +128,20 @@ class Pool:
         return self._pool
 
     async def _connect(self, *args: Any, **given: Any) -> asyncpg.Connection:
-        """A connection that keeps statements, which spares a round trip each, unless a pooler is in between."""
+        """A connection that keeps prepared statements, saving a round trip each, unless a pooler is in between."""
         if not self._direct:
             connection = await asyncpg.connect(*args, **given, statement_cache_size=0)
             if self._direct is None:
-                self._direct = await _asked(connection)
+                self._direct = await _is_direct(connection)
             if not self._direct:
                 return connection
             await close(connection)
-        # Kept are parsing and rewriting; a plan for any values would be a bad one for filters that are left out.
+        # This keeps parsing and rewriting; a generic plan would be a bad one for filters that are left out.
         given["server_settings"] = {**given["server_settings"], "plan_cache_mode": "force_custom_plan"}
         return await asyncpg.connect(*args, **given, statement_cache_size=_KEPT_STATEMENTS)
 
     async def close(self) -> None:
-        """Close the connections, for good; repeatable."""
+        """Close the connections for good. Repeatable."""
         self._closed = True
         pool, self._pool = self._pool, None
         if pool is None:
@@ -153,8 +153,8 @@ class Pool:
             pool.terminate()
 
 
-async def _asked(connection: asyncpg.Connection) -> bool:
-    """Whether it is direct. Without an answer it is nobody's, so that it is ended here."""
+async def _is_direct(connection: asyncpg.Connection) -> bool:
+    """Whether it is direct. Closes it if that fails, as the pool does not have it yet."""
     try:
         return await is_direct(connection)
     except BaseException:
@@ -163,4 +163,4 @@ async def _asked(connection: asyncpg.Connection) -> bool:
 
 
 async def _nothing(connection: asyncpg.Connection) -> None:
-    """In place of asyncpg's RESET ALL and more, which is a round trip for each request."""
+    """Replaces asyncpg's RESET ALL etc., which takes a round trip per request."""

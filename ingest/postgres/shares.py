@@ -1,4 +1,4 @@
-"""Places that several features share, so that none of them can keep the others waiting."""
+"""A semaphore shared by several features, none of which can starve the others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 
 class Shares:
-    """`total` places among named features. Each feature can always have one: it may take more only as long as one
-    is left for each feature that has none. Those who wait come in order, but for the ones whose turn it cannot be."""
+    """`total` places among named features. Each feature is guaranteed one: any may take more only as long as one is
+    left for each feature that has none. Waiters are served in order, skipping those that may not take one yet."""
 
     def __init__(self, total: int, features: Iterable[str]) -> None:
         self.features = frozenset(features)
         if not 0 < len(self.features) <= total:
-            raise ValueError(f"{total} places are not one for each of {len(self.features)} features")
+            raise ValueError(f"{total} places are too few for {len(self.features)} features")
         self._total = total
         # Places taken, changed by `take` and `give_back`.
         self._held: Counter[str] = Counter()
@@ -24,7 +24,7 @@ class Shares:
         return f"Shares({self._total}, held={dict(self._held)}, waiting={len(self._waiting)})"
 
     async def take(self, feature: str) -> None:
-        """Return when this feature has one more place. Cancelled, it has none."""
+        """Wait until this feature gets another place. If cancelled, it gets none."""
         if feature not in self.features:
             raise KeyError(feature)
         if self._may_take(feature):
@@ -36,18 +36,18 @@ class Shares:
             await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
-                # It was granted in the same turn of the loop as it was given up.
+                # Granted in the same turn of the loop as it was cancelled.
                 self.give_back(feature)
             else:
                 self._waiting.remove((feature, granted))
             raise
 
     def give_back(self, feature: str) -> None:
-        """One place of this feature is free again."""
+        """Free one of this feature's places."""
         self._held[feature] -= 1
         for waiting in list(self._waiting):
             name, granted = waiting
-            # One that was just given up removes itself.
+            # A waiter that was just cancelled removes itself.
             if not granted.done() and self._may_take(name):
                 self._waiting.remove(waiting)
                 self._held[name] += 1

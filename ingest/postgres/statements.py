@@ -1,7 +1,7 @@
-"""Statements that a transaction pooler (PgBouncer, Supabase's) may stand in the way of.
+"""Statements that work behind a transaction pooler (PgBouncer, Supabase's).
 
-A pooler gives each transaction another server connection, and what one leaves behind there meets the next. So nothing
-of ours outlives its transaction: no lock, no setting, no temporary table and no prepared statement.
+A pooler may give each transaction a different server connection, and whatever one leaves behind affects the next. So
+nothing of ours outlives its transaction: no lock, no setting, no temporary table and no prepared statement.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _numbers: Final = itertools.count(1)
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
-    """asyncpg's, but that a statement outside a transaction gets one of its own.
+    """asyncpg's connection, except that each statement outside a transaction runs in one of its own.
 
-    asyncpg sends such a statement in several messages: it is described, types that are new are looked up, for which
-    asyncpg turns `jit` off and on again, and then it is executed. Without a transaction each may meet another server
-    connection. One without arguments that goes through `execute` is a single message and needs none.
+    asyncpg sends such a statement in several messages: it is described, unknown types are looked up, for which
+    asyncpg turns `jit` off and on again, and then it is executed. Without a transaction, each may reach another
+    server connection. A statement without arguments that goes through `execute` is a single message and needs none.
     """
 
     async def execute(self, query: str, *args: Any, **given: Any) -> str:
@@ -53,12 +53,12 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             return await super().fetchval(query, *args, **given)
 
     def cursor(self, *args: Any, **given: Any) -> NoReturn:
-        """Not to be used: it prepares a statement under a name that another process may have given as well."""
-        raise NotImplementedError("`statements.batches` reads a query bit by bit")
+        """Not supported: it prepares a statement under a name that another process may use, too."""
+        raise NotImplementedError("use `statements.batches` to read a query in batches")
 
     async def prepare(self, *args: Any, **given: Any) -> NoReturn:
-        """Not to be used, likewise."""
-        raise NotImplementedError("a prepared statement is the session's, and a pooler's sessions are nobody's")
+        """Not supported, for the same reason."""
+        raise NotImplementedError("prepared statements belong to a session, which a pooler does not keep")
 
     @asynccontextmanager
     async def _whole(self) -> AsyncIterator[None]:
@@ -74,7 +74,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         await super().execute("COMMIT")
 
     async def _roll_back(self) -> None:
-        """Leave no transaction open, if need be by ending the connection; what went wrong is raised by who calls."""
+        """Leave no transaction open, if need be by closing the connection. The caller raises what went wrong."""
         if self.is_closed():
             return
         try:
@@ -86,7 +86,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 async def batches(
     connection: asyncpg.Connection, query: str, *args: Any, size: int
 ) -> AsyncIterator[list[asyncpg.Record]]:
-    """The rows of a query, `size` of them at a time, none empty. Within a transaction, whose end is the cursor's."""
+    """The rows of a query in batches of up to `size`, none empty. Call within a transaction, with which it ends."""
     name = f"batches_{next(_numbers)}"
     await connection.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {query}", *args)
     while rows := await connection.fetch(f"FETCH FORWARD {size} FROM {name}"):

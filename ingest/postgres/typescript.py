@@ -1,7 +1,7 @@
-"""What is in the database's schemas, as TypeScript: the `Database` type that supabase-js takes as its parameter.
+"""The database's schemas as TypeScript: the `Database` type that supabase-js takes as its parameter.
 
-The shape is that of `supabase gen types typescript`. Everything is in the order of its names, so that the same schema
-always gives the same text.
+The shape is that of `supabase gen types typescript`. Everything is sorted by name, so that the same schema always
+gives the same text.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import orjson
 from ingest.postgres.queries import load_queries
 
 SCHEMAS: Final = ("analytics", "experiments", "marketing", "onboarding", "public", "whatsapp")
-"""What applications may see; the schema `ingest` is the service's own."""
+"""The schemas for applications; `ingest` is internal to the service."""
 
 Row = Mapping[str, Any]
 
-# As PostgREST writes them into JSON. What is not here is a string there, but for types nobody has met yet.
+# As PostgREST writes them into JSON. Types that are missing here become `unknown`.
 _SCALARS: Final = {
     **dict.fromkeys(("int2", "int4", "int8", "float4", "float8", "numeric", "oid"), "number"),
     **dict.fromkeys(("json", "jsonb"), "Json"),
@@ -39,7 +39,7 @@ _SCALARS: Final = {
 
 
 class Catalogue(NamedTuple):
-    """The rows of the queries in sql/queries/types.sql, each by its name there."""
+    """The rows of the queries in sql/queries/types.sql, by query name."""
 
     types: list[Row]
     columns: list[Row]
@@ -49,10 +49,10 @@ class Catalogue(NamedTuple):
 
 
 async def read_catalogue(connection: asyncpg.Connection, schemas: Iterable[str] = SCHEMAS) -> Catalogue:
-    """What these schemas hold, as any role may ask; one that is missing holds nothing."""
+    """The contents of these schemas, readable by any role; a missing schema is empty."""
     queries = load_queries("types")
     names = list(schemas)
-    # All of one moment: a type that a migration makes in between would be known to one query and not to the other.
+    # One snapshot: else a type that a migration creates meanwhile could be known to one query and not to another.
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         types = await connection.fetch(queries.pop("types"))
         rows = {name: await connection.fetch(query, names) for name, query in queries.items()}
@@ -73,7 +73,7 @@ def _of_schema(catalogue: Catalogue, schema: str) -> Catalogue:
 
 
 def _schema(own: Catalogue, type_of: _Types) -> str:
-    """One schema; `own` is what the catalogue has of it."""
+    """One schema; `own` is its part of the catalogue."""
     tables: dict[str, list[Row]] = defaultdict(list)
     views: dict[str, list[Row]] = defaultdict(list)
     composites: dict[str, list[Row]] = defaultdict(list)
@@ -96,7 +96,7 @@ def _schema(own: Catalogue, type_of: _Types) -> str:
 
 
 def _relation(name: str, columns: list[Row], own: Catalogue, type_of: _Types) -> str:
-    """A table, or a view, which has the parts for writing only if it takes writes."""
+    """A table or view; Insert and Update are there only if it accepts them."""
     parts = [("Row", _fields(columns, type_of))]
     if columns[0]["takes_insert"]:
         parts.append(("Insert", _writable(columns, type_of, all_optional=False)))
@@ -159,7 +159,7 @@ def _arguments(function: Row) -> list[_Argument]:
 
 
 def _is_callable(function: Row) -> bool:
-    """Arguments are given by name, so that they must have names; but for a single one."""
+    """Arguments are passed by name, so they must have names, unless there is only one."""
     given = [argument for argument in _arguments(function) if argument.is_given]
     return len(given) == 1 or all(argument.name for argument in given)
 
@@ -172,10 +172,10 @@ def _function(function: Row, type_of: _Types) -> str:
         (_key(argument.name) + ("?" if place >= required else ""), type_of(argument.type))
         for place, argument in enumerate(given)
     ]
-    answered = [argument for argument in arguments if argument.mode in "bot"]
-    # With several results, or a table of one column, the answer is a row of them.
-    if len(answered) > 1 or (answered and answered[0].mode == "t"):
-        result = _object((_key(argument.name), type_of(argument.type)) for argument in answered)
+    results = [argument for argument in arguments if argument.mode in "bot"]
+    # Several results, or a table of one column, are returned as a row.
+    if len(results) > 1 or (results and results[0].mode == "t"):
+        result = _object((_key(argument.name), type_of(argument.type)) for argument in results)
     else:
         result = type_of(function["result"])
     if function["returns_set"]:
@@ -187,7 +187,7 @@ def _function(function: Row, type_of: _Types) -> str:
 
 
 class _Types:
-    """The TypeScript of a type, by its oid."""
+    """oid -> the TypeScript of that type."""
 
     def __init__(self, rows: list[Row]) -> None:
         self._by_oid = {row["oid"]: row for row in rows}
@@ -237,7 +237,7 @@ def _bracketed(type_: str) -> str:
 
 
 _HEAD: Final = """\
-// Written by `ingest types` from the database's own catalogue; to be written again after a migration.
+// Generated by `ingest types` from the database's catalogue; run it again after a migration.
 
 export type Json = string | number | boolean | null | { [key: string]: Json | undefined } | Json[]
 """
@@ -246,7 +246,7 @@ _SHORTCUTS: Final = """
 type Schemas = keyof Database
 type In<S extends Schemas, Kind extends keyof Database[S]> = keyof Database[S][Kind]
 
-/** A row as it is read: Tables<{ schema: "marketing" }, "leads">, and of `public` Tables<"audit_logs">. */
+/** A row as it is read: Tables<{ schema: "marketing" }, "leads">, or in `public` just Tables<"audit_logs">. */
 export type Tables<
   Place extends keyof Readable<"public"> | { schema: Schemas },
   Name extends Place extends { schema: infer S extends Schemas } ? keyof Readable<S> : never = never,

@@ -196,14 +196,14 @@ async def test_dropped_database_is_made_again(server: EmbeddedPostgres):
 def test_folder_of_another_version(server: EmbeddedPostgres, folder: Path):
     server.stop()
     (folder / "cluster" / "PG_VERSION").write_text("16\n")
-    assert "was made by PostgreSQL 16 and this release brings 18" in refused(server)
+    assert "was created by PostgreSQL 16, but this release includes 18" in refused(server)
 
 
 def test_folder_with_something_else_in_it(folder: Path):
     folder.mkdir()
     (folder / "thesis.txt").touch()
     owner = folder.stat().st_uid
-    assert "it holds something else" in refused(EmbeddedPostgres(folder))
+    assert "it contains something else" in refused(EmbeddedPostgres(folder))
     assert folder.stat().st_uid == owner
 
 

@@ -137,7 +137,7 @@ async def test_a_pooler_that_has_no_connection_left_is_told_as_well(
     async with session(url, "a", "SELECT 1"), session(url, "b", "SELECT 1"), session(url, "c", "SELECT 1"):
         waiting = Migrating(url, tmp_path, "--wait", "2")
         code, _ = await asyncio.to_thread(waiting.end)
-    assert code == 1 and "an answer of the database, or of a pooler before it" in waiting.said[0], waiting.said
+    assert code == 1 and "an answer from the database, or from a pooler" in waiting.said[0], waiting.said
     assert waiting.said[-1].startswith("ingest: gave up after "), waiting.said
 
 
@@ -208,7 +208,7 @@ async def test_locks_of_tables_are_waited_for_likewise(empty_database_url: str, 
         async with session(empty_database_url, "a reader", DDL[file]) as other:
             migrating = asyncio.ensure_future(migrations.migrate(connection, folder=tmp_path, patience=patience))
             if how == "kept":
-                with pytest.raises(MigrationError, match=r"^gave up after \d+ s of waiting for a lock.*a reader"):
+                with pytest.raises(MigrationError, match=r"^gave up after waiting \d+ s for a lock.*a reader"):
                     await migrating
             else:
                 while not said:
@@ -263,7 +263,7 @@ async def test_a_role_without_rights_is_told_the_process_and_the_user(empty_data
             with pytest.raises(MigrationError, match="gave up after"):
                 await migrations.migrate(connection, folder=tmp_path, patience=patience)
             pid = other.get_server_pid()
-        assert f"process {pid} (application the owner's, user postgres, what it does is shown to pg_read" in said[0]
+        assert f"process {pid} (application the owner's, user postgres, its activity is visible to pg_re" in said[0]
         assert await migrations.migrate(connection, folder=tmp_path) == ["001_t.sql"]
     finally:
         await connection.close()
@@ -275,7 +275,7 @@ async def test_without_somebody_to_look_there_is_an_end_too(database_url: str):
     connection = await connections.connect(database_url, purpose="migrate")
     try:
         async with session(database_url, "somebody", f"SELECT pg_advisory_xact_lock({LOCK_KEY})"):
-            with pytest.raises(MigrationError, match=r"gave up after .* s of waiting for another transaction"):
+            with pytest.raises(MigrationError, match=r"gave up after waiting .* s for another transaction"):
                 await migrations.migrate(connection, patience=Patience(1))
         # Nothing of the limits is left in the session.
         assert await connection.fetchval("SELECT current_setting('lock_timeout')") == "0"
