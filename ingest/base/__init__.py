@@ -1,4 +1,4 @@
-"""What everything stands on: settings, errors, the closed list of refusals, log lines, the data folder.
+"""The foundation: settings, errors, the closed list of refusals, log lines, the data folder.
 
-Imports nothing of ours.
+Imports no other package of ingest.
 """

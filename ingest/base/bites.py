@@ -1,10 +1,10 @@
-"""Long work in bites: a generator that stops where the event loop may have its turn, and gives its result at the end.
+"""Long work in bites: a generator that yields where the event loop may get a turn, and returns its result at the end.
 
-Whoever runs it decides after each bite whether there is time for another. A bite takes a few milliseconds at the
-most, whatever the bytes it works on; that is what the code between two `yield`s has to see to. Where the work is
-mostly short, a function gives the result itself instead: a generator costs more than it is worth then.
+The caller decides after each bite whether there is time for another. A bite takes a few milliseconds at most,
+whatever its input; the code between two `yield`s must ensure that. Where the work is mostly short, use a plain
+function instead: a generator costs more than it is worth then.
 
-A bite may yield a number: by how many bytes it has made what there is in memory more.
+A bite may yield a number: by how many bytes it has increased the memory in use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Bites: TypeAlias = Generator[Any, None, T]
 
 
 def finish(work: Bites[T]) -> T:
-    """All of it at once: the result."""
+    """Run all bites at once and return the result."""
     while True:
         try:
             next(work)

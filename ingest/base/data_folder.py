@@ -1,4 +1,4 @@
-"""The data folder: journals, control sockets and, with `ingest dev`, a Postgres. One service at a time uses it."""
+"""The data folder: journals, control sockets and, with `ingest dev`, a Postgres. One service at a time may use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ingest.base.errors import IngestError
 
 
 class DataFolder:
-    """The folder of one running service, held so that no second one uses it."""
+    """The folder of one running service, locked against others."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -43,7 +43,7 @@ def is_in_use(path: Path) -> bool:
     except OSError:
         return False
     try:
-        # Shared, so that two who ask at once do not take each other for a service.
+        # Shared, so that two processes that check at once do not take each other for a service.
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -1,7 +1,7 @@
-"""A thread that does one blocking thing after another for the event loop.
+"""A thread that runs blocking jobs for the event loop, one after another.
 
-Not a ThreadPoolExecutor: its futures refer to each other in circles, and each circle holds its result, here a
-record's megabytes, until the garbage collector passes. That was 90 MB at full load, and twice the time per call.
+Not a ThreadPoolExecutor: its futures form reference cycles, each of which keeps its result, here a record's
+megabytes, until the garbage collector runs. That took 90 MB at full load, and twice the time per call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop, Done, Callable[[], No
 
 
 class WorkThread:
-    """Starts with the first work; `close` ends it when what was given to it is done."""
+    """Starts with the first job; `close` ends it once all submitted jobs are done."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -30,9 +30,9 @@ class WorkThread:
         self._thread: threading.Thread | None = None
 
     def submit(self, work: Callable[[], Any], done: Done, afterwards: Callable[[], None] | None = None) -> None:
-        """Call `work` in the thread, then `done(result, error)` on the loop that called this; one is None.
+        """Call `work` in the thread, then `done(result, error)` on the calling loop; one of the two is None.
 
-        `afterwards` is called in the thread when the loop has been told of a success, before the next work.
+        After a success, `afterwards` is called in the thread once `done` is scheduled, before the next job.
         """
         if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -41,7 +41,7 @@ class WorkThread:
         self._jobs.put((work, asyncio.get_running_loop(), done, afterwards))
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The same for a coroutine: what `work` returns or raises."""
+        """Call `work` in the thread and wait for it: returns or raises what it does."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def done(result: T, error: BaseException | None) -> None:
@@ -56,7 +56,7 @@ class WorkThread:
         return await future
 
     def close(self) -> None:
-        """Wait for what was submitted. Repeatable."""
+        """Wait for all submitted jobs, then end the thread. Repeatable."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
@@ -70,7 +70,7 @@ class WorkThread:
                 result = work()
             except BaseException as error:
                 problem = error
-            # A loop that is closed waits for nothing any more.
+            # RuntimeError: the loop is closed, so nobody is waiting.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(done, result, problem)
             if afterwards is not None and problem is None:
@@ -78,5 +78,5 @@ class WorkThread:
                     afterwards()
                 except Exception:
                     logger.exception("the thread %s failed after its work", self._name)
-            # Or the thread would hold the last result until it has another one.
+            # Otherwise the thread would keep the last result until the next job.
             del job, work, loop, done, afterwards, result, problem

@@ -1,4 +1,4 @@
-"""The errors that are expected: a user can act on their one line, so no traceback is shown."""
+"""Expected errors: users can act on their one-line message, so no traceback is shown."""
 
 
 def one_line(error: BaseException) -> str:
@@ -7,16 +7,16 @@ def one_line(error: BaseException) -> str:
 
 
 class IngestError(Exception):
-    """An expected error. The command line prints its text as one line and exits with 1."""
+    """An expected error. The command line prints its message as one line and exits with 1."""
 
 
 class DatabaseError(IngestError):
-    """The database cannot be reached, or does not do what it must."""
+    """The database cannot be reached, or does not work as required."""
 
 
 class MigrationError(IngestError):
-    """The database's schema is not the one this release needs, or cannot be made so."""
+    """The database's schema is not the one this release needs, or cannot be migrated to it."""
 
 
 class EmbeddedPostgresError(IngestError):
-    """The embedded Postgres cannot be made, started or stopped."""
+    """The embedded Postgres cannot be created, started or stopped."""

@@ -15,9 +15,9 @@ PLAIN_VALUE = re.compile(r"[^\s\"=]+")
 
 
 def configure(level: str, format: str) -> None:
-    """Sends every logger to stderr: `level` is debug, info, warning or error, `format` is text or json.
+    """Sends all loggers' output to stderr: `level` is debug, info, warning or error, `format` is text or json.
 
-    May be called again; handlers that are not ours stay.
+    May be called again; other handlers are kept.
     """
     root = logging.getLogger()
     for handler in [old for old in root.handlers if isinstance(old.formatter, TextLines | JsonLines)]:
@@ -26,18 +26,18 @@ def configure(level: str, format: str) -> None:
     stderr.setFormatter(JsonLines() if format == "json" else TextLines())
     root.addHandler(stderr)
     root.setLevel(level.upper())
-    # A line for each request would cost more than the request, and /metrics counts them. aiohttp asks for the
-    # level first, so nothing is even formatted.
+    # A line per request would cost more than the request itself, and /metrics counts them. aiohttp checks the level
+    # first, so nothing is even formatted.
     logging.getLogger("aiohttp.access").setLevel(logging.CRITICAL)
 
 
 def fields(**values: object) -> dict[str, object]:
-    """Named values beside a message: `logger.info("stored", extra=fields(events=3))`."""
+    """Named values for a log line: `logger.info("stored", extra=fields(events=3))`."""
     return {"fields": values}
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-02T03:04:05.678Z info  stored events=3`, and an exception's lines indented under it."""
+    """`2026-01-02T03:04:05.678Z info  stored events=3`, followed by an exception's lines, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         pairs = "".join(f" {name}={_value(value)}" for name, value in _fields(record).items())
@@ -46,7 +46,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time, level, logger, message, `exception` with the whole traceback, the fields."""
+    """One JSON object per line: time, level, logger, message, `exception` with the whole traceback, the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -60,12 +60,12 @@ class JsonLines(logging.Formatter):
         line = {**_fields(record), **line} if line.keys() & _fields(record).keys() else {**line, **_fields(record)}
         try:
             return orjson.dumps(line, default=str).decode()
-        except TypeError:  # half a surrogate pair or an integer of more than 64 bits: rare, and worth its line
+        except TypeError:  # a lone surrogate or an integer of more than 64 bits: rare, but worth logging
             return json.dumps(line, default=str)
 
 
 class Quiet:
-    """Lets the first of a run of failures be said at once, then one in `seconds`. One for each kind.
+    """Lets the first of a run of failures be logged at once, then one per `seconds`. One for each kind of failure.
 
         except OSError:
             if times := self.unreachable.due():
@@ -74,35 +74,35 @@ class Quiet:
             if failures := self.unreachable.over():
                 logger.info("database reachable again", extra=fields(failures=failures))
 
-    `clock` returns seconds that never go back. Not for several threads.
+    `clock` returns monotonic seconds. Not thread-safe.
     """
 
     def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
         # All three are changed by `due` and reset by `over`.
-        self._said_at: float | None = None
-        self._unsaid = 0  # failures since the last one said
+        self._logged_at: float | None = None
+        self._unlogged = 0  # failures since the last one logged
         self._failures = 0  # failures of this run
 
     def __repr__(self) -> str:
-        return f"Quiet(seconds={self._seconds}, failures={self._failures}, unsaid={self._unsaid})"
+        return f"Quiet(seconds={self._seconds}, failures={self._failures}, unlogged={self._unlogged})"
 
     def due(self) -> int:
-        """Counts one failure: 0 to keep quiet, else how many there were since the last one said."""
+        """Counts a failure. Returns 0 to keep quiet, else how many there were since the last one logged."""
         self._failures += 1
-        self._unsaid += 1
+        self._unlogged += 1
         now = self._clock()
-        if self._said_at is not None and now - self._said_at < self._seconds:
+        if self._logged_at is not None and now - self._logged_at < self._seconds:
             return 0
-        self._said_at = now
-        unsaid, self._unsaid = self._unsaid, 0
-        return unsaid
+        self._logged_at = now
+        unlogged, self._unlogged = self._unlogged, 0
+        return unlogged
 
     def over(self) -> int:
-        """Ends the run: how many failures it had, 0 if there was none. The next one is said at once."""
+        """Ends the run; returns how many failures it had, 0 if there was none. The next one is logged at once."""
         failures, self._failures = self._failures, 0
-        self._said_at, self._unsaid = None, 0
+        self._logged_at, self._unlogged = None, 0
         return failures
 
 
@@ -121,7 +121,7 @@ def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 def _one_line(text: str) -> str:
-    """What a client sent may end up in a message: it must not be able to forge a line of its own."""
+    """Escapes what is not printable: messages may contain client input, which must not be able to forge log lines."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

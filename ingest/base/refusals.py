@@ -1,4 +1,4 @@
-"""Why an event was refused: the closed list that feeds the answer, the counter, the table and the tests."""
+"""Why events are refused: a closed list used by the response, the counter, the table and the tests."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 class RejectReason(StrEnum):
     """Every reason for which an event, or a whole payload, is not stored.
 
-    The value is the `reason` of the answer, the label of `ingest_events_rejected_total` and the
+    The value is the `reason` in the response, the label of `ingest_events_rejected_total`, and the value of the
     column `analytics.rejected_events.reason`.
     """
 
-    # The whole request: counted as one event, because nobody can say how many it held.
+    # The whole request: counted as one event, because nobody knows how many it contained.
     UNAUTHORIZED = "unauthorized"
     RATE_LIMITED = "rate_limited"
     BODY_TOO_LARGE = "body_too_large"
@@ -23,7 +23,7 @@ class RejectReason(StrEnum):
     EMPTY_PAYLOAD = "empty_payload"
     TOO_MANY_EVENTS = "too_many_events"
 
-    # One event; malformed, the whole request if its events cannot be told apart.
+    # One event; for malformed_json the whole request, if its events cannot be told apart.
     MALFORMED_JSON = "malformed_json"
     NOT_AN_OBJECT = "not_an_object"
     INVALID_FIELD = "invalid_field"
@@ -42,18 +42,18 @@ class RejectReason(StrEnum):
     NUMBER_OUT_OF_RANGE = "number_out_of_range"
     EVENT_TOO_LARGE = "event_too_large"
 
-    # Ours, not the client's: it may send the same again.
+    # Our fault, not the client's: it may send the same again.
     INTERNAL_ERROR = "internal_error"
     OVERLOADED = "overloaded"
     JOURNAL_UNAVAILABLE = "journal_unavailable"
 
-    # After the acknowledgement: kept in rejected_events, or in a segment that was set aside.
+    # After acknowledgement: kept in rejected_events, or in a segment that was set aside.
     DATABASE_REFUSED = "database_refused"
     JOURNAL_CORRUPT = "journal_corrupt"
 
 
 class Refusal(NamedTuple):
-    """One refused event: the reason, a sentence for a person, and what the client sent (JSON, as received)."""
+    """One refused event: the reason, a sentence for people, and what the client sent (JSON, as received)."""
 
     reason: RejectReason
     detail: str
@@ -78,10 +78,10 @@ STATUS_OF_REASON = {
     RejectReason.OVERLOADED: 503,
     RejectReason.JOURNAL_UNAVAILABLE: 503,
 }
-"""HTTP status when a reason concerns the whole request; every other reason is a 400."""
+"""HTTP status of a reason that concerns the whole request; 400 for those not listed."""
 
 NOT_KEPT = frozenset(STATUS_OF_REASON) - {RejectReason.INTERNAL_ERROR} | {
     RejectReason.BODY_INCOMPLETE,
     RejectReason.EMPTY_PAYLOAD,
 }
-"""Reasons without a payload worth keeping, or where keeping it would hand an attacker our disk."""
+"""Reasons with no payload worth keeping, or for which keeping it would let an attacker fill our disk."""

@@ -1,4 +1,5 @@
-"""Where Unix sockets stand: beside what they belong to, or in a short private folder if that path is too long."""
+"""Where Unix sockets are: next to what they belong to, or in a private folder with a short path if that one is too
+long."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from typing import Final
 from ingest.base.errors import IngestError
 
 MAX_FOLDER_BYTES: Final = 80
-"""A socket's whole path has 104 bytes (macOS) or 108 (Linux), the final NUL included; names have up to 20."""
+"""A socket's whole path has at most 104 bytes (macOS) or 108 (Linux) including the final NUL; names have up to 20."""
 
 
 def find_socket_folder(folder: Path) -> Path:
-    """Where the sockets stand that should stand in `folder`; it may not exist yet.
+    """The folder to use for sockets that belong in `folder`; it may not exist yet.
 
-    The same for every process, as long as they have the same temporary folder.
+    It is the same for all processes that have the same temporary folder.
     """
     folder = folder.resolve()
     if len(os.fsencode(folder)) <= MAX_FOLDER_BYTES:
@@ -28,9 +29,9 @@ def find_socket_folder(folder: Path) -> Path:
 
 
 def short_socket_folder(folder: Path, *, owner: int | None = None) -> Path:
-    """Like `find_socket_folder`, but it exists, with mode 0700, when this returns.
+    """Like `find_socket_folder`, but creates the folder, with mode 0700.
 
-    `owner` is the user id it is to belong to, by default ours. Raises IngestError if it cannot be made private.
+    `owner` is its owner's user id, by default ours. Raises IngestError if it cannot be made private.
     """
     owner = os.geteuid() if owner is None else owner
     folder = find_socket_folder(folder)
@@ -49,7 +50,7 @@ def _make_private(folder: Path, owner: int) -> None:
             os.chown(folder, owner, -1)
     except FileExistsError:
         pass
-    # Everybody may make folders in /tmp: one that somebody else made first could be theirs to listen in.
+    # Everybody may create folders in /tmp: in one created by another user, that user could listen instead of us.
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
         raise IngestError(f"cannot use {folder} for sockets: it is not a folder of the user with id {owner}")

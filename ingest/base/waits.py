@@ -1,4 +1,4 @@
-"""Waiting for something to be set, but not forever."""
+"""Waiting for an event, with a timeout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> bool:
-    """Wait until the event is set, at most so many seconds; whether it is."""
+    """Wait until the event is set, for at most `seconds`; returns whether it is set."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -125,7 +125,7 @@ def test_quiet_says_the_first_then_one_in_so_many_seconds():
         said.append(quiet.due())
         clock.now += 1
     assert said == [1, *[0] * 29, 30, *[0] * 29, 30]
-    assert repr(quiet) == "Quiet(seconds=30, failures=61, unsaid=0)"
+    assert repr(quiet) == "Quiet(seconds=30, failures=61, unlogged=0)"
 
 
 def test_quiet_when_it_is_over():

@@ -243,7 +243,7 @@ def test_the_soft_limit_is_raised_and_too_low_a_hard_one_is_told(database_url: s
     low = Service(tmp_path / "b", database_url, preexec=few_descriptors(40, 40)).start(wait=False)
     try:
         assert low.running_process.wait(30) == 1
-        assert "the limit of open files (ulimit -n) is 40; at least" in low.log_text()
+        assert "the limit on open files (ulimit -n) is 40; at least" in low.log_text()
     finally:
         low.kill()
 
