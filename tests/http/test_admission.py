@@ -1,4 +1,4 @@
-"""Clients that open connections and keep them: whatever they do, others are served and the journal has its files."""
+"""Clients that open connections and keep them: whatever they do, others are served and the journal can open files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHAPES = {
     "after an answer": WHOLE,
     "the next one begun": WHOLE + b"POST /v1/events HT",
 }
-"""What a client that holds a connection has sent; none of it waits for an answer."""
+"""What a client that holds a connection has sent; none of these are waiting for a response."""
 
 
 def few_descriptors(soft: int = FEW, hard: int = FEW) -> Callable[[], None]:
@@ -44,13 +44,13 @@ def dial(service: Service, sent: bytes = b"", source: str = "127.0.0.1") -> sock
     try:
         sock.sendall(sent)
     except OSError:
-        # It was one too many already.
+        # Refused already.
         pass
     return sock
 
 
 def status_of(sock: socket.socket) -> int:
-    """Of the next answer; 0 when the connection was closed instead."""
+    """The status of the next response; 0 if the connection was closed instead."""
     seen = b""
     try:
         while b"\r\n\r\n" not in seen:
@@ -64,7 +64,7 @@ def status_of(sock: socket.socket) -> int:
 
 
 def is_open(sock: socket.socket) -> bool:
-    """Whether the other end has not closed it. Reads what was sent."""
+    """Whether the other end has not closed it. Discards what was sent."""
     sock.setblocking(False)
     try:
         while sock.recv(65536):
@@ -97,7 +97,7 @@ def test_clients_that_hold_connections_keep_nobody_out(database_url: str, tmp_pa
         held = 0
         with holding(service, 120, SHAPES[shape]) as holders:
             if WHOLE in SHAPES[shape]:
-                # They are busy until they have their answers.
+                # They are busy until they have their responses.
                 assert {200} <= set(map(status_of, holders)) <= {200, 503, 0}
             large = [{"name": "large", "properties": {"text": "x" * 30_000}}] * 40
             for _ in range(5):
@@ -110,12 +110,12 @@ def test_clients_that_hold_connections_keep_nobody_out(database_url: str, tmp_pa
             assert metrics["ingest_connections"] <= metrics["ingest_connections_limit"] < FEW
             assert metrics["ingest_connections_dropped_total"] > 0
             assert metrics["ingest_journal_write_failures_total"] == 0
-            # A holder that was hung up on has had its answer, if it was given one.
+            # A holder that was disconnected got its response before, if it had sent a request.
             held = sum(map(is_open, holders))
             assert held < 30
         assert metrics["ingest_events_received_total"] - before >= 205
         said = service.log_text()
-        # One line for each thing, however often it happens.
+        # One log line of each kind, however often it happens.
         assert said.count("connection limit reached") == 1
         assert said.count("refusing new connections") <= 2 and "Traceback" not in said
     assert "Traceback" not in service.log_text()
@@ -124,7 +124,7 @@ def test_clients_that_hold_connections_keep_nobody_out(database_url: str, tmp_pa
 def test_what_was_longest_idle_goes_first(database_url: str, tmp_path: Path):
     with running(Service(tmp_path / "data", database_url, "--max-connections", "6")) as service, ExitStack() as stack:
         kept = [stack.enter_context(dial(service)) for _ in range(5)]
-        # Each is idle since its own answer, the first since the newest.
+        # Each has been idle since its own response, the first one since the last.
         for sock in [*kept, kept[0]]:
             sock.sendall(WHOLE)
             assert status_of(sock) == 200
@@ -136,7 +136,7 @@ def test_what_was_longest_idle_goes_first(database_url: str, tmp_path: Path):
         assert is_open(kept[0]) and is_open(kept[4]) and is_open(silent)
 
 
-def test_when_all_are_busy_newcomers_are_told_and_the_operator_is_served(database_url: str, tmp_path: Path):
+def test_when_all_are_busy_newcomers_get_503_and_the_operator_is_served(database_url: str, tmp_path: Path):
     unfinished = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
     with running(Service(tmp_path / "data", database_url, "--max-connections", "8")) as service:
         with holding(service, 8, unfinished) as busy:
@@ -146,7 +146,7 @@ def test_when_all_are_busy_newcomers_are_told_and_the_operator_is_served(databas
                     assert status_of(refused) == 503
             status, body = service.post("/v1/events", {"name": "refused"})
             assert status == 503 and '"code":"too_many_connections"' in body
-            # Who only holds the spare places does not keep the operator out, either.
+            # Connections that hold the spare places do not lock the operator out, either.
             with holding(service, 20, b"GET /hea"), holding(service, 5, unfinished):
                 for path in ("/healthz", "/readyz", "/metrics"):
                     assert service.get(path)[0] == 200
@@ -173,7 +173,7 @@ def test_one_address_is_limited_and_a_proxy_is_not(database_url: str, tmp_path: 
                 with dial(service, WHOLE, source) as newcomer:
                     assert status_of(newcomer) == status, source
             assert all(map(is_open, [*greedy, *proxied]))
-            # Where some only wait, they make way for others of their address.
+            # Idle ones make way for others of their address.
             with holding(service, 5, WHOLE, "127.0.0.5") as idle:
                 assert [status_of(sock) for sock in idle] == [200] * 5
                 for _ in range(5):
@@ -183,8 +183,8 @@ def test_one_address_is_limited_and_a_proxy_is_not(database_url: str, tmp_path: 
         assert "one address (127.0.0.0) has reached its limit" in said and "127.0.0.2" not in said
 
 
-def test_a_rush_of_connections_that_are_closed_at_once_is_no_error_of_ours(database_url: str, tmp_path: Path):
-    """Some are dropped after their request's head was read, and before its body is asked for."""
+def test_a_rush_of_connections_that_are_closed_at_once_is_no_error(database_url: str, tmp_path: Path):
+    """Some are dropped after their request's head was read, before its body is."""
     unfinished = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 32000\r\n\r\n{"
     with running(Service(tmp_path / "data", database_url, "--max-connections-per-address", "20")) as service:
         with ExitStack() as stack:
@@ -211,14 +211,14 @@ def test_limits_are_those_of_all_workers(database_url: str, tmp_path: Path):
         with ExitStack() as stack:
             first = stack.enter_context(holding(service, 12, unfinished, "127.0.0.2"))
             wait_until(lambda: sum(open_of_each()) >= 12, 10, "all are counted")
-            # The worker with the fewest takes the next, as far as it is awake: a busy machine makes them uneven.
+            # The worker with the fewest takes the next if it gets to run: a busy machine makes them uneven.
             assert min(open_of_each()) > 0
             with dial(service, WHOLE, "127.0.0.2") as newcomer:
                 assert status_of(newcomer) == 503
             second = stack.enter_context(holding(service, 12, unfinished, "127.0.0.3"))
             wait_until(lambda: sum(open_of_each()) >= 24, 10, "all are counted")
             assert all(map(is_open, [*first, *second]))
-            # A worker that dies leaves nothing behind that counts.
+            # The connections of a worker that died no longer count.
             victim = service.workers()[0]
             os.kill(victim, signal.SIGKILL)
             wait_until(lambda: victim not in service.workers() and len(service.workers()) == 3, 20, "it is back")
@@ -232,7 +232,7 @@ def test_limits_are_those_of_all_workers(database_url: str, tmp_path: Path):
                     assert status_of(newcomer) == 503
 
 
-def test_the_soft_limit_is_raised_and_too_low_a_hard_one_is_told(database_url: str, tmp_path: Path):
+def test_the_soft_limit_is_raised_and_too_low_a_hard_one_is_reported(database_url: str, tmp_path: Path):
     with running(Service(tmp_path / "a", database_url, preexec=few_descriptors(FEW, 400))) as service:
         (worker,) = service.workers()
         assert psutil.Process(worker).rlimit(psutil.RLIMIT_NOFILE) == (400, 400)
@@ -249,21 +249,21 @@ def test_the_soft_limit_is_raised_and_too_low_a_hard_one_is_told(database_url: s
 
 
 def test_without_any_descriptor_left_the_worker_neither_spins_nor_gives_up(database_url: str, tmp_path: Path):
-    """Its limit is taken away while it runs, as another part of the process might use them all up."""
+    """Its limit is lowered while it runs, as if another part of the process had used them all up."""
     with running(Service(tmp_path / "data", database_url)) as service:
         (worker,) = service.workers()
         process = psutil.Process(worker)
         before = process.rlimit(psutil.RLIMIT_NOFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, (descriptors(worker) - 2, before[1]))
         with holding(service, 30, WHOLE) as waiting:
-            wait_until(lambda: "cannot accept connections" in service.log_text(), 20, "it is told")
+            wait_until(lambda: "cannot accept connections" in service.log_text(), 20, "it is logged")
             used = sum(process.cpu_times()[:2])
             time.sleep(2.0)
-            # A loop that spins would have used all of it.
+            # A spinning loop would have used all of the time.
             assert sum(process.cpu_times()[:2]) - used < 1.0
             assert service.log_text().count("cannot accept connections") == 1
             process.rlimit(psutil.RLIMIT_NOFILE, before)
-            # They have waited in the system's queue.
+            # They have been waiting in the listen queue.
             assert [status_of(sock) for sock in waiting].count(200) >= 29
         assert service.wait_stored()['ingest_connections_refused_total{reason="no_descriptor"}'] > 0
 
@@ -277,7 +277,7 @@ async def test_spare_places_become_places_when_there_is_room(start: Start):
             await client.heard(busy, 1)
         third = await client.raw()
         await third.send(b"POST /v1/events HTTP/1.1\r\n")
-        # All are busy when it comes, but not when it has sent its request.
+        # All are busy when it connects, but not when it has sent its request.
         await first.send(b'"name":"late"}'.ljust(49))
         assert (await first.answer()).status == 200
         await third.send(WHOLE.partition(b"\r\n")[2])
@@ -300,7 +300,7 @@ async def test_a_head_that_never_ends_does(start: Start, line: bytes):
                 await raw.send(line % number)
             assert (await raw.answer()).status == 431
             assert await raw.closed()
-        # One that is long, but ends, is served; so is a body that is longer.
+        # A long head that ends is served; so is a longer body.
         async with await client.raw() as raw:
             await raw.send(b"POST /v1/events HTTP/1.1\r\nHost: x\r\n")
             for number in range(50_000 // len(line)):
@@ -342,7 +342,7 @@ def come(connections: Connections, address: str = "") -> Held:
 
 
 def test_connections_are_counted_exactly_whatever_happens():
-    """Any history of coming, asking, waiting and going: the numbers are those of the connections that are there."""
+    """Whatever connections do, in any order, the numbers are those of the open connections."""
     import random
 
     for seed in range(50):

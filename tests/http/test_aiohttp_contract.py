@@ -1,4 +1,4 @@
-"""What `ingest/http/connections.py` uses of aiohttp's private parts: a release that changes them fails here first."""
+"""The private parts of aiohttp that `ingest/http/connections.py` uses: a release that changes them fails here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp import StreamReader, web, web_protocol
 
 from ingest.http import connections
 
-# Attribute of RequestHandler -> what it is to us.
+# Attribute of RequestHandler -> what we use it for.
 PRIVATE = {
     "_messages": "the requests, each with its body, that have come and are not served yet",
     "_request_in_progress": "whether a handler is at work on one",
@@ -66,7 +66,7 @@ def test_a_body_can_be_ended_from_outside():
 
 
 def test_nothing_else_is_used():
-    """Of what has an underscore and is not our own."""
+    """Among names with an underscore that are not ours."""
     tree = ast.parse(inspect.getsource(connections))
     ours = slots(connections.ClientConnection) - slots(web.RequestHandler)
     ours |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}

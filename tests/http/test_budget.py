@@ -1,4 +1,4 @@
-"""Memory for bodies is bounded, whatever is sent: in real processes by what they hold, and in each way out."""
+"""Memory for bodies is bounded, whatever is sent: measured in real processes, and released on every way out."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ ADMIN = "an-admin-key-of-the-tests"
 
 
 def padded(events: list[bytes], size: int = BODY_BYTES) -> bytes:
-    """A batch of about so many bytes, with blanks in each event."""
+    """A batch of about this many bytes, with blanks in each event."""
     blanks = b" " * (size // len(events) - len(events[0]) - 1)
     return b"[" + b",".join([event[:-1] + blanks + event[-1:] for event in events]) + b"]"
 
 
 def filling(event: bytes, count: int) -> bytes:
-    """A batch of events that %b fills up to the limit of a body."""
+    """A batch of events, filled up to the body limit with %b."""
     each = (BODY_BYTES - 100) // count - len(event)
     return padded([event % (b"y" * each)] * count)
 
@@ -84,23 +84,23 @@ PACKINGS: dict[str, tuple[Callable[[bytes], bytes], bytes]] = {
 }
 
 
-# In a process of its own.
+# In a separate process.
 
 
 def peak_mib(pids: list[int]) -> int:
-    """The most memory that one of these processes ever had."""
+    """The peak memory of any of these processes."""
     texts = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
     return max(int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) for text in texts) // 1024
 
 
 def most_mib(before: int, connections: int) -> int:
     """What the settings allow: the budget, which one body may exceed; what waits to be stored; three records on their
-    way to disk; and for each connection what was read from its socket at once, and is not looked at yet."""
+    way to disk; and for each connection what was read from its socket and is not parsed yet."""
     return before + 64 + 32 + 32 + 3 * 8 + connections * 384 // 1024
 
 
 async def exchange(port: int, sent: bytes, hang_up: asyncio.Event | None = None) -> str:
-    """The status of the answer to a request; with `hang_up`, once that is set, if none came before."""
+    """The status of the response; "closed" if the connection ended without one, "nothing" if `hang_up` was set."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(sent)
@@ -130,7 +130,7 @@ def chunked(body: bytes, size: int, headers: bytes = b"", *, ends: bool = True) 
 
 
 async def stored(service: Service, accepted: int) -> None:
-    """All that was accepted is in the table, and every event is accounted for."""
+    """Everything accepted is in the table, and every event is accounted for."""
     metrics = await asyncio.to_thread(service.wait_stored, 120)
     assert metrics["ingest_events_stored_total"] == accepted
     assert metrics["ingest_body_bytes"] == 0
@@ -141,7 +141,7 @@ LIMITED = ("--address-events-per-second", "5000", "--address-bytes-per-second", 
 
 
 async def attacked(service: Service, requests: list[bytes]) -> Counter[str]:
-    """The statuses of requests that come all at once; ordinary ones are answered meanwhile, and afterwards."""
+    """The statuses of requests that come all at once. Ordinary ones are answered meanwhile, and afterwards."""
     before = peak_mib(service.workers())
     asked = [asyncio.create_task(exchange(service.port, each)) for each in requests]
     ordinary = 0
@@ -170,7 +170,7 @@ async def test_packed_bodies_of_any_shape(tmp_path: Path, database_url: str, pac
     pack, headers = PACKINGS[packing]
     bodies = [pack(body) for body in BODIES.values()]
     sent = [post(body, headers) for body in bodies] + [chunked(body, 1000, headers) for body in bodies]
-    # Cut short, they are refused when they are unpacked.
+    # Truncated, they are refused when they are unpacked.
     sent += [post(body[:-9], headers) for body in bodies]
     with running(Service(tmp_path / "data", database_url, *LIMITED)) as service:
         statuses = await attacked(service, sent * 4)
@@ -202,7 +202,7 @@ async def test_120_uploads_that_stop(tmp_path: Path, database_url: str, how: str
             assert await exchange(service.port, post(b'{"name":"ordinary"}')) == "200"
             ordinary += 1
             await asyncio.sleep(0.1)
-        # Also a batch of some size, once those that stopped have had their time.
+        # So is a larger batch, once the stalled uploads have had their time.
         deadline = asyncio.get_running_loop().time() + 60
         batch = json.dumps([{"name": "ordinary", "properties": {"x": "y" * 900}}] * 100).encode()
         while (status := await exchange(service.port, post(batch))) == "503":
@@ -213,7 +213,7 @@ async def test_120_uploads_that_stop(tmp_path: Path, database_url: str, how: str
         hang_up.set()
         statuses = Counter(await asyncio.gather(*uploads))
         assert statuses.keys() <= {"nothing", "503", "408", "200", "closed"}, statuses
-        # An upload may have sent three ordinary ones ahead, answered whether it read the answer or not.
+        # An upload may have sent three ordinary ones ahead, which are answered whether it reads the responses or not.
         ahead = 3 * 120 if how == "behind other requests" else 0
         metrics = await asyncio.to_thread(service.wait_stored, 60)
         assert ordinary + 100 <= metrics["ingest_events_stored_total"] <= ordinary + 100 + ahead
@@ -222,10 +222,10 @@ async def test_120_uploads_that_stop(tmp_path: Path, database_url: str, how: str
             await asyncio.sleep(0.1)
 
 
-# One worker, with little.
+# One worker, with a small budget.
 
 LITTLE = {"bodies_max_bytes": "2MiB", "max_body_bytes": "400kB", "api_rate_limit_per_second": 0}
-"""1 MiB for bodies as they were sent, 448 kB of it for large ones of one address."""
+"""1 MiB for bodies as they were sent, 448 kB of which for large ones from one address."""
 ROUTES = (
     ("POST", "/v1/events"), ("POST", "/v1/batch"), ("POST", "/v1/t"), ("POST", "/v1/leads"),
     ("POST", "/v1/onboarding/sessions"), ("POST", "/v1/experiments"), ("POST", "/v1/experiments/assignments"),
@@ -267,19 +267,19 @@ async def stalled(client: Client, sizes: list[int], **headers: str) -> list[Raw]
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_a_spent_budget_is_503_on_every_route(start: Start, method: str, path: str):
+async def test_an_exhausted_budget_is_503_on_every_route(start: Start, method: str, path: str):
     client = await start(**LITTLE, admin_keys=(ADMIN,))
     uploads = await stalled(client, [200_000, 200_000])
     body = b'{"x":"' + b"y" * 100_000 + b'"}'
     refused = await client.request(method, path, body, Authorization=f"Bearer {ADMIN}")
     assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
-    told = refused.json()
+    body = refused.json()
     if path.startswith("/ofrep"):
-        assert told["errorCode"] == "GENERAL"
+        assert body["errorCode"] == "GENERAL"
     else:
         assert refused.headers["Content-Type"].startswith("application/problem+json")
-        assert (told["status"], told["code"]) == (503, "overloaded")
-    # What is small gets in; what is decoded counts many times over where it is many values.
+        assert (body["status"], body["code"]) == (503, "overloaded")
+    # Small bodies get in; but one of many values counts many times its size when decoded.
     assert (await client.post({"name": "small"})).status == 200
     if path == "/v1/leads":
         assert (await client.post(b'{"x":[%b1]}' % (b"[]," * 10_000), path)).status == 503
@@ -292,11 +292,11 @@ async def test_a_spent_budget_is_503_on_every_route(start: Start, method: str, p
     await wait_free(client)
 
 
-async def test_what_an_address_holds_is_nobody_elses_loss(start: Start):
+async def test_what_an_address_holds_does_not_affect_others(start: Start):
     client = await start(**LITTLE, trusted_proxies=("127.0.0.1",))
     uploads = await stalled(client, [200_000, 200_000], X_Forwarded_For="2001:db8::1")
     body = json.dumps([{"name": "a", "properties": {"x": "y" * 60_000}}] * 2).encode()
-    # Of IPv6, a line has 64 bits for itself.
+    # In IPv6, a subscriber has a whole /64.
     for address, status in (("2001:db8::2", 503), ("2001:db8:0:1::1", 200), ("198.51.100.1", 200)):
         assert (await client.post(body, X_Forwarded_For=address)).status == status
     uploads += await stalled(client, [200_000, 200_000], X_Forwarded_For="198.51.100.2")
@@ -316,9 +316,9 @@ async def test_slow_uploads_give_way(start: Start, monkeypatch: pytest.MonkeyPat
     clock.now += GRACE_SECONDS
     body = json.dumps([{"name": "a", "properties": {"x": "y" * 50_000}}] * 2).encode()
     assert (await client.post(body)).status == 200
-    # The one that held most has made room, and is told so.
-    told = await larger.answer()
-    assert (told.status, told.json()["code"], told.headers["retry-after"]) == (503, "overloaded", "5")
+    # The one that held most has made room, and got 503.
+    answer = await larger.answer()
+    assert (answer.status, answer.json()["code"], answer.headers["retry-after"]) == (503, "overloaded", "5")
     assert client.worker.budget.dropped == 1
     assert (await client.post(padded([b'{"name":"b"}'] * 100, 350_000))).status == 200
     assert (await large.answer()).status == 503
@@ -356,7 +356,7 @@ WAYS_OUT: dict[str, tuple[bytes, int | None]] = {
 
 
 @pytest.mark.parametrize("way", WAYS_OUT)
-async def test_all_is_given_back_on_every_way_out(start: Start, way: str):
+async def test_everything_is_released_on_every_way_out(start: Start, way: str):
     client = await start(**LITTLE, body_timeout_seconds=0.5)
     sent, status = WAYS_OUT[way]
     async with await client.raw() as raw:
@@ -370,7 +370,7 @@ async def test_all_is_given_back_on_every_way_out(start: Start, way: str):
     await wait_free(client)
 
 
-async def test_a_bug_of_ours_gives_it_back(client: Client, monkeypatch: pytest.MonkeyPatch, caplog):
+async def test_an_unexpected_error_releases_it(client: Client, monkeypatch: pytest.MonkeyPatch, caplog):
     body = json.dumps([{"name": "a", "properties": {"x": "y" * 5000}}] * 50).encode()
 
     def fail(*_: object) -> None:
@@ -387,7 +387,7 @@ async def test_a_bug_of_ours_gives_it_back(client: Client, monkeypatch: pytest.M
     await wait_free(client)
 
 
-async def test_a_full_journal_gives_it_back(start: Start, database_url: str):
+async def test_a_full_journal_releases_it(start: Start, database_url: str):
     client = await start(journal_max_bytes="4MiB", segment_bytes="1MiB")
     body = json.dumps([{"name": "a", "properties": {"x": "y" * 900}}] * 3000).encode()
     answers = await asyncio.gather(*[client.post(body) for _ in range(6)])
@@ -396,7 +396,7 @@ async def test_a_full_journal_gives_it_back(start: Start, database_url: str):
 
 
 async def connection_of(client: Client, sock: socket.socket) -> connections.Reader:
-    """The server's end of a socket."""
+    """The server's side of a socket."""
     while True:
         for one in client.worker._server.connections:  # type: ignore[union-attr]
             assert isinstance(one, connections.Reader)
@@ -405,8 +405,8 @@ async def connection_of(client: Client, sock: socket.socket) -> connections.Read
         await asyncio.sleep(0.005)
 
 
-async def test_answers_that_nobody_reads(start: Start, monkeypatch: pytest.MonkeyPatch):
-    """10,000 refusals are an answer of most of a megabyte: it counts, and does not wait for its reader forever."""
+async def test_responses_that_nobody_reads(start: Start, monkeypatch: pytest.MonkeyPatch):
+    """10,000 refusals make a response of nearly a megabyte: it is charged, and does not wait forever for a reader."""
     monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.0)
     client = await start(**LITTLE)
     refused = post(zipped(json.dumps([{"name": ""}] * 10_000).encode()))
@@ -415,7 +415,7 @@ async def test_answers_that_nobody_reads(start: Start, monkeypatch: pytest.Monke
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(sock, ("127.0.0.1", client.worker.port))
-        # Nothing is read of what the system does not take by itself.
+        # Nothing is read beyond what the system buffers.
         await loop.sock_sendall(sock, refused * 20)
         connection = await connection_of(client, sock)
         async with asyncio.timeout(20):
@@ -452,17 +452,17 @@ async def test_bodies_are_unpacked_in_turn(start: Start, monkeypatch: pytest.Mon
         ]
     )
     assert [answer.status for answer in answers] == [200] * 40
-    # One of an address at a time, and four in all.
+    # One per address at a time, and four in total.
     assert shared == 0 and 1 < most <= waiting.MOST_AT_ONCE
     assert len(await client.fetch("SELECT DISTINCT id FROM analytics.events")) == 40
     await wait_free(client)
 
 
-async def test_when_memory_is_short_the_oldest_goes_on(start: Start):
+async def test_when_memory_is_short_the_oldest_continues(start: Start):
     client = await start(trusted_proxies=("127.0.0.1",), address_events_per_second=0, address_bytes_per_second=0)
     client.worker.budget.work_room = 1
     large = json.dumps([{"name": "large", "properties": {"x": "y" * 100}}] * 2000).encode()
-    # Small as they are, they take several bites.
+    # Small though they are, they take several bites.
     many = b"[" + b",".join([b'{"name":"many"}'] * 1500) + b"]"
     assert len(many) < SMALL_BYTES
     sent = [large, many, zipped(large), b'{"name":"small"}'] * 10
@@ -475,8 +475,8 @@ async def test_when_memory_is_short_the_oldest_goes_on(start: Start):
     await wait_free(client)
 
 
-async def test_what_is_short_waits_for_nobodys_memory(start: Start):
-    """Events that come one by one get in while long bodies fill the memory for work, and are answered first."""
+async def test_short_bodies_do_not_wait_for_memory(start: Start):
+    """Single events get in while long bodies fill the memory for decoding, and are answered first."""
     client = await start(trusted_proxies=("127.0.0.1",), address_events_per_second=0, address_bytes_per_second=0)
     client.worker.budget.work_room = 1
     agents = [{"name": "a", "context": {"userAgent": f"agent {number} " + "Android " * 40}} for number in range(2000)]
@@ -495,12 +495,12 @@ async def test_what_is_short_waits_for_nobodys_memory(start: Start):
     await wait_free(client)
 
 
-async def test_nobody_is_taken_for_being_worked_on_who_is_done(client: Client):
-    """Also what is small, and takes bites all the same: each user agent is one."""
+async def test_finished_bodies_are_no_longer_in_turn(client: Client):
+    """Including small ones that take bites all the same: each user agent is one."""
     agents = [{"name": "a", "context": {"userAgent": f"agent {number}"}} for number in range(50)]
     answers = await asyncio.gather(*[client.post(agents) for _ in range(5)], client.post(TINY))
     assert {answer.status for answer in answers} == {200}
-    # One server for events, and others for our own and for replays: none has anything left.
+    # There are intakes for clients' events, for internal ones and for replays: none has anything left.
     collect = next(iter(client.worker._server._posts.values()))  # type: ignore[union-attr]
     found = [cell.cell_contents for cell in collect.__closure__ or ()]
     intakes = [one._intake for one in found if hasattr(one, "_intake")]
@@ -528,14 +528,14 @@ def test_nobody_waits_for_more_than_one_of_each(shares):
     for share in set(shares):
         places = [one.place for one in order if one.share == f"a{share}"]
         assert places == sorted(places)
-        # Between two turns of an address, each other one has one at the most that began before.
+        # Between two turns of an address, every other one has at most one that began before.
         turns = [index for index, one in enumerate(order) if one.share == f"a{share}"]
         for one, other in itertools.pairwise(turns):
             between = Counter(each.share for each in order[one + 1 : other])
             assert not between or max(between.values()) <= waiting.MOST_AT_ONCE
 
 
-# The budget by itself.
+# The budget alone.
 
 
 class Clock:
@@ -572,7 +572,7 @@ def test_the_books_of_the_budget(steps):
         if what == "r" and holds:
             holds.pop(0).release()
         elif what == "a" and holds:
-            # What is there already, is there.
+            # Bytes in memory already are counted in any case.
             holds[-1].add(10)
         else:
             hold = budget.hold(address)
@@ -592,9 +592,9 @@ def test_the_books_of_the_budget(steps):
     assert (budget.held, budget._by_address, budget._arriving) == (0, {}, {})
 
 
-async def test_who_gives_way():
+async def test_which_upload_is_dropped():
     clock = Clock()
-    budget = Budget(800_000, clock)  # 350,000 for large ones, 175,000 of one address.
+    budget = Budget(800_000, clock)  # 350,000 for large ones, 175,000 per address.
     uploads: dict[str, tuple[Hold, Deadline]] = {}
     for name, address, size in (("old", "a", 60_000), ("large", "a", 110_000), ("other", "b", 170_000)):
         hold, deadline = budget.hold(address), Deadline()
@@ -605,12 +605,12 @@ async def test_who_gives_way():
     with pytest.raises(PayloadRefused):
         newcomer.take(50_000)
     clock.now += GRACE_SECONDS
-    # Of the same address, although another's is larger.
+    # One of the same address, although another's is larger.
     newcomer.take(50_000)
     assert [name for name, (_, deadline) in uploads.items() if deadline.has_come] == ["large"]
     with pytest.raises(PayloadRefused, match="memory for request bodies is short"):
         uploads["large"][0].take(1)
-    # What has arrived is not dropped, and nothing is where it would not be enough.
+    # What has arrived is not dropped, and nothing is if it would not be enough.
     uploads["old"][0].arrived()
     late = budget.hold("c")
     with pytest.raises(PayloadRefused):
@@ -623,8 +623,8 @@ async def test_who_gives_way():
 
 
 @pytest.mark.parametrize("turns", range(4))
-async def test_who_gives_way_at_its_deadline(turns: int):
-    """Room is needed before, in and after the very turn of the loop in which an upload's time runs out."""
+async def test_an_upload_dropped_at_its_deadline(turns: int):
+    """Room is needed before, in and after the very turn of the loop in which the upload times out."""
     clock = Clock()
     budget = Budget(800_000, clock)
     outcomes: list[str] = []

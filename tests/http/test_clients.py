@@ -1,4 +1,4 @@
-"""Who a request comes from: proxies believed as far as they are trusted, addresses concealed, countries looked up."""
+"""Where a request comes from: trusted proxies' headers, concealing addresses, looking up countries."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class TestClientAddress:
         ("peer", "forwarded_for", "client"),
         [
             ("203.0.113.5", None, "203.0.113.5"),
-            ("203.0.113.5", "198.51.100.1", "203.0.113.5"),  # a stranger's word
+            ("203.0.113.5", "198.51.100.1", "203.0.113.5"),  # from an untrusted peer
             ("10.0.0.1", None, "10.0.0.1"),
             ("10.0.0.1", "", "10.0.0.1"),
             ("10.0.0.1", "203.0.113.5", "203.0.113.5"),
             ("192.168.1.1", "203.0.113.5", "203.0.113.5"),
-            ("10.0.0.1", "198.51.100.1, 203.0.113.5", "203.0.113.5"),  # the left one may be invented
+            ("10.0.0.1", "198.51.100.1, 203.0.113.5", "203.0.113.5"),  # the left one may be forged
             ("10.0.0.1", "198.51.100.1,203.0.113.5 , 10.0.0.9,10.0.0.8", "203.0.113.5"),
             ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
             ("10.0.0.1", "203.0.113.5:4711", "203.0.113.5"),
@@ -62,7 +62,7 @@ class TestClientAddress:
             ("10.0.0.1", "::ffff:203.0.113.5", "203.0.113.5"),
             ("::ffff:10.0.0.1", "203.0.113.5", "203.0.113.5"),
             ("2001:db8:ffff::9", "203.0.113.5", "203.0.113.5"),
-            ("10.0.0.1", "203.0.113.5, unknown, 10.0.0.2", "10.0.0.2"),  # what is left of junk is not believed
+            ("10.0.0.1", "203.0.113.5, unknown, 10.0.0.2", "10.0.0.2"),  # nothing to the left of junk is trusted
             ("10.0.0.1", "203.0.113.5, 10.0.0.2,", "10.0.0.1"),
             ("10.0.0.1", "junk", "10.0.0.1"),
             ("10.0.0.1", "1.2.3.4%eth0", "10.0.0.1"),
@@ -97,7 +97,7 @@ class TestClientAddress:
     def test_a_long_header_is_read_from_the_right_and_not_kept(self) -> None:
         before = locations._find_client.cache_info().currsize
         assert client_address("10.0.0.1", "x," * 5000 + "203.0.113.5", TRUSTED) == "203.0.113.5"
-        # More hops than anybody has: the last one looked at.
+        # More hops than anybody has: the last one examined.
         assert client_address("10.0.0.1", "203.0.113.5" + ", 10.0.0.2" * 5000, TRUSTED) == "10.0.0.2"
         assert locations._find_client.cache_info().currsize == before
 

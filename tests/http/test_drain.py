@@ -1,4 +1,4 @@
-"""Services and workers that stop or are replaced while clients are busy, none of which tries anything twice."""
+"""Services and workers that stop or are replaced while clients are busy, none of which ever retries."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ CLIENT_SECONDS = 30.0
 
 
 class Load:
-    """Clients of every kind, until it ends: `errors` is what any of them saw but a 200, `acknowledged` the ids."""
+    """Clients of every kind, until it ends. `errors`: whatever any of them saw except a 200.  `acknowledged`: ids."""
 
     def __init__(self, port: int, kept: int = 4, fresh: int = 4) -> None:
         self._port = port
         self._enough = threading.Event()
         self.errors: list[str] = []
         self.acknowledged: list[str] = []
-        self.closes_told = 0
+        self.closes_announced = 0
         kinds = [self._keep] * kept + [self._renew] * fresh
         self._threads = [threading.Thread(target=kind, daemon=True) for kind in kinds]
 
     def _post(self, connection: http.client.HTTPConnection) -> bool:
-        """One event; whether the connection may be used again."""
+        """Send one event; returns whether the connection may be used again."""
         name = str(uuid.uuid4())
         try:
             connection.request("POST", "/v1/events", json.dumps({"name": "drained", "id": name}))
@@ -53,7 +53,7 @@ class Load:
             return False
         self.acknowledged.append(name)
         if answer.will_close:
-            self.closes_told += 1
+            self.closes_announced += 1
         return not answer.will_close
 
     def _connection(self) -> http.client.HTTPConnection:
@@ -63,7 +63,7 @@ class Load:
         connection = self._connection()
         while not self._enough.is_set():
             if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
-                # Closed by the server while nobody asked anything, as any client looks before it sends.
+                # Closed by the server between requests; any client checks that before it sends.
                 connection.close()
             if not self._post(connection):
                 connection.close()
@@ -107,13 +107,13 @@ def make(tmp_path: Path, database_url: str, drain_seconds: float, *flags: str) -
 
 
 def serving(service: Service) -> int:
-    # One that restarts has its clients wait meanwhile.
+    # While a service restarts, its clients wait.
     return service.get("/metrics", timeout=CLIENT_SECONDS)[1].count("ingest_ready{")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_are_replaced_one_after_the_other_without_an_error(database_url: str, tmp_path: Path, workers: int):
-    # Long enough for each client to send once more, also on a busy machine: it learns then that it must go.
+    # Long enough for each client to send once more, also on a busy machine: that response closes its connection.
     with running(make(tmp_path, database_url, 3.0, "--workers", str(workers))) as service:
         wait_until(lambda: serving(service) == workers, 20, "all workers serve")
         with Load(service.port) as load:
@@ -123,13 +123,13 @@ def test_workers_are_replaced_one_after_the_other_without_an_error(database_url:
                 wait_until(lambda: len(service.workers()) == workers, 30, "another is started")
                 wait_until(lambda: serving(service) == workers, 30, "all workers serve")
         service.wait_stored()
-        assert load.closes_told > 0
+        assert load.closes_announced > 0
         assert "worker died" not in service.log_text() and "Traceback" not in service.log_text()
         check_books(database_url, load)
 
 
 def test_a_service_restarts_in_place_without_an_error(database_url: str, tmp_path: Path):
-    """Twice, with clients all the time; what it reads then is what is there then."""
+    """Twice, with clients all the time. It reads its configuration again each time."""
     settings = tmp_path / "ingest.toml"
     settings.write_text("max_batch_events = 10\n")
     with running(make(tmp_path, database_url, 0.3, "--workers", "2", "--config", str(settings))) as service:
@@ -157,7 +157,7 @@ def test_a_service_restarts_in_place_without_an_error(database_url: str, tmp_pat
 
 
 class Passed:
-    """A socket that systemd would hold, and services that are started with it, one after the other."""
+    """A socket as systemd would hold it, and services started with it, one after the other."""
 
     def __init__(self, folder: Path, database_url: str) -> None:
         self.sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -203,7 +203,9 @@ def test_a_socket_that_is_passed_outlives_the_services(database_url: str, tmp_pa
     check_books(database_url, load)
 
 
-def test_while_it_drains_it_says_not_ready_and_serves_with_each_answer_the_last(database_url: str, tmp_path: Path):
+def test_while_draining_it_is_not_ready_and_closes_each_connection_after_its_response(
+    database_url: str, tmp_path: Path
+):
     with running(make(tmp_path, database_url, 600)) as service:
         kept = [http.client.HTTPConnection("127.0.0.1", service.port, timeout=20) for _ in range(3)]
         for connection in kept:
@@ -222,7 +224,7 @@ def test_while_it_drains_it_says_not_ready_and_serves_with_each_answer_the_last(
                 answer = connection.getresponse()
                 assert (answer.status, answer.will_close) == (200, True)
                 answer.read()
-        # All that was sent at once is answered, and only the last one ends the connection.
+        # All requests sent at once are answered, and only the last response closes the connection.
         with socket.create_connection(("127.0.0.1", service.port), timeout=20) as piped:
             one = b'POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n{"name":"piped"}'
             piped.sendall(one * 3)
@@ -231,7 +233,7 @@ def test_while_it_drains_it_says_not_ready_and_serves_with_each_answer_the_last(
                 seen += more
             assert seen.count(b"HTTP/1.1 200") == 3 and seen.lower().count(b"connection: close") == 1
         assert service.running_process.poll() is None
-        # A second signal is from who does not want to wait any longer.
+        # A second signal means: do not wait any longer.
         service.signal(signal.SIGTERM)
         assert service.running_process.wait(30) == 0
         for connection in kept:
@@ -249,7 +251,7 @@ async def count(database_url: str) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_who_sits_at_a_terminal_does_not_wait(database_url: str, tmp_path: Path, number: int):
+def test_stopping_from_a_terminal_does_not_wait(database_url: str, tmp_path: Path, number: int):
     with running(make(tmp_path, database_url, 3600, "--workers", "2")) as service:
         assert service.post("/v1/events", {"name": "hello"})[0] == 200
         # Ctrl-C goes to all processes.
@@ -258,7 +260,7 @@ def test_who_sits_at_a_terminal_does_not_wait(database_url: str, tmp_path: Path,
 
 
 def test_a_sigterm_to_all_processes_is_one(database_url: str, tmp_path: Path):
-    """As systemd sends it, unless told otherwise: the workers have it twice, and drain all the same."""
+    """As systemd sends it by default: the workers get it twice, and drain all the same."""
     with running(make(tmp_path, database_url, 3600, "--workers", "2")) as service:
         os.killpg(service.running_process.pid, signal.SIGTERM)
         wait_until(lambda: service.get("/readyz")[0] == 503, 20, "it says not ready")
@@ -268,8 +270,8 @@ def test_a_sigterm_to_all_processes_is_one(database_url: str, tmp_path: Path):
         assert service.running_process.wait(60) == 0
 
 
-def test_what_has_come_before_the_end_is_answered(database_url: str, tmp_path: Path):
-    """Connections in the system's queue, and requests nobody has read yet, when a service ends without draining."""
+def test_what_has_arrived_before_the_end_is_answered(database_url: str, tmp_path: Path):
+    """Connections in the listen queue, and requests not read yet, when a service stops without draining."""
     with running(make(tmp_path, database_url, 0.0)) as service:
         for _ in range(3):
             service.post("/v1/events", {"name": "warm"})
@@ -288,7 +290,7 @@ def test_what_has_come_before_the_end_is_answered(database_url: str, tmp_path: P
             sock.close()
 
 
-def test_sockets_that_are_passed_wrongly_are_told_in_one_line(database_url: str, tmp_path: Path):
+def test_sockets_that_are_passed_wrongly_are_a_one_line_error(database_url: str, tmp_path: Path):
     program = (
         "import os, sys\n"
         "os.environ.update(LISTEN_FDS=sys.argv[1], LISTEN_PID=str(os.getpid()))\n"

@@ -1,6 +1,6 @@
-"""No request keeps the loop for long: what is done between two looks at the clock is bounded in bytes and events.
+"""No request blocks the loop for long: the work between two looks at the clock is bounded in bytes and events.
 
-Times are measured in `bench/holds.py`. Here work is counted; and what was quadratic once would take minutes.
+`bench/holds.py` measures times. Here work is counted; and what was quadratic once would take minutes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SOMEBODY = NOBODY._replace(own=OWN_ADDRESS)
 
 
 def bites_of(body: bytes) -> tuple[int, Payload | None]:
-    """How many bites decoding takes, and what it gives."""
+    """How many bites decoding takes, and its result."""
     bites = 1
     try:
         work = read_native(body, 10_000, MAX_EVENT_BYTES)
@@ -62,7 +62,7 @@ def test_hostile_bodies_are_taken_in_small_parts(kind, seed):
         return
     assert bites >= len(payload.parts)
     for part in payload.parts:
-        # An event of the longest that is read, and what may stand before it.
+        # The longest event that is read, and what may precede it.
         assert len(part.text) <= PART_BYTES + MAX_EVENT_BYTES + 256 * 1024 + 1
         arrival = arrive(moment_of(NOW, LIMITS), None, SOMEBODY, part.hazards, LIMITS._replace(conceals=True))
         at = 0
@@ -70,7 +70,7 @@ def test_hostile_bodies_are_taken_in_small_parts(kind, seed):
             taken = intake.slice_of(part, at)
             at += len(taken)
             raws = [raw for raw in taken if not isinstance(raw, Refusal)]
-            # What is worked on in one bite, also where many events have the same text.
+            # The work of one bite, even if many events share the same text.
             sizes = [len(raw.properties) + len(raw.context) for raw in raws]
             assert len(taken) == 1 or (sum(sizes) <= 2 * PART_BYTES and len(taken) <= intake.SLICE)
             drafts = take_through_steps(raws, arrival)
@@ -105,7 +105,7 @@ def test_steps_grow_with_the_text_and_no_faster(piece):
     small, large = steps(400_000), steps(800_000)
     assert large[0] <= 2 * small[0] + 2000
     assert large[1] <= 2 * small[1] + 50
-    # A bite has so many bytes, and so many steps.
+    # A bite is bounded both in bytes and in steps.
     assert large[1] >= 800_000 // (2 * 64 * 1024) or large[0] < 2000
 
 
@@ -149,7 +149,7 @@ def depth_of(value: Any) -> int:
 
 
 @given(nested)
-def test_depth_is_what_it_is(text):
+def test_depth_is_exact(text):
     text = f'{{"a":{text}}}'
     depth = depth_of(json.loads(text))
     assert jsonb._is_deeper(text, depth - 1) and not jsonb._is_deeper(text, depth)
@@ -173,7 +173,7 @@ def test_escapes_are_cleaned_as_one_by_one(pieces):
     assert len(found) == len(text) and cleaned == sum(1 for each in _ONE_BY_ONE.finditer(text) if each[1] is None)
 
 
-def test_unpacking_is_bounded_by_what_goes_in_and_what_comes_out():
+def test_unpacking_is_bounded_in_input_and_output():
     for plain, count in ((b"[" * 5_000_000, 20), (b'{"name":"a"}', 1)):
         packed = gzip.compress(plain)
         bites = list(gunzip(packed, len(plain)))
@@ -182,7 +182,7 @@ def test_unpacking_is_bounded_by_what_goes_in_and_what_comes_out():
     assert finish(gunzip(members, 200_000)) == b"[" + b" " * 100_000
 
 
-# What is refused is not worked on.
+# Refused events are not processed further.
 
 
 def test_what_is_refused_is_left_out_of_later_steps(monkeypatch):
@@ -242,7 +242,7 @@ def test_each_user_agent_that_is_new_is_a_bite():
         work = take_through_steps(agents(count), arrival)
         assert not isinstance(work, Drafts)
         assert len(list(work)) == count - 1
-    # Those that the request's headers tell of are all one.
+    # Events without one of their own share that of the request's headers.
     found = read_native(b'[{"name":"a"},{"name":"b"}]', 10, MAX_EVENT_BYTES)
     assert isinstance(found, Payload) and isinstance(take_through_steps(found.parts[0].events, arrival), Drafts)
 
@@ -255,7 +255,9 @@ LARGE = json.dumps(
 ).encode()
 
 
-async def test_a_turn_ends_when_its_time_is_over_and_small_ones_do_not_wait_for_large(client: Client, monkeypatch):
+async def test_a_turn_ends_when_its_time_is_up_and_small_bodies_do_not_wait_for_large_ones(
+    client: Client, monkeypatch
+):
     monkeypatch.setattr(intake, "TURN_SECONDS", -1.0)
     bites = 0
     turns: list[int] = []
@@ -281,7 +283,7 @@ async def test_a_turn_ends_when_its_time_is_over_and_small_ones_do_not_wait_for_
     assert small.status == 200 and not large.done()
     answer = await large
     assert (answer.status, answer.json()["accepted"]) == (200, 9_000)
-    # No time at all is one bite a turn.
+    # With no time at all it is one bite per turn.
     assert set(turns) == {1} and len(turns) > len(LARGE) / PART_BYTES
     rows = await client.fetch("SELECT count(*), count(DISTINCT id) AS ids FROM analytics.events WHERE name = 'large'")
     assert tuple(rows[0]) == (9_000, 9_000)
@@ -297,7 +299,7 @@ async def test_large_bodies_take_turns(client: Client):
     assert [tuple(row) for row in rows] == [("one", 9_000), ("two", 9_000), ("x", 1)]
 
 
-async def test_what_comes_is_parsed_little_by_little(client: Client, monkeypatch):
+async def test_input_is_parsed_piece_by_piece(client: Client, monkeypatch):
     sizes: list[int] = []
     parse = connections.ClientConnection._parse
 

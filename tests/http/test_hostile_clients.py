@@ -1,4 +1,4 @@
-"""Whatever is sent: an honest status, a JSON body, a quiet log, and good clients beside it lose nothing."""
+"""Whatever is sent: an honest status, a JSON body, a quiet log, and no loss for well-behaved clients."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ CHUNKED = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\
 
 @pytest.fixture(autouse=True)
 def short_lingering(monkeypatch):
-    """Seconds in which the rest of a refused body is read, so that no test waits for them."""
+    """How long the rest of a refused body is read: short, so that no test waits for it."""
     monkeypatch.setattr("ingest.http.connections.LINGER_SECONDS", 0.3)
 
 
 @pytest.fixture(autouse=True)
 async def nothing_in_the_log(client: Client, caplog) -> AsyncIterator[None]:
-    """After each test the worker is well, and has not said that anything of its own went wrong."""
+    """After each test the worker is healthy and has logged no error."""
     yield
     assert errors(caplog) == []
     assert (await client.get("/readyz")).json()["status"] == "ready"
@@ -57,14 +57,14 @@ async def nothing_in_the_log(client: Client, caplog) -> AsyncIterator[None]:
 
 def assert_documented(answer: Answer) -> None:
     assert answer.status in DOCUMENTED, answer
-    told = answer.json()
+    reply = answer.json()
     if answer.status == 200:
-        assert told["accepted"] >= 1
+        assert reply["accepted"] >= 1
     else:
-        assert told["code"] and told["message"], told
+        assert reply["code"] and reply["message"], reply
 
 
-# Bodies that are not what they should be.
+# Malformed bodies.
 
 MALFORMED = [
     b"{",
@@ -114,7 +114,7 @@ async def test_malformed_json_is_a_400_that_says_so(client: Client):
             assert "connection" not in answer.headers
     assert client.worker.accounts.rejected[RejectReason.MALFORMED_JSON] == len(MALFORMED)
     assert client.worker.accounts.pending == 0
-    # All of it is kept and can be read, whatever bytes it has.
+    # All of them are kept and readable, whatever their bytes.
     assert len(await client.rejected()) == len(MALFORMED)
 
 
@@ -150,11 +150,11 @@ WRONG: list[tuple[Any, str]] = [
 ]
 
 
-async def test_wrong_types_have_their_reason_and_harm_no_neighbour(client: Client):
-    told = (await client.post([each for wrong, _ in WRONG for each in (wrong, {"name": "good"})])).json()
-    assert told["accepted"] == len(WRONG)
-    assert [each["reason"] for each in told["rejected"]] == [reason for _, reason in WRONG]
-    assert [each["index"] for each in told["rejected"]] == list(range(0, 2 * len(WRONG), 2))
+async def test_wrong_types_have_their_reason_and_do_not_affect_other_events(client: Client):
+    reply = (await client.post([each for wrong, _ in WRONG for each in (wrong, {"name": "good"})])).json()
+    assert reply["accepted"] == len(WRONG)
+    assert [each["reason"] for each in reply["rejected"]] == [reason for _, reason in WRONG]
+    assert [each["index"] for each in reply["rejected"]] == list(range(0, 2 * len(WRONG), 2))
     assert await client.names() == ["good"] * len(WRONG)
 
 
@@ -171,22 +171,22 @@ async def test_wrong_types_have_their_reason_and_harm_no_neighbour(client: Clien
 )
 async def test_what_postgres_could_not_hold_is_refused_at_the_door(client: Client, text: bytes, reason: str):
     answer = await client.post(b'[%b,{"name":"good"}]' % text)
-    told = answer.json()
-    assert (answer.status, told["accepted"]) == (200, 1)
-    assert [(each["index"], each["reason"]) for each in told["rejected"]] == [(0, reason)]
+    reply = answer.json()
+    assert (answer.status, reply["accepted"]) == (200, 1)
+    assert [(each["index"], each["reason"]) for each in reply["rejected"]] == [(0, reason)]
     assert await client.names() == ["good"]
     assert client.worker.accounts.rejected[RejectReason.DATABASE_REFUSED] == 0
 
 
-async def test_an_event_no_decoder_can_read_harms_no_neighbour(client: Client):
+async def test_an_event_no_decoder_can_read_does_not_affect_others(client: Client):
     deep = b'{"name":"a","properties":%b}' % (b'{"a":' * 5000 + b"1" + b"}" * 5000)
     bad = [b'{"name":NaN}', b"{name: 'a'}", b'{"name":"a","properties":{"x":Infinity}}', deep]
     wanted = ["malformed_json", "malformed_json", "malformed_json", "nested_too_deep"]
     for body in (b"[%b]", b'{"batch":[%b]}'):
         answer = await client.post(body % b",".join(each + b"," + GOOD for each in bad))
-        told = answer.json()
-        assert (answer.status, told["accepted"]) == (200, len(bad))
-        assert [(each["index"], each["reason"]) for each in told["rejected"]] == list(
+        reply = answer.json()
+        assert (answer.status, reply["accepted"]) == (200, len(bad))
+        assert [(each["index"], each["reason"]) for each in reply["rejected"]] == list(
             zip(range(0, 8, 2), wanted, strict=True)
         )
     assert await client.names() == ["good"] * 2 * len(bad)
@@ -244,7 +244,7 @@ async def test_a_body_that_stalls_is_a_408_and_the_connection_ends(start: Start)
     assert client.worker.accounts.rejected[RejectReason.BODY_TIMEOUT] == 3
 
 
-async def test_a_body_that_trickles_is_given_the_same_time(start: Start):
+async def test_a_body_that_trickles_in_has_the_same_time_limit(start: Start):
     client = await start(body_timeout_seconds=0.3)
     async with await client.raw() as raw:
         await raw.send(CHUNKED)
@@ -265,14 +265,14 @@ async def send_slowly(raw: Raw, pieces: list[bytes], seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-async def test_a_client_that_hangs_up_mid_body_is_booked(client: Client):
+async def test_a_client_that_disconnects_mid_body_is_counted(client: Client):
     for begun in (post(GOOD)[:-3], CHUNKED + chunk(GOOD), CHUNKED):
         raw = await client.raw()
         await raw.send(begun)
         await client.heard(raw, 1)
         raw.writer.transport.abort()
         await raw.close()
-    # Hung up after the whole of it was sent: nobody hears the answer, but it is stored.
+    # Disconnected after all of it was sent: nobody gets the response, but the event is stored.
     raw = await client.raw()
     await raw.send(post(b'{"name":"left early"}'))
     await client.heard(raw, 1)
@@ -368,7 +368,7 @@ async def test_bad_http_is_answered_with_cors_headers_too(client: Client, start:
                 answer = await raw.answer()
             assert (answer.status, answer.json()["code"]) == (400, "bad_http")
             if asked is client and allowed is None:
-                # Any origin is welcome, whatever this one is; but without cookies, as nobody knows it.
+                # Any origin may read it, whatever this one is; but without cookies, as it is unknown.
                 known = origin == b"https://b.example"
                 allowed, credentials = ("https://b.example", "true") if known else ("*", None)
             assert answer.headers.get("access-control-allow-origin") == allowed
@@ -410,7 +410,7 @@ async def test_a_bad_chunk_is_a_400_at_once_and_never_taken_for_the_end(client: 
             assert (answer.status, answer.json()["code"]) == (400, "bad_encoding")
             assert answer.headers["access-control-allow-origin"] == "https://a.example"
             assert answer.headers["connection"] == "close"
-            # Not another word: what came behind it belongs to no request.
+            # No other response: what follows belongs to no request.
             assert await raw.closed()
         async with await client.raw() as raw:
             await raw.send(CHUNKED + before + bad)
@@ -423,12 +423,12 @@ async def test_a_bad_chunk_is_a_400_at_once_and_never_taken_for_the_end(client: 
 async def test_a_bad_chunk_behind_other_requests(client: Client):
     async with await client.raw() as raw:
         await raw.send(post(GOOD), CHUNKED, chunk(GOOD))
-        # What is broken takes along what comes in the same packet.
+        # Broken HTTP affects everything that comes in the same packet.
         await client.heard(raw, 2)
         await raw.send(b"zz\r\n", post(b'{"name":"never"}'))
         assert [(await raw.answer()).status for _ in range(2)] == [200, 400]
         assert await raw.closed()
-    # Where nobody reads the body there is another answer, and no second one.
+    # If the body is not read, there is a different response, and no second one.
     unread = ((b"POST /nowhere", 404), (b"PUT /v1/events", 405), (b"OPTIONS /v1/events", 204), (b"GET /healthz", 200))
     for head, status in unread:
         async with await client.raw() as raw:
@@ -439,8 +439,8 @@ async def test_a_bad_chunk_behind_other_requests(client: Client):
     assert await client.names() == ["good"]
 
 
-async def test_a_bad_chunk_is_answered_whatever_the_request_is_at(client: Client):
-    """Between head and chunk the loop turns a few times: the request waits, has just begun, reads its body."""
+async def test_a_bad_chunk_is_answered_at_any_stage_of_the_request(client: Client):
+    """Between head and chunk the loop turns a few times: the request is queued, has just begun, or reads its body."""
     for turns in range(8):
         async with await client.raw() as raw:
             await raw.send(post(GOOD))
@@ -487,7 +487,7 @@ async def test_expect_100_is_continued_or_refused_before_the_body(start: Start):
             assert (await raw.answer(2)).status == 100
             await raw.send(body)
             assert (await raw.answer(2)).status == 200
-        # Sent without waiting for the permission.
+        # Sent without waiting for the 100.
         await raw.send(post(GOOD, NATIVE_PATH, "Expect: 100-continue"))
         answer = await raw.answer(2)
         assert (answer if answer.status != 100 else await raw.answer(2)).status == 200
@@ -498,7 +498,7 @@ async def test_expect_100_is_continued_or_refused_before_the_body(start: Start):
     assert await client.names() == ["good"] * 3
 
 
-async def test_a_refused_large_body_does_not_cut_off_the_answer(client: Client):
+async def test_refusing_a_large_body_does_not_cut_off_the_response(client: Client):
     """The client sends all of its 20 MB before it reads: it must find the 413, not a reset connection."""
     async with await client.raw() as raw:
         await raw.send(b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n")
@@ -507,7 +507,7 @@ async def test_a_refused_large_body_does_not_cut_off_the_answer(client: Client):
         assert (await raw.answer()).status == 413
 
 
-async def test_connections_that_say_nothing_are_hung_up_on(client: Client):
+async def test_silent_connections_are_closed(client: Client):
     server = client.worker._server
     assert server is not None
     connections = server.connections
@@ -641,7 +641,7 @@ mutated = st.builds(
 
 
 def _mutate(body: bytes, places: list[tuple[float, int]], pieces: list[bytes]) -> bytes:
-    """Some bytes of it taken out, and others put there."""
+    """Some of its bytes replaced by others."""
     for (place, length), piece in zip(places, pieces, strict=False):
         at = int(place * len(body))
         body = body[:at] + piece + body[at + length :]

@@ -21,7 +21,7 @@ def clock() -> Clock:
 
 
 def taken(limit: RateLimit, key: str, tries: int) -> int:
-    """How many of so many tries there was a token for."""
+    """How many of the given number of tries got a token."""
     return sum(limit.take(key) == 0.0 for _ in range(tries))
 
 
@@ -101,7 +101,7 @@ def test_keys_are_bounded(clock, monkeypatch):
 
 
 def test_the_bound_fits_into_memory():
-    # Some 300 bytes a key.
+    # About 300 bytes per key.
     assert RateLimit.MAX_KEYS <= 200_000
 
 

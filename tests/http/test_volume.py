@@ -1,4 +1,4 @@
-"""How much an address may send: events, and bytes as they are written to the journal. What is kept of refusals."""
+"""How much an address may send: events, and bytes as written to the journal. And how many refused events are kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_events_and_bytes_share_a_bucket():
     assert volume.take("a", 0, 500) == pytest.approx(0.5)
 
 
-def test_what_is_more_than_the_burst_comes_when_nothing_else_has_and_is_owed():
+def test_what_exceeds_the_burst_is_accepted_from_a_full_bucket_and_leaves_a_debt():
     clock = Clock()
     volume = Volume(10.0, 0, 10, clock)
     assert volume.take("a", 500, 10**9) == 0.0
@@ -52,14 +52,14 @@ def test_what_is_more_than_the_burst_comes_when_nothing_else_has_and_is_owed():
     assert volume.take("a", 500, 0) == pytest.approx(9.5)
 
 
-def test_what_was_too_much_closes_the_door_for_long_bodies_only_as_long_as_it_must():
+def test_a_body_over_the_limit_blocks_long_bodies_no_longer_than_it_must():
     clock = Clock()
     volume = Volume(0.0, 1000, 10, clock)
     assert volume.take("a", 1, 8000) == 0.0
     assert volume.wait_long("a") == 0.0
     assert volume.take("a", 1, 5000) == pytest.approx(3.0)
     assert volume.wait_long("a") == pytest.approx(3.0) and volume.wait("a") == 0.0
-    # What is small still comes.
+    # Small bodies are still accepted.
     assert volume.take("a", 1, 10) == 0.0
     clock.now += 3.1
     assert volume.wait_long("a") == 0.0 and volume.take("a", 1, 5000) == 0.0
@@ -67,7 +67,7 @@ def test_what_was_too_much_closes_the_door_for_long_bodies_only_as_long_as_it_mu
     assert volume.wait("a") > 9.0
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
+def test_the_memory_of_addresses_is_bounded(monkeypatch):
     monkeypatch.setattr(Volume, "MAX_CLOSED", 50)
     volume = Volume(1.0, 1, 1, Clock())
     for number in range(500):
@@ -121,7 +121,7 @@ async def test_a_batch_is_refused_whole(start: Start, shape: str):
     first = await client.post(body, path, **headers)
     accepted = first.json()["accepted"]
     assert first.status == 200 and accepted in (5, 20)
-    # 25 at once: there is room for some, and none is taken.
+    # 25 at once: some would fit, but none is accepted.
     assert_limited(await client.post(body, path, **headers))
     assert (await client.post(CALLS)).status == 200
     assert len(await client.events()) == accepted + 1
@@ -131,7 +131,7 @@ async def test_a_batch_is_refused_whole(start: Start, shape: str):
 async def test_single_events_are_counted_too(start: Start):
     client = await start(**SLOW)
     assert (await client.post(batch(3))).status == 200
-    # It owes two now, and is not even read.
+    # The address is two in debt, so the body is not even read.
     for path, body in (("/v1/events", CALLS), ("/v1/t", {"event": "a"}), ("/v1/events", batch(3))):
         assert_limited(await client.post(body, path))
     assert len(await client.events()) == 3
@@ -146,7 +146,7 @@ async def test_an_address_is_what_a_trusted_proxy_says_and_of_ipv6_a_network(sta
         assert (await client.post(batch(2), X_Forwarded_For=address)).status == status
 
 
-async def test_a_proxy_that_nobody_listed_is_named_in_the_log(start: Start, caplog: pytest.LogCaptureFixture):
+async def test_an_unlisted_proxy_is_named_in_the_log(start: Start, caplog: pytest.LogCaptureFixture):
     client = await start(**SLOW)
     for _ in range(4):
         await client.post(batch(2), X_Forwarded_For="198.51.100.1")
@@ -155,7 +155,7 @@ async def test_a_proxy_that_nobody_listed_is_named_in_the_log(start: Start, capl
 
 
 @pytest.mark.parametrize("where", ["Authorization", "X_Write_Key", "body", "query"])
-async def test_who_has_a_secret_key_is_not_limited(start: Start, where: str):
+async def test_secret_keys_are_not_limited(start: Start, where: str):
     client = await start(**SLOW, admin_keys=(SECRET,), write_keys=("public",))
     body: dict[str, Any] = {"batch": batch(50)}
     headers, path = {"X_Write_Key": SECRET}, "/v1/events"
@@ -175,7 +175,7 @@ async def test_who_has_a_secret_key_is_not_limited(start: Start, where: str):
         assert (await client.post(body, path, **headers)).status == 200
 
 
-async def test_what_is_replayed_is_not_limited(start: Start):
+async def test_replays_are_not_limited(start: Start):
     client = await start(**SLOW)
     async with client.control() as session:
         for _ in range(3):
@@ -185,7 +185,7 @@ async def test_what_is_replayed_is_not_limited(start: Start):
 
 
 async def test_bytes_count_as_they_are_written(start: Start):
-    """With what is copied into columns of their own, which nobody can know before."""
+    """Including what is copied into separate columns, which cannot be known before."""
     url = "https://shop.example/" + "p" * 1500
     views = [{"name": "page_view", "properties": {"url": url}}] * 30
     plain = [{"name": "page_view", "properties": {"some": url}}] * 30
@@ -211,8 +211,8 @@ PACKED = gzip.compress(json.dumps(batch(10_000)).encode())
     ],
     ids=["a user agent", "an address beside the batch", "user agents in contexts"],
 )
-async def test_much_is_not_made_of_little(start: Start, body: bytes):
-    """By default, an address may send so much and no more, however small it was sent."""
+async def test_compression_does_not_evade_the_limit(start: Start, body: bytes):
+    """By default an address may send a fixed amount and no more, however small the bodies that carry it."""
     client = await start(journal_max_bytes="512MiB", retention_days=3650)
     assert len(body) < 50_000
     began = time.monotonic()
@@ -238,7 +238,7 @@ async def test_kept_refusals_are_bounded_by_bytes(start: Start):
     kept = sum(len(row["payload"]) for row in rows)
     assert 3 * 5000 < kept <= 20_000 * (1 + seconds)
     assert client.worker.accounts.rejected[RejectReason.MISSING_NAME] == 40
-    # What is longer than all of that is kept when nothing else was.
+    # One that exceeds the whole limit is kept if nothing else was.
     alone = await start(rejected_kept_bytes_per_second=100)
     before = len(rows)
     await alone.post(b"{" + b"y" * 10_000)
