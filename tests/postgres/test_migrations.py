@@ -151,26 +151,26 @@ class Ordinary:
         self.administrator = administrator
         """Connected to the same database as who may do everything."""
 
-    async def migrate_as_told(self) -> list[str]:
-        """Migrate, do what the error tells an administrator to do, again and again; what was told."""
-        told: list[str] = []
+    async def migrate_with_administrator(self) -> list[str]:
+        """Migrate; while that is refused, run the statements that the error gives. Returns these."""
+        reported: list[str] = []
         for _ in range(3):
             try:
                 await migrations.migrate(self.connection)
-                return told
+                return reported
             except MigrationError as error:
-                statements = str(error).partition("for an administrator to run: ")[2]
+                statements = str(error).partition("an administrator needs to run: ")[2]
                 assert statements, error
-                told += [f"{one.strip()};" for one in statements.split(";") if one.strip()]
+                reported += [f"{one.strip()};" for one in statements.split(";") if one.strip()]
                 await self.administrator.execute(statements)
-        raise AssertionError(f"still refused after {told}")
+        raise AssertionError(f"still refused after {reported}")
 
 
 @pytest.fixture
 async def ordinary(template: str, direct_empty_url: str, empty: asyncpg.Connection) -> AsyncIterator[Ordinary]:
     # Directly: the tests' pooler logs everybody in as one user.
     # Where there is a migrated database, there are the roles that all databases of a server share.
-    # A name that must be quoted, in the statements that are told as well.
+    # A name that must be quoted, in the statements of the error as well.
     role = f"Ordinary-{secrets.token_hex(4)}"
     await empty.execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD '{role}'")
     parts = urlsplit(direct_empty_url)
@@ -198,17 +198,17 @@ async def test_ordinary_role_that_does_not_own_the_database(ordinary: Ordinary):
     )
 
 
-async def test_what_a_role_lacks_is_told_as_statements_that_help(ordinary: Ordinary):
+async def test_missing_privileges_are_reported_as_the_statements_that_grant_them(ordinary: Ordinary):
     name = await ordinary.connection.fetchval("SELECT current_database()")
-    told = await ordinary.migrate_as_told()
-    assert told[:2] == [
+    reported = await ordinary.migrate_with_administrator()
+    assert reported[:2] == [
         f'GRANT CREATE ON DATABASE {name} TO "{ordinary.name}";',
         f'GRANT USAGE, CREATE ON SCHEMA public TO "{ordinary.name}";',
     ]
-    assert len(told) == len(set(told)), "told everything at once"
+    assert len(reported) == len(set(reported)), "reported everything at once"
 
 
-async def test_roles_that_are_missing_are_told_with_the_rest(ordinary: Ordinary):
+async def test_missing_roles_are_reported_with_the_rest(ordinary: Ordinary):
     administrator = ordinary.administrator
     # Other databases of the server use the roles: they are away in this transaction only.
     transaction = administrator.transaction()
@@ -220,10 +220,10 @@ async def test_roles_that_are_missing_are_told_with_the_rest(ordinary: Ordinary)
         await administrator.execute(f'SET ROLE "{ordinary.name}"')
         with pytest.raises(MigrationError) as caught:
             await migrations.migrate(administrator)
-        told = str(caught.value).partition("for an administrator to run: ")[2]
+        reported = str(caught.value).partition("an administrator needs to run: ")[2]
         for role in ("anon;", "authenticated;", "service_role BYPASSRLS;"):
-            assert f'CREATE ROLE {role} GRANT {role.split()[0].strip(";")} TO "{ordinary.name}";' in told
-        await administrator.execute(f'RESET ROLE; {told} SET ROLE "{ordinary.name}"')
+            assert f'CREATE ROLE {role} GRANT {role.split()[0].strip(";")} TO "{ordinary.name}";' in reported
+        await administrator.execute(f'RESET ROLE; {reported} SET ROLE "{ordinary.name}"')
         assert await migrations.migrate(administrator)
     finally:
         await transaction.rollback()
@@ -247,10 +247,10 @@ async def test_role_that_may_not_use_a_schema_that_is_there(ordinary: Ordinary):
     name = await ordinary.connection.fetchval("SELECT current_database()")
     with pytest.raises(MigrationError) as caught:
         await migrations.migrate(ordinary.connection)
-    told = str(caught.value)
+    reported = str(caught.value)
     for schema in ("ingest", "marketing"):
-        assert f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{ordinary.name}";' in told
-    assert f"GRANT CREATE ON DATABASE {name}" in told
+        assert f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{ordinary.name}";' in reported
+    assert f"GRANT CREATE ON DATABASE {name}" in reported
 
 
 async def test_role_that_may_not_see_what_was_applied(ordinary: Ordinary):
