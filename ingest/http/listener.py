@@ -20,10 +20,21 @@ _AT_ONCE: Final = 16
 _YIELD_SECONDS: Final = 0.001
 """How long the next connection is left to workers that have fewer."""
 _CANNOT_ACCEPT_SECONDS: Final = 0.25
-_GONE: Final = frozenset((
-    errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ETIMEDOUT, errno.ECONNRESET,
-    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP,
-))  # fmt: skip
+_GONE: Final = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+    )
+)
 """Errors of accept(2) that concern a single connection which broke while it was queued, not the next ones."""
 
 
