@@ -31,7 +31,7 @@ async def test_migrate_tells_its_state_and_rehearses(ingest, empty_database_url,
     assert ingest("migrate", "--dry-run", url=database_url).out == "nothing to do: the database is up to date\n"
     await connection.execute("UPDATE ingest.migrations SET sha256 = '' WHERE number = 1")
     edited = ingest("migrate", "--status", url=database_url)
-    assert edited.code == 1 and "was changed after the database had it" in edited.err, edited
+    assert edited.code == 1 and "was changed after it was applied" in edited.err, edited
     assert edited.out.splitlines()[0].split()[:2] == ["001_initial_schema.sql", "edited"]
 
 
