@@ -27,8 +27,9 @@ from ingest.postgres import connections, migrations
 from ingest.service.loops import run_every
 from ingest.service.metrics import Metrics
 from ingest.store import partitions
+from ingest.store.flush import Outcome
 from ingest.store.ledger import JournalTaken, Ledger, create_journal
-from ingest.store.writer import Outcome, Writer
+from ingest.store.writer import Writer
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class JournalTaken(IngestError):
 
 
 class Counts(NamedTuple):
-    """What a flush did: events stored and duplicate, and refused ones, those that clients were told of included."""
+    """What a flush did: events stored and duplicate, and rejected ones, by the service as well as by the table."""
 
     stored: int
     duplicate: int
@@ -73,7 +74,7 @@ class Ledger:
         self._seen: int | None = None
 
     async def open(self, connection: asyncpg.Connection) -> int:
-        """At the start: tell the position and take it over; that of a copy not yet, the original may be at work.
+        """At the start: the position, which is taken over; that of a copy not yet, the original may be at work.
         Raises as `ask`."""
         ownership = self._claimed.ownership
         if not ownership.is_copy:
@@ -85,38 +86,28 @@ class Ledger:
         return standing.stored_through
 
     async def ask(self, connection: asyncpg.Connection) -> int:
-        """Take the position over, if it is ours to take, and tell it. Raises JournalUnknown and JournalTaken.
+        """Take the position over, if it is ours to take: the position. Raises JournalUnknown and JournalTaken.
 
         To be called on each new connection: whether the last COMMIT succeeded is only known then.
         """
-        ownership, layout = self._claimed.ownership, self._layout
+        ownership = self._claimed.ownership
         await asyncio.to_thread(ownership.add, self.token)
-        async with connection.transaction():
-            await connection.execute(f"SET LOCAL application_name = '{self.transaction_name}'")
-            position = await connection.fetchval(
-                self._queries["claim"],
-                layout.journal,
-                layout.identity,
-                self.token,
-                ownership.owners,
-                ownership.unclaimed_from,
-                self._seen,
-            )
+        position = await self._claim(connection)
         if position is None:
-            raise self._taken(await look(connection, layout, ownership))
+            raise self._taken(await look(connection, self._layout, ownership))
         # From here on nobody else stores under these numbers; and nothing of ours is, before it is known here.
         await asyncio.to_thread(ownership.set_claimed)
         self._seen = None
-        proved: int = await connection.fetchval(self._queries["proved"], layout.journal, position)
+        proved = await self._proved(connection, position)
         if proved < position:
             logger.error(
                 "the ledger says that journal %d is stored up to record %d, but its last flush stored up to %d: what"
                 " comes after that is taken for not stored",
-                layout.journal,
+                self._layout.journal,
                 position,
                 proved,
             )
-            await connection.execute(self._queries["put_back"], layout.journal, self.token, position, proved)
+            await self._put_back(connection, position, proved)
         return proved
 
     def _taken(self, standing: Standing) -> JournalTaken:
@@ -130,8 +121,45 @@ class Ledger:
             standing.stored_through,
         )
 
+    # One statement each; sql/queries/ledger.sql says what they are for.
+
+    async def _claim(self, connection: asyncpg.Connection) -> int | None:
+        """The position, which is ours from now on; None if it is not ours to take."""
+        ownership = self._claimed.ownership
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL application_name = '{self.transaction_name}'")
+            position: int | None = await connection.fetchval(
+                self._queries["claim"],
+                self._layout.journal,
+                self._layout.identity,
+                self.token,
+                ownership.owners,
+                ownership.unclaimed_from,
+                self._seen,
+            )
+        return position
+
+    async def _proved(self, connection: asyncpg.Connection, position: int) -> int:
+        """How far, up to this position, flushes have stored."""
+        proved: int = await connection.fetchval(self._queries["proved"], self._layout.journal, position)
+        return proved
+
+    async def _put_back(self, connection: asyncpg.Connection, position: int, proved: int) -> None:
+        await connection.execute(self._queries["put_back"], self._layout.journal, self.token, position, proved)
+
+    async def end_given_up(self, connection: asyncpg.Connection) -> None:
+        """End the transactions of ours that live on in the server after their connections were cut."""
+        await connection.execute(self._queries["end_given_up"], self.transaction_name)
+
+    async def begin(self, connection: asyncpg.Connection) -> None:
+        """Begin the transaction of a flush."""
+        # The journal forgets what is committed, so the commit must be on disk whatever the server's default is.
+        await connection.execute(
+            f"BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL application_name = '{self.transaction_name}'"
+        )
+
     async def advance(
-        self, connection: asyncpg.Connection, position: int, records: list[Record], days: list[date]
+        self, connection: asyncpg.Connection, records: Sequence[Record], *, days: list[date], position: int
     ) -> None:
         """Move the position from where we believe it to be to the last of the records, the first statement of their
         flush. Raises DatabaseError if it is not there, or no longer ours: then ask again."""
@@ -150,14 +178,16 @@ class Ledger:
         if not moved:
             raise DatabaseError(f"the ledger of journal {self._layout.journal} has moved; asking it again")
 
-    async def correct(self, connection: asyncpg.Connection, last: int, duplicate: int, refused: int) -> None:
+    async def correct(self, connection: asyncpg.Connection, *, last: int, duplicate: int, refused: int) -> None:
         """In the transaction of the flush up to record `last`: some of its events were duplicates or were refused."""
         await connection.execute(self._queries["correct"], self._layout.journal, last, duplicate, refused)
 
     async def counts(self, connection: asyncpg.Connection, last: int) -> Counts | None:
         """What our flush up to record `last` did, if its row is still there."""
         row = await connection.fetchrow(self._queries["counts"], self._layout.journal, last, self.token)
-        return Counts(row["events_stored"], row["events_duplicate"], row["events_rejected"]) if row else None
+        if row is None:
+            return None
+        return Counts(stored=row["events_stored"], duplicate=row["events_duplicate"], rejected=row["events_rejected"])
 
 
 class Standing(NamedTuple):
@@ -195,7 +225,7 @@ async def look(connection: asyncpg.Connection, layout: Layout, ownership: Owners
         objection = "it is a copy, and what it was copied from may be at work"
     # Those from there on cannot be the ones that anybody has stored.
     stored_through = proved if unclaimed_from is None else min(proved, unclaimed_from - 1)
-    return Standing(position, stored_through, may_hold, objection)
+    return Standing(position=position, stored_through=stored_through, may_hold=may_hold, objection=objection)
 
 
 def _unknown(layout: Layout) -> JournalUnknown:

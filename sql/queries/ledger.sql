@@ -24,6 +24,14 @@ SELECT coalesce(max(last_record), 0) FROM analytics.flushes WHERE journal = $1 A
 -- No flush has moved it there.
 UPDATE analytics.journals SET stored_through = $4 WHERE number = $1 AND owner = $2 AND stored_through = $3
 
+-- end_given_up --
+-- A transaction that we gave up on may live on in the server, if the network ate our good-bye, and hold the journal's
+-- row for hours. It is ours, so we may end it; whether it had committed, the ledger will tell. It is known by the name
+-- that each of our transactions takes on for as long as it lasts: the number of the server's process would be a
+-- pooler's invention, or another client's process by now.
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name = $1 AND usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()
+
 -- advance --
 -- The first statement of every flush, and its guard: it moves the journal's position from where we believe it to
 -- be, if it is still ours. A transaction that we gave up on but that is still alive in the server holds the row; we

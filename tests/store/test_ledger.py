@@ -169,7 +169,7 @@ def record(number: int) -> Record:
 
 async def flush(ledger: Ledger, connection: asyncpg.Connection, position: int, number: int) -> None:
     async with connection.transaction():
-        await ledger.advance(connection, position, [record(number)], [])
+        await ledger.advance(connection, [record(number)], days=[], position=position)
 
 
 async def test_who_opened_the_journal_last_has_the_position(connection: asyncpg.Connection, tmp_path: Path):

@@ -1,0 +1,76 @@
+"""One flush: some records of a journal that are stored together, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from ingest.base.errors import IngestError
+from ingest.journal.batch_ids import batch_id
+from ingest.journal.segments import Record
+from ingest.store import event_keys
+from ingest.store.event_keys import Contents
+from ingest.store.ledger import Counts
+
+
+class TableRefuses(IngestError):
+    """The table refuses every row: somebody has changed it, or what it depends on."""
+
+
+class Outcome(NamedTuple):
+    """What one flush did, in events; `refused` were accepted and then refused by the table. `bad` says which, by
+    their ids, and why; None if nobody knows any more."""
+
+    stored: int
+    duplicate: int = 0
+    refused: int = 0
+    bad: Mapping[bytes, str] | None = MappingProxyType({})
+
+    @classmethod
+    def of_stored(cls, records: Sequence[Record], counts: Counts | None) -> Outcome:
+        """What the ledger says that became of these records; `counts` is None if it does not know any more."""
+        events, rejected = sum(record.events for record in records), sum(record.rejected for record in records)
+        if counts is None:
+            return cls(stored=events, bad=None)
+        refused = max(0, counts.rejected - rejected)
+        stored = events - counts.duplicate - refused
+        return cls(stored=stored, duplicate=counts.duplicate, refused=refused, bad=None if refused else {})
+
+
+class Flush(NamedTuple):
+    """Records in order, at least one and all of one layout, of the journal with this number."""
+
+    journal: int
+    records: Sequence[Record]
+    contents: Contents
+
+    @classmethod
+    def of(cls, journal: int, records: Sequence[Record]) -> Flush:
+        """Look at what the records hold, and make a flush of them."""
+        return cls(journal, records, event_keys.examine(records))
+
+    @property
+    def last(self) -> int:
+        """The number of the last record, which the ledger moves to."""
+        return self.records[-1].number
+
+    @property
+    def first_batch(self) -> int:
+        return batch_id(self.journal, self.records[0].number)
+
+    @property
+    def last_batch(self) -> int:
+        return batch_id(self.journal, self.last)
+
+    @property
+    def events(self) -> int:
+        return sum(record.events for record in self.records)
+
+    @property
+    def event_columns(self) -> tuple[str, ...]:
+        return self.records[0].layout.event_columns
+
+    @property
+    def rejected_columns(self) -> tuple[str, ...]:
+        return self.records[0].layout.rejected_columns
