@@ -92,7 +92,7 @@ class Drafts:
             strict=True,
         )
         return [
-            f"{id_}\t{created}\t{told}\t{received_at}\t{kind}\t{name}\t{user}\t{visitor}\t{visit}\t"
+            f"{id_}\t{created}\t{time}\t{received_at}\t{kind}\t{name}\t{user}\t{visitor}\t{visit}\t"
             f"{details}\t{context}\t{page}\t{device}\t{place}\t{ending}"
-            for place, id_, created, told, kind, name, user, visitor, visit, details, context, page, device in columns
+            for place, id_, created, time, kind, name, user, visitor, visit, details, context, page, device in columns
         ]

@@ -3,24 +3,14 @@
 Pure: the clock, the client's address and the limits come in as values. To add a step, write a function
 `(drafts, arrival) -> None` named by its effect and put it into STEPS.
 
-When an event happened, and which event it is:
-
-* An event's time is its own `timestamp` wherever that is possible: not older than the retention, not further ahead
-  of us than `max_future`. It is never shifted then, whatever `sentAt` says: a late delivery cannot be told from a
-  slow clock, and a shift would reorder the events of a right clock.
-* An impossible time is that of a wrong clock if `sentAt`, by the same clock, explains it: it is as impossible, and
-  put right by as much as sentAt is off, the event is within the retention and has not happened after it came.
-  Otherwise it is refused: a request that came late explains nothing.
-* An event is known by its client's id and its own `timestamp`, or the lack of one. Both are the same in each
-  delivery, whenever it comes, in any worker and with any sentAt, which created_at is not: the id and `client_time`,
-  or created_at where that is NULL. Two events of one id and different times are two events.
+An event is known by its client's id and its own `timestamp`, or the lack of one. Both are the same in each delivery,
+whenever it comes, in any worker and with any sentAt, which created_at is not: the id and `client_time`, or created_at
+where that is NULL. Two events of one id and different times are two events. See `times.py` for when one happened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import uuid5
 
@@ -37,32 +27,22 @@ from ingest.events.anonymity import (
 )
 from ingest.events.arrival import (
     Arrival,
-    Moment,
     Sender,
     sender_fields_of,
 )
 from ingest.events.context import ContextFacts, page_of_properties, read_context
 from ingest.events.drafts import Drafts
 from ingest.events.jsonb import check_object
-from ingest.events.limits import (
-    EVENT_TYPES,
-    MAX_ID_CHARACTERS,
-    MAX_NAME_CHARACTERS,
-    MAX_URL_CHARACTERS,
-    READ_USER_AGENT_CHARACTERS,
-)
+from ingest.events.limits import EVENT_TYPES, MAX_ID_CHARACTERS, MAX_NAME_CHARACTERS, READ_USER_AGENT_CHARACTERS
+from ingest.events.page_fields import NO_PAGE_FIELDS, page_fields
 from ingest.events.payload import RawEvent
-from ingest.events.row import NO_TIME, field, fields
+from ingest.events.row import NO_TIME, field
+from ingest.events.times import corrected_time, impossible, utc_text
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
-from ingest.events.values.sources import OwnHosts, source_name, source_of
 from ingest.events.values.timestamps import is_javascript_time, one_text_of, parse_time
 from ingest.events.values.urls import (
-    NO_PAGE,
-    describe_page,
     may_hold_credentials,
-    referrer_host,
     strip_credentials,
-    without_credentials,
 )
 
 
@@ -91,7 +71,7 @@ def take_through_steps(raws: Sequence[RawEvent], arrival: Arrival) -> Drafts | B
         step(drafts, arrival)
     if drafts.senders:
         return drafts
-    return _set_told_senders(drafts, arrival)
+    return _set_senders_in_contexts(drafts, arrival)
 
 
 def write_lines(drafts: Drafts, arrival: Arrival, ending: str, first: int) -> Processed:
@@ -168,7 +148,7 @@ def set_id(drafts: Drafts, arrival: Arrival) -> None:
 
 def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
     oldest, newest = arrival.moment.oldest, arrival.moment.newest
-    came = arrival.moment.text if arrival.first_came is None else _utc_text(arrival.first_came)
+    came = arrival.moment.text if arrival.first_came is None else utc_text(arrival.first_came)
     created_at, client_times, keys = drafts.created_at, drafts.client_times, drafts.keys
     for index, raw in enumerate(drafts.raws):
         timestamp = raw.timestamp
@@ -187,46 +167,18 @@ def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
                 known = timestamp
                 created_at.append(timestamp)
             else:
-                text = _utc_text(moment)
+                text = utc_text(moment)
                 known = one_text_of(moment, text)
                 created_at.append(text)
-        elif (corrected := _corrected(moment, raw, arrival)) is not None:
-            created_at.append(_utc_text(corrected))
-            client_times[index] = text = _utc_text(moment)
+        elif (corrected := corrected_time(moment, raw, arrival)) is not None:
+            created_at.append(utc_text(corrected))
+            client_times[index] = text = utc_text(moment)
             known = one_text_of(moment, text)
         else:
-            drafts.refuse(created_at, *_impossible(moment, arrival.moment))
+            drafts.refuse(created_at, *impossible(moment, arrival.moment))
             continue
         if (key := keys[index]) is not None:
             keys[index] = key + known.encode()
-
-
-def _corrected(moment: datetime, raw: RawEvent, arrival: Arrival) -> datetime | None:
-    """When it happened by our clock, if the client's clock explains why its own time is impossible; else None."""
-    came, sent_at = arrival.first_came or arrival.moment.at, arrival.sent_at
-    own = raw.sentAt if raw.sentAt is not None else raw.sent_at
-    # With a replay comes what the first try went by.
-    if own is not None and (arrival.first_came is None or sent_at is None):
-        sent_at = parse_time(own)
-    if sent_at is None or (moment < arrival.moment.oldest <= sent_at):
-        return None
-    try:
-        corrected = moment.astimezone(UTC) + (came - sent_at)
-    except OverflowError:
-        return None
-    possible = arrival.moment.oldest <= corrected <= came + arrival.limits.skew_tolerance
-    return corrected if possible else None
-
-
-def _impossible(moment: datetime, now: Moment) -> tuple[RejectReason, str]:
-    if moment < now.oldest:
-        detail = f"{moment.isoformat()} is before {now.oldest.isoformat()}, the oldest that is kept"
-        return RejectReason.TOO_OLD, detail
-    return RejectReason.IN_FUTURE, f"{moment.isoformat()} is in the future"
-
-
-def _utc_text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()
 
 
 def check_size(drafts: Drafts, arrival: Arrival) -> None:
@@ -269,8 +221,8 @@ def set_context(drafts: Drafts, arrival: Arrival) -> None:
     careful, max_depth = arrival.hazards.whitespace or arrival.hazards.numbers, arrival.limits.max_depth
     contexts, facts, conceals = drafts.contexts, drafts.facts, arrival.limits.conceals
     for raw in drafts.raws:
-        checked, told = read_context(raw.context, careful, max_depth, conceals)
-        facts.append(told)
+        checked, found = read_context(raw.context, careful, max_depth, conceals)
+        facts.append(found)
         if isinstance(checked, RejectReason):
             drafts.refuse(contexts, *_objection("context", checked, RejectReason.INVALID_CONTEXT))
         else:
@@ -311,51 +263,51 @@ def set_person(drafts: Drafts, arrival: Arrival) -> None:
             else:
                 detail = f"`{name}` has over {MAX_ID_CHARACTERS} characters"
                 drafts.refuse(column, RejectReason.FIELD_TOO_LONG, detail)
-    for index, told in enumerate(drafts.facts):
-        if told.session_id and drafts.session_ids[index] == "\\N" and not is_placeholder(told.session_id):
-            drafts.session_ids[index] = field(told.session_id[:MAX_ID_CHARACTERS])
+    for index, facts in enumerate(drafts.facts):
+        if facts.session_id and drafts.session_ids[index] == "\\N" and not is_placeholder(facts.session_id):
+            drafts.session_ids[index] = field(facts.session_id[:MAX_ID_CHARACTERS])
 
 
 def set_page(drafts: Drafts, arrival: Arrival) -> None:
     """The page the event happened on, and the source of the visit: the event's own words, else the context's."""
     pages, own = drafts.pages, arrival.limits.own_hosts
-    for raw, told, kind in zip(drafts.raws, drafts.facts, drafts.types, strict=True):
-        url, referrer, campaign = raw.url or told.url, raw.referrer, told.campaign
-        seen_from, place = told.referrer, told.place
+    for raw, facts, kind in zip(drafts.raws, drafts.facts, drafts.types, strict=True):
+        url, referrer, campaign = raw.url or facts.url, raw.referrer, facts.campaign
+        seen_from, place = facts.referrer, facts.place
         if not url and kind == "page_view" and raw.properties:
             # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
             url, named, path = page_of_properties(bytes(raw.properties))
             seen_from, place = named or seen_from, place or path
         url, referrer = url or place, referrer or seen_from
         if url is None and referrer is None and campaign is None:
-            pages.append(_NO_PAGE)
+            pages.append(NO_PAGE_FIELDS)
         else:
-            pages.append(_page_fields(url, referrer, campaign, own))
+            pages.append(page_fields(url, referrer, campaign, own))
 
 
 def set_sender(drafts: Drafts, arrival: Arrival) -> None:
     """The device and the address it came from: what the request's headers say, if no context says anything."""
-    for told in drafts.facts:
-        if told.user_agent or told.ip or told.of_server:
+    for facts in drafts.facts:
+        if facts.user_agent or facts.ip or facts.of_server:
             return
     drafts.senders = [arrival.sender_fields] * len(drafts.facts)
 
 
-def _set_told_senders(drafts: Drafts, arrival: Arrival) -> Bites[Drafts]:
+def _set_senders_in_contexts(drafts: Drafts, arrival: Arrival) -> Bites[Drafts]:
     """The same where contexts do: their words go first.
 
     A bite for each sender that is new: user agents made for that purpose keep the parser busy for 3 ms each.
     """
     sender_fields, senders = arrival.sender_fields, drafts.senders
     known: dict[tuple[str | None, str | None, bool], str] = {}
-    for told in drafts.facts:
-        if told.user_agent or told.ip or told.of_server:
-            key = told.user_agent, told.ip, told.of_server
+    for facts in drafts.facts:
+        if facts.user_agent or facts.ip or facts.of_server:
+            key = facts.user_agent, facts.ip, facts.of_server
             text = known.get(key)
             if text is None:
                 if known:
                     yield
-                text = known[key] = sender_fields_of(_told_sender(told, arrival))
+                text = known[key] = sender_fields_of(_sender_in_context(facts, arrival))
             senders.append(text)
         else:
             senders.append(sender_fields)
@@ -379,8 +331,8 @@ STEPS: Final[tuple[Step, ...]] = (
 # Properties and context.
 
 
-def _told_sender(facts: ContextFacts, arrival: Arrival) -> Sender:
-    """The sender as the context tells it: a server's SDK names the device and the address of its user there.
+def _sender_in_context(facts: ContextFacts, arrival: Arrival) -> Sender:
+    """The sender that a context names: a server's SDK names the device and the address of its user there.
 
     Without, a server's own address and user agent are nobody's. Anybody may name any address, as in other fields. It
     is stored, and that is all: limits go by the connection.
@@ -404,44 +356,3 @@ _DETAILS = {
 
 def _objection(name: str, reason: RejectReason, not_an_object: RejectReason) -> tuple[RejectReason, str]:
     return not_an_object if reason is RejectReason.INVALID_FIELD else reason, _DETAILS[reason].format(name)
-
-
-# COPY text that many events share.
-
-_NO_PAGE = "\t".join(["\\N"] * 11)
-_CACHED_URL_CHARACTERS = 512
-
-
-def _page_fields(
-    url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None, own: OwnHosts
-) -> str:
-    """url, referrer, page_host … source as COPY text."""
-    if len(url or "") + len(referrer or "") <= _CACHED_URL_CHARACTERS:
-        # A campaign's fields are cut.
-        return _make_page_fields(url, referrer, campaign, own)
-    return _make_page_fields.__wrapped__(url, referrer, campaign, own)
-
-
-@lru_cache(maxsize=4096)
-def _make_page_fields(
-    url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None, own: OwnHosts
-) -> str:
-    """A campaign named in the context wins over the one in the address, field by field."""
-    page = describe_page(url) if url else NO_PAGE
-    utm: tuple[str | None, ...] = page[2:7]
-    if campaign is not None:
-        utm = tuple([named or found for named, found in zip(campaign, utm, strict=True)])
-    campaign_fields = fields(source_name(utm[0]), *utm[1:]) if any(utm) else _NO_CAMPAIGN
-    came_from = referrer_host(referrer) if referrer else None
-    source = source_of(utm[0], page.hint, referrer, came_from, page.host, own)
-    return (
-        f"{_address_field(url)}\t{_address_field(referrer)}\t{field(page.host)}\t{field(page.path)}\t"
-        f"{campaign_fields}\t{field(came_from)}\t{field(source)}"
-    )
-
-
-def _address_field(url: str | None) -> str:
-    return field(without_credentials(url[:MAX_URL_CHARACTERS])) if url else field(url)
-
-
-_NO_CAMPAIGN = "\t".join(["\\N"] * 5)

@@ -64,28 +64,28 @@ def examine(records: Iterable[Record]) -> Contents:
         columns = record.layout.event_columns
         created = columns.index("created_at")
         # A record of an older release knows no other kind.
-        told = columns.index("client_time") if "client_time" in columns else None
-        most = max(created, told or 0) + 1
+        client_time = columns.index("client_time") if "client_time" in columns else None
+        most = max(created, client_time or 0) + 1
         lines = record.event_lines.splitlines(keepends=True)
         values = [line.split(b"\t", most) for line in lines]
         minutes.update([each[created][:16] for each in values])
-        if told is None or {each[told] for each in values} <= _PLAIN:
+        if client_time is None or {each[client_time] for each in values} <= _PLAIN:
             plain.append(record.event_lines)
             continue
         key = columns.index("id")
         for each, line in zip(values, lines, strict=True):
-            if each[told] == b"\\N":
+            if each[client_time] == b"\\N":
                 plain.append(line)
             else:
-                keyed.append(Keyed(each[key].decode(), each[created].decode(), each[told].decode(), line))
+                keyed.append(Keyed(each[key].decode(), each[created].decode(), each[client_time].decode(), line))
     return Contents(plain, keyed, {minute.decode() for minute in minutes})
 
 
 def known_by(line: bytes, columns: tuple[str, ...]) -> bytes:
     """What the event of a line is known by in the window of recent ids: its id in 16 bytes, then its own time."""
     values = line.rstrip(b"\n").split(b"\t")
-    told = values[columns.index("client_time")] if "client_time" in columns else b"\\N"
-    own = (values[columns.index("created_at")] if told == b"\\N" else told).decode()
+    client_time = values[columns.index("client_time")] if "client_time" in columns else b"\\N"
+    own = (values[columns.index("created_at")] if client_time == b"\\N" else client_time).decode()
     key = UUID(values[columns.index("id")].decode()).bytes
     return key if own == NO_TIME else key + one_text_of(datetime.fromisoformat(own), own).encode()
 
@@ -99,8 +99,8 @@ async def claim(connection: asyncpg.Connection, keyed: Sequence[Keyed]) -> list[
         await connection.execute(_QUERIES["lock"])
     else:
         await connection.execute(_QUERIES["lock_shared"])
-    ids, created, told = ([one[field] for one in keyed] for field in range(3))
-    places = await connection.fetch(_QUERIES["claim"], ids, told, created, *bounds)
+    ids, created, client_time = ([one[field] for one in keyed] for field in range(3))
+    places = await connection.fetch(_QUERIES["claim"], ids, client_time, created, *bounds)
     return await _apart(connection, [keyed[row["place"] - 1] for row in places])
 
 
@@ -136,8 +136,8 @@ def _later(one: Keyed, by: timedelta) -> Keyed:
 async def release(connection: asyncpg.Connection, keyed: Sequence[Keyed]) -> None:
     """The table has refused these: when they come again, they are new."""
     if keyed:
-        ids, told = [one.id for one in keyed], [one.client_time for one in keyed]
-        await connection.execute(_QUERIES["release"], ids, told)
+        ids, client_time = [one.id for one in keyed], [one.client_time for one in keyed]
+        await connection.execute(_QUERIES["release"], ids, client_time)
 
 
 async def drop_known(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest.events.steps import _make_page_fields
+from ingest.events.page_fields import make_page_fields
 from ingest.events.values import sources, urls
 from ingest.events.values.sources import (
     ALIASES,
@@ -353,7 +353,7 @@ async def by_database(url: str, events: list[dict[str, Any]]) -> list[tuple[str 
 
 
 def by_collector(url: str | None, referrer: str | None) -> tuple[str | None, ...]:
-    line = _make_page_fields(url, referrer, None, NO_HOSTS)
+    line = make_page_fields(url, referrer, None, NO_HOSTS)
     return tuple(None if cell == "\\N" else unescaped(cell) for cell in line.split("\t"))
 
 

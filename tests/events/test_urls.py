@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ingest.events import limits
 from ingest.events.values import urls
+from ingest.events.values.punycode import punycode
 from ingest.events.values.urls import (
     NO_PAGE,
     Page,
@@ -441,7 +442,7 @@ def test_credentials_in_json_are_not_kept(text: bytes, stored: bytes) -> None:
 
 @given(st.text(st.sampled_from("ab-zü中ßéλ💥𐍈") | st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
 def test_labels_are_encoded_as_the_codec_does(label: str) -> None:
-    assert urls._punycode(label) == label.encode("punycode").decode()
+    assert punycode(label) == label.encode("punycode").decode()
 
 
 def test_a_host_of_very_many_characters_off_ascii_is_none() -> None:

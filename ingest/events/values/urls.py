@@ -9,7 +9,6 @@ length of its keys. What comes out is text that Postgres takes.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv6Address
@@ -17,6 +16,7 @@ from typing import Final, NamedTuple
 from unicodedata import normalize
 
 from ingest.events.limits import MAX_URL_CHARACTERS, MAX_VALUE_CHARACTERS
+from ingest.events.values.punycode import punycode
 from ingest.events.values.texts import clean, well_formed
 
 MAX_HOST_CHARACTERS: Final = 253
@@ -212,49 +212,10 @@ def _read_form(place: str) -> str | None:
     if not host.isascii():
         if len(host) - len(host.encode("ascii", "ignore")) > _MAX_FOREIGN_CHARACTERS:
             return None
-        host = ".".join([label if label.isascii() else f"xn--{_punycode(label)}" for label in host.split(".")])
+        host = ".".join([label if label.isascii() else f"xn--{punycode(label)}" for label in host.split(".")])
     if host.startswith("www.") and "." in host[4:]:
         host = host[4:]
     return host if 0 < len(host) <= MAX_HOST_CHARACTERS else None
-
-
-_DIGITS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
-
-
-def _punycode(label: str) -> str:
-    """As the codec of that name, which takes the square of the label's length."""
-    basic = [place for place, character in enumerate(label) if character < "\x80"]
-    encoded = [label[place] for place in basic] + ["-"] * bool(basic)
-    # RFC 3492, section 6.3; `handled` are the places of what is encoded already, in order.
-    handled = basic
-    least, delta, bias, before, adapted = 127, 0, 72, len(basic) + 1, False
-    for point, place in sorted([(ord(each), place) for place, each in enumerate(label) if each >= "\x80"]):
-        at = bisect_left(handled, place)
-        if point == least:
-            delta += at - before
-        else:
-            # The rest of the round before, those between, and this one as far as here.
-            delta += len(handled) - before + 1 + (point - least - 1) * (len(handled) + 1) + at
-        rest, base = delta, 36
-        while rest >= (threshold := 1 if base <= bias else base - bias if base < bias + 26 else 26):
-            rest, digit = divmod(rest - threshold, 36 - threshold)
-            encoded.append(_DIGITS[threshold + digit])
-            base += 36
-        encoded.append(_DIGITS[rest])
-        handled.insert(at, place)
-        bias = _adapted(delta // (2 if adapted else 700), len(handled))
-        adapted = True
-        least, delta, before = point, 0, at + 1
-    return "".join(encoded)
-
-
-def _adapted(delta: int, count: int) -> int:
-    delta += delta // count
-    base = 0
-    while delta > 455:
-        delta //= 35
-        base += 36
-    return base + 36 * delta // (delta + 38)
 
 
 def _ipv6_form(text: str) -> str | None:

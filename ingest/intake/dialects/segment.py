@@ -181,12 +181,12 @@ def _title(name: str | None) -> str | None:
 
 def _beside_the_name(message: SegmentMessage, kind: str) -> dict[str, object]:
     """Fields of a message that have no column and are not its name."""
-    told = {"groupId": message.groupId, "previousId": message.previousId, "category": message.category}
+    named = {"groupId": message.groupId, "previousId": message.previousId, "category": message.category}
     if kind != "track":
-        told["event"] = message.event
+        named["event"] = message.event
     if kind not in ("page", "screen"):
-        told["name"] = message.name
-    return {name: value for name, value in told.items() if value is not None and value != ""}
+        named["name"] = message.name
+    return {name: value for name, value in named.items() if value is not None and value != ""}
 
 
 def _members_of(properties: Raw, traits: Raw) -> dict[str, object]:
