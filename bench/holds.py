@@ -41,7 +41,7 @@ from ingest.events.values.user_agents import warm_up
 from ingest.http.binding import bind
 from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
 from ingest.intake.dialects.native import read_native
-from ingest.intake.intake import slice_of
+from ingest.intake.slices import slice_of
 from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres

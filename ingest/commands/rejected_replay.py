@@ -14,7 +14,7 @@ import orjson
 from ingest.base.config import Config
 from ingest.base.errors import IngestError
 from ingest.commands.target import on_database
-from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
+from ingest.intake.opening import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.journal.replays import WAIT_SECONDS
 from ingest.postgres.queries import load_queries
 from ingest.service import control

@@ -36,7 +36,7 @@ from ingest.intake.dialects.formats import is_json, to_json
 from ingest.intake.dialects.native import read_native
 from ingest.intake.dialects.segment import read_segment
 from ingest.intake.intake import NOT_WRITTEN, Intake
-from ingest.intake.submission import Submission
+from ingest.intake.submission import Request, Submission
 from ingest.journal import replays
 from ingest.journal.replays import Watch
 
@@ -134,10 +134,21 @@ class CollectHandler:
                 unwrap, is_long = _decoder(decode, request, body, max_bytes)
                 if is_long and volume.enabled and (wait := volume.wait_long(share)) and not self._is_secret(key):
                     return self._refuse_for_now(_VOLUME, wait, path, request)
-                submission = Submission(path, unwrap, body, address, request.headers, key, settled)
-                submission.share, submission.is_long, submission.hold = share, is_long, hold
-                if settings.trusted_proxies:
-                    submission.country = self.country_of(request)
+                submission = Submission(
+                    Request(
+                        path=path,
+                        decode=unwrap,
+                        body=body,
+                        address=address,
+                        share=share,
+                        headers=request.headers,
+                        header_key=key,
+                        country=self.country_of(request) if settings.trusted_proxies else None,
+                        is_long=is_long,
+                        hold=hold,
+                    ),
+                    settled,
+                )
                 self._intake.submit(submission)
                 await settled
             except PayloadRefused as refused:
@@ -251,20 +262,20 @@ _ALL_ACCEPTED = {n: b'{"accepted":%d,"rejected":[]}' % n for n in range(1, 1001)
 
 
 def _answer(accepted: int, duplicates: int, refusals: list[tuple[int, Refusal]]) -> web.Response:
-    """`accepted` counts the duplicates, too: they are in the table once, as promised. They are told of if any."""
+    """`accepted` counts the duplicates, too: they are in the table once, as promised."""
     if not refusals and not duplicates:
         body = _ALL_ACCEPTED.get(accepted) or b'{"accepted":%d,"rejected":[]}' % accepted
         return Brief(body)
-    told = {"duplicates": duplicates} if duplicates else {}
+    extra = {"duplicates": duplicates} if duplicates else {}
     listed = [
         {"index": index, "reason": refusal.reason.value, "detail": refusal.detail} for index, refusal in refusals
     ]
     if not refusals:
-        return answer(200, {"accepted": accepted, "rejected": listed, **told})
+        return answer(200, {"accepted": accepted, "rejected": listed, **extra})
     first = refusals[0][1]
     headers = {"X-Reject-Reason": first.reason.value}
     if accepted:
-        return answer(200, {"accepted": accepted, "rejected": listed, **told}, headers)
+        return answer(200, {"accepted": accepted, "rejected": listed, **extra}, headers)
     return problem(400, first.reason.value, first.detail, headers, {"accepted": 0, "rejected": listed})
 
 

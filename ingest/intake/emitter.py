@@ -11,8 +11,8 @@ import orjson
 
 from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
 from ingest.intake.dialects.native import read_native
-from ingest.intake.intake import Intake
-from ingest.intake.submission import Submission
+from ingest.intake.intake import NOT_WRITTEN, Intake
+from ingest.intake.submission import Request, Submission
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +44,21 @@ class Emitter:
         settled = asyncio.get_running_loop().create_future()
         body = orjson.dumps(events)
         submission = Submission(
-            path, lambda sent: read_native(sent, len(events), MAX_EVENT_BYTES), body, address, headers, None, settled
+            Request(
+                path=path,
+                decode=lambda sent: read_native(sent, len(events), MAX_EVENT_BYTES),
+                body=body,
+                address=address,
+                share=address,
+                headers=headers,
+                country=country,
+                own=True,
+                unseen=unseen,
+            ),
+            settled,
         )
-        submission.country = country
-        submission.own, submission.unseen = True, unseen
         self._intake.submit(submission)
         await settled
         if submission.refused is not None or submission.refusals or not submission.durable:
-            told = submission.refused or next((refusal for _, refusal in submission.refusals), None)
-            logger.error(
-                "events of our own were not stored: %s", told.detail if told else "the journal could not be written"
-            )
+            refusal = submission.refused or next((each for _, each in submission.refusals), NOT_WRITTEN)
+            logger.error("events of our own were not stored: %s", refusal.detail)

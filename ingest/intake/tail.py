@@ -14,7 +14,7 @@ from ingest.events.anonymity import conceal_text
 from ingest.events.row import EVENT_COLUMNS, event_of_line, split_line
 
 _QUEUE: Final = 2000
-"""Lines a slow follower may be behind; past it lines are left out, and the follower is told how many."""
+"""Lines a slow follower may be behind; past it lines are left out, and the follower reads how many."""
 _SHOWN: Final = ("created_at", "type", "name", "user_id", "anonymous_id", "properties", "page_path", "id")
 
 
@@ -22,7 +22,7 @@ _SHOWN_BYTES: Final = 500
 """Of what was refused."""
 
 
-class Told(NamedTuple):
+class TailEntry(NamedTuple):
     """Events of one request: the lines (COPY text) of those that passed, and the refusals of the others."""
 
     path: str
@@ -40,10 +40,10 @@ class Tail:
         # Whether anybody follows: asked for every request.
         self.followed = False
 
-    def publish(self, told: Iterable[Told], failure: Refusal | None = None) -> None:
-        """Tell the followers what became of some requests' events; `failure` is why the lines were not kept."""
+    def publish(self, entries: Iterable[TailEntry], failure: Refusal | None = None) -> None:
+        """Show the followers what became of some requests' events; `failure` is why the lines were not kept."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        for path, lines, refusals in told:
+        for path, lines, refusals in entries:
             for line in lines:
                 values = split_line(line.encode("utf-8", "replace"), EVENT_COLUMNS)
                 if failure is None:
@@ -59,11 +59,11 @@ class Tail:
         detail = refusal.detail
         if self._conceals:
             text, detail = conceal_text(text), conceal_text(detail)
-        told = {"at": at, "result": "rejected", "route": path}
-        self._put({**told, "reason": refusal.reason.value, "detail": detail, "payload": text})
+        shown = {"at": at, "result": "rejected", "route": path}
+        self._put({**shown, "reason": refusal.reason.value, "detail": detail, "payload": text})
 
-    def _put(self, told: dict[str, Any]) -> None:
-        line = orjson.dumps(told) + b"\n"
+    def _put(self, shown: dict[str, Any]) -> None:
+        line = orjson.dumps(shown) + b"\n"
         for queue in self._followers:
             if queue.full():
                 self._followers[queue] += 1

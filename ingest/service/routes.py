@@ -52,8 +52,9 @@ from ingest.intake.collect import (
 )
 from ingest.intake.dedupe import DedupeWindow
 from ingest.intake.emitter import Emitter
-from ingest.intake.intake import Intake, IntakeSettings
+from ingest.intake.intake import Intake
 from ingest.intake.senders import Senders
+from ingest.intake.settings import IntakeSettings
 from ingest.intake.tail import Tail
 from ingest.intake.write_keys import WriteKeys
 from ingest.journal.accounts import Accounts

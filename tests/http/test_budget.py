@@ -25,7 +25,7 @@ from ingest.base.refusals import PayloadRefused
 from ingest.events.payload import Payload
 from ingest.http import connections
 from ingest.http.budget import GRACE_SECONDS, SMALL_BYTES, Budget, Hold, decoded_bytes
-from ingest.intake import intake, waiting
+from ingest.intake import intake, opening, waiting
 from ingest.intake.dialects.native import decode_native
 from ingest.intake.dialects.segment import decode_segment
 from tests.support.amounts import some_of
@@ -376,7 +376,7 @@ async def test_an_unexpected_error_releases_it(client: Client, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise RuntimeError
 
-    for module, name in ((intake, "_draft"), (intake.Intake, "_open"), (intake.Intake, "_decode")):
+    for module, name in ((intake, "draft"), (opening.Opener, "_share"), (opening.Opener, "open")):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, fail)
             assert (await client.post(body)).status == 500

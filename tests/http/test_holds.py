@@ -26,7 +26,7 @@ from ingest.events.payload import Payload, RawEvent
 from ingest.events.steps import take_through_steps, write_lines
 from ingest.http import connections
 from ingest.http.encodings import gunzip
-from ingest.intake import intake
+from ingest.intake import intake, slices
 from ingest.intake.dialects.arrays import CannotTell, Scan
 from ingest.intake.dialects.batches import PART_BYTES
 from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
@@ -67,12 +67,12 @@ def test_hostile_bodies_are_taken_in_small_parts(kind, seed):
         arrival = arrive(moment_of(NOW, LIMITS), None, SOMEBODY, part.hazards, LIMITS._replace(conceals=True))
         at = 0
         while at < len(part.events):
-            taken = intake.slice_of(part, at)
+            taken = slices.slice_of(part, at)
             at += len(taken)
             raws = [raw for raw in taken if not isinstance(raw, Refusal)]
             # The work of one bite, even if many events share the same text.
             sizes = [len(raw.properties) + len(raw.context) for raw in raws]
-            assert len(taken) == 1 or (sum(sizes) <= 2 * PART_BYTES and len(taken) <= intake.SLICE)
+            assert len(taken) == 1 or (sum(sizes) <= 2 * PART_BYTES and len(taken) <= slices.SLICE)
             drafts = take_through_steps(raws, arrival)
             drafts = drafts if isinstance(drafts, Drafts) else finish(drafts)
             lines = write_lines(drafts, arrival, "1\n", 0).lines

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.base.refusals import RejectReason
 from ingest.intake.collect import SEGMENT_CALLS
-from ingest.intake.intake import RECEIVED_AT_HEADER, SENT_AT_HEADER
+from ingest.intake.opening import RECEIVED_AT_HEADER, SENT_AT_HEADER
 from ingest.journal import journal
 from ingest.service import control
 from tests.support.clients import basic

@@ -1,0 +1,130 @@
+"""Events of a body that go through the steps together, a slice at a time, and what became of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from ingest.base.bites import Bites
+from ingest.base.refusals import Refusal, RejectReason
+from ingest.events.arrival import Arrival
+from ingest.events.drafts import Drafts
+from ingest.events.hazards import ALL_HAZARDS
+from ingest.events.payload import Part, RawEvent
+from ingest.events.steps import Processed, take_through_steps, write_lines
+from ingest.intake.submission import Opened, Submission
+
+logger = logging.getLogger(__name__)
+
+SLICE: Final = 500
+"""Events that go through the steps together, if they are of one part of a body: 5 ms, if they are small."""
+_SLICE_BYTES: Final = 32 * 1024
+"""Of their properties and contexts, unless one event has more: up to 0.5 µs a byte, if they were made for it."""
+OUR_FAULT: Final = "a bug of the collector, which has logged it"
+
+
+def slice_of(part: Part, start: int) -> list[RawEvent | Refusal]:
+    """The events of a part, from one on, that go through the steps together."""
+    events, end = part.events, start + SLICE
+    if _is_heavy(part):
+        # The last one may be long, also in what has no name of ours.
+        end = min(end, max(start + 1, len(events) - 1))
+        size = 0
+        for index in range(start, end):
+            event = events[index]
+            size += 0 if isinstance(event, Refusal) else len(event.properties) + len(event.context)
+            if size > _SLICE_BYTES:
+                end = max(start + 1, index)
+                break
+    return events if start == 0 and len(events) <= end else events[start:end]
+
+
+def _is_heavy(part: Part) -> bool:
+    """Whether its events may be long: for their text, or for what is next to the batch and all of them have."""
+    return len(part.text) > _SLICE_BYTES or part.hazards is ALL_HAZARDS
+
+
+def draft(submission: Submission, opened: Opened) -> list[Drafts | None] | None:
+    """Take a slice of events through the steps, or on from where they stopped: what became of them, None if that was
+    not the last bite."""
+    if submission.work is None:
+        part, arrival = opened.payload.parts[submission.part], opened.arrival
+        heavy = _is_heavy(part)
+        whole = not heavy and not submission.within and len(part.events) <= SLICE
+        submission.taken = part.events if whole else slice_of(part, submission.within)
+        raws = [event for event in submission.taken if not isinstance(event, Refusal)]
+        try:
+            found = take_through_steps(raws, arrival)
+        except Exception:
+            submission.work = _alone(raws, arrival)
+        else:
+            if not isinstance(found, Drafts):
+                submission.work = _rest(raws, arrival, found)
+            elif heavy:
+                submission.work = _pause(found)
+            else:
+                return [found]
+    drafts: list[Drafts | None] | None = submission.bite()
+    return drafts
+
+
+def _pause(drafts: Drafts) -> Bites[list[Drafts | None]]:
+    """Their lines are written in a bite of its own."""
+    yield
+    return [drafts]
+
+
+def _rest(raws: list[RawEvent], arrival: Arrival, work: Bites[Drafts]) -> Bites[list[Drafts | None]]:
+    try:
+        return [(yield from work)]
+    except Exception:
+        return (yield from _alone(raws, arrival))
+
+
+def _alone(raws: list[RawEvent], arrival: Arrival) -> Bites[list[Drafts | None]]:
+    """A bug of ours costs the event that meets it, not its neighbours: each goes through the steps by itself, and
+    None is in the place of what does not come through."""
+    alone: list[Drafts | None] = []
+    for raw in raws:
+        try:
+            found = take_through_steps([raw], arrival)
+            alone.append(found if isinstance(found, Drafts) else (yield from found))
+        except Exception:
+            logger.exception("an event could not be processed")
+            alone.append(None)
+        yield
+    return alone
+
+
+def write_lines_apart(drafts: list[Drafts | None], arrival: Arrival, ending: str, first: int) -> Processed:
+    """The lines of events that went through the steps one by one. What did not come through is refused and kept, to
+    be replayed when the bug is fixed."""
+    all_of_them = Processed([], [], {})
+    for index, each in enumerate(drafts):
+        if each is not None:
+            lines, keys, refused = write_lines(each, arrival, ending, first + index)
+        else:
+            lines, keys, refused = [""], [None], {0: Refusal(RejectReason.INTERNAL_ERROR, OUR_FAULT)}
+        all_of_them.lines.extend(lines)
+        all_of_them.keys.extend(keys)
+        if refused:
+            all_of_them.refused[index] = refused[0]
+    return all_of_them
+
+
+def refusals_in(
+    events: Sequence[RawEvent | Refusal], start: int, refused: Mapping[int, Refusal]
+) -> list[tuple[int, Refusal]]:
+    """(place in the body, refusal) of the events that were malformed or refused by a step, in order. `start` is the
+    place of the first; `refused` counts the well-formed ones only."""
+    refusals: list[tuple[int, Refusal]] = []
+    well_formed = 0
+    for place, event in enumerate(events, start):
+        if isinstance(event, Refusal):
+            refusals.append((place, event))
+            continue
+        if well_formed in refused:
+            refusals.append((place, refused[well_formed]))
+        well_formed += 1
+    return refusals

@@ -1,0 +1,70 @@
+"""What one turn of the event loop has of all requests together, on its way into the journal's open record."""
+
+from __future__ import annotations
+
+from ingest.events.arrival import Moment
+from ingest.events.steps import Processed
+from ingest.intake.dedupe import DedupeWindow
+from ingest.intake.submission import Submission
+from ingest.intake.tail import TailEntry
+
+
+class Turn:
+    """Filled by the intake while the turn lasts, then appended and forgotten."""
+
+    __slots__ = ("begun", "done", "ending", "for_tail", "keys", "lines", "moment", "rejected_lines")
+
+    def __init__(self, batch_id: int, moment: Moment) -> None:
+        self.moment = moment
+        self.ending = f"{batch_id}\n"
+        self.lines: list[str] = []
+        self.keys: dict[bytes, None] = {}
+        self.rejected_lines: list[str] = []
+        self.done: list[Submission] = []
+        # Those that are not done, of which some lines are here.
+        self.begun: dict[Submission, None] = {}
+        # For the tail, if anybody follows.
+        self.for_tail: list[TailEntry] = []
+
+    def take_new(self, submission: Submission, processed: Processed, window: DedupeWindow) -> list[str]:
+        """The lines that are neither refused nor duplicates; their keys are this turn's from now on."""
+        lines, keys, refused = processed
+        recent, older, in_flight = window.sets()
+        if len(keys) == 1 and not refused:
+            # As with most requests; the same as below.
+            key = keys[0]
+            if key is not None and not (key in self.keys or key in recent or key in older or key in in_flight):
+                self.keys[key] = None
+                return lines
+        distinct: dict[bytes | None, None] = dict.fromkeys(keys)
+        if (
+            not refused
+            and len(distinct) == len(keys)
+            and None not in distinct
+            and self.keys.keys().isdisjoint(distinct)
+            and recent.isdisjoint(distinct)
+            and older.isdisjoint(distinct)
+            and in_flight.keys().isdisjoint(distinct)
+        ):
+            self.keys.update(distinct)  # type: ignore[arg-type]
+            return lines
+        return self._take_each(submission, processed, window)
+
+    def _take_each(self, submission: Submission, processed: Processed, window: DedupeWindow) -> list[str]:
+        lines, keys, refused = processed
+        recent, older, in_flight = window.sets()
+        new: list[str] = []
+        for index, (line, key) in enumerate(zip(lines, keys, strict=True)):
+            if index in refused or (key is not None and (key in recent or key in older)):
+                continue
+            if key is not None:
+                if key in self.keys:
+                    submission.waits = True
+                    continue
+                if key in in_flight:
+                    # A retry that came before the first try was durable: it waits for that one.
+                    submission.records.append(in_flight[key])
+                    continue
+                self.keys[key] = None
+            new.append(line)
+        return new
