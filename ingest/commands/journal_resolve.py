@@ -98,8 +98,8 @@ async def _move(data_dir: Path, claimed: Claimed, position: int, connection: asy
                     _renumbered(record.event_lines, columns, journal.batch_id),
                     record.events,
                     [],
-                    _renumbered(record.rejected_lines, rejected_columns, journal.batch_id),
-                    record.rejected,
+                    rejected_lines=_renumbered(record.rejected_lines, rejected_columns, journal.batch_id),
+                    rejected=record.rejected,
                 )
             )
     finally:

@@ -61,11 +61,12 @@ class Backlog:
         self,
         name: str,
         memory_max_bytes: int,
+        *,
         in_flight: Callable[[], tuple[int, int, int]],
         on_already_stored: Callable[[Record | Gap], None],
         on_lost: Callable[[int], None],
     ) -> None:
-        """`in_flight` tells events, rejected and bytes of what is counted here and not durable yet."""
+        """`in_flight` returns events, rejected and bytes of what is counted here and not durable yet."""
         self._name = name
         self.events = 0
         self.rejected = 0
@@ -236,7 +237,7 @@ class Backlog:
             self._reconcile()
 
     def _read_back_in_thread(self, stretch: Stretch, end: int, max_bytes: int) -> _ReadBack:
-        back = _ReadBack([], [], [], end, self._read_through)
+        back = _ReadBack(records=[], damages=[], already=[], offset=end, last=self._read_through)
         path, last, size = stretch.source.path, back.last, 0
         try:
             with SegmentReader(path, stretch.start, end, self._layouts) as reader:

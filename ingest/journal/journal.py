@@ -6,7 +6,7 @@ that the wait is one or two fsyncs at any load. What is durable goes to the Back
 records in order and forgets them once the ledger covers them: while Postgres is away memory stays bounded for as
 long as the disk lasts.
 
-Everything runs on the event loop's thread except the methods that end in `_in_thread`.
+Everything runs on the event loop's thread except the SegmentWriter's writes, and `recover`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,6 +27,7 @@ from ingest.journal.batch_ids import batch_id
 from ingest.journal.journals import Claimed
 from ingest.journal.open_record import OpenRecord
 from ingest.journal.recovery import recover
+from ingest.journal.segment_writer import SegmentWriter
 from ingest.journal.segments import Record, Totals
 from ingest.journal.survey import Gap
 
@@ -36,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN_BYTES: Final = 8 * 1024 * 1024
 """Lines that may wait for the fsync in flight. More means that the disk is far behind: answer 503 instead."""
-_O_DSYNC: Final = getattr(os, "O_DSYNC", 0)
-_SYNCED_BY_WRITE: Final = bool(_O_DSYNC) and sys.platform == "linux"
-"""On Linux a write to such a descriptor is a write and an fdatasync in one system call."""
 STALLED_SECONDS: Final = 10.0
 """A write that takes longer: the disk hangs, and who could send elsewhere should."""
 
@@ -82,25 +78,19 @@ class Journal:
         self.on_already_stored: Callable[[Record | Gap], None] = lambda stored: None
         self._on_settled = on_settled
         self._on_lost = on_lost
-        self._segment_bytes = segment_bytes
         self._max_bytes = max_bytes
         self.backlog = Backlog(
             f"journal-{self.number}",
             memory_max_bytes,
-            self._in_flight,
-            lambda stored: self.on_already_stored(stored),
-            lambda events: self._on_lost(events),
+            in_flight=self._in_flight,
+            on_already_stored=lambda stored: self.on_already_stored(stored),
+            on_lost=lambda events: self._on_lost(events),
         )
         self._thread = WorkThread(f"journal-{self.number}")
         self._claimed = claimed
         self._closed = False
-        # Used by the write in flight only: where the next record goes. None: it begins a new segment.
-        self._descriptor: int | None = None
-        self._path = claimed.folder
-        self._offset = 0
-        # Where a copy of the newest record's header stands. None: not open. Used in the thread only.
-        self._mark: int | None = None
-        self._mark_failed = False
+        # Used by the write in flight only.
+        self._segment = SegmentWriter(claimed.folder, claimed.layout, segment_bytes)
         self._open = OpenRecord(1)
         # The newest durable record, and what there has been up to it.
         self._newest = 0
@@ -126,18 +116,6 @@ class Journal:
     def stored_through(self) -> int:
         """The ledger's position as far as we know it."""
         return self.backlog.stored_through
-
-    @property
-    def disk_bytes(self) -> int:
-        return self.backlog.disk_bytes
-
-    @property
-    def corrupt_segments(self) -> int:
-        return self.backlog.corrupt_segments
-
-    @property
-    def lost_records(self) -> int:
-        return self.backlog.lost_records
 
     @property
     def awaits_ledger(self) -> bool:
@@ -199,6 +177,7 @@ class Journal:
         lines: Sequence[str],
         events: int,
         keys: list[bytes],
+        *,
         rejected_lines: Sequence[str] = (),
         rejected: int = 0,
     ) -> OpenRecord:
@@ -276,11 +255,6 @@ class Journal:
         """Delete the segments before the newest all of which is stored."""
         self.backlog.delete_stored()
 
-    @property
-    def holds_lines(self) -> bool:
-        """Whether there are lines in any segment, stored ones too."""
-        return self.backlog.holds_lines
-
     def _begin_write(self) -> None:
         self._scheduled = False
         record = self._open
@@ -303,76 +277,11 @@ class Journal:
             # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
             # each time it needs it, so it should need it once, between two system calls.
             encoded = segments.encode(durable)
-            work = partial(self._write_in_thread, durable, encoded, record.begins_segment)
-            self._thread.submit(work, self._finish_write, partial(self._mark_in_thread, encoded))
+            work = partial(self._segment.write, durable, encoded, record.begins_segment)
+            self._thread.submit(work, self._finish_write, partial(self._segment.mark, encoded))
         except Exception as error:
             # Whatever it is, a bug of ours or no memory for a thread: nobody must wait for this record forever.
             self._finish_write(None, error)
-
-    def _write_in_thread(self, record: Record, encoded: bytes, begins_segment: bool) -> Written:
-        started = time.perf_counter()
-        if begins_segment or self._descriptor is None or self._offset >= self._segment_bytes:
-            self._begin_segment_in_thread(record.number)
-        assert self._descriptor is not None
-        offset = self._offset
-        try:
-            _write_all(self._descriptor, encoded)
-            if not _SYNCED_BY_WRITE:
-                os.fdatasync(self._descriptor)
-        except BaseException:
-            self._abandon_segment_in_thread()
-            raise
-        self._offset += len(encoded)
-        return Written(record, self._path, offset, self._offset, time.perf_counter() - started)
-
-    def _mark_in_thread(self, encoded: bytes) -> None:
-        """Note that this record is durable, after those who waited for it have been told. Without an fsync: what
-        survives a crash of ours is enough, and a power cut leaves an older mark, which only says less."""
-        try:
-            if self._mark is None:
-                path = segments.mark_path(self.folder)
-                self._mark = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-            os.pwrite(self._mark, encoded[: segments.HEADER.size], 0)
-            self._mark_failed = False
-        except OSError as error:
-            if not self._mark_failed:
-                self._mark_failed = True
-                logger.warning("journal %d: cannot note the newest record: %s", self.number, error)
-
-    def _begin_segment_in_thread(self, first_number: int) -> None:
-        self._close_segment()
-        path = segments.free_name(segments.path_of(self.folder, first_number))
-        head = segments.encode_layout(self.layout)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | _O_DSYNC
-        descriptor = os.open(path, flags, 0o600)
-        try:
-            _write_all(descriptor, head)
-            segments.flush_folder(self.folder)
-        except BaseException:
-            os.close(descriptor)
-            path.unlink(missing_ok=True)
-            raise
-        self._descriptor, self._path, self._offset = descriptor, path, len(head)
-
-    def _abandon_segment_in_thread(self) -> None:
-        """After a failed write or fsync the descriptor is never used again: the kernel may have dropped the
-        dirty pages and would report the next fsync as good (https://wiki.postgresql.org/wiki/Fsync_Errors).
-        What was acknowledged in it is durable; the rest is cut off, or found torn at the next start."""
-        assert self._descriptor is not None
-        try:
-            os.ftruncate(self._descriptor, self._offset)
-        except OSError as error:
-            logger.warning("the segment %s cannot be cut after a failed write: %s", self._path.name, error)
-        self._close_segment()
-
-    def _close_segment(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            try:
-                os.close(descriptor)
-            except OSError as error:
-                # Whatever it says, the descriptor is gone, and each record in the file was fsynced.
-                logger.warning("the segment %s was not closed well: %s", self._path.name, error)
 
     def _finish_write(self, written: Written | None, error: BaseException | None) -> None:
         record = self._writing
@@ -405,8 +314,8 @@ class Journal:
         else:
             self.failed_writes += 1
             self.backlog.add(-record.events, -record.rejected, -record.size)
-            told = error if isinstance(error, OSError) else repr(error)
-            logger.error("journal %d cannot write: %s", self.number, told)
+            reason = error if isinstance(error, OSError) else repr(error)
+            logger.error("journal %d cannot write: %s", self.number, reason)
         self._on_settled(record)
 
     def _in_flight(self) -> tuple[int, int, int]:
@@ -469,10 +378,7 @@ class Journal:
             await self._idle.wait()
         self._thread.close()
         self.backlog.close()
-        self._close_segment()
-        if self._mark is not None:
-            os.close(self._mark)
-            self._mark = None
+        self._segment.close()
         self._closed = True
         self._claimed.release()
 
@@ -489,9 +395,3 @@ def _now_us() -> int:
     """Now, Unix microseconds. Before 1970, as on a machine that has just lost its clock, it is the first of them:
     the header has no room for a sign, and 0 is a record that is not opened."""
     return max(1, time.time_ns() // 1000)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]

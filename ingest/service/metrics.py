@@ -220,7 +220,9 @@ class _Books:
             "ingest_pending_bytes", "Bytes of lines not stored yet", sum(j.backlog.bytes for j, _ in journals)
         )
         yield _gauge("ingest_oldest_pending_seconds", "Age of the oldest event not stored yet", age)
-        yield _gauge("ingest_journal_disk_bytes", "Bytes of segments on disk", sum(j.disk_bytes for j, _ in journals))
+        yield _gauge(
+            "ingest_journal_disk_bytes", "Bytes of segments on disk", sum(j.backlog.disk_bytes for j, _ in journals)
+        )
         yield _gauge(
             "ingest_journal_memory_bytes",
             "Bytes of lines held in memory",
@@ -234,12 +236,12 @@ class _Books:
         yield CounterMetricFamily(
             "ingest_journal_corrupt_segments",
             "Segments set aside because they are damaged",
-            value=sum(j.corrupt_segments for j, _ in journals),
+            value=sum(j.backlog.corrupt_segments for j, _ in journals),
         )
         yield CounterMetricFamily(
             "ingest_journal_records_lost",
             "Acknowledged records that are missing or damaged; their events are rejected: journal_corrupt",
-            value=sum(j.lost_records for j, _ in journals),
+            value=sum(j.backlog.lost_records for j, _ in journals),
         )
         yield CounterMetricFamily(
             "ingest_journal_torn_bytes",

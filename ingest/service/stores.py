@@ -279,7 +279,7 @@ class Stores:
     async def _leave_no_lines(self, journal: Journal) -> bool:
         """Delete what a journal still has on disk once all of it is stored: perhaps nobody ever writes to it again.
         False if that cannot be done now."""
-        if journal.has_backlog or journal.is_taken or not journal.holds_lines:
+        if journal.has_backlog or journal.is_taken or not journal.backlog.holds_lines:
             return True
         try:
             await journal.rotate()

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ingest.base.refusals import RejectReason
 from ingest.intake.collect import SEGMENT_CALLS
 from ingest.intake.opening import RECEIVED_AT_HEADER, SENT_AT_HEADER
-from ingest.journal import journal
+from ingest.journal import segment_writer
 from ingest.service import control
 from tests.support.clients import basic
 from tests.support.collector import Answer, Client, Start, errors
@@ -720,7 +720,7 @@ async def test_a_failing_disk_is_a_503_and_the_retry_is_no_duplicate(client: Cli
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.journal.journal._write_all", fail)
+        patch.setattr("ingest.journal.segment_writer.write_all", fail)
         assert_refused(await client.post(event), 503, "journal_unavailable")
         assert (await client.get("/readyz")).status == 503
     answer = await client.post(event)
@@ -783,14 +783,14 @@ async def test_a_retry_in_flight_waits_for_the_first_try(client: Client, monkeyp
     for fails in (True, False):
         gate = threading.Event()
 
-        def write_slowly(descriptor, content, gate=gate, fails=fails, write=journal._write_all):
+        def write_slowly(descriptor, content, gate=gate, fails=fails, write=segment_writer.write_all):
             gate.wait(20)
             if fails:
                 raise OSError(5, "Input/output error")
             write(descriptor, content)
 
         with monkeypatch.context() as patch:
-            patch.setattr("ingest.journal.journal._write_all", write_slowly)
+            patch.setattr("ingest.journal.segment_writer.write_all", write_slowly)
             tries = [asyncio.create_task(client.post(event)) for _ in range(3)]
             try:
                 _, waiting = await asyncio.wait(tries, timeout=0.2)

@@ -62,13 +62,13 @@ async def fill(folder: Path, count: int = 6, stored: int = 0) -> list[int]:
     for number in range(1, count + 1):
         lines = [f"{number}.{n}\n" for n in range(number % 3 + 1)]
         refused = [f"no {number}\n"] if number > 1 else []
-        await journal.wait(journal.append(lines, len(lines), [], refused, len(refused)))
+        await journal.wait(journal.append(lines, len(lines), [], rejected_lines=refused, rejected=len(refused)))
         events.append(len(lines))
         if number == stored:
             await drain(journal)
     # No good-bye.
     journal._thread.close()
-    journal._close_segment()
+    journal._segment.close()
     os.close(journal._claimed._lock)
     return events
 
@@ -478,7 +478,7 @@ async def test_damage_that_comes_while_the_journal_is_open_is_counted(tmp_path):
     paths[1].unlink()
     os.truncate(paths[2], 10)
     assert lines_of(await drain(journal)) == ["1.0", "1.1", "7.0", "7.1", "8.0", "8.1", "8.2"]
-    assert sum(lost) == sum(events[1:6]) and journal.lost_records > 0
+    assert sum(lost) == sum(events[1:6]) and journal.backlog.lost_records > 0
     assert (journal.backlog.events, journal.backlog.rejected, journal.backlog.bytes) == (0, 0, 0)
     await put(journal, "next")
     assert lines_of(await drain(journal)) == ["next"]
@@ -611,7 +611,7 @@ async def test_damage_in_format_1_costs_a_record(tmp_path, place):
         assert drained == [f"old {number}\tx" for number in range(1, 5) if number != place + 1]
         is_newest = in_header and place == 3
         # A damaged header at the end cannot be told from a torn write there.
-        assert (sum(lost), journal.lost_records) == (0 if in_header else 3, 0 if is_newest else 1)
+        assert (sum(lost), journal.backlog.lost_records) == (0 if in_header else 3, 0 if is_newest else 1)
         await journal.close()
 
 

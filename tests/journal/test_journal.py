@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ingest.journal.journal
-from ingest.journal import segments
+from ingest.journal import segment_writer, segments
 from ingest.journal.journal import MAX_OPEN_BYTES, Journal, JournalFailed, JournalFull
 from ingest.journal.journals import Claimed, claim_folder
 from ingest.journal.segments import Record
@@ -131,7 +131,11 @@ def test_bytes_are_bytes_whatever_the_script(tmp_path_factory, texts):
         for text, is_refused in texts:
             line = f"{text.translate({10: None, 13: None})}\u00e9\u4e2d\U0001f600\n"
             expected += len(line.encode())
-            record = journal.append((), 0, [], [line], 1) if is_refused else journal.append([line], 1, [])
+            record = (
+                journal.append((), 0, [], rejected_lines=[line], rejected=1)
+                if is_refused
+                else journal.append([line], 1, [])
+            )
             assert journal.backlog.bytes == expected
             await journal.wait(record)
             assert journal.backlog.bytes == expected
@@ -148,7 +152,7 @@ async def test_the_byte_limit_counts_bytes(tmp_path):
     with pytest.raises(JournalFull):
         for _ in range(1000):
             await put(journal, "\U0001f600" * 1000)
-    assert 250_000 < journal.disk_bytes <= 300_000
+    assert 250_000 < journal.backlog.disk_bytes <= 300_000
     with pytest.raises(JournalFull):
         journal.append(["\u4e2d" * 99_000], 1, [])
     await journal.close()
@@ -171,8 +175,8 @@ async def test_past_the_byte_limit_nothing_is_taken_until_there_is_room(tmp_path
 async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = __import__("threading").Event()
-    real = ingest.journal.journal._write_all
-    monkeypatch.setattr(ingest.journal.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
+    real = segment_writer.write_all
+    monkeypatch.setattr(segment_writer, "write_all", lambda *given: (release.wait(10), real(*given))[1])
     first = journal.append(["first\n"], 1, [])
     await asyncio.sleep(0.01)
     chunk = "x" * MIB + "\n"
@@ -188,7 +192,7 @@ async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp
 async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     await put(journal, "before")
-    real = ingest.journal.journal._write_all
+    real = segment_writer.write_all
     failed: list[int] = []
 
     def fail_once(descriptor: int, content: bytes) -> None:
@@ -197,7 +201,7 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
             failed.append(descriptor)
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(ingest.journal.journal, "_write_all", fail_once)
+    monkeypatch.setattr(segment_writer, "write_all", fail_once)
     outcomes = await asyncio.gather(put(journal, "lost"), put(journal, "lost too"), return_exceptions=True)
     assert all(isinstance(outcome, JournalFailed) for outcome in outcomes)
     assert journal.backlog.events == 1 and journal.failed_writes == 1
@@ -217,9 +221,9 @@ BROKEN_WRITES = {
     "folder gone": ("os.open", FileNotFoundError(errno.ENOENT, "No such file or directory")),
     "first line": ("ingest.journal.segments.encode_layout", ValueError("not JSON")),
     "folder's fsync": ("ingest.journal.segments.flush_folder", OSError(errno.EIO, "Input/output error")),
-    "write": ("ingest.journal.journal._write_all", OSError(errno.ENOSPC, "No space left on device")),
-    "write, no memory": ("ingest.journal.journal._write_all", MemoryError()),
-    "write, a bug": ("ingest.journal.journal._write_all", ZeroDivisionError("ours")),
+    "write": ("ingest.journal.segment_writer.write_all", OSError(errno.ENOSPC, "No space left on device")),
+    "write, no memory": ("ingest.journal.segment_writer.write_all", MemoryError()),
+    "write, a bug": ("ingest.journal.segment_writer.write_all", ZeroDivisionError("ours")),
 }
 
 
@@ -269,8 +273,8 @@ async def test_a_listener_that_raises_keeps_nobody_waiting(tmp_path, monkeypatch
 async def test_a_write_that_hangs_is_told(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = threading.Event()
-    real = ingest.journal.journal._write_all
-    monkeypatch.setattr(ingest.journal.journal, "_write_all", lambda *given: (release.wait(10), real(*given))[1])
+    real = segment_writer.write_all
+    monkeypatch.setattr(segment_writer, "write_all", lambda *given: (release.wait(10), real(*given))[1])
     waiting = asyncio.ensure_future(put(journal, "event"))
     await asyncio.sleep(0.01)
     assert not journal.is_stalled
@@ -346,7 +350,7 @@ async def test_a_flipped_byte_costs_one_record_and_sets_the_segment_aside(tmp_pa
     assert journal.backlog.events == 10, "the header tells how many were in it"
     await put(journal, "new")
     assert lines_of(await drain(journal)) == [f"event {n}" for n in range(10) if n != 4] + ["new"]
-    assert lost == [1] and journal.corrupt_segments == 1 and journal.backlog.events == 0
+    assert lost == [1] and journal.backlog.corrupt_segments == 1 and journal.backlog.events == 0
     assert path.with_suffix(".damaged").exists() and not path.exists()
     await journal.close()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-import ingest.journal.journal
+import ingest.journal.segment_writer
 from ingest.base.errors import DatabaseError
 from ingest.base.refusals import RejectReason
 from ingest.events import row
@@ -331,14 +331,14 @@ def test_a_collector_that_freezes_goes_on_where_it_was(mortal, tmp_path):
 async def test_a_failed_fsync_is_a_503_for_its_requests_and_the_next_ones_are_fine(start: Start, monkeypatch):
     client = await start()
     assert (await client.post(batch(1, "before"))).status == 200
-    real, failures = ingest.journal.journal._write_all, iter([True, False])
+    real, failures = ingest.journal.segment_writer.write_all, iter([True, False])
 
     def failing(descriptor: int, content: bytes) -> None:
         real(descriptor, content)
         if next(failures, False):
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(ingest.journal.journal, "_write_all", failing)
+    monkeypatch.setattr(ingest.journal.segment_writer, "write_all", failing)
     lost = batch(3, "lost")
     answer = await client.post(lost)
     assert answer.status == 503 and answer.headers["Retry-After"] and answer.json()["code"] == "journal_unavailable"
@@ -354,14 +354,14 @@ async def test_a_failed_fsync_is_a_503_for_its_requests_and_the_next_ones_are_fi
 
 async def test_the_tail_shows_as_accepted_only_what_is_durable(start: Start, monkeypatch):
     client = await start()
-    real, failures = ingest.journal.journal._write_all, iter([True])
+    real, failures = ingest.journal.segment_writer.write_all, iter([True])
 
     def failing(descriptor: int, content: bytes) -> None:
         real(descriptor, content)
         if next(failures, False):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ingest.journal.journal, "_write_all", failing)
+    monkeypatch.setattr(ingest.journal.segment_writer, "write_all", failing)
     async with client.control() as session, session.get("http://worker/tail") as response:
         async with asyncio.timeout(5):
             while not client.worker.tail.followed:  # noqa: ASYNC110
