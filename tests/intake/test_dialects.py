@@ -829,7 +829,7 @@ def test_gzip_files_in_a_row_are_limited():
     assert unzip(one * MAX_GZIP_MEMBERS, 10**6) == b"a" * MAX_GZIP_MEMBERS
     assert refused(unzip, one * (MAX_GZIP_MEMBERS + 1), 10**6).reason is RejectReason.BAD_ENCODING
     # Five megabytes of them: refused before each has been looked at.
-    assert refused(unzip, gzip.compress(b"") * 250_000, 10**6).detail.startswith("the body is over")
+    assert refused(unzip, gzip.compress(b"") * 250_000, 10**6).detail.endswith("gzip members")
 
 
 def test_a_gzip_body_cut_anywhere_or_followed_by_something_else():
