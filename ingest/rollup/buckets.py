@@ -1,9 +1,8 @@
-"""The buckets of analytics.event_aggregations: tallies are added to what is stored, as there is room.
+"""The buckets of analytics.event_aggregations: tallies are added to what is stored, as far as there is room.
 
-A bucket has room for so many names, and for so many values of a dimension. Who comes first, and of those who come
-together the most frequent, has a row of its own from then on; the rest is counted as others, which no name and no
-value can be taken for. No row goes again while others are added, so that each is the exact count of its name, or
-value.
+A bucket has room for a limited number of names, and of values per dimension. The first to arrive, and among those
+that arrive together the most frequent, get rows of their own; the rest is counted as "others", which cannot be
+mistaken for a name or a value. Adding never evicts a row, so each row is the exact count of its name or value.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ K = TypeVar("K", bound=tuple[Any, ...])
 G = TypeVar("G")
 
 OTHER: Final = {"other": True}
-"""What `dimensions` has in place of the values for which there is no room: no value is an object."""
+"""In `dimensions`, stands for the values that had no room: no real value is an object."""
 _QUERIES = load_queries("rollup")
 
 
 class Room(NamedTuple):
-    """How many names a time bucket has, and how many values a dimension of one of its names."""
+    """How many names a time bucket may have, and how many values each dimension of a name."""
 
     names: int
     values: int
@@ -49,18 +48,18 @@ NOTHING = Stored(0, 0, 0, None, None)
 
 
 async def add(connection: asyncpg.Connection, added: Tallies, room: Room) -> Tallies:
-    """Add tallies of minutes and hours, and then of their days; what was added to the days.
+    """Add tallies of minutes and hours, then of their days. Returns what was added to the days.
 
-    Must be called in the transaction that says of what they are the tallies, and by one at a time.
+    Must be called in the transaction that marks their flushes as rolled up, in a `turn`.
     """
     placed = await add_only(connection, added, room)
-    # Of what the hours made of it: a day is the sum of its hours, with others and all.
+    # From the hours as placed: a day is the sum of its hours, including their others.
     hours = {key: tally for key, tally in placed.items() if key[0] == "hour"}
     return await add_only(connection, tallies.coarser(hours, "day"), room)
 
 
 async def add_only(connection: asyncpg.Connection, added: Tallies, room: Room) -> Tallies:
-    """Add tallies to their own buckets alone; what they became, as there is room."""
+    """Add tallies to their own buckets only. Returns them under the keys they were stored as."""
     if not added:
         return {}
     stored = await _stored(connection, added)
@@ -83,9 +82,9 @@ def _sum(stored: Stored, tally: Tally) -> Stored:
 
 
 def _bounded(estimate: int | None, before: int, sketch: bytes | None, events_before: int, events: int) -> int:
-    """An estimate is never above the events that there are. None: it is as before."""
+    """The estimate, at most the number of events. None: unchanged."""
     if estimate is None:
-        # What was cut to the events before may be more now.
+        # An estimate that was capped at the number of events may be higher now.
         was_cut = sketch is not None and before == events_before
         estimate = sketches.count(sketches.load(sketch)) if sketch is not None and was_cut else before
     return min(estimate, events)
@@ -100,7 +99,7 @@ async def _stored(connection: asyncpg.Connection, keys: Iterable[Key]) -> dict[K
 
 
 async def put(connection: asyncpg.Connection, made: Iterable[tuple[Key, Stored]]) -> None:
-    """Store buckets, in place of what they held."""
+    """Store buckets, replacing what they held."""
     rows = list(made)
     held = [list(column) for column in zip(*(one for _, one in rows), strict=True)]
     await connection.execute(_QUERIES["put"], *_columns([key for key, _ in rows]), *held)
@@ -117,12 +116,12 @@ def _columns(keys: list[Key]) -> tuple[list[object], ...]:
 
 
 def dimensions(key: Key) -> str:
-    """The column `dimensions` of a key, JSON."""
+    """The column `dimensions` of a key, as JSON."""
     return orjson.dumps({key[4]: OTHER if key[5] == OTHER_VALUE else key[5]}).decode() if key[4] else "{}"
 
 
 def dimension_and_value(dimensions: str) -> tuple[str, str]:
-    """The end of the key that has these `dimensions`."""
+    """The last two parts of the key with these `dimensions`."""
     dimension, value = next(iter(orjson.loads(dimensions).items()), TOTAL)
     return dimension, value if isinstance(value, str) else OTHER_VALUE
 
@@ -131,7 +130,7 @@ def dimension_and_value(dimensions: str) -> tuple[str, str]:
 
 
 async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[Key, Stored], room: Room) -> Tallies:
-    """The tallies under the keys that there is room for, the others together; `stored` gets theirs."""
+    """The tallies under the keys that have room, the rest summed as others, whose rows are added to `stored`."""
     new = [key for key in added if key not in stored]
     if not new:
         return added
@@ -154,7 +153,7 @@ async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[K
 async def _names_without_room(
     connection: asyncpg.Connection, added: Tallies, new: list[Key], room: Room
 ) -> set[tuple[str, datetime, str]]:
-    """(granularity, bucket, name) of the names that have to be counted as others."""
+    """(granularity, bucket, name) of the names to be counted as others."""
     events: dict[tuple[str, datetime, str], int] = {}
     for key in new:
         if key[4:] in (TOTAL, BOTS) and key[3] != OTHER_NAME:
@@ -191,8 +190,8 @@ async def _values_without_room(
 
 
 def _beyond(events: Mapping[K, int], group: Mapping[K, G], left: Mapping[G, int], otherwise: int) -> set[K]:
-    """Those for whom their group has no room, when the most frequent come first. `left`: the room of groups that hold
-    something already."""
+    """Those that their group has no room for when the most frequent come first. `left`: the remaining room of groups
+    that already hold something; `otherwise`: that of the rest."""
     groups: defaultdict[G, list[K]] = defaultdict(list)
     for one in events:
         groups[group[one]].append(one)
@@ -201,7 +200,7 @@ def _beyond(events: Mapping[K, int], group: Mapping[K, G], left: Mapping[G, int]
         places = max(0, left.get(name, otherwise))
         if len(members) > places:
             if places:
-                # The same every time, also among equals.
+                # Deterministic, also among equals.
                 members.sort(key=lambda one: (-events[one], one))
             without.update(members[places:])
     return without

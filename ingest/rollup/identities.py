@@ -1,8 +1,8 @@
-"""Who did it, and in which visit: analytics.identities, people and visits, kept as events are counted.
+"""Which person did an event, in which visit: analytics.identities, people and visits, updated as events are counted.
 
-`learn` reads the events of a cycle and keeps the tables, in the transaction that counts them: what an event says is
-in them exactly when it is in the buckets. Where it says that earlier events were another's, their hours are noted to
-be rebuilt. Who the person of an event is stands in 001_initial_schema.sql.
+`learn` updates the tables from a cycle's events, in the transaction that counts them: they reflect an event exactly
+when the buckets do. If an event shows that earlier ones are another person's, their hours are noted to be rebuilt.
+001_initial_schema.sql defines who the person of an event is.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ingest.rollup.visits import Visit
 from ingest.rollup.who import Row, Who
 
 MOST_LINKS: Final = 100
-"""Longer ids, which only plain SQL can store, are in no table: their events are people without links and visits."""
+"""Anonymous ids per user."""
 _QUERIES: Final = load_queries("identities")
 
 
 class Link(NamedTuple):
-    """A row of analytics.identities, but for when it was seen."""
+    """A row of analytics.identities, without its last_seen_at."""
 
     anonymous_id: str
     user_id: str
@@ -39,7 +39,7 @@ class Link(NamedTuple):
 
     @property
     def order(self) -> tuple[datetime, datetime, int, int, str]:
-        """Less is first. The user decides between rows of which nothing else tells which was."""
+        """The smallest is the earliest. Ties go by the user."""
         return self.linked_at, self.received_at, self.batch_id, self.batch_position, self.user_id
 
 
@@ -47,7 +47,7 @@ class Link(NamedTuple):
 
 
 async def known(connection: asyncpg.Connection, rows: Sequence[Row]) -> Who:
-    """Who did these events, as far as it is known."""
+    """Who did these events, as far as is known."""
     browsers = _ids(row[4] for row in rows)
     users = {link.anonymous_id: link.user_id for link, _ in await _links(connection, browsers)}
     # A browser may have the id of a user: they are one person, unless it is linked to another.
@@ -64,16 +64,17 @@ class _Person(NamedTuple):
 
 
 def texts(values: Collection[str]) -> str:
-    """Texts as a parameter. As JSON they cost a tenth of what asyncpg takes to write an array of texts."""
+    """Texts as a query parameter. JSON takes a tenth of the time that asyncpg needs to encode an array of texts."""
     return orjson.dumps(list(values)).decode()
 
 
 def _ids(values: Iterable[str | None]) -> set[str]:
+    """Longer ids, which only plain SQL can store, are in no table: people without links and visits."""
     return {value for value in set(values) if value is not None and len(value) <= MAX_ID_CHARACTERS}
 
 
 async def _links(connection: asyncpg.Connection, browsers: Collection[str]) -> list[tuple[Link, bool]]:
-    """Links, each with whether it was not seen for a week."""
+    """Links, each with whether it was last seen over a week ago."""
     if not browsers:
         return []
     rows = await connection.fetch(_QUERIES["links"], texts(browsers))
@@ -96,7 +97,7 @@ def _who(users: Mapping[str, str], counted_as: Mapping[str, str], of_visits: Map
 
 
 def _moments(rows: Iterable[Row], users: Mapping[str, str]) -> dict[str, list[datetime]]:
-    """Person -> when they did what belongs to a visit of theirs, of those that tell no session."""
+    """Person -> times of their events that have no session and so belong to a visit."""
     found: dict[str, list[datetime]] = {}
     for row in rows:
         if row[5] is None and row[1] != "system":
@@ -110,10 +111,10 @@ def _moments(rows: Iterable[Row], users: Mapping[str, str]) -> dict[str, list[da
 async def _visits(
     connection: asyncpg.Connection, moments: Mapping[str, Sequence[datetime]]
 ) -> dict[str, list[Visit]]:
-    """The visits, of each person in order, that events at these times may be in, or reach."""
+    """The visits that events at these times may be in or extend, in order per person."""
     if not moments:
         return {}
-    # Most of a cycle happened in the same hour or two: it is less to send which of these, than the times.
+    # Most of a cycle is from the same hour or two: sending which of these is less than sending the times.
     spans: dict[tuple[datetime, datetime], int] = {}
     span_of = [spans.setdefault(visits.hours_of(times), len(spans) + 1) for times in moments.values()]
     lows, highs = zip(*spans, strict=True)
@@ -130,17 +131,17 @@ async def _visits(
 
 
 async def learn(connection: asyncpg.Connection, rows: Sequence[Row], most_links: int = MOST_LINKS) -> Who:
-    """Who did these events, after what they tell is stored.
+    """Store the links, people and visits of these events. Returns who did them.
 
-    Must be called in the transaction that counts them, and by one at a time. `most_links`: anonymous ids of one user.
+    Must be called in the transaction that counts them, in a `turn`. `most_links`: anonymous ids per user.
     """
     browsers, users = _ids(row[4] for row in rows), _ids(row[3] for row in rows)
     seen = await _links(connection, browsers)
     before = {link.anonymous_id: link for link, _ in seen}
-    told = await _told(connection, rows, before)
-    whose = {link.user_id for link in before.values()}
-    people = await _people(connection, users | whose | browsers - before.keys())
-    decided = _decided(before, told, {user: person.links for user, person in people.items()}, most_links)
+    found = await _links_in(connection, rows, before)
+    linked_users = {link.user_id for link in before.values()}
+    people = await _people(connection, users | linked_users | browsers - before.keys())
+    decided = _decided(before, found, {user: person.links for user, person in people.items()}, most_links)
     links = before | decided
     linked = {browser: link.user_id for browser, link in links.items()}
 
@@ -151,13 +152,13 @@ async def learn(connection: asyncpg.Connection, rows: Sequence[Row], most_links:
     await _put(connection, before, decided, people, counted_as, [link.anonymous_id for link, aged in seen if aged])
 
     who = _who(linked, counted_as, {})
-    moved = await _note_others(connection, before, decided, who, people.keys() | users, new)
+    moved = await _note_changes(connection, before, decided, who, people.keys() | users, new)
     return who._replace(visits=await _keep_visits(connection, _moments(rows, linked), moved))
 
 
-async def _told(connection: asyncpg.Connection, rows: Iterable[Row], before: Mapping[str, Link]) -> list[Link]:
-    """What is to be stored of what the events say of links: what is new, earlier, or verified now."""
-    # (browser, user) -> when first.
+async def _links_in(connection: asyncpg.Connection, rows: Iterable[Row], before: Mapping[str, Link]) -> list[Link]:
+    """The links in these events that are new, earlier than the stored one, or now verified."""
+    # (browser, user) -> first time.
     pairs: dict[tuple[str, str], datetime] = {}
     verified: set[tuple[str, str]] = set()
     for row in rows:
@@ -187,12 +188,12 @@ async def _told(connection: asyncpg.Connection, rows: Iterable[Row], before: Map
 
 
 def _decided(
-    before: Mapping[str, Link], told: Iterable[Link], counts: Mapping[str, int], most_links: int
+    before: Mapping[str, Link], found: Iterable[Link], counts: Mapping[str, int], most_links: int
 ) -> dict[str, Link]:
-    """The links that are to be stored: the first of each browser, as long as its user has room for it."""
+    """The links to store: the first of each browser, as long as its user has room for it."""
     decided: dict[str, Link] = {}
     have = dict(counts)
-    for link in sorted(told, key=lambda link: link.order):
+    for link in sorted(found, key=lambda link: link.order):
         held = decided.get(link.anonymous_id) or before.get(link.anonymous_id)
         if held is not None and held.user_id == link.user_id:
             earlier = min(held, link, key=lambda one: one.order)
@@ -209,8 +210,8 @@ def _decided(
 async def _named(
     connection: asyncpg.Connection, new: Sequence[str], fresh: Iterable[Link], users: Collection[str]
 ) -> dict[str, str]:
-    """What new users are counted as: as the browser that they were first seen with, which has been counted so far as
-    itself; else as themselves. A name is never two people's."""
+    """What new users are counted as: the browser they were first seen with, which so far was counted as itself; else
+    themselves. No two people share a name."""
     if not new:
         return {}
     first: dict[str, str] = {}
@@ -259,13 +260,13 @@ async def _put(
     if new := {user: count for user, count in more.items() if user not in people}:
         names = [counted_as[user] for user in new]
         await connection.execute(_QUERIES["add_people"], texts(new), texts(names), list(new.values()))
-    # Of somebody who was forgotten, or erased, a link may be left that is no longer counted.
+    # Somebody forgotten or erased may have a link left that is no longer counted.
     if kept := {user: max(0, people[user].links + count) for user, count in more.items() if user in people}:
         names = [people[user].counted_as for user in kept]
         await connection.execute(_QUERIES["put_people"], texts(kept), texts(names), list(kept.values()))
 
 
-async def _note_others(
+async def _note_changes(
     connection: asyncpg.Connection,
     before: Mapping[str, Link],
     decided: Mapping[str, Link],
@@ -273,9 +274,9 @@ async def _note_others(
     users: Collection[str],
     new: Iterable[str],
 ) -> dict[str, str]:
-    """Note browsers some events of which may have been counted as another's; those whose visits are only to be moved,
-    and to which user."""
-    # A new user's id may have been that of a browser, whose events were counted under it.
+    """Note browsers whose events may have been counted as somebody else's. Returns browser -> user for those whose
+    visits need only be moved."""
+    # A new user's id may also be a browser's, whose events were counted under it.
     noted: dict[str, list[str]] = {user: [] for user in new if user in who.of_user}
     moved: dict[str, str] = {}
     for browser, link in decided.items():
@@ -284,7 +285,7 @@ async def _note_others(
             noted[browser] = [held.user_id, link.user_id]
         elif held is None and browser != link.user_id:
             if browser in users:
-                # What was a user's and what a browser's, by the same id, only the events tell.
+                # The same id is a user's and a browser's: only the events show which did what.
                 noted[browser] = [browser, link.user_id]
             else:
                 moved[browser] = link.user_id
@@ -301,7 +302,8 @@ async def _note_others(
 async def _keep_visits(
     connection: asyncpg.Connection, moments: dict[str, list[datetime]], moved: Mapping[str, str]
 ) -> dict[str, list[Visit]]:
-    """The visits with what these people did in them; those of a browser that has a user now are its user's."""
+    """Add these times to their people's visits, and give the visits of newly linked browsers to their users. Returns
+    the visits per person."""
     came: dict[str, list[Visit]] = {}
     if moved:
         for row in await connection.fetch(_QUERIES["all_visits"], list(moved)):
@@ -328,7 +330,7 @@ async def _keep_visits(
             changes.append(change._replace(visits=[visit for visit in change.visits if visit not in of_person]))
     if fresh:
         people, starts, ends, ids = zip(*fresh, strict=True)
-        # A time costs more to send than all else of a visit, and most of these have one only.
+        # A time costs more to send than the rest of a visit, and most new visits have only one.
         later = [end if end != start else None for start, end in zip(starts, ends, strict=True)]
         await connection.execute(_QUERIES["add_visits"], texts(people), list(starts), later, texts(ids))
     await put_visits(connection, changes)
@@ -336,7 +338,7 @@ async def _keep_visits(
 
 
 async def put_visits(connection: asyncpg.Connection, changes: Iterable[visits.Change]) -> None:
-    """Store what has changed; the hours of what is counted by another id now are to be rebuilt."""
+    """Store changed visits, and note the hours of those that are now counted under another id."""
     changes = list(changes)
     gone = [visit for change in changes for visit in change.gone]
     put = [visit for change in changes for visit in change.visits]
@@ -352,5 +354,5 @@ async def put_visits(connection: asyncpg.Connection, changes: Iterable[visits.Ch
 
 
 async def note_hours(connection: asyncpg.Connection, hours: Collection[datetime]) -> None:
-    """Have these hours rebuilt, once they are over."""
+    """Schedule a rebuild of these hours for when they are over."""
     await connection.execute(_QUERIES["note_hours_later"], list(hours))

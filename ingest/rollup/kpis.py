@@ -1,7 +1,7 @@
-"""KPIs: the queries of sql/queries/kpis.sql, for windows of time, into analytics.metrics.
+"""KPIs: runs the queries of sql/queries/kpis.sql per time window, and stores the results in analytics.metrics.
 
-A window is computed again while it is recent; and whenever what a KPI is from has changed since, which is noted
-(`stale_metrics`). Windows are in UTC; weeks begin on Monday.
+A window is recomputed while it is recent, and whenever its source has changed since (`stale_metrics`). Windows are in
+UTC; weeks begin on Monday.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _METADATA: Final = re.compile(
 )
 GRANULARITIES: Final = ("minute", "hour", "day", "week", "month")
 SOURCES: Final = ("aggregates", "events")
-"""What changes with events that come late."""
+"""Those that change when events arrive late."""
 NOTED_SECONDS: Final = 120.0
-"""Anybody can make up events of any number of windows: what is not done in this time is done by the next run."""
+"""Anybody can send events for any number of windows: what is not done in this time is left to the next run."""
 _RECENT: Final = {
     "minute": timedelta(minutes=10),
     "hour": timedelta(hours=2),
@@ -43,7 +43,7 @@ _RECENT: Final = {
     "week": timedelta(hours=48),
     "month": timedelta(hours=48),
 }
-"""A window that ended at most so long ago is computed again."""
+"""A window is recomputed until this long after its end."""
 _BACK: Final = {
     "minute": timedelta(hours=1),
     "hour": timedelta(days=2),
@@ -51,7 +51,7 @@ _BACK: Final = {
     "week": timedelta(weeks=5),
     "month": timedelta(days=90),
 }
-"""How far back windows are computed that were missed: at the very start, and after an outage."""
+"""How far back missed windows are computed: on the first run, and after an outage."""
 
 
 class Kpi(NamedTuple):
@@ -61,12 +61,12 @@ class Kpi(NamedTuple):
     aggregation: str
     granularities: tuple[str, ...]
     source: str
-    """What it is from, one of SOURCES or "events and flushes"; "": neither."""
+    """What it is computed from: one of SOURCES, "events and flushes", or "" for neither."""
     query: str
 
     @property
     def from_events(self) -> bool:
-        """Whether it reads analytics.events itself, which takes longer the more there are."""
+        """Whether it reads analytics.events itself, which takes longer the more events there are."""
         return self.source.startswith("events")
 
 
@@ -79,7 +79,7 @@ class Window(NamedTuple):
 
 
 def parse(text: str) -> list[Kpi]:
-    """The KPIs of a file of queries. Raises IngestError with the name of one that is not as the file's head says."""
+    """The KPIs of a query file. Raises IngestError naming one that does not follow the format in the file's head."""
     return [_kpi(query) for query in queries.parse(text, "kpis.sql")]
 
 
@@ -89,14 +89,14 @@ def _kpi(query: Query) -> Kpi:
     granularities = tuple(match[3].split()) if match else ()
     if match is None or not granularities or not query.text or set(granularities) - set(GRANULARITIES):
         raise IngestError(
-            f"KPI {query.name}: below its name come a sentence and a line such as"
-            ' "-- counter, sum; hour day" or "-- rate, average; hour day; from events", then its query'
+            f"KPI {query.name}: its name must be followed by a sentence, a line such as"
+            ' "-- counter, sum; hour day" or "-- rate, average; hour day; from events", and its query'
         )
     return Kpi(query.name, " ".join(sentences), match[1], match[2], granularities, match[4] or "", query.text)
 
 
 def load() -> list[Kpi]:
-    """Ours, in the order in which they are computed: later ones may read what earlier ones have stored."""
+    """Our KPIs in the order in which they are computed: later ones may read what earlier ones have stored."""
     return [_kpi(query) for query in queries.read_queries("kpis")]
 
 
@@ -104,13 +104,13 @@ def load() -> list[Kpi]:
 
 
 def open_window(granularity: str, now: datetime) -> Window:
-    """The one that holds `now`."""
+    """The window that contains `now`."""
     start = BEGINNINGS[granularity](now)
     return Window(start, following(granularity, start))
 
 
 def windows(granularity: str, now: datetime, latest: datetime | None) -> Iterator[Window]:
-    """Those to be computed at `now`, oldest first, if `latest` is where the latest complete one begins."""
+    """The windows to compute at `now`, oldest first. `latest`: where the latest complete one begins."""
     begin = BEGINNINGS[granularity]
     oldest = now - _BACK[granularity]
     start = begin(oldest)
@@ -133,18 +133,18 @@ async def run_once(
     only_open: bool = False,
     seconds: float = NOTED_SECONDS,
 ) -> int:
-    """Compute the windows that are recent or missing at `now`, and those that have changed since they were over; or
-    only those that hold `now`. How many rows. `seconds`: for how long at most it goes on with what has changed.
+    """Compute the windows that are recent or missing at `now`, and past ones that have changed; with `only_open`,
+    just those that contain `now`. Returns the number of rows. `seconds`: time limit for the changed ones.
 
-    A KPI that fails does not keep the others from being computed; IngestError names those that did, at the end.
+    A KPI that fails does not stop the others; at the end IngestError names those that failed.
     """
     run = _Run(connection, now.astimezone(UTC), kpis)
     if only_open:
         await run.compute_open()
     else:
-        # Before anything is computed: what is noted from here on stays.
+        # Read before anything is computed: notes from here on stay.
         noted = {source: await stale_metrics.noted(connection, source, run.now) for source in SOURCES}
-        # Late hours before recent days, which may be made of them.
+        # Late hours before recent days, which may be computed from them.
         whole = [
             source
             for source, notes in noted.items()
@@ -159,8 +159,8 @@ async def run_once(
 
 
 class _Run:
-    """One run over some KPIs. `rows` and `failed` (names) are what has become of it so far. A KPI that fails is not
-    tried again, but that one window fails does not keep it from being computed for recent ones."""
+    """One run over some KPIs. `rows` and `failed` (names) are its results so far. A KPI that fails for a noted window
+    is not tried for other noted windows, but still for recent ones."""
 
     def __init__(self, connection: asyncpg.Connection, now: datetime, kpis: Sequence[Kpi]) -> None:
         self.now = now
@@ -176,7 +176,7 @@ class _Run:
                 await self._compute(kpi, granularity, [open_window(granularity, self.now)])
 
     async def compute_recent(self) -> None:
-        """The windows that are recent, or missing."""
+        """Compute the windows that are recent or missing."""
         self._given_up = set()
         for kpi in self._kpis:
             for granularity in kpi.granularities:
@@ -184,7 +184,7 @@ class _Run:
                 await self._compute(kpi, granularity, windows(granularity, self.now, latest))
 
     async def compute_noted(self, source: str, notes: Sequence[Note], until: float) -> bool:
-        """The windows that are over and were noted, but for those that are recent; whether all were computed."""
+        """Compute past windows that were noted, except recent ones. Returns whether all were computed."""
         minutes_from, events_from = await stale_metrics.kept_from(self._connection)
         kept_from = {"minute": minutes_from, "hour": events_from if source == "events" else None}
         for note in notes:
@@ -193,7 +193,7 @@ class _Run:
             if time.monotonic() >= until:
                 return False
             oldest = kept_from.get(note.granularity)
-            # Where that is gone which it would be computed from, it stays as it is.
+            # If its source has been deleted, it stays as it is.
             if oldest is None or note.start >= oldest:
                 window = Window(note.start, following(note.granularity, note.start))
                 for kpi in self._kpis:
@@ -203,17 +203,17 @@ class _Run:
         return not self._given_up
 
     async def forget_recent(self, source: str, notes: Sequence[Note]) -> None:
-        """Forget the notes of windows that are over, and were computed as recent."""
+        """Forget the notes of past windows that were computed as recent."""
         for note in notes:
             if self._is_recent(note) and following(note.granularity, note.start) <= self.now:
                 await self._forget(source, note)
 
     def _is_recent(self, note: Note) -> bool:
-        """Whether the window is computed in any case."""
+        """Whether the window is computed anyway."""
         return note.start >= BEGINNINGS[note.granularity](self.now - _RECENT[note.granularity])
 
     async def _forget(self, source: str, note: Note) -> None:
-        """Forget a note if every KPI that is from that source was computed."""
+        """Forget a note if every KPI from its source was computed."""
         computed = {kpi.name for kpi in self._kpis} - self._given_up
         if _OF_SOURCE[source, note.granularity] <= computed:
             await stale_metrics.forget(self._connection, source, note)
@@ -237,7 +237,7 @@ _OF_SOURCE: Final = {
     for source in SOURCES
     for granularity in GRANULARITIES
 }
-"""The names of all KPIs that are from a source, by granularity."""
+"""The names of all KPIs by source and granularity."""
 
 
 async def _compute(connection: asyncpg.Connection, kpi: Kpi, granularity: str, window: Window, now: datetime) -> int:
@@ -266,8 +266,7 @@ async def _compute(connection: asyncpg.Connection, kpi: Kpi, granularity: str, w
 
 
 def _bound(query: str, start: datetime, end: datetime, granularity: str) -> tuple[str, list[object]]:
-    """The query with a type for each of its arguments, and without those that it does not mention, which Postgres
-    would refuse."""
+    """The query with its arguments typed, and without those it does not use, which Postgres would refuse."""
     arguments = {"$1": (start, "timestamptz"), "$2": (end, "timestamptz"), "$3": (granularity, "text")}
     used = [mark for mark in arguments if mark in query]
     for place, mark in enumerate(used, 1):
@@ -276,7 +275,7 @@ def _bound(query: str, start: datetime, end: datetime, granularity: str) -> tupl
 
 
 def _values(rows: Sequence[Any]) -> list[tuple[str, Any, str | None, int | None]]:
-    """(dimensions, value_numeric, value_json, sample_count) of what a query gave; sketches counted together."""
+    """(dimensions, value_numeric, value_json, sample_count) per result; sketches are merged and counted."""
     if rows and "sketch" in rows[0]:
         parts: dict[str, list[Sketch]] = {}
         for row in rows:
@@ -289,5 +288,5 @@ def _values(rows: Sequence[Any]) -> list[tuple[str, Any, str | None, int | None]
 
 
 def _rounded(value: Any) -> Any:
-    """As many places as the column has."""
+    """Rounded to the column's number of places."""
     return value if value is None else round(value, 8)

@@ -1,8 +1,8 @@
-"""Buckets rebuilt, and compared: minutes and hours from events, days from hours, weeks and months from days.
+"""Rebuilds and verifies buckets: minutes and hours from events, days from hours, weeks and months from days.
 
-An hour is made while nothing is added to any bucket, from exactly the events that the ledger says are rolled up: what
-comes meanwhile waits and is added afterwards. `ingest rollup rebuild` notes hours in analytics.stale_buckets, as an
-erasure does; whoever finds them there makes them, so that a rebuild goes on where it was interrupted.
+While an hour is rebuilt nothing is added to any bucket, and exactly the events are counted that the ledger says are
+rolled up; newer ones are added afterwards. `ingest rollup rebuild` notes hours in analytics.stale_buckets, as an
+erasure does; any process may rebuild noted ones, so an interrupted rebuild resumes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ingest.postgres import statements
 from ingest.postgres.queries import load_queries
 from ingest.rollup import buckets, identities, sketches, stale_metrics, tallies
 from ingest.rollup.buckets import Room, Stored
-from ingest.rollup.rollup import batches, note_stale, partition, rows_query, turn, with_hours
+from ingest.rollup.rollup import batch_ranges, note_stale, partition, rows_query, turn, with_hours
 from ingest.rollup.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies
 
 GRANULARITIES: Final = ("hour", "day", "week", "month")
@@ -32,7 +32,7 @@ _QUERIES: Final = load_queries("rebuild")
 
 
 class Difference(NamedTuple):
-    """A bucket that does not hold what it should; None: there is no such row, or should be none."""
+    """A bucket that does not hold what it should; None: there is no row, or there should be none."""
 
     key: Key
     stored: tuple[int, int, int] | None
@@ -44,13 +44,13 @@ class Difference(NamedTuple):
 
 
 async def note(connection: asyncpg.Connection, start: datetime, end: datetime) -> int:
-    """Note every hour in [start, end) that there may be events of; how many."""
+    """Note every hour in [start, end) that may have events. Returns how many."""
     count: int = await connection.fetchval(_QUERIES["note_hours"], start, end)
     return count
 
 
 async def count_stale(connection: asyncpg.Connection, start: datetime, end: datetime) -> int:
-    """How many hours and days in [start, end) wait to be rebuilt."""
+    """How many hours and days in [start, end) are due to be rebuilt."""
     count: int = await connection.fetchval(_QUERIES["count_stale"], start, end)
     return count
 
@@ -63,12 +63,12 @@ async def run_once(
     most: int = 1000,
     delayed: bool = True,
 ) -> int:
-    """Make anew what is noted and due, hours first, at most so many buckets; how many were. Needs a connection of its
-    own. `delayed`: also what was noted to be made later."""
-    made = 0
-    while made < most and await make_next(connection, dimensions, room, granularities, delayed):
-        made += 1
-    return made
+    """Rebuild up to `most` noted buckets that are due, hours first. Returns how many were rebuilt. Must not be called
+    in a transaction. `delayed`: include those that were noted for later."""
+    rebuilt = 0
+    while rebuilt < most and await make_next(connection, dimensions, room, granularities, delayed):
+        rebuilt += 1
+    return rebuilt
 
 
 async def make_next(
@@ -78,12 +78,12 @@ async def make_next(
     granularities: Sequence[str] = GRANULARITIES,
     delayed: bool = True,
 ) -> bool:
-    """Make one noted bucket anew, in one transaction; False when there is none."""
+    """Rebuild one noted bucket, in one transaction; False if there is none."""
     for _ in range(_TRIES):
         try:
             return await _make_next(connection, dimensions, room, granularities, delayed)
         except asyncpg.SerializationError:
-            # A note of KPIs that it writes again was being forgotten in that moment.
+            # A KPI note that it renews was just being forgotten.
             continue
     return await _make_next(connection, dimensions, room, granularities, delayed)
 
@@ -91,25 +91,27 @@ async def make_next(
 async def _make_next(
     connection: asyncpg.Connection, dimensions: Sequence[str], room: Room, granularities: Sequence[str], delayed: bool
 ) -> bool:
-    # With one view of everything, from after whoever changed buckets before.
+    # One snapshot for everything, taken after all earlier changes to buckets.
     async with turn(connection, "repeatable_read"):
         noted = await connection.fetchrow(_QUERIES["take_stale"], list(granularities), delayed)
         if noted is None:
             return False
         granularity, bucket = noted
         if granularity == "hour":
-            await _make_hour(connection, bucket, dimensions, room)
+            await _rebuild_hour(connection, bucket, dimensions, room)
         else:
-            await _make_from_parts(connection, granularity, bucket, room)
+            await _rebuild_from_parts(connection, granularity, bucket, room)
         return True
 
 
-async def _make_hour(connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str], room: Room) -> None:
+async def _rebuild_hour(
+    connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str], room: Room
+) -> None:
     if not await _has_events(connection, hour.date()):
         return
     counted = await _count_hour(connection, hour, dimensions)
     cleared = await connection.execute(_QUERIES["clear_hour"], hour)
-    # Its day is made of all its hours afterwards.
+    # Its day is rebuilt from all its hours afterwards.
     await buckets.add_only(connection, counted, room)
     await note_stale(connection, [hour], "day")
     if cleared == "DELETE 0" and not counted:
@@ -122,9 +124,9 @@ async def _make_hour(connection: asyncpg.Connection, hour: datetime, dimensions:
 
 
 async def _count_hour(connection: asyncpg.Connection, hour: datetime, dimensions: Sequence[str]) -> Tallies:
-    """The tallies of an hour and its minutes, of the events that are rolled up."""
+    """The tallies of an hour and its minutes, from the events that are rolled up."""
     waiting = await connection.fetch(_QUERIES["not_rolled_up"])
-    query = rows_query("events_within", hour.date(), dimensions, batches=batches(waiting))
+    query = rows_query("events_within", hour.date(), dimensions, batches=batch_ranges(waiting))
     minutes: Tallies = {}
     async for rows in statements.batches(connection, query, hour, hour + HOUR, size=_CHUNK):
         minutes = await _with(connection, minutes, rows, dimensions)
@@ -138,7 +140,7 @@ async def _with(
     return tallies.summed([*minutes.items(), *counted.items()])
 
 
-async def _make_from_parts(connection: asyncpg.Connection, granularity: str, bucket: datetime, room: Room) -> None:
+async def _rebuild_from_parts(connection: asyncpg.Connection, granularity: str, bucket: datetime, room: Room) -> None:
     async for group in _sums_of_parts(connection, granularity, bucket):
         await buckets.put(connection, _within(group, room).items())
     await connection.execute(_QUERIES["clear_others"], granularity, bucket)
@@ -150,7 +152,7 @@ async def _make_from_parts(connection: asyncpg.Connection, granularity: str, buc
 async def _sums_of_parts(
     connection: asyncpg.Connection, granularity: str, bucket: datetime
 ) -> AsyncIterator[dict[Key, Stored]]:
-    """What the parts of a bucket add up to, one name of one type after the other."""
+    """The sums of a bucket's parts, one name of one type at a time."""
     group: dict[Key, list[Any]] = {}
     of: tuple[str, str] | None = None
     span = bucket, tallies.following(granularity, bucket)
@@ -183,13 +185,13 @@ def _together(events: int, users: Iterable[bytes | None], sessions: Iterable[byt
         sketches.dump(one) if number else None
         for one, number in zip((users_sketch, sessions_sketch), counts, strict=True)
     ]
-    # Estimates are never above what is possible.
+    # An estimate never exceeds the number of events.
     users_count, sessions_count = (min(number, events) for number in counts)
     return Stored(events, users_count, sessions_count, *stored)
 
 
 def _within(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:
-    """The group with the less frequent values of a dimension put together, if there is no room for all."""
+    """The group, with a dimension's least frequent values summed as others if there is no room for all."""
     by_dimension: dict[str, list[Key]] = {}
     for key in group:
         if key[4:] not in (TOTAL, BOTS) and key[5] != OTHER_VALUE:
@@ -222,8 +224,8 @@ async def _has_events(connection: asyncpg.Connection, day: date) -> bool:
 async def verify(
     connection: asyncpg.Connection, start: datetime, end: datetime, dimensions: Sequence[str]
 ) -> AsyncIterator[tuple[datetime, list[Difference]]]:
-    """Compare the buckets of each hour in [start, end) with its events, and of each day with its hours: (hour or day,
-    what differs). Each is compared within one view of the database, so that nothing has to wait."""
+    """Compare the buckets of each hour in [start, end) with its events, and of each day with its hours. Yields (hour
+    or day, differences). Each is compared within one snapshot, so that nothing has to wait."""
     for bucket, granularity in await connection.fetch(_QUERIES["to_compare"], start, end):
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             if await connection.fetchval(_QUERIES["is_stale"], granularity, bucket):
@@ -249,7 +251,7 @@ async def _compare_hour(
     }
     minutes_from = await connection.fetchval(_QUERIES["minutes_from"])
     kept = {key: row for key, row in stored.items() if key[0] != "minute" or key[1] >= minutes_from}
-    # Dimensions that are no longer, or not yet, counted by are no difference.
+    # Dimensions that are no longer, or not yet, configured are not a difference.
     return _differences(
         {key: row for key, row in kept.items() if key[4] in ("", *dimensions) or key[4:] == BOTS}, expected
     )
@@ -265,7 +267,7 @@ async def _compare_day(connection: asyncpg.Connection, day: datetime) -> list[Di
 
 
 def _folded(key: Key, stored: Mapping[Key, object]) -> Key:
-    """The row that counts what this key would: its own if there is one, else that of others if there is one."""
+    """The row that counts this key's events: its own, or if there is none, that of others."""
     granularity, bucket, kind, name, dimension, value = key
     if not any((granularity, bucket, any_kind, name, "", "") in stored for any_kind in EVENT_TYPES):
         other = (granularity, bucket, kind, OTHER_NAME, "", "")

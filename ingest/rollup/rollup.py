@@ -1,7 +1,7 @@
 """From the ledger to the aggregates.
 
-Flushes that are not rolled up are claimed, exactly their events counted and added to the buckets, and the flushes
-marked, in one transaction. Late events, several collectors and crashes are no special case.
+One transaction claims flushes that are not rolled up, counts exactly their events, adds them to the buckets and marks
+the flushes. Late events, several collectors and crashes are no special cases.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ingest.rollup.who import Row
 
 _TURN_PAUSE_SECONDS: Final = 0.2
 MAX_EVENTS: Final = 40_000
-"""Of one transaction, unless a single flush has more: some 60 MB of rows."""
+"""Per transaction, unless a single flush has more: some 60 MB of rows."""
 _EARLIER_PAGES: Final = 512
-"""A flush may fill pages that stood half-empty, or were made ahead, when it began: so many are read for nothing."""
+"""A flush may fill pages that were half-empty, or allocated ahead, when it began: reading starts this far before."""
 _ADOPTED_SECONDS: Final = 60
-"""Rows that plain SQL inserted are given their batch before their flush is written down: at most so long before."""
+"""Rows inserted by plain SQL get their batch before their flush is recorded: at most this long before."""
 _SAMPLES: Final = 600
 _QUERIES: Final = load_queries("rollup")
 
 
 class Cycle(NamedTuple):
-    """What one transaction rolled up. `lags`: seconds from storage to rollup, one a flush; `more`: others wait."""
+    """What one transaction rolled up. `lags`: seconds from storage to rollup, per flush; `more`: others are left."""
 
     flushes: int
     events: int
@@ -49,19 +49,19 @@ class Cycle(NamedTuple):
 
 
 class Rollup:
-    """Adds to the buckets what is new. `run_once` waits for its turn: one at a time works."""
+    """Adds new events to the buckets. `run_once` waits for its turn: one worker at a time."""
 
     def __init__(self, dimensions: Sequence[str], room: Room, most_links: int = MOST_LINKS) -> None:
         self.dimensions = tuple(dimensions)
         self.room = room
         self._most_links = most_links
-        # (when, {day: pages of its partition}), oldest first: where the rows of a flush can begin.
+        # (time, {day: pages of its partition}), oldest first: where the rows of a flush can begin.
         self._samples: deque[tuple[datetime, dict[date, int]]] = deque(maxlen=_SAMPLES)
 
     async def run_once(self, connection: asyncpg.Connection, lease: Lease | None = None) -> Cycle | None:
-        """Roll up the oldest flushes that wait, and note their weeks and months; None when no flush waits.
+        """Roll up the oldest waiting flushes, and note their weeks and months; None if no flush is waiting.
 
-        `lease` is held meanwhile. Raises LeaseLost if it is another's; then nothing was done.
+        Holds `lease` meanwhile. Raises LeaseLost, having done nothing, if another worker has it.
         """
         started = time.perf_counter()
         async with turn(connection):
@@ -99,12 +99,12 @@ class Rollup:
     ) -> list[Row]:
         """The events of the claimed flushes.
 
-        They are looked for at the end of their days' partitions. Whether that were all, the ledger knows; if not
-        (pages that were filled again, events that were erased), by the index on the batch, which takes longer the
-        more a day has.
+        First reads the ends of their days' partitions. The ledger knows how many there must be; if some are missing
+        (reused pages, erased events), reads them through the index on the batch, which takes longer the more events a
+        day has.
         """
         days = _days(claimed, pages)
-        ids = batches(claimed)
+        ids = batch_ranges(claimed)
         ends = self._ends(claimed)
         if ends is not None:
             rows: list[Row] = []
@@ -123,7 +123,7 @@ class Rollup:
         return rows
 
     def _ends(self, claimed: Sequence[Mapping[str, Any]]) -> dict[date, int] | None:
-        """The page of each day's partition that the rows of these flushes cannot be before; None if not known."""
+        """The first page of each day's partition that can have rows of these flushes; None if not known."""
         earliest = min(
             flush["flushed_at"] - timedelta(seconds=_ADOPTED_SECONDS * flush["adopted"]) for flush in claimed
         )
@@ -137,10 +137,10 @@ class Rollup:
 
 @asynccontextmanager
 async def turn(connection: asyncpg.Connection, isolation: str | None = None) -> AsyncIterator[None]:
-    """A transaction in which nobody else changes buckets, and which sees all that was done to them before.
+    """A transaction that alone may change buckets, and sees all earlier changes to them.
 
-    The lock is a table's, as that is taken before a transaction has its view of the database, under any isolation.
-    Waited for it is outside of transactions, but for moments: a pooler may have few connections for them.
+    It locks a table, because such a lock is taken before the transaction's snapshot, under any isolation level. The
+    wait is mostly outside of transactions: a pooler may have few connections for them.
     """
     while True:
         transaction = connection.transaction(isolation=isolation)
@@ -165,33 +165,32 @@ async def turn(connection: asyncpg.Connection, isolation: str | None = None) -> 
 
 
 def rows_query(name: str, day: date, dimensions: Sequence[str], **given: object) -> str:
-    """One of the queries for the events of a day as rows for `identities.learn` and `tallies.count`. Nothing in it
-    comes from outside."""
+    """A query for a day's events, as rows for `identities.learn` and `tallies.count`. Contains no outside input."""
     values = "".join(f", left({dimension}::text, {MAX_VALUE_CHARACTERS})" for dimension in dimensions)
     return fill(_QUERIES[name], dimensions=values, partition=partition(day), **given)
 
 
 def partition(day: date) -> str:
-    """The table of a day of analytics.events."""
+    """The partition of analytics.events for a day."""
     return f"analytics.events_{day:%Y%m%d}"
 
 
 def with_hours(minutes: Tallies, minutes_from: datetime) -> Tallies:
-    """Tallies of minutes, but for those too old to be kept, and of hours."""
+    """Tallies of minutes, except those too old to be kept, and of their hours."""
     kept = {key: tally for key, tally in minutes.items() if key[1] >= minutes_from}
     return kept | tallies.coarser(minutes, "hour")
 
 
 async def note_stale(connection: asyncpg.Connection, moments: Collection[datetime], *granularities: str) -> None:
-    """Have the buckets rebuilt that these moments are in, of these granularities."""
+    """Schedule a rebuild of the buckets of these granularities that contain these moments."""
     noted = {(granularity, BEGINNINGS[granularity](moment)) for granularity in granularities for moment in moments}
     await connection.execute(
         _QUERIES["note_stale"], [granularity for granularity, _ in noted], [bucket for _, bucket in noted]
     )
 
 
-def batches(flushes: Sequence[Mapping[str, Any]]) -> str:
-    """The batch ids of these flushes, as a constant of SQL."""
+def batch_ranges(flushes: Sequence[Mapping[str, Any]]) -> str:
+    """The batch ids of these flushes, as an SQL constant."""
     ranges = ",".join(f"[{low},{high}]" for low, high in map(_batch_range, flushes))
     return f"'{{{ranges}}}'::int8multirange"
 
@@ -202,7 +201,7 @@ def _batch_range(flush: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _journal_ranges(flushes: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """For each journal the range that holds all its flushes."""
+    """For each journal, the range that covers all its flushes."""
     found: dict[int, tuple[int, int]] = {}
     for flush in flushes:
         low, high = _batch_range(flush)
@@ -212,14 +211,14 @@ def _journal_ranges(flushes: Sequence[Mapping[str, Any]]) -> list[tuple[int, int
 
 
 def _days(flushes: Sequence[Mapping[str, Any]], known: Collection[date]) -> list[date]:
-    """The days that have events of these flushes, of those that are still there; all, if a flush does not tell."""
+    """The known days that have events of these flushes; all of them if a flush does not say."""
     if any(flush["days"] is None for flush in flushes):
         return sorted(known)
     return sorted({day for flush in flushes for day in flush["days"]} & set(known))
 
 
 def _up_to(flushes: Sequence[Any], events: int) -> list[Any]:
-    """The first flushes that together have at most so many events; at least one."""
+    """The first flushes that together have at most `events` events; at least one flush."""
     taken: list[Any] = []
     for flush in flushes:
         events -= flush["events_stored"]

@@ -1,9 +1,9 @@
-"""How many different: HyperLogLog sketches, which merge into those of longer times and of several names.
+"""Distinct counts: HyperLogLog sketches, which can be merged across time buckets and names.
 
 Apache DataSketches' HLL with 2^12 registers, https://datasketches.apache.org/docs/HLL/HllSketches.html:
-up to about 300 values the count is exact but for one in ten million; beyond, its standard error is 1.6 %, so that 19
-estimates out of 20 are within 3.3 %. A sketch of n values takes 12 + 4n bytes, 4 kB at the most. Any library of
-DataSketches (Java, C++, its Postgres extension) reads them.
+up to about 300 values the count is exact except for one in ten million; beyond, its standard error is 1.6 %, so that
+19 estimates out of 20 are within 3.3 %. A sketch of n values takes 12 + 4n bytes, at most 4 kB. Any DataSketches
+library (Java, C++, its Postgres extension) reads them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def new(values: Iterable[str] = ()) -> Sketch:
 
 
 def load(stored: bytes) -> Sketch:
-    """The sketch behind a `users_sketch` or `sessions_sketch`. Raises ValueError if it is none."""
+    """The sketch stored in a `users_sketch` or `sessions_sketch`. Raises ValueError if it is not one."""
     try:
         return Sketch.deserialize(stored)
     except (RuntimeError, IndexError, ValueError) as error:
@@ -47,7 +47,7 @@ def merged(parts: Iterable[Sketch]) -> Sketch:
 
 
 def merged_and_counted(parts: Sequence[Sketch]) -> tuple[Sketch, int]:
-    """The sketch of all values in any of at least two, and `count` of it, for less than one after the other."""
+    """The union of at least two sketches, and its `count`: cheaper than `merged` and then `count`."""
     union = _united(parts)
     both = union.get_result(tgt_hll_type.HLL_8)
     if not _is_set(both):
@@ -57,19 +57,19 @@ def merged_and_counted(parts: Sequence[Sketch]) -> tuple[Sketch, int]:
 
 
 def count(sketch: Sketch) -> int:
-    """How many different values went in, estimated.
+    """Estimate of the number of distinct values.
 
-    The same values give the same number, in whatever order and over whatever merges they came: a sketch that was
-    never merged has a sharper estimate of its own, which depends on the order.
+    The same values give the same number, in whatever order they were added or merged: the estimate of a sketch that
+    was never merged is sharper, but depends on the order.
     """
     if _is_set(sketch):
         return round(float(sketch.get_estimate()))
-    # Twice: a first sketch is only copied, with its own estimate.
+    # Twice: the first sketch is only copied, with its own estimate.
     return round(float(_united([sketch, sketch]).get_estimate()))
 
 
 def _is_set(sketch: Sketch) -> bool:
-    """Whether it still is the set of its values' hashes, which counts them exactly."""
+    """Whether it is still the set of its values' hashes, which counts them exactly."""
     return bool(sketch.get_compact_serialization_bytes() < _SET_BYTES)
 
 
@@ -81,10 +81,10 @@ def _united(parts: Iterable[Sketch]) -> hll_union:
 
 
 def union(stored: Iterable[bytes | None]) -> Sketch:
-    """The sketch of all values in any of the stored ones; None has none."""
+    """The union of stored sketches; None is empty."""
     return merged(load(one) for one in stored if one is not None)
 
 
 def count_union(stored: Iterable[bytes | None]) -> int:
-    """How many different values are in any of the stored ones, estimated."""
+    """Estimate of the number of distinct values in the union of stored sketches."""
     return count(union(stored))

@@ -1,6 +1,6 @@
-"""Which windows' KPIs are to be computed again: noted where aggregates or events change, in the same transaction.
+"""Windows whose KPIs must be recomputed, noted in the same transaction that changes aggregates or events.
 
-So no change is missed, whatever dies when. A note is forgotten by who has computed its window after reading it,
+So no change is missed, whatever crashes. A note is forgotten once its window has been computed after it was read,
 unless it was written again meanwhile.
 """
 
@@ -17,7 +17,7 @@ from ingest.postgres.queries import load_queries
 from ingest.rollup.tallies import BEGINNINGS
 
 AROUND: Final = timedelta(minutes=30)
-"""An hour's KPIs that are from events look so far before the hour and after it."""
+"""KPIs of an hour that are computed from events look this far before and after the hour."""
 _MINUTE: Final = timedelta(minutes=1)
 _QUERIES: Final = load_queries("stale_metrics")
 
@@ -29,12 +29,12 @@ class Note(NamedTuple):
 
 
 async def note_buckets(connection: asyncpg.Connection, buckets: Iterable[tuple[str, datetime]]) -> None:
-    """Have the KPIs computed again that are from these buckets, (granularity, beginning in UTC)."""
+    """Note the KPIs computed from these buckets, (granularity, start in UTC)."""
     await _note(connection, "aggregates", buckets)
 
 
 async def note_events(connection: asyncpg.Connection, minutes: Iterable[datetime]) -> None:
-    """Have the KPIs computed again that are from events of these minutes, told by their beginnings in UTC."""
+    """Note the KPIs computed from events of these minutes, given by their starts in UTC."""
     hour_of, day_of = BEGINNINGS["hour"], BEGINNINGS["day"]
     hours = {
         hour_of(moment) for minute in set(minutes) for moment in (minute - AROUND, minute, minute + _MINUTE + AROUND)
@@ -50,17 +50,17 @@ async def _note(connection: asyncpg.Connection, source: str, windows: Iterable[t
 
 
 async def noted(connection: asyncpg.Connection, source: str, now: datetime) -> list[Note]:
-    """The windows that began before `now` and are noted; days after hours."""
+    """The noted windows that began before `now`; hours before days."""
     return [Note(*row) for row in await connection.fetch(_QUERIES["noted"], source, now)]
 
 
 async def forget(connection: asyncpg.Connection, source: str, note: Note) -> None:
-    """Forget a note, unless it was written again since it was read. One at a time: who holds several might wait for a
-    worker that notes them in another order, and waits for one of these."""
+    """Forget a note, unless it was written again since it was read. One per transaction: locking several could
+    deadlock with a worker that notes them in another order."""
     await connection.execute(_QUERIES["forget"], source, *note)
 
 
 async def kept_from(connection: asyncpg.Connection) -> tuple[datetime, datetime | None]:
-    """From when there are buckets of minutes, and from when events; None: there are none."""
+    """The times of the earliest kept minute bucket and of the earliest day of events; None if there are no events."""
     row = await connection.fetchrow(_QUERIES["kept_from"])
     return row["minutes_from"], row["events_from"]

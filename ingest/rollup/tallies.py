@@ -1,7 +1,7 @@
-"""Events counted by time bucket, type, name and dimension, before they meet what is stored. Pure.
+"""Events counted by time bucket, type, name and dimension, before they are added to what is stored. Pure.
 
 A key is (granularity, time_bucket, event_type, event_name, dimension, value); a total's dimension and value are "".
-What bots did is in no total and in no dimension but one: all of it is under BOTS.
+Events of bots are in no total and no dimension; they are all under BOTS.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from ingest.rollup.sketches import Sketch
 from ingest.rollup.who import NOBODY, Row, Who
 
 OTHER_NAME: Final = ""
-"""What stands for the names for which a bucket has no room: no event's name is empty."""
+"""Stands for the names that a bucket has no room for: no event's name is empty."""
 OTHER_VALUE: Final = "\0"
-"""The same for values: no text of Postgres has a NUL. How it is stored, buckets.py knows."""
+"""The same for values: no Postgres text has a NUL. buckets.py decides how it is stored."""
 TOTAL: Final = ("", "")
 BOTS: Final = ("device_type", "bot")
-"""The dimension and value of what bots did, whether events are counted by device_type or not."""
+"""The dimension and value of bots' events, whether or not device_type is a configured dimension."""
 _FEW: Final = 16
-"""Up to so many values are put into a stored sketch one by one; more go through a sketch of their own, made once for
-minute, hour and day."""
+"""Up to this many values are added to a stored sketch one by one; more go through a sketch of their own, made once
+for minute, hour and day."""
 _MANY: Final = 10_000
-"""More values than this are kept as a sketch, so that memory does not grow with the events of a bucket."""
+"""More values than this are kept as a sketch, so that memory does not grow with a bucket's events."""
 
 Key = tuple[str, datetime, str, str, str, str]
 
 
 class Distinct:
-    """Which users, or sessions: their ids, or once they are many a sketch of them. Never changed once made."""
+    """Distinct users or sessions: their ids or, once there are many, a sketch. Immutable."""
 
     __slots__ = ("_made", "_sketch", "_values")
 
     def __init__(self, values: set[str], sketch: Sketch | None = None) -> None:
         self._values = values
         self._sketch = sketch
-        # The sketch of both, once it was needed.
+        # The sketch of both, once it has been needed.
         self._made: Sketch | None = None
 
     def plus(self, other: Distinct) -> Distinct:
-        """All that are in either."""
+        """The union of both."""
         values = self._values | other._values
         kept = [one for one in (self._sketch, other._sketch) if one is not None]
         if len(values) > _MANY:
@@ -52,8 +52,7 @@ class Distinct:
         return Distinct(values, sketches.merged(kept) if kept else None)
 
     def added_to(self, stored: bytes | None) -> tuple[bytes | None, int | None]:
-        """The stored sketch with these in it, None as long as there are none, and how many that are; None: as many
-        as there were."""
+        """The stored sketch with these added (None if empty), and its count (None if unchanged)."""
         if self._sketch is None and len(self._values) <= _FEW:
             if not self._values:
                 return stored, None if stored is not None else 0
@@ -89,7 +88,7 @@ Tallies = dict[Key, Tally]
 
 def count(rows: Iterable[Row], dimensions: Sequence[str], who: Who = NOBODY) -> Tallies:
     """Rows counted by minute, in total and by each dimension. A row ends with a value of each; any may be None."""
-    # (minute, type, name, whether of bots) -> its rows.
+    # (minute, type, name, whether by bots) -> rows.
     groups: dict[tuple[datetime, str, str, bool], list[Row]] = {}
     for row in rows:
         group = groups.get(key := (row[0], row[1], row[2], row[8]))
@@ -106,7 +105,7 @@ def count(rows: Iterable[Row], dimensions: Sequence[str], who: Who = NOBODY) -> 
         tally = Tally(len(group), Distinct(_known(set(users))), Distinct(_known(set(sessions))))
         if of_bots:
             tallies["minute", minute, kind, name, *BOTS] = tally
-            # By its total a name has its place.
+            # A name takes up room by its total.
             tallies.setdefault(total, NO_TALLY)
             continue
         tallies[total] = tally
@@ -125,7 +124,7 @@ def count(rows: Iterable[Row], dimensions: Sequence[str], who: Who = NOBODY) -> 
 
 
 def _by_value(column: Sequence[str | None], ids: Sequence[str | None]) -> dict[str | None, set[str]]:
-    """Value of a dimension -> the ids that came with it."""
+    """Value of a dimension -> the ids seen with it."""
     found: defaultdict[str | None, set[str | None]] = defaultdict(set)
     for value, identity in zip(column, ids, strict=True):
         found[value].add(identity)
@@ -138,7 +137,7 @@ def _known(ids: set[str | None]) -> set[str]:
 
 
 def summed(parts: Iterable[tuple[Key, Tally]]) -> Tallies:
-    """Tallies of equal keys put together."""
+    """Tallies summed by key."""
     total: Tallies = {}
     for key, tally in parts:
         known = total.get(key)
@@ -167,11 +166,11 @@ BEGINNINGS: Final[Mapping[str, Callable[[datetime], datetime]]] = {
     "week": _week,
     "month": lambda moment: _day(moment).replace(day=1),
 }
-"""Granularity -> where the bucket begins that a moment in UTC is in."""
+"""Granularity -> function from a moment in UTC to the start of its bucket."""
 
 
 def following(granularity: str, start: datetime) -> datetime:
-    """Where the bucket after the one that begins at `start` begins."""
+    """The start of the bucket after the one that begins at `start`."""
     if granularity == "month":
         return BEGINNINGS["month"](start + timedelta(days=31))
     return start + {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}.get(

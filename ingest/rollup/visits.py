@@ -1,7 +1,7 @@
-"""Visits of people whose client tells no session_id. Pure.
+"""Visits of people whose client sends no session_id. Pure.
 
-A visit is what a person did without a silence of more than 30 minutes. It keeps the id that it is counted as while
-events that come late make it longer, at either end; where they join two, the earlier one's id stays.
+A visit is a person's activity without a gap of more than 30 minutes. It keeps its id when late events extend it at
+either end; where they join two visits, the earlier one's id is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from os import urandom
 from typing import Final, NamedTuple
 
 SILENCE: Final = timedelta(minutes=30)
-"""A longer one ends a visit."""
+"""A longer gap ends a visit."""
 _HOUR: Final = timedelta(hours=1)
 _started_at = attrgetter("started_at")
 
@@ -29,19 +29,20 @@ class Visit(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A person's visits after some events more, and what of the rows before has to go."""
+    """A person's visits after more events, and the earlier rows to delete."""
 
     visits: list[Visit]
-    """In order, those that are as they were included."""
+    """In order, including unchanged ones."""
     gone: list[Visit]
     absorbed: list[Visit]
-    """Of those that are gone, those whose id is counted no more."""
+    """Those whose id is no longer counted."""
 
 
 def joined(person: str, known: Sequence[Visit], times: Sequence[datetime]) -> Change:
-    """The person's known visits, or such of another that turned out to be theirs, with events at these times."""
+    """The person's visits with events at these times added. `known` may include visits of a browser that turned out
+    to be theirs."""
     if not known and len(times) == 1:
-        # As it is for most people who are not known, and much the fastest.
+        # The case for most unknown people, and by far the fastest.
         return Change([Visit(person, times[0], times[0], new_id())], [], [])
     parts: list[tuple[datetime, datetime, Visit | None]] = [(at, at, None) for at in times]
     parts += [(visit.started_at, visit.ended_at, visit) for visit in known]
@@ -70,19 +71,19 @@ def _close(change: Change, person: str, start: datetime, end: datetime, island: 
 
 
 def new_id() -> str:
-    """What a new visit is counted as: nothing else is. A random UUID, made in a third of the time of `uuid4`."""
+    """A unique id for a new visit: a random UUID, made in a third of the time of `uuid4`."""
     digits = urandom(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
 
 def at(visits: Sequence[Visit], moment: datetime) -> str | None:
-    """The session_id of the visit, of those of a person in order, that the moment is in."""
+    """The session_id of the visit that contains the moment. `visits`: one person's, in order."""
     place = bisect_right(visits, moment, key=_started_at) - 1
     return visits[place].session_id if place >= 0 and moment <= visits[place].ended_at else None
 
 
 def hours_of(times: Sequence[datetime]) -> tuple[datetime, datetime]:
-    """The hours, by their beginnings, of the first and the last of these times."""
+    """The starts of the hours of the earliest and the latest of these times."""
     first = last = times[0]
     if len(times) > 1:
         first, last = min(times), max(times)
@@ -91,7 +92,7 @@ def hours_of(times: Sequence[datetime]) -> tuple[datetime, datetime]:
 
 
 def hours(visits: Iterable[Visit]) -> set[datetime]:
-    """The hours that these visits reach into."""
+    """The hours that these visits overlap."""
     found: set[datetime] = set()
     for visit in visits:
         hour = visit.started_at.replace(minute=0, second=0, microsecond=0)

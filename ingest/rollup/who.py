@@ -1,4 +1,4 @@
-"""Who did it, in place of the ids that events tell. Pure."""
+"""Who did an event, in place of the ids in it. Pure."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ingest.rollup.visits import Visit
 
 Row = Sequence[Any]
 """An event: minute, type, name, user_id, anonymous_id, session_id, created_at, authenticated, whether it is a bot's,
-and more."""
+then its values of the dimensions."""
 
 
 class Who(NamedTuple):
-    """What events are counted by, in place of their ids."""
+    """The people and visits that events are counted by, in place of their ids."""
 
     of_user: Mapping[str, str]
-    """user_id -> what the user is counted as, if that is another name."""
+    """user_id -> the name the user is counted as, if different."""
     of_browser: Mapping[str, str]
     """The same for anonymous_id."""
     users: Mapping[str, str]
-    """anonymous_id -> the user that it is linked to."""
+    """anonymous_id -> the user it is linked to."""
     visits: Mapping[str, Sequence[Visit]]
     """Person -> visits, in order."""
 
     def counted_as(self, users: Iterable[str | None], browsers: Iterable[str | None]) -> list[str | None]:
-        """Of events with these ids, the names that the sketches of users know their people by."""
+        """The names that events with these ids are counted under in the sketches of users."""
         of_user, of_browser = self.of_user, self.of_browser
         return [
             of_user.get(user, user) if user is not None else of_browser.get(browser, browser)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ class Who(NamedTuple):
         sessions: Sequence[str | None],
         moments: Iterable[datetime],
     ) -> Sequence[str | None]:
-        """The session ids of events of this type, and where there is none that of their visit."""
+        """The session ids of events of this type; where there is none, that of their visit."""
         if kind == "system" or not self.visits or None not in sessions:
             return sessions
         return [
@@ -55,9 +55,9 @@ class Who(NamedTuple):
         return None if person is None else visits.at(self.visits.get(person, ()), moment)
 
     def person(self, user: str | None, browser: str | None) -> str | None:
-        """Who that is, as analytics.activity tells it."""
+        """The person, as in the view analytics.activity."""
         return user if user is not None or browser is None else self.users.get(browser, browser)
 
 
 NOBODY: Final = Who({}, {}, {}, {})
-"""Where no id stands for another."""
+"""No links and no visits are known."""

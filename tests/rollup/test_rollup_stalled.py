@@ -28,7 +28,7 @@ from tests.support.rollup_process import (
 from tests.support.service import request, wait_until
 
 SECONDS = 90
-WORDS = r"for \d+ s (nothing was rolled up while \d+ flushes|the database has not said what waits)"
+WORDS = r"(nothing rolled up for \d+ s while \d+ flushes|for \d+ s the database has not reported what is waiting)"
 TOLD = f"(?i)error.*{WORDS}"
 GOES_ON = "rollup has resumed"
 

@@ -12,11 +12,11 @@ import pytest
 from ingest.base.config import DIMENSION_NAMES
 from ingest.features.stats.journeys import funnel_query
 from ingest.postgres.queries import fill, load_queries, read_queries, sql_folder
-from ingest.rollup.rollup import batches, rows_query
+from ingest.rollup.rollup import batch_ranges, rows_query
 
 FILES = sorted(path.stem for path in (sql_folder() / "queries").glob("*.sql"))
 DAY = date(2026, 1, 2)
-FLUSHES = batches([{"journal": 1, "first_record": 3, "last_record": 5}])
+FLUSHES = batch_ranges([{"journal": 1, "first_record": 3, "last_record": 5}])
 MERGE = {"table": "analytics.events", "columns": '"id", "created_at", "name", "type"', "servers": "'^08'"}
 # What the service makes of the queries with arguments. The parts of the funnel are prepared as the whole of it.
 FILLED: dict[str, dict[str, Callable[[str], str]]] = {
@@ -29,7 +29,7 @@ FILLED: dict[str, dict[str, Callable[[str], str]]] = {
         "events_of_batches": lambda _: rows_query(
             "events_of_batches", DAY, ["os"], between="batch_id BETWEEN 1 AND 2", batches=FLUSHES
         ),
-        "events_within": lambda _: rows_query("events_within", DAY, [], batches=batches([])),
+        "events_within": lambda _: rows_query("events_within", DAY, [], batches=batch_ranges([])),
     },
     "stats": {
         "funnel": lambda _: funnel_query(2),
