@@ -85,7 +85,7 @@ bench-queries: dev-setup  ## latency of the promised queries with 10 million eve
 bench-rollup: dev-setup   ## whether rollups keep up, and what they cost; the full table needs 30 GB of disk
 	$(BIN)/python -m bench.rollup
 
-bench-handlers: dev-setup ## leads, onboarding and experiments beside a handler with one query
+bench-handlers: dev-setup ## leads, onboarding and experiments, compared with a handler with one query
 	$(BIN)/python -m bench.handlers
 
 bench-holds: dev-setup    ## the longest turn of a collector's loop, whatever is sent to it

@@ -26,23 +26,23 @@ from bench.load import LAST_ANSWERS_SECONDS, RECORD_SEPARATOR
 BACK_OFF_SECONDS: Final = 0.1
 LONGEST_ANSWER_SECONDS: Final = 30.0
 RUN_BITS: Final = 4
-"""A run has its number in the upper bits of the 16 that `fill` takes, as wrk's threads have theirs in these."""
+"""`fill` takes a run number of 16 bits: the run is in the upper ones; the lower ones, in load.lua, are the thread."""
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _ACCEPTED = re.compile(rb'"accepted":(\d+)')
 
 
 class Connection(asyncio.Protocol):
-    """A keep-alive connection with at most one request on its way. `on_answer` gets status (0: hung up) and body."""
+    """A keep-alive connection with at most one request in flight. `on_answer` gets status (0: closed) and body."""
 
     def __init__(self, on_answer: Callable[[Connection, int, bytes], None]) -> None:
         self._on_answer = on_answer
         self._received = b""
         self._transport: asyncio.Transport
-        # When the request on its way was due, by the loop's clock; set and read by whoever sends.
+        # When the request in flight was due, by the loop's clock; set and read by the sender.
         self.due = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not inherit from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
 
     def send(self, request: bytes) -> None:
@@ -83,7 +83,7 @@ class ClosedLoop:
         self._requests = requests
         self._run = run << RUN_BITS
         self._seconds = seconds
-        # What load.lua prints, too; `first` and `last` are times, the others counts.
+        # The same figures that load.lua prints; `first` and `last` are times, the others counts.
         self.result: dict[str, float] = dict.fromkeys(
             ("sent", "answered", "accepted", "refused", "first", "last", "errors"), 0
         )
@@ -116,7 +116,7 @@ class ClosedLoop:
 
 
 class Latencies(NamedTuple):
-    """Seconds from the moment a request was due to its whole answer, and how late the client itself was."""
+    """Seconds from the moment each request was due until its complete answer, and how late the client itself was."""
 
     answers: list[float]
     lateness: list[float]
@@ -125,8 +125,8 @@ class Latencies(NamedTuple):
 
 
 class OpenLoop:
-    """Sends requests when they are due, however slow the answers are. A request that finds no free connection
-    waits for one, and that counts."""
+    """Sends requests when they are due, however slow the answers are. If no connection is free a request waits for
+    one, and the wait counts."""
 
     def __init__(self, requests: Sequence[bytes], run: int) -> None:
         self._requests = requests
@@ -134,7 +134,7 @@ class OpenLoop:
         self._idle: deque[Connection] = deque()
         # Requests that are due and have no connection yet: (when they were due, the request).
         self._waiting: deque[tuple[float, bytes]] = deque()
-        # What is known so far; how many requests have neither an answer nor a failure; set when there are none.
+        # The result so far; how many requests have neither an answer nor a failure; set when there are none.
         self._answers: list[float] = []
         self._lateness: list[float] = []
         self._accepted = 0
@@ -186,15 +186,15 @@ class OpenLoop:
 
 
 def _arrivals(start: float, per_second: float, seconds: float) -> Iterator[float]:
-    """Moments at random (a Poisson process), as independent visitors come."""
+    """Random moments (a Poisson process), as of independent visitors."""
     random, at = Random(3), start
     while (at := at + random.expovariate(per_second)) < start + seconds:
         yield at
 
 
 def precise_loop() -> asyncio.AbstractEventLoop:
-    """A loop whose timers are exact to microseconds; those of epoll and of uvloop are to a millisecond, which is
-    as long as the answers take that are to be measured."""
+    """A loop with timers exact to microseconds; those of epoll and uvloop are exact to a millisecond, as long as
+    the answers to be measured take."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 

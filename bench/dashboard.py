@@ -22,11 +22,11 @@ class Timing(NamedTuple):
     p50_ms: float
     p95_ms: float
     from_aggregates: bool
-    """Those that read events are bounded otherwise, and have no target."""
+    """Questions that read events have other limits, and no target."""
 
 
 def questions(now: datetime) -> dict[str, tuple[str, Mapping[str, str], bool]]:
-    """What a dashboard asks, by what it shows: (endpoint, parameters, whether aggregates answer it)."""
+    """A dashboard's questions by title: (endpoint, parameters, whether aggregates answer it)."""
 
     def last(days: int) -> dict[str, str]:
         return {"from": (now - timedelta(days=days)).date().isoformat(), "to": now.date().isoformat()}
@@ -48,7 +48,7 @@ def questions(now: datetime) -> dict[str, tuple[str, Mapping[str, str], bool]]:
 
 
 def measure_dashboard(service: Service, executions: int) -> list[Timing]:
-    """Each question so many times, a warm cache; from sending the request to its whole answer."""
+    """Time each question repeatedly, with a warm cache, from sending the request to the complete answer."""
     connection = http.client.HTTPConnection(service.host, timeout=60)
     try:
         asked = questions(datetime.now(UTC))

@@ -27,13 +27,13 @@ class Stored(NamedTuple):
 
 
 class Database:
-    """The embedded Postgres of a data folder, by way of its own psql."""
+    """The embedded Postgres of a data folder, through its own psql."""
 
     def __init__(self, postgres: EmbeddedPostgres) -> None:
         self._postgres = postgres
 
     def sql(self, *statements: str) -> str:
-        """Run statements, each in a transaction of its own; what they print, unaligned."""
+        """Run statements, each in its own transaction. Returns their unaligned output."""
         command = [str(self._postgres.psql_path), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self._postgres.dsn]
         for statement in statements:
             command += ["-c", statement]
@@ -53,7 +53,7 @@ class Database:
         return Stored(int(rows), int(distinct))
 
     def forget_events(self) -> None:
-        """An empty table, and no checkpoint due: each measurement begins like the others."""
+        """Empty the table and take a checkpoint, so that all measurements begin alike."""
         self.sql("TRUNCATE analytics.events", "CHECKPOINT")
 
     def export_events(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class Database:
         self.sql(f"\\copy (SELECT {_COLUMNS} FROM analytics.events) TO '{path}'")
 
     def copy_events(self, path: Path) -> float:
-        """Store the rows of an exported file in one stream of COPY; the seconds it took, COMMIT included."""
+        """Store the rows of an exported file with one COPY. Returns the seconds it took, including the COMMIT."""
         started = time.monotonic()
         self.sql(f"\\copy analytics.events ({_COLUMNS}) FROM '{path}'")
         return time.monotonic() - started
@@ -77,7 +77,7 @@ class Database:
         return [postmaster, *postmaster.children(recursive=True)]
 
     def freeze(self) -> list[int]:
-        """Stop the server as if the machine it is on did not answer any more; `thaw` what this returns."""
+        """Stop the server as if its machine no longer answered. Returns what `thaw` takes."""
         # The postmaster first, so that no new child is missed.
         frozen = [self.processes()[0].pid]
         os.kill(frozen[0], signal.SIGSTOP)

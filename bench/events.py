@@ -1,8 +1,8 @@
-"""Events that look real and vary, as JSON text and as whole HTTP requests.
+"""Realistic, varied events, as JSON text and as whole HTTP requests.
 
-A request is made once, with two marks in it, and filled in each time it is sent: MARK_ID stands for the part of
-the message ids that is new in each request, MARK_SECOND for the time. So a load generator sends events nobody has
-seen before for the price of joining a few texts. The widths are fixed, so that Content-Length can be made once, too.
+A request is built once, with two marks in it, and filled in each time it is sent: MARK_ID stands for the part of
+the message ids that is new in each request, MARK_SECOND for the time. So a load generator sends new events for the
+price of joining a few texts. The widths are fixed, so that Content-Length can be computed once, too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PAGES: Final = (
     "/?utm_source=google&utm_medium=cpc&utm_campaign=brand",
 )
 DEEP_PAGES: Final = ("/projects/{}", "/orders/{}/edit", "/reports/{}?range=30d", "/contacts/{}")
-"""Pages of one thing each, whose address hardly two visitors share; {} is the thing."""
+"""Pages about one thing each, whose address hardly two visitors share; {} is the thing."""
 REFERRERS: Final = (
     "https://www.google.com/",
     "https://duckduckgo.com/",
@@ -136,12 +136,12 @@ _WEIGHTS = (40, 25, 10, 5, 6, 5, 5, 4)
 
 
 def some_name(random: Random) -> str:
-    """The name of an event, the common ones more often."""
+    """The name of an event; common ones are more frequent."""
     return random.choices(tuple(EVENTS), _WEIGHTS)[0]
 
 
 def some_page(random: Random, thing: str) -> str:
-    """The address of a page; every fourth is of one thing only, named `thing`."""
+    """The address of a page; one in four is about `thing` only."""
     path = random.choice(DEEP_PAGES).format(thing) if random.random() < 0.25 else random.choice(PAGES)
     return SITE + path
 
@@ -151,12 +151,12 @@ def some_uuid(random: Random) -> str:
 
 
 def to_json(value: object) -> str:
-    """Compact, and not ASCII only: as browsers write it."""
+    """Compact and not limited to ASCII, as browsers write it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def marked_event(random: Random) -> dict[str, object]:
-    """A native event whose id and time are marks; 440 to 520 bytes as JSON, most of them."""
+    """A native event whose id and time are marks; mostly 440 to 520 bytes as JSON."""
     name = some_name(random)
     # Not \u0001: json.dumps would escape the marks, so they are put in afterwards.
     return {
@@ -221,7 +221,7 @@ def _request(host: str, headers: tuple[str, ...], body: str) -> bytes:
 
 
 def fill(request: bytes, number: int, run: int) -> bytes:
-    """The request as it is sent: its `number` (32 bits) and `run` (16 bits) make its message ids new."""
+    """The request as sent: its `number` (32 bits) and `run` (16 bits) make its message ids unique."""
     second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     new = f"{number:08x}-{run:04x}"
     return request.replace(MARK_ID.encode(), new.encode()).replace(MARK_SECOND.encode(), second.encode())

@@ -1,6 +1,6 @@
 """Fills a database with leads, onboarding sessions, and events over thirty days, the last of which is today.
 
-Every value is a hash of the row's number: the same size gives the same rows, but for the days they fall on.
+Every value is a hash of the row's number: the same size gives the same rows, except for their dates.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ DAYS: Final = 30
 LEADS: Final = 10_000
 CHUNK_EVENTS: Final = 250_000
 EVENT_BYTES: Final = 700
-"""What an event takes on the disk with its indexes, roughly."""
+"""Disk space of an event with its indexes, roughly."""
 
 _FUNCTIONS: Final = """
 CREATE SCHEMA bench;
--- From 0 to below `choices`; `draw` tells the draws for one number apart.
+-- In [0, choices); `draw` distinguishes the draws for one number.
 CREATE FUNCTION bench.pick(number bigint, draw int, choices int) RETURNS int LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN ((hashint8extended(number, draw) & 9223372036854775807) % choices)::int;
--- A thousand sessions at a time, of eight events each, take turns: one session's rows are not side by side.
+-- A thousand sessions of eight events each are interleaved: the rows of a session are not adjacent.
 CREATE FUNCTION bench.session_of(event bigint) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN event / 8000 * 1000 + bench.pick(event, 1, 1000);
 CREATE FUNCTION bench.visitor_of(session bigint, visitors int) RETURNS int LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN bench.pick(session, 2, visitors);
--- One visitor in three is known by name.
+-- One visitor in three is identified.
 CREATE FUNCTION bench.user_of(visitor int) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN visitor % 3 = 0 THEN 'usr_' || lpad(to_hex(visitor), 8, '0') END;
 """
@@ -95,8 +95,8 @@ SELECT s.id, (enum_range(NULL::onboarding.step))[1 + n % 4],
 FROM onboarding.sessions AS s CROSS JOIN generate_series(0, 6) AS n
 """
 
-# batch_id is set, as the collector sets it: no trigger fires for such a row. Six names in ten are page views, pages
-# are skewed to the first ones, a session keeps its visitor, and a visitor keeps device and country.
+# batch_id is set as by the collector, so no trigger fires. Six events in ten are page views, pages are skewed towards
+# the first ones, a session keeps its visitor, and a visitor keeps device and country.
 _EVENTS: Final = """
 INSERT INTO analytics.events (id, created_at, received_at, type, name, user_id, anonymous_id, session_id, properties,
     context, url, referrer, page_host, page_path, referrer_host, utm_source, utm_medium, utm_campaign, user_agent,
@@ -137,7 +137,7 @@ CROSS JOIN LATERAL (SELECT bench.visitor_of(session, $6::int) AS visitor, CASE
 CROSS JOIN LATERAL (SELECT visitor % 5 AS device) AS d
 """
 
-# What the service's rollup leaves: totals under {}, and days split by page and by country.
+# As the service's rollup leaves them: totals under {}, and days split by page and by country.
 _AGGREGATIONS: Final = """
 INSERT INTO analytics.event_aggregations
     (event_type, event_name, time_bucket, granularity, dimensions, event_count, unique_users, unique_sessions)
@@ -151,7 +151,7 @@ GROUP BY 1, 2, 3, 5
 
 
 class Filled(NamedTuple):
-    """What a database was filled with: the first day, the moment of the last event, and how many."""
+    """The contents of a filled database: the first day, the time of the last event, and the number of events."""
 
     first_day: date
     until: datetime
@@ -172,17 +172,17 @@ def midnight(day: date) -> datetime:
 
 
 def tell(words: str) -> None:
-    """Progress, on standard error."""
+    """Print progress to standard error."""
     print(words, file=sys.stderr, flush=True)
 
 
 async def fill(connection: asyncpg.Connection, events: int) -> Filled:
-    """Fill a migrated, empty database. Needs a superuser: triggers and foreign keys are left out for the leads."""
+    """Fill a migrated, empty database. Needs a superuser: triggers and foreign keys are off while loading leads."""
     until = datetime.now(UTC)
     filled = Filled(until.date() - timedelta(days=DAYS - 1), until, events, max(3, events // 40))
     await connection.execute(_FUNCTIONS)
     async with connection.transaction():
-        # The rows are as triggers would leave them; what triggers cost shows in the plain INSERTs.
+        # The rows are as triggers would leave them; the cost of triggers shows in the plain INSERTs.
         await connection.execute("SET LOCAL session_replication_role = replica")
         await connection.execute(_LEADS, LEADS, until)
         await connection.execute(_SESSIONS, LEADS, until)

@@ -1,9 +1,9 @@
-"""How fast leads, onboarding and experiments are, beside a bare aiohttp handler with one query, and with none.
+"""How fast leads, onboarding and experiments are, compared with a bare aiohttp handler with one query, and with none.
 
-`python -m bench.handlers [--seconds S] [--rounds N] [--only NAME] [--json PATH]`. Each endpoint is asked by one
-connection, one request now and then, for the latency of an idle machine; and by many, for requests a second.
-Visitors come from addresses of their own, by X-Forwarded-For, so that the limits by address are part of what is
-measured and in nobody's way. Exits with 1 when an answer is not the expected one.
+`python -m bench.handlers [--seconds S] [--rounds N] [--only NAME] [--json PATH]`. Each endpoint gets one request at
+a time on one connection, for the latency of an idle machine, and then requests on many, for requests a second. Every
+visitor has its own address, by X-Forwarded-For, so that limits by address are measured but never reached. Exits with
+1 if an answer is not the expected one.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from bench.watch import OtherCpu
 
 CONNECTIONS: Final = 32
 PAUSE_SECONDS: Final = 0.015
-"""Before the next request of one connection: by then the event of the last is in the table, and all is idle."""
+"""Pause before the next request: by then the last one's event is in the table, and everything is idle."""
 LATENCY_SECONDS: Final = 10.0
 ADMIN_KEY: Final = "bench-admin-key"
 SESSIONS: Final = 60_000
-"""Onboarding sessions that wait for their first step: each is used once."""
+"""Onboarding sessions waiting for their first step: each is used once."""
 STEP_TARGET_MS: Final = 5.0
 LEAD_TARGET_MS: Final = 5.0
 FLAG_TARGET: Final = 0.8
@@ -44,7 +44,7 @@ Requests = Iterator[bytes]
 
 
 class Endpoint(NamedTuple):
-    """What is asked, and the status that every answer must have. floor: which no-op it is compared with."""
+    """The requests, and the status that every answer must have. floor: the no-op it is compared with."""
 
     name: str
     requests: Requests
@@ -53,7 +53,7 @@ class Endpoint(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """One load: seconds of each answer, and how long the load was."""
+    """The result of one load: seconds per answer, and the duration of the load."""
 
     seconds: list[float]
     lasted: float
@@ -130,7 +130,7 @@ class ClosedLoop:
 
 
 def ask(host: str, requests: Requests, connections: int, seconds: float) -> Asked:
-    """One connection asks as a visitor of a quiet site does, with a pause in between."""
+    """One connection, with a pause between requests, like a visitor of a quiet site."""
     pause_seconds = PAUSE_SECONDS if connections == 1 else 0.0
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(ClosedLoop(requests, seconds, pause_seconds).run(host, connections))
@@ -150,7 +150,7 @@ _ADDRESSES: Final = count(1)
 
 
 def visitor() -> dict[str, str]:
-    """Headers of a visitor who was not here before."""
+    """Headers of a new visitor."""
     number = next(_ADDRESSES)
     return {
         "X_Forwarded_For": f"{11 + number // 2**24 % 100}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
@@ -212,11 +212,11 @@ def noops(host: str) -> Requests:
         yield request(host, "POST", "/v1/events", {"context": {"targetingKey": "user-1", "country": "DE"}})
 
 
-# The service, and what it is asked.
+# The service and its endpoints.
 
 
 def prepare(service: Service) -> list[str]:
-    """Sessions to go on with, leads to list, five running experiments; the sessions' tokens."""
+    """Insert onboarding sessions, leads to list and five running experiments. Returns the sessions' tokens."""
     database = service.database
     database.sql(
         f"INSERT INTO onboarding.sessions (ip_address) SELECT '127.0.0.1' FROM generate_series(1, {SESSIONS})",
@@ -255,7 +255,7 @@ class Failed(Exception):
 
 
 def measure(endpoint: Endpoint, host: str, floors: Mapping[str, str], seconds: float, rounds: int) -> Measured:
-    """Latency once, then load and floor by turns; the median round by ratio."""
+    """Latency once, then load and floor alternately. Reports the median round by ratio."""
     alone = ask(host, endpoint.requests, 1, LATENCY_SECONDS)
     _check(endpoint, alone)
     taken: list[tuple[float, float]] = []
@@ -279,11 +279,11 @@ def _check(endpoint: Endpoint, asked: Asked) -> None:
         raise Failed(f"{endpoint.name}: only {len(asked.seconds)} answers")
 
 
-# What it says.
+# The report.
 
 
 def verdict(one: Measured) -> str:
-    """Whether a target that there is was met."""
+    """Whether the endpoint's target, if any, was met."""
     if one.name == "one flag (OFREP)":
         return f"{'met' if one.ratio >= FLAG_TARGET else 'MISSED'}: at least {FLAG_TARGET} of the no-op"
     target = {"lead capture": LEAD_TARGET_MS, "onboarding, a step": STEP_TARGET_MS}.get(one.name)
@@ -312,7 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.handlers", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one load [3]")
     parser.add_argument("--rounds", type=int, default=3, help="how often each load and its floor is measured [3]")
-    parser.add_argument("--only", metavar="WORD", help="only endpoints with this in their name")
+    parser.add_argument("--only", metavar="WORD", help="only endpoints with this word in their name")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there as JSON, too")
     return parser
 
@@ -339,11 +339,11 @@ def main() -> int:
             for endpoint in wanted:
                 measured.append(measure(endpoint, service.host, hosts, given.seconds, given.rounds))
                 print(f"{endpoint.name}: done", file=sys.stderr, flush=True)
-            told = as_text(where, floors, measured, others.cores())
+            text = as_text(where, floors, measured, others.cores())
     except Failed as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
-    print(told)
+    print(text)
     if given.json:
         figures = [{**one._asdict(), "ratio": one.ratio, "verdict": verdict(one)} for one in measured]
         given.json.write_text(json.dumps({"where": where, "floor": floors, "endpoints": figures}, indent=2) + "\n")

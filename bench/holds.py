@@ -1,9 +1,9 @@
 """The longest turn of a collector's loop, whatever is sent to it: `python -m bench.holds`.
 
-First bodies of every kind of `hostile.py`, mutated too, are taken through decoding and steps to find those that cost
-most: seeded, so that each can be made again. Then the worst of them, and requests that are slow before or behind
-that, go one after another to a real collector in this process, whose loop counts the processor's time between two of
-its turns. Time on the clock says nothing on a machine that others use; what is counted is the thread's own.
+First, bodies of every kind in `hostile.py`, also mutated, go through decoding and steps to find the most expensive
+ones; they are seeded, so that each can be reproduced. Then the worst, and requests that are slow in other stages, go
+one after another to a real collector in this process, whose loop measures its thread's CPU time between two turns:
+wall-clock time says nothing on a shared machine.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _SENDER: Final = Sender("2a02:8108:96c0::", "bench", None, None, OWN_ADDRESS)
 
 
 class Cost(NamedTuple):
-    """Processor time of a body: its longest bite and all of it, in milliseconds."""
+    """CPU time of a body: its longest bite and the total, in milliseconds."""
 
     longest: float
     total: float
@@ -79,7 +79,7 @@ class Cost(NamedTuple):
 
     @property
     def nanoseconds(self) -> float:
-        """For a byte."""
+        """Per byte."""
         return self.total * 1e6 / self.size
 
 
@@ -91,7 +91,7 @@ def cost_of(kind: str, seed: int, size: int) -> Cost:
 
 
 def _marks(body: bytes) -> Iterator[float]:
-    """The thread's time at the beginning and after each bite."""
+    """The thread's CPU time at the beginning and after each bite."""
     yield time.thread_time()
     try:
         found = read_native(body, 10_000, MAX_EVENT_BYTES)
@@ -125,7 +125,7 @@ def _watched(work: Bites[T]) -> Generator[float, None, T]:
 
 
 def search(seconds: float, seed: int) -> list[Cost]:
-    """The costliest bodies, by their longest bite and by the time for a byte; each kind is tried, then any."""
+    """The costliest bodies, by longest bite and by time per byte; tries each kind, then random ones."""
     warm_up()
     random = Random(seed)
     deadline = time.monotonic() + seconds
@@ -145,7 +145,7 @@ def search(seconds: float, seed: int) -> list[Cost]:
 
 
 class Beat:
-    """Processor time between two turns of the loop it runs on, while it is asked to look."""
+    """CPU time between two turns of its loop, while switched on."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -172,7 +172,7 @@ class Beat:
 
 
 class Held(NamedTuple):
-    """What a request did: the longest turn and all of them, in milliseconds of the processor; the answer's status."""
+    """The effect of a request: the longest turn and the total, in milliseconds of CPU time; the answer's status."""
 
     longest: float
     total: float
@@ -184,7 +184,7 @@ class Held(NamedTuple):
 async def attack(worker: Collector, beat: Beat, request: Hostile) -> Held:
     with beat.look():
         status = await asyncio.to_thread(_send, worker.port, request)
-        # What is accepted must also reach the disk.
+        # Accepted events must also reach the disk.
         for _ in range(20):
             await asyncio.sleep(0.001)
     return Held(beat.longest * 1e3, beat.total * 1e3, status, len(request.body), request.name)
@@ -215,7 +215,7 @@ def _send(port: int, request: Hostile) -> int:
 
 
 def _send_raw(port: int, requests: bytes) -> int:
-    """Read what is answered while they are sent, for some seconds; the first status."""
+    """Read answers while the requests are being sent, for some seconds. Returns the first status."""
     with socket.create_connection(("127.0.0.1", port), timeout=2) as connection, contextlib.suppress(OSError):
         sender = threading.Thread(target=_push, args=(connection, requests))
         sender.start()
@@ -236,7 +236,7 @@ def _push(connection: socket.socket, requests: bytes) -> None:
 
 @asynccontextmanager
 async def running_collector(folder: Path) -> AsyncIterator[Collector]:
-    """A collector on a fresh Postgres, without limits on how often somebody may ask."""
+    """A collector on a fresh Postgres, without rate limits."""
     postgres = EmbeddedPostgres(folder / "postgres")
     await asyncio.to_thread(postgres.start)
     try:
@@ -266,7 +266,7 @@ UNLIMITED: Final = {
 
 
 async def measure(requests: list[Hostile]) -> list[Held]:
-    """What each of them does to a collector, after a few that are good."""
+    """The effect of each request on a collector, after a few good ones."""
     folder = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
     try:
         async with running_collector(folder) as worker:
@@ -308,7 +308,7 @@ def main() -> int:
         held = runner.run(measure(requests))
     show(held, given.shown)
     worst = max(held, key=lambda each: each.longest)
-    print(f"worst hold: {worst.longest:.1f} ms by {worst.name}; at most {TARGET_MS:.0f} ms are wanted")
+    print(f"worst hold: {worst.longest:.1f} ms by {worst.name}; target: at most {TARGET_MS:.0f} ms")
     return int(worst.longest > TARGET_MS)
 
 

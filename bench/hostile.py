@@ -1,6 +1,6 @@
-"""Requests that were made to keep a collector busy: kinds of them, each of any size, and mutations.
+"""Requests designed to keep a collector busy: many kinds, each of any size, and mutations.
 
-Everything follows from a seed, so that what was found can be made again.
+Everything is derived from a seed, so that findings can be reproduced.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ EVENTS: Final = "/v1/events"
 
 
 class Hostile(NamedTuple):
-    """A request: where it goes, its body and the headers that belong to it. name: its recipe.  chunk_bytes: of its
-    chunks, 0 for none.  Without a path the body is requests as they go over the wire."""
+    """A request: its path, body and headers. name: its recipe. chunk_bytes: chunk size, 0 for no chunks. Without a
+    path the body is raw requests as sent over the wire."""
 
     name: str
     path: str
@@ -39,7 +39,7 @@ def _event(properties: bytes, rest: bytes = b"") -> bytes:
 
 
 def _batch(event: Callable[[int], bytes], size: int) -> bytes:
-    """An array of events, all but the last comma, until it has that size."""
+    """An array of events, just over that size, of at most 10,000."""
     events: list[bytes] = []
     length = 0
     while length < size and len(events) < 10_000:
@@ -48,7 +48,7 @@ def _batch(event: Callable[[int], bytes], size: int) -> bytes:
     return b"[%b]" % b",".join(events)
 
 
-# Words that user agents are known by; a parser of patterns has something to do at each of them.
+# Words that user agents are recognised by; each gives a pattern matcher something to do.
 _AGENT_WORDS: Final = (
     "Mozilla/5.0 (", "Linux; Android 10; ", "Windows NT 10.0; ", "AppleWebKit/537.36 ", "Version/1.1 ", "bot ",
     "Mobile Safari/1 ", "Chrome/1.1.1.1 ", "Bot/1.1; ", "SAMSUNG GT-", "HTC_", "Outlook-Express", "RSSRadio", "Note ",
@@ -100,14 +100,14 @@ def _urls(random: Random, size: int) -> bytes:
     def event(index: int) -> bytes:
         length = random.choice((500, 513, 4096, 20_000))
         page = {"page": {"url": _url(random, length), "referrer": _url(random, length)}}
-        told = {"url": _url(random, length), "referrer": _url(random, length), "type": "page_view", "context": page}
-        return b'{"name":"a",%b' % json.dumps(told).encode()[1:]
+        fields = {"url": _url(random, length), "referrer": _url(random, length), "type": "page_view", "context": page}
+        return b'{"name":"a",%b' % json.dumps(fields).encode()[1:]
 
     return _batch(event, size)
 
 
 def _texts(random: Random, size: int) -> bytes:
-    """Dates, ids and names that are no such thing, of all lengths."""
+    """Invalid dates, ids and names of all lengths."""
     pieces = (
         "2026-01-01T",
         "9",
@@ -135,7 +135,7 @@ def _texts(random: Random, size: int) -> bytes:
 
 
 def _dynamic_blocks(random: Random, size: int) -> bytes:
-    """Deflate blocks with Huffman tables of their own and next to nothing in them."""
+    """Deflate blocks with their own Huffman tables and next to nothing in them."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     pieces = [packer.compress(b"{")]
     while sum(map(len, pieces)) < size and len(pieces) < 20_000:
@@ -218,7 +218,7 @@ def _small(random: Random, size: int) -> bytes:
 
 
 def _contexts(random: Random, size: int) -> bytes:
-    """Contexts that no other has, with known fields of wrong types, and long ones."""
+    """Unique contexts, with known fields of wrong types, and long ones."""
 
     def event(index: int) -> bytes:
         filler = "é" * random.choice((10, 500, 3000))
@@ -231,7 +231,7 @@ def _contexts(random: Random, size: int) -> bytes:
 
 
 OWN_ADDRESS: Final = "2a02:8108:96c0:1234:a1b2:c3d4:e5f6:7890"
-"""Of whoever sends them, so that they can name it."""
+"""The address of the sender, so that bodies can contain it."""
 _ADDRESS_TEXTS: Final[tuple[Callable[[int], str], ...]] = (
     lambda index: "a:",
     lambda index: "aa:",
@@ -262,8 +262,8 @@ _ADDRESS_TEXTS: Final[tuple[Callable[[int], str], ...]] = (
 
 
 def _client_addresses(random: Random, size: int) -> bytes:
-    """Addresses of clients, and what looks like them, in members that are named for them and elsewhere; once for each
-    event, or once for all of them; also in what is refused or is no JSON."""
+    """Client addresses, and texts that look like them, in members named for them and elsewhere; once per event or
+    once for all; also in events that are refused or are not JSON."""
     pieces = random.sample(_ADDRESS_TEXTS, random.choice((1, 1, 2)))
     length = random.choice((300, 5_000, 60_000))
     text, index = "%31", 0
@@ -271,7 +271,7 @@ def _client_addresses(random: Random, size: int) -> bytes:
         text += random.choice(pieces)(index)
         index += 1
     templates = ('{"ip":"%s"}', '{"ip":["%s"]}', '{"a":{"client_ip":["%s"]}}')
-    # Members are none of an array.
+    # An array has no members.
     value = (random.choice(templates) % text if '":' not in text else templates[0] % text).encode()
     name = random.choice((b"properties", b"properties", b"context", b"url", b"other"))
     if random.random() < 0.2:
@@ -279,8 +279,8 @@ def _client_addresses(random: Random, size: int) -> bytes:
     if random.random() < 0.2:
         count = min(10_000, size * 2 // len(value) + 1)
         return b'{"%b":%b,"batch":[%b]}' % (name, value, b",".join([b'{"name":"a"}'] * count))
-    told = random.choice((b'"a"', b'"a"', b"7"))
-    return _batch(lambda index: b'{"name":%b,"%b":%b}' % (told, name, value), size)
+    event_name = random.choice((b'"a"', b'"a"', b"7"))
+    return _batch(lambda index: b'{"name":%b,"%b":%b}' % (event_name, name, value), size)
 
 
 def _keys(random: Random, size: int) -> bytes:
@@ -308,7 +308,7 @@ KINDS: Final[dict[str, Make]] = {
     "keys": _keys,
     "client addresses": _client_addresses,
 }
-"""Of JSON. Make one of a size with a Random."""
+"""Kinds of JSON: functions of a Random and a size."""
 
 WRAPPINGS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "plain": bytes,
@@ -338,7 +338,7 @@ _MUTATIONS: Final = (
 
 
 def body_of(kind: str, seed: int, size: int) -> bytes:
-    """JSON of a kind, of about a size; odd seeds mutate it."""
+    """JSON of a kind and roughly a size; odd seeds mutate it."""
     random = Random(f"{kind} {seed}")
     body = KINDS[kind](random, size)
     if seed % 2:
@@ -353,13 +353,13 @@ def body_of(kind: str, seed: int, size: int) -> bytes:
 
 
 def request_of(kind: str, seed: int, size: int, wrapping: str) -> Hostile:
-    """The same as a request, wrapped in one of the ways that are taken."""
+    """The body as a request, in one of the accepted wrappings."""
     body = WRAPPINGS[wrapping](body_of(kind, seed, size // _GROWTH.get(wrapping, 1)))
     return Hostile(f"{kind}, seed {seed}, {size} bytes, {wrapping}", EVENTS, body[: max(size, 1000)], {})
 
 
 def packed_requests(size: int) -> list[Hostile]:
-    """What is slow to unpack, or looks like it."""
+    """Bodies that are slow to unpack, or look like it."""
     random = Random(7)
     many = b"".join([gzip.compress(b'{"name":"a"}')] * 99) + gzip.compress(b" " * size)
     bodies = {

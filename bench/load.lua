@@ -1,6 +1,6 @@
--- A script for wrk: sends ready-made requests, fills in new message ids and the time, counts what was accepted.
--- After the given seconds no connection sends any more, so that the last answers come in before wrk ends.
--- Arguments: the file of requests (see wrk.py), the number of this run (0 to 4095), seconds.
+-- A script for wrk: sends prepared requests with new message ids and the time filled in, counts accepted events.
+-- After the given seconds no connection sends any more, so that the last answers arrive before wrk ends.
+-- Arguments: the file of requests (see load.py), the number of this run (0 to 4095), seconds.
 
 local ffi = require("ffi")
 ffi.cdef [[

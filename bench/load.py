@@ -1,8 +1,8 @@
-"""Closed-loop load: wrk when it is installed, the asyncio client of `client.py` otherwise.
+"""Closed-loop load: wrk if it is installed, the asyncio client of `client.py` otherwise.
 
 Both send requests of `events.py` on keep-alive connections, the next one as soon as the last is answered, and stop
-in an orderly way: after the given seconds nothing new is sent, but every answer is waited for. So what was
-acknowledged can be compared with what is stored, to the event.
+in an orderly way: after the given seconds they send nothing new, but wait for every answer. So acknowledged events
+can be compared with stored ones exactly.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from typing import Any, Final, NamedTuple
 import psutil
 
 LAST_ANSWERS_SECONDS: Final = 1
-"""How long the load generator waits for answers when it sends no more."""
+"""How long the load generator waits for answers after its last request."""
 RECORD_SEPARATOR: Final = b"\x1e"
 _SCRIPT = Path(__file__).with_name("load.lua")
 _runs = itertools.count(1)
 
 
 def next_run() -> int:
-    """A number that no load of this process had: its message ids are told apart by it."""
+    """A number that is new in this process, and makes the message ids of a load unique."""
     return next(_runs)
 
 
 class Answers(NamedTuple):
-    """What came of a load. `first` and `last` are by time.monotonic()."""
+    """The results of a load. `first` and `last` are by time.monotonic()."""
 
     sent: int
     answered: int
     accepted: int
-    """Events, as the bodies of the answers with status 200 tell."""
+    """Events, according to the bodies of answers with status 200."""
     refused: int
     """Requests with another status."""
     first: float
@@ -60,7 +60,7 @@ class Answers(NamedTuple):
 
 
 class Load:
-    """A load generator at work. `answers` waits for its end."""
+    """A running load generator. `answers` waits for its end."""
 
     def __init__(self, command: Sequence[str], seconds: float) -> None:
         self.process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -81,7 +81,7 @@ class Load:
 
 
 def tool() -> str:
-    """What will be used."""
+    """The load generator that will be used."""
     return "wrk" if shutil.which("wrk") else "asyncio"
 
 
@@ -89,7 +89,7 @@ def tool() -> str:
 def running_load(
     host: str, requests: Sequence[bytes], connections: int, seconds: float, folder: Path
 ) -> Iterator[Load]:
-    """A load on `host` (address:port) that runs for so many seconds; killed if it still runs at the end."""
+    """A load on `host` (address:port) for the given seconds; killed if it is still running at the end."""
     run = next_run()
     file = folder / "requests"
     file.write_bytes(RECORD_SEPARATOR.join(requests))

@@ -1,7 +1,7 @@
 """`make bench`: Locust's users against a fresh service.
 
-Exits with 1 unless the service took in 1,000 events a second and more all the time, answered every request well,
-and stored everything that it acknowledged, once.
+Exits with 1 unless the service accepted at least 1,000 events a second all the time, answered every request without
+an error, and stored everything it acknowledged once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STORE_SECONDS: Final = 60.0
 
 
 class Tally(NamedTuple):
-    """What the answers acknowledged, as the locustfile counted it: events by second, in order."""
+    """Acknowledged events as counted by the locustfile: events by second, in order."""
 
     per_second: list[int]
     wrong: list[str]
@@ -34,31 +34,31 @@ class Tally(NamedTuple):
 
     @property
     def slowest_window(self) -> float:
-        """Events a second in the worst five seconds in a row, when all users were there."""
+        """Events a second in the worst five consecutive seconds with all users active."""
         steady = self.per_second[SPAWN_SECONDS + 1 : -1]
         windows = range(len(steady) - WINDOW_SECONDS + 1)
         return min((sum(steady[at : at + WINDOW_SECONDS]) / WINDOW_SECONDS for at in windows), default=0.0)
 
 
 def run_locust(service: Service, users: int, seconds: int) -> tuple[int, Tally]:
-    """Locust's exit code and the tally. It prints its own table of requests and response times."""
+    """Run Locust, which prints its own table of requests and response times. Returns its exit code and the tally."""
     file = service.folder / "tally.json"
     command = [sys.executable, "-m", "locust", "--locustfile", "bench/locustfile.py", "--headless"]
     command += ["--host", f"http://{service.host}", "--users", str(users), "--only-summary", "--tally", str(file)]
     command += ["--spawn-rate", str(max(1, users // SPAWN_SECONDS)), "--run-time", f"{seconds}s"]
-    # Users end the request they are at, so that no answer is missed.
+    # Users finish their current request, so that no answer is missed.
     command += ["--stop-timeout", "20"]
     code = subprocess.run(command, cwd=ROOT, timeout=seconds + 120, check=False).returncode
     if not file.exists():
         return code or 1, Tally([], ["Locust wrote no tally"])
-    told = json.loads(file.read_text())
-    seen = {int(second): int(count) for second, count in told["accepted"].items()}
+    written = json.loads(file.read_text())
+    seen = {int(second): int(count) for second, count in written["accepted"].items()}
     per_second = [seen.get(second, 0) for second in range(min(seen), max(seen) + 1)] if seen else []
-    return code, Tally(per_second, told["wrong"])
+    return code, Tally(per_second, written["wrong"])
 
 
 def judge(service: Service, code: int, tally: Tally) -> list[str]:
-    """What is wrong; nothing, if all is well."""
+    """The problems found; empty if all is well."""
     wrong = list(tally.wrong)
     if code:
         wrong.append(f"Locust ended with {code}")
@@ -95,7 +95,7 @@ def main() -> int:
     for words in wrong:
         print(f"FAILED: {words}", file=sys.stderr)
     if not wrong:
-        print("every one of them was stored once")
+        print("each of them was stored once")
     return 1 if wrong else 0
 
 

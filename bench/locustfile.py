@@ -1,4 +1,4 @@
-"""Users as they are, for Locust: visitors whose browser sends beacons, and servers that send batches.
+"""Realistic users for Locust: visitors whose browser sends beacons, and servers that send batches.
 
 Run by `python -m bench.locust_run`; by hand: `locust -f bench/locustfile.py --host http://127.0.0.1:8080`.
 """
@@ -21,7 +21,7 @@ from bench.service import WRITE_KEY
 
 
 class Tally:
-    """What the answers acknowledged: events by the second in which the answer came."""
+    """Acknowledged events, by the second of the answer."""
 
     def __init__(self) -> None:
         self.accepted: dict[int, int] = {}
@@ -36,7 +36,7 @@ tally = Tally()
 
 
 def _add_option(parser: Any) -> None:
-    parser.add_argument("--tally", default="", help="file for what the answers acknowledged, as JSON")
+    parser.add_argument("--tally", default="", help="file for the tally of acknowledged events, as JSON")
 
 
 def _write_tally(environment: Environment, **_: object) -> None:
@@ -50,7 +50,7 @@ events.quitting.add_listener(_write_tally)  # type: ignore[no-untyped-call]
 
 
 class _Sender(FastHttpUser):
-    """Posts, and counts what the answer acknowledges. Anything but all of it is a failure."""
+    """Posts events, and counts those acknowledged. Anything less than all of them is a failure."""
 
     abstract = True
     connection_timeout = 10.0
@@ -73,7 +73,7 @@ class _Sender(FastHttpUser):
 
 
 class Visitor(_Sender):
-    """A person with a browser: opens a page, does a few things on it, goes on to the next."""
+    """A person with a browser: opens a page, does a few things on it, moves on to the next."""
 
     weight = 5
     wait_time = between(0.2, 1.0)
@@ -125,7 +125,7 @@ class Visitor(_Sender):
 
 
 class Backend(_Sender):
-    """A customer's server with one of Segment's libraries, which sends what it has collected every second or so."""
+    """A customer's server with one of Segment's libraries, which sends collected events every second or so."""
 
     weight = 1
     wait_time = between(0.5, 1.5)

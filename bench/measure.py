@@ -1,6 +1,6 @@
 """The four measurements: batches against COPY, requests against a no-op, latency, memory.
 
-Each leaves the table empty and has checked that what was acknowledged in it was stored once.
+Each checks that everything acknowledged was stored once, and leaves the table empty.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from bench.watch import Watch, cpu_seconds
 BATCH_EVENTS: Final = 50
 BATCH_CONNECTIONS: Final = 32
 SINGLE_CONNECTIONS: Final = 256
-"""A collector talks to many browsers at a time, and group commit lives on it. With fewer both sides of the ratio
-change: `--connections` tells how."""
+"""A collector serves many browsers at a time, and group commit depends on it. With fewer, both sides of the ratio
+change: `--connections` shows how."""
 OPEN_LOOP_CONNECTIONS: Final = 64
 BEFORE_OUTAGE_SECONDS: Final = 5.0
 STORE_SECONDS: Final = 300.0
@@ -31,7 +31,7 @@ STORE_SECONDS: Final = 300.0
 
 
 class OnceFailed(Exception):
-    """What was acknowledged and what is stored are not the same."""
+    """Acknowledged and stored events differ."""
 
 
 class Requests(NamedTuple):
@@ -51,9 +51,9 @@ def singles(host: str, connections: int = SINGLE_CONNECTIONS) -> Requests:
 
 
 def check_once(service: Service, answers: Answers, events_per_request: int, metrics: dict[str, float]) -> None:
-    """Raise OnceFailed unless the table holds what the answers acknowledged, each event once, and nothing else.
+    """Raise OnceFailed unless the table holds exactly the acknowledged events, each once.
 
-    Requests whose answer did not come in time may be stored or not; there are none in an orderly run.
+    Requests whose answer did not come in time may be stored or not; an orderly run has none.
     """
     rows, distinct = service.database.stored()
     unknown = answers.unanswered * events_per_request
@@ -67,7 +67,7 @@ def check_once(service: Service, answers: Answers, events_per_request: int, metr
 
 
 class Run(NamedTuple):
-    """One load on the service. CPU in microseconds an event."""
+    """One load on the service. CPU in microseconds per event."""
 
     answers: Answers
     stored_per_second: float
@@ -79,7 +79,7 @@ class Run(NamedTuple):
 
 
 def run_load(service: Service, requests: Requests, seconds: float) -> Run:
-    """A load, and the wait until all of it is in the table, where it stays."""
+    """Run a load, and wait until all of it is in the table, where it stays."""
     database = service.database
     database.forget_events()
     collector, postgres = [service.process], database.processes()
@@ -107,7 +107,7 @@ def run_load(service: Service, requests: Requests, seconds: float) -> Run:
 
 
 class BatchRound(NamedTuple):
-    """Batches through the service, and then the rows it stored through one raw COPY."""
+    """Batches through the service, then the stored rows through one raw COPY."""
 
     service: Run
     copy_per_second: float
@@ -175,7 +175,7 @@ class Latency(NamedTuple):
     p999: float
     longest: float
     late_p99: float
-    """How late the client itself sent; contained in the others."""
+    """How late the client itself sent; included in the others."""
     requests: int
 
 
@@ -225,7 +225,7 @@ class Memory(NamedTuple):
 
 
 def measure_memory(service: Service, outage_seconds: float) -> Memory:
-    """Full load, during which Postgres stops answering; it comes back when the load ends."""
+    """Full load during which Postgres stops answering; it is back when the load ends."""
     service.database.forget_events()
     requests = batches(service.host)
     seconds = BEFORE_OUTAGE_SECONDS + outage_seconds

@@ -1,8 +1,8 @@
-"""The floor for requests: what aiohttp answers when there is nothing to do.
+"""The floor for requests: aiohttp when there is nothing to do.
 
 `python -m bench.noop application|server|query PORT [DSN]`: one POST route of a web.Application, or a bare web.Server,
-that reads the body and answers what the service answers for one event; `query` is the first, with one query to that
-Postgres before it answers. uvloop and one process, as the service has them.
+that reads the body and sends the service's answer to one event; `query` is the former, with one query to that
+Postgres before it answers. One process with uvloop, like the service.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ANSWER = b'{"accepted":1,"rejected":[]}'
 
 @contextmanager
 def running_noop(kind: str, dsn: str = "") -> Iterator[str]:
-    """A no-op server in a process of its own; yields its address:port."""
+    """A no-op server in its own process; yields its address:port."""
     port = free_port()
     process = psutil.Popen([sys.executable, "-m", "bench.noop", kind, str(port), dsn], stdout=subprocess.PIPE)
     try:

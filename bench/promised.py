@@ -1,4 +1,4 @@
-"""The queries that are promised to be fast, with values that a filled database has."""
+"""The queries that are promised to be fast, with values that exist in a filled database."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _STATUSES: Final = ("new", "contacted", "qualified", "converted", "lost")
 
 
 async def make_queries(connection: asyncpg.Connection, filled: Filled) -> list[Query]:
-    """The promised queries, with values that are in the database."""
+    """The promised queries, with values that exist in the database."""
     samples = await connection.fetch(_SAMPLES, filled.events, filled.visitors)
     return [*_rows_by_key(), *_dashboard(filled), *_of_events(filled, samples), *_of_leads(filled)]
 

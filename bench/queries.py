@@ -1,7 +1,7 @@
-"""How fast the promised queries are on a full database, and how large what they need is.
+"""How fast the promised queries are on a full database, and how much disk space they need.
 
-`python -m bench.queries [--events N] [--json PATH]`; README.md beside this file tells what each figure means.
-Exits with 1 when a latency misses its target.
+`python -m bench.queries [--events N] [--json PATH]`; bench/README.md explains each figure. Exits with 1 if a latency
+misses its target.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from ingest.postgres.embedded import EmbeddedPostgres
 WARM_UP: Final = 10
 STORAGE_ROWS: Final = 200_000
 
-# Nothing of this would survive a power failure. It holds for the load alone: the server is started again, with the
-# settings of `ingest dev`, before anything is measured.
+# Not safe in a power failure, and used only for loading: the server is restarted with the settings of `ingest dev`
+# before anything is measured.
 BULK_SETTINGS: Final = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -48,7 +48,7 @@ BULK_SETTINGS: Final = {
 
 
 async def time_query(connection: asyncpg.Connection, query: Query, executions: int) -> Timing:
-    """Planning and the way to the server included, as asyncpg's `fetch` takes them; a warm cache."""
+    """Time of asyncpg's `fetch`, including planning and the round trip; with a warm cache."""
     durations: list[float] = []
     floors: list[float] = []
     rows = 0
@@ -88,7 +88,7 @@ async def _scans(connection: asyncpg.Connection, query: Query) -> list[str]:
 
 
 def _any_day(name: str) -> str:
-    """A partition's name, or that of an index on it, without its day."""
+    """The name of a partition, or of an index on it, without its day."""
     return re.sub(r"_\d{8}(?!\d)", "_<day>", name)
 
 
@@ -102,7 +102,7 @@ def _scanned(node: dict[str, Any]) -> Iterator[str]:
 
 
 async def insert_speed(connection: asyncpg.Connection, size: int, seconds: float) -> float:
-    """Events a second by plain INSERTs of `size` rows, one after the other, each durable when it returns."""
+    """Events a second by plain INSERTs of `size` rows, one after another, each durable when it returns."""
     places = (f"(${4 * n + 1}, ${4 * n + 2}, ${4 * n + 3}, ${4 * n + 4})" for n in range(size))
     sql = f"INSERT INTO analytics.events (type, name, session_id, properties) VALUES {', '.join(places)}"
     inserted, started = 0, time.monotonic()
@@ -126,10 +126,10 @@ ORDER BY 1
 
 
 async def compare_indexes(connection: asyncpg.Connection, filled: Filled) -> list[Sizes]:
-    """Every partial index of a table with rows, on one closed day's events, against the same one without WHERE."""
+    """Compare every partial index of a table with rows, for events of one closed day, with the same without WHERE."""
     sizes = []
     for name, definition in await connection.fetch(_PARTIAL_INDEXES, f"events_{filled.days[-3]:%Y%m%d}"):
-        # Grown as it was filled; its twin is not, so it is rebuilt as well.
+        # It grew row by row, and its twin did not, so it is rebuilt first.
         await connection.execute(f"REINDEX INDEX {name}")
         full = re.sub(
             r"^CREATE (?:UNIQUE )?INDEX \S+ ON (.*) WHERE .*$", r"CREATE INDEX bench_twin ON \1", definition
@@ -147,7 +147,7 @@ async def compare_indexes(connection: asyncpg.Connection, filled: Filled) -> lis
     return sizes
 
 
-# jsonb's text has a blank after : and , that no SDK sends. None of the texts has these characters in a row.
+# jsonb's text has a space after : and , that no SDK sends. None of the values contains these sequences.
 _STORAGE_TABLES: Final = """
 CREATE TABLE bench.as_jsonb (properties jsonb NOT NULL, context jsonb NOT NULL);
 CREATE TABLE bench.as_text (properties text NOT NULL, context text NOT NULL);
@@ -184,7 +184,7 @@ async def compare_storage(connection: asyncpg.Connection, filled: Filled) -> Sto
 
 @contextmanager
 def fresh_folder(events: int) -> Iterator[Path]:
-    """A temporary folder with room for so many events; gone afterwards. Raises OSError if there is too little."""
+    """A temporary folder with room for this many events, removed afterwards. Raises OSError if there is no room."""
     folder = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
     try:
         free, needed = shutil.disk_usage(folder).free, events * EVENT_BYTES * 2 + 1_000_000_000
@@ -245,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--events", type=int, default=10_000_000, help="how many events to load [10000000]")
     parser.add_argument("--executions", type=int, default=200, help="of each query [200]")
     parser.add_argument("--insert-seconds", type=float, default=5.0, help="length of each run of plain INSERTs [5]")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there, not after the table")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there instead of after the table")
     return parser
 
 

@@ -21,10 +21,10 @@ class Timing(NamedTuple):
     floor_p95_ms: float
     """Of SELECT 1, asked before each execution: what the way to the server and the machine's other work take."""
     rows: float
-    """The mean of how many rows came."""
+    """Mean number of rows returned."""
     target_ms: float | None
     scans: list[str]
-    """The indexes in its plan, and tables that are read whole."""
+    """The indexes in its plan, and tables that are read in full."""
 
     @property
     def met(self) -> bool:
@@ -32,7 +32,7 @@ class Timing(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a partial index and its twin without WHERE, or of jsonb and text for the same rows; in bytes."""
+    """A partial index and its twin without WHERE, or jsonb and text for the same rows; in bytes."""
 
     what: str
     ours: int
@@ -49,7 +49,7 @@ class Storage(NamedTuple):
     rows: int
     compression: str
     compressed_share: float
-    """Of the values, by either compression; short ones are never compressed."""
+    """Share of the values that are compressed; short ones never are."""
     table: Sizes
     values: Sizes
     """Mean size of properties and context of one row together."""
@@ -58,10 +58,10 @@ class Storage(NamedTuple):
 class Results(NamedTuple):
     filled: Filled
     events_bytes: int
-    """What analytics.events takes, its indexes included, before plain INSERTs."""
+    """Size of analytics.events including indexes, before plain INSERTs."""
     timings: list[Timing]
     inserts: dict[str, float]
-    """Events a second by what was inserted."""
+    """Events a second, by kind of INSERT."""
     indexes: list[Sizes]
     storage: Storage
 
@@ -127,7 +127,7 @@ def _storage_rows(storage: Storage) -> list[tuple[str, ...]]:
 
 
 def in_total(indexes: Sequence[Sizes]) -> Sizes:
-    # With no partial index nothing is saved, and nothing to be divided by.
+    # Without a partial index nothing is saved, and there is nothing to divide by.
     return Sizes("in total", sum(each.ours for each in indexes) or 1, sum(each.other for each in indexes) or 1)
 
 
@@ -143,7 +143,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, figures to the right, and what comes last, if it is long, to the left again."""
+    """Names left-aligned, figures right-aligned, and a long last column left-aligned."""
     cells = [row[0].ljust(widths[0])]
     cells += [text.rjust(width) for text, width in zip(row[1:-1], widths[1:-1], strict=True)]
     return "  ".join([*cells, row[-1]]).rstrip()

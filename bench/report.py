@@ -1,4 +1,4 @@
-"""What was measured, as a table for people and as JSON for machines."""
+"""The results, as a table for people and as JSON for machines."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Line(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All that was measured in one run; empty where a measurement was left out."""
+    """The results of one run; empty for measurements that were left out."""
 
     batches: Sequence[BatchRound]
     singles: Sequence[SingleRound]
     latency: Latency | None
     memory: Memory | None
     others_cores: float
-    """The most that other processes used during one of them."""
+    """The most cores that other processes used during a measurement."""
 
 
 def machine(postgres_version: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def as_text(where: dict[str, Any], results: Results) -> str:
 
 
 def table(where: dict[str, Any], shown: Sequence[Line], others_cores: float) -> str:
-    """Where it was measured, the lines, and how busy others kept the machine."""
+    """The machine, the lines, and how busy other processes kept it."""
     packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
     head = (
         f"{where['cores']} cores, {where['cpu']}, {where['memory_gb']} GB, {where['system']}\n"
@@ -198,7 +198,7 @@ def _row(row: Line, widths: Sequence[int]) -> str:
 
 
 def as_json(where: dict[str, Any], results: Results) -> dict[str, Any]:
-    """Everything, each round by itself; units are in the names."""
+    """Everything, each round separately; units are in the names."""
     return {
         "machine": where,
         "batches": [{**_plain(each), "service": _run(each.service), "ratio": each.ratio} for each in results.batches],

@@ -1,4 +1,4 @@
-"""A load, and the wait until all of it is in the aggregates: how long that took, and what it used."""
+"""A load, and the wait until all of it is in the aggregates: how long it took, and the CPU time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bench.service import Service
 from bench.watch import cpu_seconds
 
 _ROLLUP: Final = "ingest rollup"
-"""What pg_stat_activity calls the connection of the worker."""
+"""The name of the worker's connection in pg_stat_activity."""
 LEADER_SECONDS: Final = 30.0
 
 
-# What processes use.
+# CPU time.
 
 
 class Cpu(NamedTuple):
@@ -29,14 +29,14 @@ class Cpu(NamedTuple):
     worker: float
     worker_backend: float
     shared: float
-    """Of Postgres for everybody: the writers of WAL and of pages, autovacuum, the postmaster."""
+    """Postgres' shared processes: WAL writer, page writers, autovacuum, postmaster."""
 
     def since(self, before: Cpu) -> Cpu:
         return Cpu(*(now - then for now, then in zip(self, before, strict=True)))
 
 
 class Meter:
-    """Looks at the processes of a service. The backends must be the same from the first look to the last."""
+    """Measures the processes of a service. The backends must stay the same from first to last reading."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -67,14 +67,14 @@ class Meter:
 
 
 class Sent(NamedTuple):
-    """What a load had acknowledged, and in how many seconds."""
+    """The acknowledged events of a load, and its seconds."""
 
     accepted: int
     seconds: float
 
 
 def send_steadily(service: Service, per_second: float, seconds: float) -> Sent:
-    """An open loop of batches: they come whatever the service does."""
+    """An open loop of batches: they are sent at their rate whatever the service does."""
     requests = batches(service.host)
     loop = OpenLoop(requests.texts, load.next_run())
     with asyncio.Runner(loop_factory=precise_loop) as runner:
@@ -98,7 +98,7 @@ def send_all_it_takes(service: Service, seconds: float) -> Sent:
 
 
 class Rolled(NamedTuple):
-    """One load, from its begin until all of it is in the aggregates. CPU in microseconds an event."""
+    """One load, from its beginning until all of it is in the aggregates. CPU in microseconds per event."""
 
     events: int
     per_second: float
@@ -107,7 +107,7 @@ class Rolled(NamedTuple):
     lag_p50: float
     lag_p99: float
     lag_longest: float
-    """Seconds from storage to rollup, of events."""
+    """Seconds from storage to rollup, by event."""
     rolled_up_after: float
     """Seconds from the last acknowledgement until everything was in the aggregates."""
     cpu_us: Cpu
@@ -174,7 +174,7 @@ def _counted(service: Service) -> int:
 
 
 def _lags(service: Service, since: str) -> list[tuple[float, int]]:
-    """(seconds from storage to rollup, events) of each flush since then, the shortest first."""
+    """(seconds from storage to rollup, events) of each flush since then, shortest first."""
     rows = service.database.sql(
         "SELECT greatest(0, extract(epoch FROM rolled_up_at - flushed_at)) AS lag, events_stored"
         f" FROM analytics.flushes WHERE flushed_at >= '{since}' AND events_stored > 0 ORDER BY lag"
@@ -183,7 +183,7 @@ def _lags(service: Service, since: str) -> list[tuple[float, int]]:
 
 
 def weighted_quantile(lags: Sequence[tuple[float, int]], share: float) -> float:
-    """The lag that so many of the events do not exceed."""
+    """The lag that this share of the events does not exceed."""
     left = share * sum(events for _, events in lags)
     for lag, events in lags:
         left -= events

@@ -1,7 +1,7 @@
-"""Whether rollups keep up with what is stored, and what they cost beside it.
+"""Whether rollups keep up with ingestion, and what they cost compared with it.
 
-`python -m bench.rollup [--quick] [--json PATH]`; README.md beside this file tells what each figure means.
-Exits with 1 when an acknowledged event was not stored and counted exactly once, whatever the speed.
+`python -m bench.rollup [--quick] [--json PATH]`; bench/README.md explains each figure. Exits with 1 if an
+acknowledged event was not stored and counted exactly once, whatever the speed.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ PARTS: Final = ("steady", "full", "stored", "dashboard")
 DASHBOARD_TARGET_MS: Final = 50.0
 
 
-# A table that is full.
+# A full table.
 
 
 def fill_postgres(events: int, folder: Path, *, roll_up: bool = False) -> None:
-    """A database with so many events of thirty days on a server that is stopped again. `roll_up`: with
-    aggregates as the service makes them, uniques and dimensions included."""
+    """Load events over thirty days into a database, and stop its server again. `roll_up`: with aggregates as the
+    service makes them, including uniques and dimensions."""
     with running(EmbeddedPostgres(folder, BULK_SETTINGS)) as postgres:
         asyncio.run(_fill(postgres.dsn, events, load_config({}, {}, folder) if roll_up else None))
 
@@ -57,7 +57,7 @@ async def _fill(dsn: str, events: int, config: Config | None) -> None:
     filled = await fill_database(dsn, events)
     connection = await connect(dsn, purpose="bench")
     try:
-        # The events loaded say that they are of the first journal. It must not be the collector's.
+        # The loaded events name the first journal as theirs. It must not be the collector's.
         await connection.execute("INSERT INTO analytics.journals (identity) VALUES (gen_random_uuid())")
         if config is not None:
             room = Room(names=config.rollup_event_names, values=config.rollup_dimension_values)
@@ -69,22 +69,22 @@ async def _fill(dsn: str, events: int, config: Config | None) -> None:
         await close(connection)
 
 
-# All of it.
+# The run.
 
 
 class Results(NamedTuple):
-    """All that was measured; None or empty what was left out."""
+    """The results; None or empty for what was left out."""
 
     steady: Rolled | None
     full: Rolled | None
     stored: dict[int, Rolled]
-    """By how many events the table held."""
+    """By number of events in the table."""
     dashboard: list[Timing]
     others_cores: float
 
 
 class Measurements:
-    """One measurement after the other, each told on standard error."""
+    """Runs one measurement after the other, and reports each on standard error."""
 
     def __init__(self) -> None:
         self.others_cores = 0.0
@@ -136,7 +136,7 @@ def measure_all(given: argparse.Namespace) -> tuple[str, Results]:
     return version, Results(steady, full, stored, dashboard, measurements.others_cores)
 
 
-# Telling.
+# The report.
 
 
 def lines(results: Results) -> list[Line]:
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--executions", type=int, default=200, help="of each question of the dashboard [200]")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure only this; may be repeated")
     parser.add_argument("--quick", action="store_true", help="little of everything; too noisy to quote")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there, not after the table")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there instead of after the table")
     return parser
 
 

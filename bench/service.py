@@ -1,4 +1,4 @@
-"""The service as users run it: `ingest dev` in a process of its own, on a fresh folder and a fresh Postgres."""
+"""The service as users run it: `ingest dev` in its own process, on a fresh folder and a fresh Postgres."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Service:
         command = [sys.executable, "-m", "ingest", "dev", "--port", str(self.port), "--data-dir", "data"]
         # All load comes from one address.
         command += ["--address-events-per-second", "0", "--address-bytes-per-second", "0", *flags]
-        # Nothing but the flags may configure it, and no ingest.toml is found in its working folder.
+        # Only the flags may configure it; its working folder has no ingest.toml.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
         environment.pop("DATABASE_URL", None)
         with self._log.open("wb") as log:
@@ -57,7 +57,7 @@ class Service:
         raise RuntimeError(f"the service does not start:\n{self.log()}")
 
     def log(self) -> str:
-        """The end of what it wrote."""
+        """The end of its output."""
         return self._log.read_text(errors="replace")[-4000:]
 
     def _get(self, path: str) -> str:
@@ -92,7 +92,7 @@ class Service:
         return float(self.process.memory_info().rss) / 1e6
 
     def stop(self) -> None:
-        """SIGTERM, and wait; Postgres is stopped whatever became of the collector."""
+        """Send SIGTERM and wait; Postgres is stopped even if the collector failed."""
         try:
             if self.process.poll() is None:
                 self.process.terminate()
@@ -106,8 +106,8 @@ class Service:
 
 @contextmanager
 def running_service(*flags: str, prepare: Callable[[Path], None] | None = None) -> Iterator[Service]:
-    """A service on a fresh folder; both are gone afterwards. `prepare` gets the folder of its Postgres
-    before it is started, and may leave a database there."""
+    """A service on a fresh folder; both are gone afterwards. `prepare` is called with the folder of its Postgres
+    before the start, and may create a database there."""
     folder = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
     try:
         if prepare is not None:

@@ -1,7 +1,7 @@
-"""How fast the service is, against the floors that nothing of its kind can beat.
+"""How fast the service is, compared with floors that nothing of its kind can beat.
 
-`python -m bench.throughput [--quick] [--json PATH]`; README.md beside this file tells what each figure means.
-Exits with 1 when an acknowledged event was not stored exactly once, whatever the speed.
+`python -m bench.throughput [--quick] [--json PATH]`; bench/README.md explains each figure. Exits with 1 if an
+acknowledged event was not stored exactly once, whatever the speed.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--outage-seconds", type=float, default=60.0, help="how long Postgres does not answer [60]")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure only this; may be repeated")
     parser.add_argument("--quick", action="store_true", help="one short round of everything; too noisy to quote")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there, not after the table")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there instead of after the table")
     return parser
 
 
 class Measurements:
-    """Measures one thing after the other, and tells on standard error that it goes on."""
+    """Runs one measurement after the other, and reports progress on standard error."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -69,14 +69,14 @@ class Measurements:
 
 
 def measure_all(service: Service, given: argparse.Namespace) -> report.Results:
-    """Everything that is wanted. Loads and floors take turns, because a machine's speed changes by the minute."""
+    """Run the chosen measurements. Loads and floors alternate, because a machine's speed changes by the minute."""
     wanted = given.only or PARTS
     run_load(service, batches(service.host), WARM_UP_SECONDS)
     run_load(service, singles(service.host), WARM_UP_SECONDS)
     measure = (measurements := Measurements(service)).measure
     latency = memory = None
     if "latency" in wanted:
-        # First, because the disk is busy with what the loads wrote for a while.
+        # First, because after the loads the disk stays busy for a while with what they wrote.
         latency = measure("latency", measure_latency, given.rate, given.latency_seconds)
     batch_rounds, single_rounds = [], []
     for number in range(1, given.rounds + 1):

@@ -1,4 +1,4 @@
-"""A thread that looks at processes while something else is going on: peak memory, CPU time."""
+"""Watches processes from a thread while something else is going on: peak memory, CPU time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PERIOD_SECONDS: Final = 0.1
 
 
 class Watch:
-    """Looks ten times a second, from `with` until the end of the block."""
+    """Samples ten times a second while its `with` block runs."""
 
     def __init__(self, service: Service, load: psutil.Popen | None = None) -> None:
         self._service = service
         self._load = load
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        # Written by the thread; `peak_mb` is set back by `forget_peak`.
+        # Written by the thread; `forget_peak` resets `peak_mb`.
         self.peak_mb = 0.0
         self.load_cpu_seconds = 0.0
 
@@ -37,7 +37,7 @@ class Watch:
         self._thread.join()
 
     def forget_peak(self) -> None:
-        """Begin again: the peak is that of the time from now on."""
+        """Start over: from now on the peak is that of the time since this call."""
         self.peak_mb = 0.0
 
     def _run(self) -> None:
@@ -45,14 +45,14 @@ class Watch:
             try:
                 self.peak_mb = max(self.peak_mb, self._service.rss_mb())
                 if self._load is not None:
-                    # What a process has used is not known any more when it is gone, so it is asked all the time.
+                    # The CPU time of a process is lost when it ends, so it is read continuously.
                     self.load_cpu_seconds = max(self.load_cpu_seconds, cpu_seconds([self._load]))
             except psutil.NoSuchProcess:
                 continue
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
-    """CPU time that these processes have used so far; those that are gone count nothing."""
+    """CPU time that these processes have used so far; ended ones count as 0."""
     total = 0.0
     for process in processes:
         try:
@@ -64,7 +64,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 class OtherCpu:
-    """How busy processes that are not ours keep the machine, from one call of `cores` to the next."""
+    """How busy other processes keep the machine, from one call of `cores` to the next."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -80,13 +80,13 @@ class OtherCpu:
         """(now, CPU seconds of others since the machine started)."""
         times = psutil.cpu_times()
         busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
-        # What a guest uses is counted in user time already.
+        # User time already includes guest time.
         busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
         return time.monotonic(), busy - self._ours()
 
     def _ours(self) -> float:
-        """This process and its children that ended; the service with its rollup worker, Postgres, and the children
-        that they had."""
+        """This process and its ended children; the service with its rollup worker, Postgres, and their ended
+        children."""
         own = psutil.Process().cpu_times()
         total = own.user + own.system + own.children_user + own.children_system
         service = psutil.Process(self._service.process.pid)
