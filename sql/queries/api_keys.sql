@@ -14,7 +14,7 @@ WITH revoked AS (
 SELECT count(*) FROM revoked
 
 -- refresh --
--- One statement: the use of keys is noted at most once a minute, so that their rows are not written at every turn.
+-- The use of a key is noted at most once a minute, so that its row is not written at every refresh.
 WITH used AS (
     UPDATE ingest.api_keys SET last_used_at = now()
     WHERE id = ANY ($1::uuid[]) AND coalesce(last_used_at, '-infinity') < now() - interval '1 minute'

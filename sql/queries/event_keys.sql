@@ -1,31 +1,30 @@
--- What ingest/store/event_keys.py asks.
+-- Keys of events with corrected times: ingest/store/event_keys.py
 
 -- piece lock_key --
--- Ours among advisory locks: "events.." in ASCII
+-- The number of our advisory lock: "events.." in ASCII
 7311142570157092398
 
 -- lock --
--- Flushes that store such events take turns with all others from here to their COMMIT: each must see what the other
--- did. Statements that follow do see it.
+-- For flushes that store such events: from here to COMMIT they exclude all others, because each must see what the other
+-- did. The statements after this one do see it.
 SELECT pg_advisory_xact_lock({lock_key})
 
 -- lock_shared --
--- Of those that store no such event
+-- For flushes that store no such event
 SELECT pg_advisory_xact_lock_shared({lock_key})
 
 -- lock_and_look (starts, seconds) --
--- The same, and whether there may be any of `known`, in one round trip: each flush asks, and hardly any finds one.
--- {starts} are times between commas.
+-- `lock_shared`, and whether `known` may find any, in one round trip: every flush asks, and hardly any finds one.
+-- {starts} are times separated by commas.
 SELECT pg_advisory_xact_lock_shared({lock_key});
 SELECT FROM unnest('{{starts}}'::timestamptz[]) AS start
 JOIN analytics.event_keys ON client_time >= start AND client_time < start + interval '{seconds} s'
 LIMIT 1
 
 -- claim --
--- Places of the events that are new, of several with one key the first. An event may also have been stored under the
--- client's time, while that was possible. OFFSET 0 has the planner ask the key of analytics.events for each, and the
--- bounds ($4, $5) leave it hardly any partition to think of. In order, so that two who claim the same do not wait for
--- each other.
+-- Places of the new events; of several with one key, the first. An event may also have been stored under the client's
+-- time, while that was possible. OFFSET 0 makes the planner look up each in the primary key of analytics.events, and the
+-- bounds ($4, $5) leave it few partitions. Sorted, so that two flushes claiming the same keys do not deadlock.
 WITH first AS (
     SELECT DISTINCT ON (client_time, id) client_time, id, created_at, place
     FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[], $3::text[]::timestamptz[])
@@ -47,7 +46,7 @@ WITH first AS (
 SELECT place FROM first JOIN claimed USING (client_time, id) ORDER BY place
 
 -- taken --
--- Places of those whose created_at and id another event has.
+-- Places of events whose created_at and id belong to another event
 SELECT place
 FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) WITH ORDINALITY AS given (id, created_at, place)
 WHERE EXISTS (
@@ -57,14 +56,14 @@ WHERE EXISTS (
 )
 
 -- release --
--- The table refused these.
+-- For events that the table refused
 DELETE FROM analytics.event_keys AS key
 USING unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) AS gone (id, client_time)
 WHERE key.id = gone.id AND key.client_time = gone.client_time
 
 -- known --
 -- Events of these batches ($3 to $4) that were stored before under a corrected time, because their own was impossible
--- then. Their own time is in one of the spans that begin at $1 and are $2 long.
+-- then. Their own times are in the spans that begin at $1 and are $2 long.
 SELECT key.client_time AS created_at, key.id
 FROM unnest($1::text[]::timestamptz[]) AS start
 CROSS JOIN LATERAL (

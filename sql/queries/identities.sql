@@ -1,7 +1,8 @@
--- Who did it, and in which visit: ingest/rollup/identities.py and identity_repairs.py. The rule is in 001_initial_schema.sql.
+-- Which person did an event, in which visit: ingest/rollup/identities.py and identity_repairs.py. 001_initial_schema.sql
+-- has the rule.
 
 -- links --
--- What these browsers are linked to
+-- The links of these browsers
 SELECT anonymous_id, user_id, linked_at, received_at, batch_id, batch_position, verified,
     last_seen_at < now() - interval '7 days' AS aged
 FROM analytics.identities WHERE anonymous_id = ANY (ARRAY(SELECT jsonb_array_elements_text($1::text::jsonb)))
@@ -11,13 +12,13 @@ SELECT user_id, counted_as, links, last_seen_at < now() - interval '7 days' AS a
 FROM analytics.people WHERE user_id = ANY (ARRAY(SELECT jsonb_array_elements_text($1::text::jsonb)))
 
 -- taken --
--- Which of these names are somebody's
+-- Which of these names are taken
 SELECT counted_as FROM analytics.people
 WHERE counted_as = ANY (ARRAY(SELECT jsonb_array_elements_text($1::text::jsonb)))
 
 -- first_events --
--- Of each pair of ids at a time, the first event in the order in which they were sent; $4 are these times. Events are
--- looked for by time once, and not by pair: a batch without timestamps has thousands of pairs at one time.
+-- For each pair of ids and time, the first event in the order of sending; $4 has the distinct times. Events are looked
+-- up once per time, not per pair: a batch without timestamps has thousands of pairs at one time.
 SELECT DISTINCT ON (anonymous_id, user_id, created_at) anonymous_id, user_id, created_at, received_at, batch_id,
     coalesce(batch_position, 0) AS batch_position
 FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS pair (anonymous_id, user_id, created_at)
@@ -25,13 +26,14 @@ JOIN (
     SELECT anonymous_id, user_id, created_at, received_at, batch_id, batch_position FROM analytics.events
     WHERE created_at = ANY ($4::timestamptz[]) AND batch_id IS NOT NULL
         AND anonymous_id IS NOT NULL AND user_id IS NOT NULL
-    -- Keeps the pairs from being looked for one by one.
+    -- Keeps the planner from looking up pair by pair.
     OFFSET 0
 ) AS event USING (anonymous_id, user_id, created_at)
 ORDER BY anonymous_id, user_id, created_at, received_at, batch_id, batch_position
 
 -- add_links --
--- Links of browsers that have none. Nobody else adds any meanwhile: ON CONFLICT would cost half as much again
+-- Links of browsers that have none. Nobody else adds any meanwhile, so no ON CONFLICT, which would cost half as much
+-- again
 INSERT INTO analytics.identities (
     anonymous_id, user_id, linked_at, received_at, batch_id, batch_position, verified
 )
@@ -70,8 +72,8 @@ ON CONFLICT (user_id) DO UPDATE SET links = excluded.links, last_seen_at = exclu
 UPDATE analytics.identities SET last_seen_at = now() WHERE anonymous_id = ANY ($1::text[])
 
 -- visits --
--- The visits of people in or near some hours, and those that reach into these. $2 is which of the spans of hours $3 to
--- $4 it is for each of the people in $1
+-- Visits of the people $1 that are in, near or overlap some hours. For each person, $2 is the number of a span of hours,
+-- whose first and last are in $3 and $4
 WITH wanted AS MATERIALIZED (
     SELECT
         person,
@@ -79,7 +81,7 @@ WITH wanted AS MATERIALIZED (
         ($4::timestamptz[])[span] + interval '90 minutes' AS high
     FROM ROWS FROM (jsonb_array_elements_text($1::text::jsonb), unnest($2::int[])) AS wanted (person, span)
 ), latest AS MATERIALIZED (
-    -- Of most there is none, which this tells by itself.
+    -- Most people have none, and for them this is the only lookup.
     SELECT wanted.person, wanted.low, visit.started_at, visit.ended_at, visit.session_id
     FROM wanted CROSS JOIN LATERAL (
         SELECT * FROM analytics.visits
@@ -94,7 +96,7 @@ SELECT visit.person, visit.started_at, visit.ended_at, visit.session_id
 FROM latest CROSS JOIN LATERAL (
     SELECT * FROM analytics.visits
     WHERE visits.person = latest.person AND started_at < latest.started_at AND ended_at >= low
-        -- Visits of a person do not overlap: none before the last that begins before reaches so far.
+        -- A person's visits do not overlap: only the last that begins before `low` can reach it.
         AND started_at >= coalesce((
             SELECT max(started_at) FROM analytics.visits AS before
             WHERE before.person = latest.person AND before.started_at <= low
@@ -111,7 +113,7 @@ DELETE FROM analytics.visits USING unnest($1::text[], $2::timestamptz[]) AS gone
 WHERE (visits.person, visits.started_at) = (gone.person, gone.started_at)
 
 -- add_visits --
--- Visits of people who have none near them. Where no end is given, they end as they begin
+-- Visits of people who have none nearby. Without an end, a visit ends when it begins
 INSERT INTO analytics.visits (person, started_at, ended_at, session_id)
 SELECT person, started_at, coalesce(ended_at, started_at), session_id
 FROM ROWS FROM (
@@ -125,7 +127,7 @@ SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::text[
 ON CONFLICT (person, started_at) DO UPDATE SET ended_at = excluded.ended_at, session_id = excluded.session_id
 
 -- note_identities --
--- Have the hours looked for in which these browsers' events were counted
+-- Schedule the search for the hours in which these browsers' events were counted
 INSERT INTO analytics.stale_identities AS stale (anonymous_id, people)
 SELECT anonymous_id, ARRAY(SELECT jsonb_array_elements_text(people))
 FROM jsonb_each($1::text::jsonb) AS noted (anonymous_id, people)
@@ -134,7 +136,7 @@ ON CONFLICT (anonymous_id) DO UPDATE SET noted_at = excluded.noted_at, people = 
 )
 
 -- note_hours_later --
--- Have hours rebuilt when more that changes them is hardly to come: once they are over, and not at once
+-- Schedule hours to be rebuilt when further changes are unlikely: some minutes after they are over
 INSERT INTO analytics.stale_buckets (granularity, time_bucket, due_at)
 SELECT 'hour', hour, greatest(hour + interval '1 hour', now()) + interval '5 minutes'
 FROM unnest($1::timestamptz[]) AS hour
@@ -150,7 +152,7 @@ WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
 ORDER BY day
 
 -- hours_of_browsers --
--- The hours within [$2, $3), a day, so that the planner thinks of its partition alone
+-- The hours within the day [$2, $3), so that the planner considers only its partition
 SELECT DISTINCT date_trunc('hour', created_at, 'UTC') FROM analytics.events
 WHERE anonymous_id = ANY ($1::text[]) AND user_id IS NULL AND created_at >= $2 AND created_at < $3
 
@@ -162,7 +164,7 @@ WHERE (stale_identities.anonymous_id, stale_identities.noted_at) = (done.anonymo
 SELECT anonymous_id FROM analytics.identities WHERE user_id = $1
 
 -- visits_of --
--- A person's visits, told from their events: $1 the person, $2 their browsers
+-- A person's visits, computed from their events: $1 the person, $2 their browsers
 WITH own AS (
     SELECT created_at, lag(created_at) OVER (ORDER BY created_at) AS before FROM analytics.events
     WHERE session_id IS NULL AND type <> 'system' AND batch_id IS NOT NULL

@@ -1,17 +1,17 @@
--- KPIs: each query is one. Its sentence, then a line with type, aggregation; granularities; and what it is from, if that
--- changes with events that come late, so that windows that are over are computed again: "from aggregates"
--- (analytics.event_aggregations), or "from events" (analytics.events), which runs less often. "from events and flushes"
--- runs less often, too, but never again. ingest/rollup/kpis.py reads all of it, so that a query added here is a KPI added.
+-- KPIs: each query is one, and a query added here is a KPI added. Its head is its description, then a line with type,
+-- aggregation; granularities; and its source if late events change it, so that past windows are recomputed: "from
+-- aggregates" (analytics.event_aggregations) or "from events" (analytics.events), which runs less often. "from events
+-- and flushes" runs less often, too, and past windows are not recomputed. ingest/rollup/kpis.py reads all of it.
 --
--- $1 is where the window begins, $2 where it ends or now if that is sooner, $3 the granularity. A row is one value:
--- dimensions, value_numeric, value_json, sample_count; or dimensions, sketch: the value is how many different there are
--- in all sketches of the same dimensions.
+-- $1 is the start of the window, $2 its end or now, whichever is earlier, $3 the granularity. A row is one value:
+-- dimensions, value_numeric, value_json, sample_count; or dimensions, sketch: then the value is the distinct count over
+-- all sketches of the same dimensions.
 --
--- Bots count in no KPI but ingestion_lag: aggregates have what they did in {"device_type": "bot"} alone, and of events
--- those are left out.
+-- Bots count in no KPI except ingestion_lag: aggregates have their events only in {"device_type": "bot"}, and queries on
+-- events leave them out.
 
 -- events_per_minute --
--- Events a minute, on average.
+-- Average number of events per minute.
 -- rate, average; minute hour day; from aggregates
 SELECT '{}'::jsonb AS dimensions, sum(event_count) / greatest(1, extract(epoch FROM $2 - $1) / 60) AS value_numeric,
     sum(event_count)::bigint AS sample_count
@@ -20,7 +20,7 @@ WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimension
 HAVING sum(event_count) > 0
 
 -- page_views --
--- Page views of people, without those of bots.
+-- Page views, without those of bots.
 -- counter, sum; minute hour day week month; from aggregates
 SELECT '{}'::jsonb AS dimensions, sum(event_count) AS value_numeric
 FROM analytics.event_aggregations
@@ -28,7 +28,7 @@ WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND event_typ
 HAVING sum(event_count) > 0
 
 -- sessions --
--- Different sessions that sent any event, and visits of people whose client tells none; estimated.
+-- Distinct sessions with any event, including visits of people whose client sends no session id; estimated.
 -- counter, unique_count; hour day week month; from aggregates
 SELECT '{}'::jsonb AS dimensions, sessions_sketch AS sketch
 FROM analytics.event_aggregations
@@ -36,7 +36,7 @@ WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimension
     AND sessions_sketch IS NOT NULL
 
 -- active_users --
--- Different people, each once, whether known or not yet, that sent any event; estimated.
+-- Distinct people with any event, identified or anonymous, each counted once; estimated.
 -- gauge, unique_count; day week month; from aggregates
 SELECT '{}'::jsonb AS dimensions, users_sketch AS sketch
 FROM analytics.event_aggregations
@@ -44,7 +44,9 @@ WHERE granularity = $3::analytics.granularity AND time_bucket = $1 AND dimension
     AND users_sketch IS NOT NULL
 
 -- bounce_rate --
--- Share of sessions, and visits of people whose client tells none, with a single page view or action. A session belongs to the hour of its first event, if nothing was heard of it in the half hour before; what comes more than half an hour after that hour is not looked at. Without bots. A day is the average of its hours, weighted by sessions.
+-- Share of sessions (including visits of people whose client sends no session id) with a single page view or action,
+-- without bots. A session belongs to the hour of its first event, unless it had one in the half hour before that hour;
+-- events more than half an hour after the hour are ignored. A day is the average of its hours, weighted by sessions.
 -- rate, average; hour day; from events
 WITH visits AS (
     SELECT visit, count(*) FILTER (WHERE type <> 'system') AS acts, min(created_at) AS began
@@ -63,7 +65,9 @@ WHERE $3 = 'day' AND name = 'bounce_rate' AND granularity = 'hour' AND time_wind
 HAVING sum(sample_count) > 0
 
 -- session_length --
--- Mean seconds from the first to the last event of a session; p50, p95 and a histogram (sessions up to so many seconds) beside it. Sessions are assigned to hours as for bounce_rate. A day is the average of its hours, weighted by sessions, and the sum of their histograms.
+-- Mean seconds from the first to the last event of a session; value_json has p50, p95 and a cumulative histogram (seconds:
+-- sessions up to that long). Sessions are assigned to hours as for bounce_rate. A day is the average of its hours,
+-- weighted by sessions, with the sum of their histograms.
 -- histogram, average; hour day; from events
 WITH visits AS (
     SELECT visit, min(created_at) AS began, extract(epoch FROM max(created_at) - min(created_at)) AS seconds
@@ -101,7 +105,7 @@ WHERE $3 = 'day' AND name = 'session_length' AND granularity = 'hour'
 HAVING sum(sample_count) > 0
 
 -- visitor_to_lead_rate --
--- Leads that came in the window, for each of its active users.
+-- Leads created in the window, per active user.
 -- rate, average; day week month; from aggregates
 SELECT '{}'::jsonb AS dimensions, leads.count / users.value_numeric AS value_numeric,
     users.value_numeric::bigint AS sample_count
@@ -111,7 +115,7 @@ JOIN analytics.metrics AS users ON users.name = 'active_users' AND users.dimensi
 WHERE users.value_numeric > 0
 
 -- lead_to_onboarded_rate --
--- Onboarding sessions of leads that were completed in the window, for each lead that came in it.
+-- Onboarding sessions of leads completed in the window, per lead created in it.
 -- rate, average; day week month
 SELECT '{}'::jsonb AS dimensions, onboarded.count::numeric / leads.count AS value_numeric, leads.count AS sample_count
 FROM (SELECT count(*) FROM marketing.leads WHERE deleted_at IS NULL AND created_at >= $1 AND created_at < $2) AS leads,
@@ -120,7 +124,7 @@ FROM (SELECT count(*) FROM marketing.leads WHERE deleted_at IS NULL AND created_
 WHERE leads.count > 0
 
 -- onboarded_to_converted_rate --
--- Leads that were last changed in the window and are converted, for each onboarding session of a lead that was completed in it.
+-- Converted leads last changed in the window, per onboarding session of a lead completed in it.
 -- rate, average; day week month
 SELECT '{}'::jsonb AS dimensions, converted.count::numeric / onboarded.count AS value_numeric,
     onboarded.count AS sample_count
@@ -131,28 +135,29 @@ FROM (SELECT count(*) FROM onboarding.sessions
 WHERE onboarded.count > 0
 
 -- leads_by_source --
--- Leads that came in the window, by their source.
+-- Leads created in the window, by source.
 -- counter, count; day week month
 SELECT jsonb_build_object('source', source) AS dimensions, count(*) AS value_numeric
 FROM marketing.leads WHERE deleted_at IS NULL AND created_at >= $1 AND created_at < $2
 GROUP BY source
 
 -- leads_by_status --
--- All leads by the status they had when the window was last looked at.
+-- All leads, by the status they had when the window was last computed.
 -- gauge, count; day
 SELECT jsonb_build_object('status', status) AS dimensions, count(*) AS value_numeric
 FROM marketing.leads WHERE deleted_at IS NULL AND created_at < $2
 GROUP BY status
 
 -- onboarding_completion_rate --
--- Share of the onboarding sessions begun in the window that are completed, as far as two days after it.
+-- Share of the onboarding sessions begun in the window that were completed, up to two days after it.
 -- rate, average; day week month
 SELECT '{}'::jsonb AS dimensions, avg((status = 'completed')::int) AS value_numeric, count(*) AS sample_count
 FROM onboarding.sessions WHERE created_at >= $1 AND created_at < $2
 HAVING count(*) > 0
 
 -- onboarding_drop_off --
--- Share of the onboarding sessions begun in the window that came to a step and have not completed it, by step, as far as two days after it.
+-- Share of the onboarding sessions begun in the window that reached a step and did not complete it, by step, up to two
+-- days after it.
 -- rate, average; day week month
 SELECT jsonb_build_object('step', step) AS dimensions, avg((done_at IS NULL)::int) AS value_numeric,
     count(*) AS sample_count
@@ -167,7 +172,8 @@ WHERE created_at >= $1 AND created_at < $2 AND began_at IS NOT NULL
 GROUP BY step
 
 -- onboarding_step_seconds --
--- Median seconds that an onboarding step took those who completed it in the window, by step; p95 and a histogram (sessions up to so many seconds) beside it.
+-- Median seconds that an onboarding step took, if completed in the window, by step; value_json has p50, p95 and a
+-- cumulative histogram (seconds: sessions up to that long).
 -- histogram, average; day week month
 SELECT jsonb_build_object('step', step) AS dimensions,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS value_numeric, count(*) AS sample_count,
@@ -192,7 +198,7 @@ WHERE done_at >= $1 AND done_at < $2 AND done_at >= began_at
 GROUP BY step
 
 -- experiment_exposures --
--- Units that were shown a variant for the first time in the window, by experiment and variant.
+-- Units first shown a variant in the window, by experiment and variant.
 -- counter, count; day week month
 SELECT jsonb_build_object('experiment', name, 'variant', variant_id) AS dimensions, count(*) AS value_numeric
 FROM experiments.units JOIN experiments.experiments ON experiments.id = experiment_id
@@ -200,7 +206,8 @@ WHERE first_exposure_at >= $1 AND first_exposure_at < $2
 GROUP BY name, variant_id
 
 -- experiment_conversions --
--- Conversion events in the window of units that were shown a variant before, by experiment and variant. An event is its user's; without a user that was shown a variant, its session's. A day is the sum of its hours.
+-- Conversion events in the window by units that had been shown a variant, by experiment and variant. An event counts for
+-- its user or, if that user was not shown a variant, for its session. A day is the sum of its hours.
 -- counter, sum; hour day; from events
 WITH conversions AS (
     SELECT experiments.canonical_id(user_id) AS user_id,
@@ -237,7 +244,8 @@ WHERE $3 = 'day' AND name = 'experiment_conversions' AND granularity = 'hour'
 GROUP BY dimensions
 
 -- ingestion_lag --
--- Seconds from receiving the events of a record, the first of them, to storing it: 95 of 100 took no longer; p50 and max beside it. What came more than half an hour after its hour is not looked at.
+-- Seconds from receiving the first event of a record to storing it, 95th percentile; value_json has p50 and max. Events
+-- received more than half an hour after their hour are ignored.
 -- histogram, max; hour; from events and flushes
 WITH records AS (
     SELECT batch_id, min(received_at) AS received_at, count(*) AS events

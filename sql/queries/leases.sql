@@ -1,7 +1,7 @@
--- Leases: ingest/postgres/leases.py. Times are the database's clock: those of the holders may differ.
+-- Leases: ingest/postgres/leases.py. Times are by the database's clock, as the holders' clocks may differ.
 
 -- take --
--- Ours already, or expired, and not held by a transaction either: that one is not waited for.
+-- If it is ours already, or expired and not held by a transaction, which is not waited for.
 WITH free AS (
     SELECT name FROM analytics.leases
     WHERE name = $1 AND (token = $2 OR expires_at < clock_timestamp())
@@ -21,7 +21,8 @@ WITH free AS (
 SELECT EXISTS (SELECT FROM taken) OR EXISTS (SELECT FROM made)
 
 -- renew --
--- Only the time, which is no part of a key. If it has expired and nobody has taken it, it is still ours.
+-- Only the time, which is not part of a key, so that `hold` does not block it. If it has expired and nobody has taken
+-- it, it is still ours.
 UPDATE analytics.leases SET expires_at = clock_timestamp() + $3 WHERE name = $1 AND token = $2 RETURNING true
 
 -- hold --

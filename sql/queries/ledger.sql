@@ -5,10 +5,10 @@
 INSERT INTO analytics.journals (identity, owner) VALUES ($1::text::uuid, $2) RETURNING number
 
 -- claim --
--- Take over a position whose last holder this folder knows: it was held here, or where the folder was copied from before
--- that went on. Not if it has come as far as records that the folder got while nobody was asked: then others wrote
--- records of the same numbers. And if the folder is a copy, only from where it was when we started ($6), so that the
--- original, if it lives, goes on. A flush that is just being stored is waited for.
+-- Take over a position whose last holder this folder knows: it was held here, or by the folder that this one was copied
+-- from. Not if it has reached records that this folder took before it had asked ($5): then another folder has stored
+-- records of the same numbers. And if this folder is a copy, only if it is still where it was when we started
+-- ($6), so that a living original keeps it. Waits for a flush that is just being stored.
 UPDATE analytics.journals SET owner = $3, updated_at = now()
 WHERE number = $1 AND identity = $2::text::uuid
     AND (owner IS NULL OR owner = ANY ($4::uuid[])) AND ($5::bigint IS NULL OR stored_through < $5)
@@ -16,12 +16,12 @@ WHERE number = $1 AND identity = $2::text::uuid
 RETURNING stored_through
 
 -- proved --
--- How far the flushes tell that it has come. They are kept for a while, the last one of each journal always.
--- Not asked in `claim`, which may have waited for a flush that its own snapshot does not show.
+-- The position according to the flushes. They are kept for a while, the last one of each journal always.
+-- Not part of `claim`, which may have waited for a flush that its own snapshot does not show.
 SELECT coalesce(max(last_record), 0) FROM analytics.flushes WHERE journal = $1 AND last_record <= $2
 
 -- put_back --
--- No flush has moved it there.
+-- Correct a position that no flush has moved there.
 UPDATE analytics.journals SET stored_through = $4 WHERE number = $1 AND owner = $2 AND stored_through = $3
 
 -- end_given_up --
@@ -34,8 +34,8 @@ WHERE application_name = $1 AND usename = current_user AND datname = current_dat
 
 -- advance --
 -- The first statement of every flush, and its guard: it moves the journal's position from where we believe it to
--- be, if it is still ours. A transaction that we gave up on but that is still alive in the server holds the row; we
--- wait for its end here, and then either go on or find that the position has moved and nothing is to be done.
+-- be, if it is still ours. A transaction that we gave up on but that is still alive in the server holds the row; this
+-- waits for its end, then either succeeds or finds that the position has moved and there is nothing to do.
 WITH advanced AS (
     UPDATE analytics.journals
     SET stored_through = $5, events_stored = events_stored + $6, events_rejected = events_rejected + $7,
@@ -48,7 +48,7 @@ SELECT number, $8, $5, $6, $7, $9, $3 FROM advanced
 RETURNING true
 
 -- correct --
--- What the merge found: some events were duplicates, some were refused by the table.
+-- After a merge: some events were duplicates, some were refused by the table.
 WITH corrected AS (
     UPDATE analytics.flushes
     SET events_stored = events_stored - $3 - $4, events_duplicate = $3, events_rejected = events_rejected + $4
@@ -60,13 +60,13 @@ SET events_stored = events_stored - $3 - $4, events_duplicate = events_duplicate
 WHERE number = $1
 
 -- counts --
--- What a flush of ours whose COMMIT we did not see has done.
+-- The counts of a flush of ours whose COMMIT was not confirmed
 SELECT events_stored, events_duplicate, events_rejected
 FROM analytics.flushes WHERE journal = $1 AND last_record = $2 AND owner = $3
 
 -- look --
--- Whether the position is a folder's that knows these tokens, and how far the flushes tell that it is stored. Of a
--- position that is another's, only those count that were made here, or where the folder was copied from before.
+-- Whether the position's owner is one of these tokens, and the position according to the flushes. If the owner is
+-- unknown, only flushes count that were made here, or by the folder that this one was copied from.
 SELECT is_known, stored_through, updated_at AT TIME ZONE 'UTC' AS updated_at, coalesce((
     SELECT max(last_record) FROM analytics.flushes
     WHERE journal = $1 AND last_record <= stored_through AND (is_known OR flushes.owner = ANY ($3::uuid[]))

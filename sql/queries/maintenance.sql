@@ -1,10 +1,10 @@
--- What is done on a schedule: ingest/service/maintenance.py
+-- Scheduled maintenance: ingest/service/maintenance.py
 
 -- pin_retention --
--- Every period that cleanup_old_data() goes by, for this transaction. A pooler's server connection may still have what
--- anybody once set for a session: from that nothing may be deleted. So only what somebody meant to last counts, by
--- ALTER DATABASE or ALTER ROLE, and for events else the configured period, $1; what is set otherwise for events may
--- make it longer.
+-- Pins every period that cleanup_old_data() uses, for this transaction. A pooler's server connection may still have
+-- a value that some client once set for its session, which must not cause deletions. So only lasting settings count, by
+-- ALTER DATABASE or ALTER ROLE, and for events otherwise the configured period, $1; a session's setting for events
+-- can only make it longer.
 WITH lasting AS (
     SELECT DISTINCT ON (name) name, value
     FROM pg_db_role_setting AS given
@@ -15,7 +15,7 @@ WITH lasting AS (
     WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
         AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
         AND name LIKE 'app.retention\_%'
-    -- As Postgres has it: the role's in this database, the role's, the database's, everybody's.
+    -- In Postgres' order: for the role in this database, for the role, for the database, for all.
     ORDER BY name, setrole = 0, setdatabase = 0
 ), pinned AS (
     SELECT 'app.retention_' || kind AS name FROM unnest('{minutes,metrics,rejected,flushes,audit}'::text[]) AS kind

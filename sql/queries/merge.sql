@@ -1,9 +1,9 @@
--- What ingest/store/merge.py does in the server, with a {table} of the schema analytics and the {columns} of its lines.
--- {servers} is a pattern for SQLSTATEs.
+-- Merging: ingest/store/merge.py. {table} is a table of the schema analytics, {columns} are those of the lines, {servers}
+-- is a pattern of SQLSTATEs that are no row's fault.
 
 -- begin (table, columns) --
--- No constraint waits for the COMMIT, where nobody could tell which row it is about.
--- And whoever wants to change the table waits for us, or we for them, now: half-way it would be a deadlock.
+-- Constraints are checked at once: at COMMIT nobody could say which row had failed.
+-- And the lock is taken now, because waiting half-way for somebody who changes the table would be a deadlock.
 LOCK TABLE {table} IN ACCESS SHARE MODE;
 SET CONSTRAINTS ALL IMMEDIATE;
 CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT {columns} FROM {table} WITH NO DATA;
@@ -15,8 +15,8 @@ CREATE TEMPORARY TABLE outcome (
 INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming ON CONFLICT DO NOTHING
 
 -- insert_each (table, columns, servers) --
--- A row of `outcome` for each that is refused, and one without a place that says how many went in.
--- OTHERS is every error but a cancelled query, which is no row's, and a failed assertion.
+-- A row of `outcome` for each refused row, and one without a place with the number of rows stored.
+-- OTHERS is every error except a cancelled query, which is no row's fault, and a failed assertion.
 DO $$
 #variable_conflict use_column
 DECLARE
@@ -60,7 +60,7 @@ SELECT * FROM outcome
 TRUNCATE incoming, outcome; RELEASE SAVEPOINT merge
 
 -- copy_recent (table, columns) --
--- One event of each name of those that were stored last, as if they came again.
+-- One recent event of each name, as if it came again
 INSERT INTO incoming ({columns})
 SELECT {columns} FROM (
     SELECT DISTINCT ON (name) * FROM (SELECT * FROM {table} ORDER BY created_at DESC LIMIT 5000) AS recent

@@ -1,16 +1,16 @@
--- KPIs as they are kept: ingest/rollup/kpis.py
+-- Stored KPIs: ingest/rollup/kpis.py
 
 -- latest --
--- Of those that were computed when they were over: an open one may be there before those that were missed.
+-- Only windows that were computed after their end: an open one may exist before missed ones are computed.
 SELECT max(time_window_start) FROM analytics.metrics
 WHERE name = $1 AND granularity = $2::text::analytics.granularity AND timestamp >= time_window_end
 
 -- begin --
--- Of two that compute the same KPI at once, the later one sees all that the earlier one saw.
+-- If two processes compute the same KPI at once, the later one sees everything that the earlier one saw.
 SELECT set_config('statement_timeout', $1, true), pg_advisory_xact_lock(hashtextextended($2, 0))
 
 -- clear --
--- What the window had and has no more
+-- Values that the window no longer has
 DELETE FROM analytics.metrics
 WHERE name = $1 AND granularity = $2::text::analytics.granularity AND time_window_start = $3 AND source = 'kpis'
     AND dimensions <> ALL ($4::text[]::jsonb[])

@@ -1,5 +1,5 @@
 -- schema_exists --
--- Asked of the table, as to_regnamespace() answers from a cache that knows nothing of what others have just made.
+-- Not by to_regnamespace(), which answers from a cache that may lack what others have just created.
 SELECT true FROM pg_namespace WHERE nspname = 'ingest'
 
 -- table_exists --
@@ -18,13 +18,13 @@ CREATE TABLE ingest.migrations (
 COMMENT ON TABLE ingest.migrations IS 'Which files of sql/migrations this database has had'
 
 -- pushed --
--- Whether the Supabase CLI has applied this file; to be asked only where its table is.
+-- Whether the Supabase CLI has applied this file; only if its table exists.
 SELECT true FROM supabase_migrations.schema_migrations WHERE version = $1 AND name = $2
 
 -- missing_grants --
--- What this role must be given before it can apply the files, each as the statement for an administrator. Schemas and
--- roles that are there need not be made. The roles are made rather than the right to make roles given, which is more
--- than the service needs.
+-- What this role needs before it can apply the files, each as a statement for an administrator. Schemas and roles that
+-- exist need not be created. The statements create the roles instead of granting CREATEROLE, which is more than the
+-- service needs.
 WITH needed_schemas AS (
     SELECT name, to_regnamespace(name) AS schema
     FROM unnest('{ingest,marketing,onboarding,analytics,experiments,whatsapp,public,auth}'::text[]) AS name
@@ -41,7 +41,7 @@ WHERE NOT has_database_privilege(current_database(), 'CREATE')
 UNION ALL
 SELECT format('GRANT USAGE, CREATE ON SCHEMA %I TO %I;', name, current_user)
 FROM needed_schemas
--- Where auth is there it is used, and nothing is made in it.
+-- If the schema auth exists it is only used, and nothing is created in it.
 WHERE schema IS NOT NULL AND name <> 'auth'
     AND NOT (has_schema_privilege(schema, 'USAGE') AND has_schema_privilege(schema, 'CREATE'))
 UNION ALL
@@ -50,11 +50,11 @@ SELECT format('CREATE ROLE %I', name) || CASE name WHEN 'service_role' THEN ' BY
 FROM missing_roles
 
 -- blockers --
--- Which lock the server's process $1 waits for, and who is in its way; no rows if it waits for none. What others do is
--- shown to superusers and pg_read_all_stats only, their names to everybody. A prepared transaction has the number 0.
+-- Which lock the server process $1 waits for, and who blocks it; no rows if it waits for none. Only superusers and
+-- pg_read_all_stats see what other sessions do, but everybody sees their names. A prepared transaction has the pid 0.
 SELECT coalesce((
     SELECT CASE locktype
-        WHEN 'advisory' THEN 'another migration, or who has taken its lock'
+        WHEN 'advisory' THEN 'another migration, or a session that holds its lock'
         WHEN 'relation' THEN format('a lock on %s', relation::regclass)
         ELSE format('a lock (%s)', locktype)
     END

@@ -1,7 +1,7 @@
 -- Buckets rebuilt and compared: ingest/rollup/rebuild.py
 
 -- piece hours --
--- Every hour of a day that has a partition, within [$1, $2)
+-- The hours in [$1, $2) of all days that have a partition
 SELECT hour FROM (
     SELECT to_date(right(relname, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC' AS day
     FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
@@ -34,8 +34,8 @@ SELECT count(*) FROM analytics.stale_buckets
 WHERE granularity IN ('hour', 'day') AND due_at <= clock_timestamp() AND time_bucket >= date_trunc('day', $1::timestamptz, 'UTC') AND time_bucket < $2
 
 -- take_stale --
--- The next to be made: finer ones first, as the others are made of them. Those that could wait come last, or not at
--- all ($2).
+-- The next bucket to rebuild: finer granularities first, as coarser ones are computed from them. Delayed ones come
+-- last, or not at all ($2).
 DELETE FROM analytics.stale_buckets
 WHERE (granularity, time_bucket) = (
     SELECT granularity, time_bucket FROM analytics.stale_buckets
@@ -49,12 +49,12 @@ RETURNING granularity::text, time_bucket
 SELECT EXISTS (
     SELECT FROM analytics.stale_buckets
     WHERE (granularity, time_bucket) = ($1::text::analytics.granularity, $2)
-        -- A day whose hour was rebuilt, and it not yet, differs for a moment; so does one whose hour will be.
+        -- A day differs for a moment after one of its hours was rebuilt, and as long as one is waiting for it.
         OR (granularity = 'hour' AND $1 = 'day' AND time_bucket >= $2 AND time_bucket < $2 + interval '1 day')
 )
 
 -- is_noted_in --
--- Whether any event of this hour is of a browser whose hours are still to be looked for
+-- Whether any event of this hour is from a browser whose hours are still to be looked up
 SELECT EXISTS (
     SELECT FROM analytics.events
     WHERE created_at >= $1 AND created_at < $1 + interval '1 hour' AND user_id IS NULL
@@ -72,12 +72,12 @@ DELETE FROM analytics.event_aggregations
 WHERE {of_hour}
 
 -- clear_others --
--- What the bucket held and was not put into it by this transaction
+-- Rows of the bucket that this transaction has not written
 DELETE FROM analytics.event_aggregations
 WHERE granularity = $1::text::analytics.granularity AND time_bucket = $2 AND updated_at <> now()
 
 -- parts --
--- What is within [$2, $3)
+-- Buckets within [$2, $3)
 SELECT event_type::text, event_name, dimensions::text, event_count, users_sketch, sessions_sketch
 FROM analytics.event_aggregations
 WHERE granularity = $1::text::analytics.granularity

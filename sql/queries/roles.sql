@@ -1,8 +1,8 @@
 -- Roles: ingest/postgres/connections.py
 
 -- missing --
--- Those in whose name requests are answered that this connection's user may not take on. Since PostgreSQL 16 a
--- membership does not imply the right to SET ROLE.
+-- The roles needed to answer requests that this connection's user may not switch to. Since PostgreSQL 16, membership
+-- does not imply the right to SET ROLE.
 SELECT coalesce(array_agg(name ORDER BY place), '{}')
 FROM unnest('{anon,authenticated,service_role}'::text[]) WITH ORDINALITY AS wanted (name, place)
 WHERE CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN NOT pg_has_role(

@@ -1,8 +1,8 @@
 -- Rollups: ingest/rollup/rollup.py, buckets.py and rebuild.py
 
 -- take_turn --
--- The rest is for a holder that vanishes without a word: the server misses it within seconds, or minutes if there is a
--- pooler in between, and the next one has its turn.
+-- The keepalives and timeout are for a holder that vanishes: the server notices within seconds, or minutes behind a
+-- pooler, and the next one gets its turn.
 SET LOCAL lock_timeout = '2s';
 SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3;
 SET LOCAL idle_in_transaction_session_timeout = '120s';
@@ -10,7 +10,8 @@ LOCK TABLE analytics.leases IN SHARE UPDATE EXCLUSIVE MODE;
 SET LOCAL lock_timeout TO DEFAULT
 
 -- claim --
--- Flushes that are not rolled up, oldest first. Locked, so that a second worker that believes it is alone adds nothing twice.
+-- Flushes that are not rolled up, oldest first. Locked, so that a second worker that believes it has the lead adds
+-- nothing twice.
 SELECT journal, first_record, last_record, flushes.events_stored, days, flushed_at,
     identity = 'b6b7a1c0-0d5e-4a7b-9f0e-70656e64696e' AS adopted
 FROM analytics.flushes JOIN analytics.journals ON number = journal
@@ -26,7 +27,7 @@ WHERE (flushes.journal, flushes.last_record) = (claimed.journal, claimed.last_re
 RETURNING extract(epoch FROM rolled_up_at - flushed_at)::float8
 
 -- waiting --
--- What is not rolled up, for how long, the flush that comes first, and who has the lead
+-- What is not rolled up, for how long, which flush is first, and which worker has the lead
 SELECT count(*)::int AS flushes, coalesce(sum(events_stored), 0)::bigint AS events,
     coalesce(extract(epoch FROM clock_timestamp() - min(flushed_at)), 0)::float8 AS seconds,
     (
@@ -38,36 +39,36 @@ SELECT count(*)::int AS flushes, coalesce(sum(events_stored), 0)::bigint AS even
 FROM analytics.flushes WHERE rolled_up_at IS NULL
 
 -- times --
--- Now, and the first minute that is kept
+-- Now, and the earliest minute that is kept
 SELECT clock_timestamp() AS now, now() - ingest.retention('minutes', '7 days') AS minutes_from
 
 -- partitions --
--- The days of analytics.events, and how many pages each has at this moment
+-- The days of analytics.events, and how many pages each has now
 SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day, pg_relation_size(pg_class.oid) / 8192 AS pages
 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
 WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
 
 -- piece events --
--- {partition} is the table of a day, {dimensions} an expression for each that events are counted by, {batches} a
--- constant with the ranges of batch_id that are meant. None of it comes from outside.
+-- {partition} is a day's table, {dimensions} an expression for each dimension, {batches} a constant with ranges of
+-- batch_id. None of it is outside input.
 SELECT date_bin('1 minute', created_at, '2000-01-01Z'), type::text, name, user_id, anonymous_id, session_id, created_at,
     authenticated, device_type IS NOT DISTINCT FROM 'bot'{dimensions}
 FROM {partition}
 
 -- events_at_end (dimensions, partition, page, batches) --
--- Of these batches, from a page on
+-- Events of these batches, from a page on
 {events} WHERE ctid >= '({page},0)'::tid AND batch_id <@ {batches}
 
 -- events_of_batches (dimensions, partition, between, batches) --
--- Of these batches, wherever they are: {between} is for the index, and true for all of them
+-- Events of these batches, wherever they are: {between} is for the index, and true for all of them
 {events} WHERE ({between}) AND batch_id <@ {batches}
 
 -- events_within (dimensions, partition, batches) --
--- From $1 to before $2, and not of these batches
+-- Events in [$1, $2), except those of these batches
 {events} WHERE created_at >= $1 AND created_at < $2 AND batch_id IS NOT NULL AND NOT batch_id <@ {batches}
 
 -- stored --
--- What the buckets hold that are to be added to, by their place in the arguments. One look into the primary key each.
+-- What these buckets hold now, by their place in the arguments. One primary key lookup each.
 SELECT place, event_count, unique_users, unique_sessions, users_sketch, sessions_sketch
 FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[])
     WITH ORDINALITY AS wanted (granularity, time_bucket, event_type, event_name, dimensions, place)
@@ -79,7 +80,7 @@ CROSS JOIN LATERAL (
         AND bucket.event_type = wanted.event_type::analytics.event_type
         AND bucket.event_name = wanted.event_name
         AND bucket.dimensions = wanted.dimensions::jsonb
-    -- Keeps it from becoming a join by another way.
+    -- Keeps the planner from choosing another kind of join.
     OFFSET 0
 ) AS bucket
 
@@ -93,7 +94,7 @@ SELECT place, (
 FROM unnest($1::text[], $2::timestamptz[]) WITH ORDINALITY AS wanted (granularity, time_bucket, place)
 
 -- known_names --
--- Which of these names a time bucket has, of any type
+-- Which of these names a time bucket already has, with any type
 SELECT place FROM unnest($1::text[], $2::timestamptz[], $3::text[])
     WITH ORDINALITY AS wanted (granularity, time_bucket, event_name, place)
 WHERE EXISTS (

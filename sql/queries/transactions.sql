@@ -1,7 +1,7 @@
 -- Transactions on a caller's behalf: ingest/api/transactions.py
 
 -- on_behalf (role, claims, client_ip, user_agent, session_token, user_email, session_id, anonymise_ip, assignments_per_hour, statement_ms, lock_ms) --
--- `role` as SET LOCAL ROLE; the rest is what 002_rls_policies.sql says. All arguments are quoted constants, so that it
+-- `role` as by SET LOCAL ROLE; 002_rls_policies.sql describes the rest. All arguments are quoted constants, so that it
 -- is one round trip, and all of it ends with the transaction.
 SELECT set_config('role', {role}, true), set_config('request.jwt.claims', {claims}, true),
     set_config('app.client_ip', {client_ip}, true), set_config('app.user_agent', {user_agent}, true),

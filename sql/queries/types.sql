@@ -1,6 +1,6 @@
 -- types --
--- Every type that a column, an argument or a result may have; what it is made of is followed by oid. An array that is
--- one by its element's word, not one like int2vector; a row type with the kind of its relation.
+-- Every type that a column, an argument or a result may have; base and element types by oid. An array type only if its
+-- element type says so, which leaves out int2vector and its like; a row type with the kind of its relation.
 SELECT type.oid, home.nspname AS schema, type.typname AS name, type.typtype::text AS kind,
     nullif(type.typbasetype, 0) AS base,
     CASE WHEN element.typarray = type.oid THEN type.typelem END AS element,
@@ -11,8 +11,8 @@ LEFT JOIN pg_type AS element ON element.oid = type.typelem
 LEFT JOIN pg_class AS relation ON relation.oid = type.typrelid
 
 -- columns --
--- The columns of tables (partitions are none of their own), views and composite types. What may be written through a
--- view is asked of the view: 8 is INSERT and 4 is UPDATE, without what its triggers would do.
+-- The columns of tables (not of their partitions), views and composite types. Whether a view can be written to: 8 is
+-- INSERT and 4 is UPDATE, ignoring its triggers.
 SELECT home.nspname AS schema, relation.relname AS relation, relation.relkind::text AS relation_kind,
     col.attname AS name, col.atttypid AS type,
     NOT col.attnotnull AS is_nullable,
@@ -31,7 +31,7 @@ WHERE home.nspname = ANY ($1::text[])
 ORDER BY home.nspname, relation.relname, col.attname
 
 -- relationships --
--- Foreign keys within a schema: PostgREST joins none beyond it. One to one is where the columns are unique.
+-- Foreign keys within a schema: PostgREST joins no others. One to one if the columns are unique.
 SELECT home.nspname AS schema, relation.relname AS relation, key.conname AS name, there.relname AS referenced,
     ARRAY(
         SELECT col.attname::text FROM unnest(key.conkey) WITH ORDINALITY AS of_key (number, place)
@@ -66,8 +66,8 @@ GROUP BY home.nspname, type.typname
 ORDER BY home.nspname, type.typname
 
 -- functions --
--- What can be called by name: no trigger functions, no procedures, no aggregates, nothing of an extension. Modes are
--- i, o, b(oth), v(ariadic), t(able); NULL is all i.
+-- Functions that can be called by name: no trigger functions, procedures or aggregates, and none of an extension. Modes
+-- are i(n), o(ut), b(oth), v(ariadic), t(able); NULL means all i.
 SELECT home.nspname AS schema, function.proname AS name,
     function.prorettype AS result, function.proretset AS returns_set, function.pronargdefaults AS defaults,
     coalesce(function.proallargtypes, function.proargtypes::oid[]) AS types,
