@@ -138,20 +138,20 @@ def _metrics() -> str:
 
 `GET /metrics` answers in Prometheus' text format; [Operate](../how-to/operate.md#health-and-metrics) says who may
 read it. Each sample has the label `worker`, and `ingest serve` puts all its workers on one page. `process_…` and
-`python_…` are those of the Prometheus client.
+`python_…` come from the Prometheus client.
 
 `received = stored + duplicate + rejected + pending` holds at every moment; `ingest_events_unaccounted` is the
-difference, and is zero, or it is a bug.
+difference, and anything but zero is a bug.
 
-## Of collectors
+## Collectors
 
 | metric | type | |
 |---|---|---|
 {rows}
 
-## Of the rollup worker
+## Rollup worker
 
-On the same page with `ingest dev`; else at `rollup_port`.
+With `ingest dev` on the same page, otherwise at `rollup_port`.
 
 | metric | type | |
 |---|---|---|
