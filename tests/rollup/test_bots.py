@@ -1,4 +1,4 @@
-"""Bots, and what a browser fetches ahead of time, count nowhere unless they are asked for; one rule everywhere."""
+"""Events of bots and of prefetches are counted nowhere unless asked for; one rule everywhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from ingest.http.prefetch import is_made_ahead
 from ingest.rollup import kpis
 from ingest.rollup.buckets import Room
-from tests.support.aggregates import TOLD, Event, make_partitions
+from tests.support.aggregates import BY_DEFINITION, Event, make_partitions
 from tests.support.amounts import some_of
 from tests.support.experiment_results import NINE, TEN, counted, event, shown
 from tests.support.statistics import Asker, store
@@ -27,7 +27,7 @@ COUNTS = "count(*) AS events, count(DISTINCT person) AS users, count(DISTINCT vi
 
 
 def traffic(seed: int) -> list[Event]:
-    """People, bots, and prefetches of people: a browser that did both. A bot has names and values of its own, too."""
+    """People, bots, and a browser with events of both kinds, by prefetching. Bots also have names of their own."""
     random = Random(seed)
     events = []
     for _ in range(random.randrange(60, 160)):
@@ -49,15 +49,14 @@ def traffic(seed: int) -> list[Event]:
 
 
 @pytest.mark.parametrize("seed", some_of(range(4), 2))
-async def test_all_that_counts_agrees_with_one_query(ask: Asker, connection: asyncpg.Connection, seed: int):
+async def test_everything_that_counts_agrees_with_one_query(ask: Asker, connection: asyncpg.Connection, seed: int):
     await store(connection, *traffic(seed), room=Room(2, 1) if seed == 3 else Room(100, 100))
     for mode, condition in CONDITIONS.items():
-        told = (
-            f"SELECT * FROM ({TOLD}) AS told WHERE {condition} AND created_at >= '{START}' AND created_at < '{END}'"
-        )
+        window = f"created_at >= '{START}' AND created_at < '{END}'"
+        selected = f"SELECT * FROM ({BY_DEFINITION}) AS event WHERE {condition} AND {window}"
 
-        async def counts(where: str = "true", of: str = told) -> dict[str, int]:
-            return dict(await connection.fetchrow(f"SELECT {COUNTS} FROM ({of}) AS told WHERE {where}"))
+        async def counts(where: str = "true", of: str = selected) -> dict[str, int]:
+            return dict(await connection.fetchrow(f"SELECT {COUNTS} FROM ({of}) AS selected WHERE {where}"))
 
         asked: dict[str, Any] = {**RANGE, "bots": mode}
         for filters, where in (
@@ -79,7 +78,9 @@ async def test_all_that_counts_agrees_with_one_query(ask: Asker, connection: asy
                     assert {name: point[name] for name in ("events", "users", "sessions")} == await counts(own)
         for dimension in ("event", "country", "device_type"):
             of = "name" if dimension == "event" else dimension
-            rows = await connection.fetch(f"SELECT {of}::text AS value, count(*) FROM ({told}) AS told GROUP BY 1")
+            rows = await connection.fetch(
+                f"SELECT {of}::text AS value, count(*) FROM ({selected}) AS selected GROUP BY 1"
+            )
             answer = await ask("top", **asked, dimension=dimension)
             found = {row["value"]: row["events"] for row in answer["values"]}
             assert sum(found.values()) + answer.get("other", {"events": 0})["events"] == sum(row[1] for row in rows)
@@ -90,7 +91,7 @@ async def test_all_that_counts_agrees_with_one_query(ask: Asker, connection: asy
         retention = (await ask("retention", **asked))["cohorts"]
         assert sum(cohort["people"] for cohort in retention) == (await counts())["users"]
 
-    people = f"SELECT * FROM ({TOLD}) AS told WHERE {CONDITIONS['exclude']}"
+    people = f"SELECT * FROM ({BY_DEFINITION}) AS event WHERE {CONDITIONS['exclude']}"
     names = ("events_per_minute", "page_views", "sessions", "active_users", "bounce_rate", "session_length")
     await kpis.run_once(connection, datetime.now(UTC), [kpi for kpi in kpis.load() if kpi.name in names])
     for day in range((END - START).days):
@@ -110,14 +111,14 @@ async def test_all_that_counts_agrees_with_one_query(ask: Asker, connection: asy
         assert kept["bounce_rate"][1] == kept["session_length"][1] <= 24 * expected["sessions"]
 
 
-async def test_who_asks_for_bots_by_their_device_sees_them(ask: Asker, connection: asyncpg.Connection):
+async def test_a_filter_on_the_device_bot_includes_bots(ask: Asker, connection: asyncpg.Connection):
     await store(connection, Event(START, device_type="bot"), Event(START, device_type="mobile"))
     assert (await ask("totals", **RANGE))["events"] == 1
     assert (await ask("totals", **RANGE, device_type="bot"))["events"] == 1
     assert (await ask("totals", **RANGE, device_type="bot", bots="exclude"))["events"] == 0
     for mode, events in (("exclude", 1), ("only", 1), ("include", 2)):
-        told = await ask("totals", **RANGE, bots=mode)
-        assert (told["source"], told["events"]) == ("aggregates", events)
+        totals = await ask("totals", **RANGE, bots=mode)
+        assert (totals["source"], totals["events"]) == ("aggregates", events)
     assert (await ask.refused("metrics", bots="include"))[:2] == (400, "unknown_parameter")
 
 
@@ -152,11 +153,11 @@ NOT_AHEAD: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize(("headers", "ahead"), [(one, True) for one in AHEAD] + [(one, False) for one in NOT_AHEAD])
-async def test_what_is_fetched_ahead_is_stored_and_counts_nowhere(
+async def test_prefetches_are_stored_and_not_counted(
     ask: Asker, connection: asyncpg.Connection, headers: dict[str, str], ahead: bool
 ):
-    told = {"name": "page_view", "context": {"userAgent": CHROME}}
-    for body in ({"name": "page_view"}, [{"name": "page_view"}, told]):
+    with_agent = {"name": "page_view", "context": {"userAgent": CHROME}}
+    for body in ({"name": "page_view"}, [{"name": "page_view"}, with_agent]):
         answer = await ask.client.post(body, **{"User-Agent": CHROME}, **headers)
         assert answer.status == 200, answer.body
     for _ in range(200):
@@ -169,7 +170,7 @@ async def test_what_is_fetched_ahead_is_stored_and_counts_nowhere(
 
 @pytest.mark.parametrize(("headers", "ahead"), [(one, True) for one in AHEAD] + [(one, False) for one in NOT_AHEAD])
 async def test_plain_sql_knows_the_same_headers(connection: asyncpg.Connection, headers: dict[str, str], ahead: bool):
-    """As PostgREST tells them: names in lower case."""
+    """As PostgREST passes them: names in lower case."""
     lower = {name.lower(): value for name, value in headers.items()}
     titled = {name.title(): value for name, value in headers.items()}
     assert is_made_ahead(titled) == ahead

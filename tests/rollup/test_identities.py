@@ -1,5 +1,5 @@
-"""One person from the first page to the payment: tables, endpoints, plain SQL and Python agree, whatever came when;
-visits likewise."""
+"""One person from the first page to the payment: tables, endpoints, plain SQL and Python agree on people and visits,
+in whatever order events arrive."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def module_database(postgres: Server, template: str) -> Any:
 
 
 async def flush(connection: asyncpg.Connection, *flushes: Sequence[Event], most_links: int = 100) -> None:
-    """Each as a collector stores it, and rolled up by itself."""
+    """Store each group of events as a collector does, and roll it up separately."""
     ledger, rollup = Ledger(connection), Rollup(DIMENSION_NAMES, ROOM, most_links)
     for events in flushes:
         await make_partitions(connection, sorted({event.created_at.astimezone(UTC).date() for event in events}))
@@ -75,7 +75,7 @@ async def uniques(connection: asyncpg.Connection, granularity: str = "day") -> t
 
 
 async def waits(connection: asyncpg.Connection) -> list[str]:
-    """What is noted to be rebuilt because of who was whom."""
+    """The hours noted to be rebuilt because links have changed."""
     rows = await connection.fetch(
         "SELECT anonymous_id FROM analytics.stale_identities UNION ALL"
         " SELECT 'an hour' FROM analytics.stale_buckets WHERE granularity = 'hour'"
@@ -160,8 +160,8 @@ async def agree(url: str, populations: list[tuple[str, list[Event], bool, bool]]
         await check_visits(connection)
         for asked in FUNNELS:
             query = asking("funnel", asked)
-            told = await journeys.funnel(connection, query)
-            assert [step["people"] for step in told["steps"]] == funnel(query, events, known), asked
+            answer = await journeys.funnel(connection, query)
+            assert [step["people"] for step in answer["steps"]] == funnel(query, events, known), asked
         await check_people(connection)
     finally:
         await connection.close()
@@ -190,7 +190,7 @@ async def check_activity(connection: asyncpg.Connection, events: Sequence[Event]
 
 
 async def check_visits(connection: asyncpg.Connection) -> None:
-    """None is nearer to another of the same person than a silence; each begins with an event."""
+    """A person's visits are more than the silence apart, and each begins with an event."""
     near = await connection.fetch(
         "SELECT * FROM analytics.visits AS one JOIN analytics.visits AS other USING (person)"
         " WHERE one.started_at < other.started_at AND other.started_at - one.ended_at <= interval '30 minutes'"
@@ -204,14 +204,14 @@ async def check_visits(connection: asyncpg.Connection) -> None:
 
 
 async def check_people(connection: asyncpg.Connection) -> None:
-    """The counts of links are right, and users are those that events name."""
+    """The counts of links are right, and the users are those in the events."""
     rows = await connection.fetch(
         "SELECT user_id, links, (SELECT count(*) FROM analytics.identities WHERE identities.user_id = people.user_id)"
         " FROM analytics.people"
     )
     assert all(row[1] == row[2] for row in rows)
-    told = await connection.fetch("SELECT DISTINCT user_id FROM analytics.events WHERE user_id IS NOT NULL")
-    assert {row[0] for row in rows} == {row[0] for row in told}
+    users = await connection.fetch("SELECT DISTINCT user_id FROM analytics.events WHERE user_id IS NOT NULL")
+    assert {row[0] for row in rows} == {row[0] for row in users}
 
 
 def asking(endpoint: str, asked: str) -> Query:
@@ -221,7 +221,7 @@ def asking(endpoint: str, asked: str) -> Query:
 
 
 def funnel(query: Query, events: Sequence[Event], known: Any) -> list[int]:
-    """How many people did the steps, by trying to begin with each event."""
+    """How many people did each of the steps, by trying every event as the first."""
     own: dict[str, list[Event]] = {}
     for event in events:
         if (person := known[id(event)].person) is not None:
@@ -231,12 +231,12 @@ def funnel(query: Query, events: Sequence[Event], known: Any) -> list[int]:
 
 
 def depth(query: Query, events: Sequence[Event]) -> int:
-    """How many steps are done if the first of these events is the first of them."""
+    """How many steps are done if the first event is the first step."""
     done = 0
     for event in events:
         step = query.steps[done]
-        told = {"event": event.name, "type": event.type, "page": event.page_path}[step.kind]
-        if told != step.value or (step.kind == "page" and event.type != "page_view"):
+        value = {"event": event.name, "type": event.type, "page": event.page_path}[step.kind]
+        if value != step.value or (step.kind == "page" and event.type != "page_view"):
             if not done:
                 return 0
             continue
@@ -252,7 +252,7 @@ def depth(query: Query, events: Sequence[Event]) -> int:
 
 
 async def test_a_visitor_and_the_user_they_become_are_one_at_once(connection: asyncpg.Connection):
-    """The usual way: pages, a sign-up with both ids, then events of the user. Nothing is to be rebuilt."""
+    """The usual case: pages, a sign-up with both ids, then events of the user. Nothing needs to be rebuilt."""
     signs_up = [Event(NOW + 6 * MINUTE, "signup", user_id="ada", anonymous_id="b1")]
     uses = [Event(NOW + 9 * MINUTE, "use", user_id="ada"), Event(NOW + 9 * MINUTE, "use", anonymous_id="b1")]
     await flush(
@@ -260,14 +260,14 @@ async def test_a_visitor_and_the_user_they_become_are_one_at_once(connection: as
     )
     assert await uniques(connection) == (1, 1)
     assert await links(connection) == {"b1": "ada"}
-    # Whether a browser has the same id as the new user is looked for. None has.
+    # It looks for a browser with the same id as the new user. There is none.
     assert await waits(connection) == ["ada"]
     await identity_repairs.run_once(connection)
     assert await waits(connection) == []
     assert await stored(connection) == await expected(connection, ("minute", "hour", "day"))
 
 
-async def test_a_second_device_is_the_same_person_once_its_hours_are_made_anew(connection: asyncpg.Connection):
+async def test_a_second_device_is_the_same_person_once_its_hours_are_rebuilt(connection: asyncpg.Connection):
     await flush(
         connection,
         [Event(NOW - timedelta(days=2), anonymous_id="b1"), Event(NOW, user_id="ada", anonymous_id="b1")],
@@ -276,7 +276,7 @@ async def test_a_second_device_is_the_same_person_once_its_hours_are_made_anew(c
     )
     assert (await uniques(connection))[0] == 2
     assert sorted(await waits(connection)) == ["ada", "b2"]
-    # Until its hours are known they are not held to be wrong.
+    # Until its hours are known they are not reported as wrong.
     assert await differences(connection) == []
     assert await identity_repairs.run_once(connection) == 2
     rows = await connection.fetch(
@@ -292,8 +292,8 @@ async def test_a_second_device_is_the_same_person_once_its_hours_are_made_anew(c
     assert await stored(connection) == await expected(connection)
 
 
-async def test_the_earliest_link_wins_whenever_it_comes(connection: asyncpg.Connection):
-    """Two users of one browser are two people; what nobody did is the first one's, also when that is told last."""
+async def test_the_earliest_link_wins_whenever_it_arrives(connection: asyncpg.Connection):
+    """Two users of one browser are two people; anonymous events are the first one's, even if that link comes last."""
     bob, ada = (
         Event(NOW + 5 * MINUTE, "login", user_id="bob", anonymous_id="shared"),
         Event(NOW + 3 * MINUTE, "login", user_id="ada", anonymous_id="shared"),
@@ -306,7 +306,7 @@ async def test_the_earliest_link_wins_whenever_it_comes(connection: asyncpg.Conn
     rows = await connection.fetch("SELECT name, person FROM analytics.activity ORDER BY name, person")
     assert [tuple(row) for row in rows] == [("login", "ada"), ("login", "bob"), ("ping", "ada"), ("x", "ada")]
     assert await stored(connection) == await expected(connection)
-    # A later word of the first does not change who was first.
+    # A later event of the first one does not change who was first.
     await flush(connection, [Event(NOW + 4 * MINUTE, user_id="bob", anonymous_id="shared")])
     assert await links(connection) == {"shared": "ada"}
 
@@ -335,7 +335,7 @@ async def test_links_are_not_chained(connection: asyncpg.Connection):
 
 @pytest.mark.parametrize("first", ["a visitor", "a user"])
 async def test_one_id_for_a_browser_and_a_user(connection: asyncpg.Connection, first: str):
-    """Some clients take the user's id for both; and an id that was a browser's may turn out to be a user's."""
+    """Some clients use the user's id for both; and an id that was a browser's may turn out to be a user's."""
     as_browser, as_user = Event(NOW, anonymous_id="ada"), Event(NOW + MINUTE, user_id="ada", anonymous_id="b1")
     flushes = [[as_browser], [as_user]]
     await flush(connection, *(flushes if first == "a visitor" else flushes[::-1]))
@@ -345,7 +345,7 @@ async def test_one_id_for_a_browser_and_a_user(connection: asyncpg.Connection, f
     assert await stored(connection) == await expected(connection)
 
 
-async def test_one_user_cannot_take_everybody_in(connection: asyncpg.Connection):
+async def test_one_user_cannot_collect_everybodys_browsers(connection: asyncpg.Connection):
     everybody = [Event(NOW, anonymous_id=f"b{number}") for number in range(20)]
     claims = [Event(NOW + MINUTE, user_id="greedy", anonymous_id=f"b{number}") for number in range(20)]
     await flush(connection, everybody, claims[:5], claims[5:], most_links=7)
@@ -354,7 +354,7 @@ async def test_one_user_cannot_take_everybody_in(connection: asyncpg.Connection)
     await recognise(connection, DIMENSION_NAMES, ROOM)
     assert (await uniques(connection))[0] == 14
     assert await differences(connection) == []
-    # A browser that goes to another makes room for one more.
+    # A browser that moves to another user makes room for one more.
     await flush(connection, [Event(NOW, user_id="first", anonymous_id="b0")], most_links=7)
     await flush(connection, [Event(NOW + 2 * MINUTE, user_id="greedy", anonymous_id="b19")], most_links=7)
     known = await links(connection)
@@ -372,12 +372,12 @@ async def test_a_link_is_verified_by_its_event_or_a_later_one(connection: asyncp
     )
     rows = await connection.fetch("SELECT anonymous_id, verified FROM analytics.identities")
     assert dict(rows) == {"b1": True, "b2": True, "b3": False}
-    # Who was first after all has to be verified by themselves.
+    # A user found to be earlier has to be verified separately.
     await flush(connection, [login("bob", "b1", -1, None)])
     assert dict(await connection.fetch("SELECT anonymous_id, verified FROM analytics.identities"))["b1"] is False
 
 
-async def test_ids_that_are_too_long_for_the_tables_stop_nothing(connection: asyncpg.Connection):
+async def test_ids_too_long_for_the_tables_stop_nothing(connection: asyncpg.Connection):
     await make_partitions(connection, DAYS)
     long = "x" * 5000
     await flush(
@@ -389,8 +389,8 @@ async def test_ids_that_are_too_long_for_the_tables_stop_nothing(connection: asy
     assert (await uniques(connection))[0] == 3
 
 
-async def test_a_batch_without_timestamps_is_looked_for_once_and_not_by_pair(connection: asyncpg.Connection):
-    """Thousands of people at one time: the rows read are as many as there are events, not their square."""
+async def test_a_batch_without_timestamps_is_looked_up_once_and_not_by_pair(connection: asyncpg.Connection):
+    """Thousands of people at one time: the number of rows read is that of the events, not its square."""
     people = [Event(NOW, user_id=f"u{number}", anonymous_id=f"b{number}") for number in range(3000)]
     await make_partitions(connection, DAYS)
     await Ledger(connection).flush(people)
@@ -405,13 +405,13 @@ async def test_a_batch_without_timestamps_is_looked_for_once_and_not_by_pair(con
 
 
 def most_rows(plan: dict[str, Any]) -> float:
-    """The most rows that a step of a plan gave, or looked at for nothing."""
+    """The most rows that a node of a plan returned or filtered out."""
     vain = sum(value for name, value in plan.items() if name.startswith("Rows Removed by"))
     own = (plan["Actual Rows"] + vain) * plan["Actual Loops"]
     return float(max([own, *map(most_rows, plan.get("Plans", ()))]))
 
 
-async def test_who_comes_back_within_a_week_is_not_written_again(connection: asyncpg.Connection):
+async def test_a_person_who_returns_within_a_week_is_not_written_again(connection: asyncpg.Connection):
     await flush(connection, [Event(NOW, user_id="ada", anonymous_id="b1")])
     where = "SELECT ctid FROM {} WHERE last_seen_at <= now()"
     tables = ("analytics.identities", "analytics.people")
@@ -425,10 +425,10 @@ async def test_who_comes_back_within_a_week_is_not_written_again(connection: asy
         assert await connection.fetchval(f"SELECT last_seen_at > now() - interval '1 day' FROM {table}")
 
 
-async def test_an_erasure_is_not_undone_by_a_rollup_at_the_same_time(
+async def test_an_erasure_is_not_undone_by_a_concurrent_rollup(
     connection: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """The worker has read the person's events when they are deleted: it is waited for, and what it made goes too."""
+    """The worker has read the person's events when they are deleted: the erasure waits, and deletes its rows too."""
     await make_partitions(connection, DAYS)
     await Ledger(connection).flush(
         [Event(NOW, user_id="ada@example.com", anonymous_id="b1"), Event(NOW, user_id="bob")]
@@ -462,7 +462,7 @@ async def test_an_erasure_is_not_undone_by_a_rollup_at_the_same_time(
 
 
 async def until(url: str, query: str, number: int) -> None:
-    """Wait until a query counts so many."""
+    """Wait until a query returns this count."""
     connection = await connections.connect(url, purpose="tests")
     try:
         for _ in range(1500):
@@ -482,7 +482,7 @@ AT = datetime(2026, 1, 2, 12, tzinfo=UTC)
 @given(
     st.lists(st.lists(st.integers(0, 400), min_size=1, max_size=5), min_size=1, max_size=8),
 )
-def test_visits_are_the_same_however_events_come(minutes: list[list[int]]):
+def test_visits_are_the_same_in_whatever_order_events_arrive(minutes: list[list[int]]):
     known: list[Visit] = []
     gone: list[Visit] = []
     for some in minutes:
@@ -499,7 +499,7 @@ def test_visits_are_the_same_however_events_come(minutes: list[list[int]]):
         assert other.started_at - one.ended_at > timedelta(minutes=30)
 
 
-def test_a_silence_of_just_thirty_minutes_ends_no_visit():
+def test_a_silence_of_exactly_thirty_minutes_ends_no_visit():
     moments = [AT, AT + timedelta(minutes=30), AT + timedelta(minutes=60, microseconds=1)]
     found = visits.joined("ada", (), moments).visits
     assert [(visit.started_at, visit.ended_at) for visit in found] == [(AT, moments[1]), (moments[2], moments[2])]
@@ -519,13 +519,13 @@ async def test_an_event_that_joins_two_visits(connection: asyncpg.Connection):
     assert await sessions() == 2
     await recognise(connection, DIMENSION_NAMES, ROOM)
     assert await sessions() == 1
-    # One that comes late at an end makes nothing anew.
+    # A late event at either end has nothing rebuilt.
     await flush(connection, [Event(NOW - timedelta(hours=4, minutes=20), user_id="ada")])
     assert (await sessions(), await waits(connection)) == (1, [])
 
 
-async def test_visits_of_clients_that_tell_no_session(connection: asyncpg.Connection):
-    """What Segment's SDKs send, pages of a visitor, an identify, tracks: sessions, bounces and lengths of them."""
+async def test_visits_of_clients_that_send_no_session(connection: asyncpg.Connection):
+    """Messages of Segment's SDKs (pages of a visitor, an identify, tracks): their sessions, bounces and lengths."""
 
     def did(person: str, *minutes: int, type: str = "page_view") -> list[Event]:
         return [
@@ -538,23 +538,23 @@ async def test_visits_of_clients_that_tell_no_session(connection: asyncpg.Connec
         connection,
         [*did("bounces", 1), *did("reads", 2, 10), signs_up],
         [Event(hour + 20 * MINUTE, "pays", "conversion", user_id="ada"), *did("comes twice", 0, 5, 40, 45)],
-        # Of a job at night, say: no visit.
+        # For example, of a nightly job: no visit.
         [Event(hour, "identify", "system", user_id=f"synchronised {number}") for number in range(9)],
-        [Event(hour + MINUTE, "page_view", "page_view", session_id="told"), *did("bot", 3)],
+        [Event(hour + MINUTE, "page_view", "page_view", session_id="sent"), *did("bot", 3)],
     )
     assert (await uniques(connection))[1] == 6
     await connection.execute("UPDATE analytics.events SET device_type = 'bot' WHERE anonymous_id = 'bot'")
     await kpis.run_once(connection, hour + timedelta(hours=2), kpis.load())
-    told = await connection.fetchrow(
+    row = await connection.fetchrow(
         "SELECT value_numeric, sample_count FROM analytics.metrics"
         " WHERE name = 'bounce_rate' AND granularity = 'hour'"
     )
-    # bounces, told; ada; the first of two visits, and the second.
-    assert (float(told["value_numeric"]), told["sample_count"]) == (0.4, 5)
-    told = await connection.fetchrow(
+    # Bounces are "bounces" and "sent"; ada has one visit, "comes twice" two.
+    assert (float(row["value_numeric"]), row["sample_count"]) == (0.4, 5)
+    row = await connection.fetchrow(
         "SELECT value_numeric FROM analytics.metrics WHERE name = 'session_length' AND granularity = 'hour'"
     )
-    assert float(told["value_numeric"]) == (18 + 5 + 5) * 60 / 5
+    assert float(row["value_numeric"]) == (18 + 5 + 5) * 60 / 5
     rows = await connection.fetch(
         "SELECT count(DISTINCT visit) AS visits FROM analytics.activity WHERE person = 'ada' OR type = 'system'"
     )
@@ -564,10 +564,10 @@ async def test_visits_of_clients_that_tell_no_session(connection: asyncpg.Connec
 # Bounds.
 
 
-async def test_hours_that_could_wait_do_not_keep_others_waiting(
+async def test_hours_noted_for_later_do_not_delay_others(
     connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    """Whoever makes up links has hours rebuilt for some seconds of a minute; an erasure's come first."""
+    """Made-up links take up only some seconds of a minute for rebuilding hours; those of an erasure come first."""
     await make_partitions(connection, DAYS)
     await Ledger(connection).flush([Event(NOW, user_id="ada")])
     await Rollup(DIMENSION_NAMES, ROOM).run_once(connection)
@@ -591,7 +591,7 @@ async def test_hours_that_could_wait_do_not_keep_others_waiting(
     assert await stored(connection) == await expected(connection, ("minute", "hour", "day"))
 
 
-async def test_many_browsers_are_looked_for_at_once_and_a_few_at_a_time(connection: asyncpg.Connection):
+async def test_browsers_are_looked_up_in_groups_of_limited_size(connection: asyncpg.Connection):
     await make_partitions(connection, DAYS)
     await connection.execute(
         "INSERT INTO analytics.stale_identities (anonymous_id) SELECT 'b' || n FROM generate_series(1, 25) AS n"
@@ -603,7 +603,7 @@ async def test_many_browsers_are_looked_for_at_once_and_a_few_at_a_time(connecti
 
 
 async def test_forty_people_whose_steps_have_one_time(start: Any, database_url: str):
-    """In the order in which they were sent, whatever their ids."""
+    """They count in the order of sending, whatever their ids."""
     ask = Asker(await start(admin_keys=["another", "a secret of the analysts"]))
     for number in range(40):
         batch = [{"name": name, "user_id": f"u{number}"} for name in ("na", "nb")]
@@ -632,10 +632,10 @@ async def test_steps_by_type_and_page_and_names_with_commas(start: Any, connecti
         ('plain,"plain"', [1, 0]),
         ("type:user_action,type:user_action", [2, 1]),
     ):
-        told = await ask("funnel", {"steps": steps})
-        assert [step["people"] for step in told["steps"]] == numbers, steps
-    told = await ask("funnel", [("step", "type:page_view"), ("step", "a,b"), ("step", 'a"b,c"')])
-    assert [(step["step"], step["people"]) for step in told["steps"]] == [
+        answer = await ask("funnel", {"steps": steps})
+        assert [step["people"] for step in answer["steps"]] == numbers, steps
+    answer = await ask("funnel", [("step", "type:page_view"), ("step", "a,b"), ("step", 'a"b,c"')])
+    assert [(step["step"], step["people"]) for step in answer["steps"]] == [
         ("type:page_view", 1),
         ("a,b", 1),
         ('a"b,c"', 1),
@@ -665,7 +665,7 @@ from visitors
 
 
 async def test_the_seed_data_has_one_funnel(start: Any, connection: asyncpg.Connection, database_url: str):
-    """Over HTTP, by the view, and by the query of docs/queries, to the person."""
+    """Over HTTP, by the view, and by the query in docs/queries, exactly."""
     ask = Asker(await start(admin_keys=["another", "a secret of the analysts"]))
     await load(connection, anchor=datetime.now(UTC))
     rollup = Rollup(DIMENSION_NAMES, ROOM)
@@ -682,17 +682,17 @@ async def test_the_seed_data_has_one_funnel(start: Any, connection: asyncpg.Conn
         "to": until.isoformat(),
     }
 
-    told = [step["people"] for step in (await ask("funnel", asked))["steps"]]
+    people = [step["people"] for step in (await ask("funnel", asked))["steps"]]
     query = SEEDED.replace("{without_bots}", "and device_type is distinct from 'bot'")
-    assert told == list(await connection.fetchrow(query, since, until))
-    assert told[0] >= 1000 > told[1] > told[2] > 50
+    assert people == list(await connection.fetchrow(query, since, until))
+    assert people[0] >= 1000 > people[1] > people[2] > 50
 
     kinds = ("desktop", "mobile", "tablet", "other")
     by_kind = [
         [step["people"] for step in (await ask("funnel", asked | {"device_type": kind}))["steps"]] for kind in kinds
     ]
     without_bots = [sum(numbers) for numbers in zip(*by_kind, strict=True)]
-    assert without_bots == told
+    assert without_bots == people
     stages = {row[0]: int(row[1]) for row in rows_of(ask_file(FUNNEL, database_url))}
     assert [stages[stage] for stage in ("visit", "signup", "lead")] == without_bots
 

@@ -1,4 +1,4 @@
-"""KPIs: the file they are in, their windows, and each figure by hand."""
+"""KPIs: their file, their windows, and each figure computed by hand."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ async def test_figures_of_aggregates(connection: asyncpg.Connection):
     names = ("events_per_minute", "page_views", "sessions", "active_users")
     assert await compute(connection, *names) > 0
     assert await value(connection, "events_per_minute", "minute", at(minutes=5)) == 7
-    # Of half an hour, as the hour is not over.
+    # Over half an hour, as the hour is not over.
     assert await value(connection, "events_per_minute", "hour", HOUR) == Decimal("0.23333333")
     assert await value(connection, "page_views", "hour", HOUR) == 6
     assert await value(connection, "page_views", "day", DAY) == 7
@@ -166,9 +166,9 @@ async def test_figures_of_aggregates(connection: asyncpg.Connection):
     assert await value(connection, "sessions", "hour", HOUR) == 6
     assert await value(connection, "sessions", "day", DAY) == 6
     assert await value(connection, "active_users", "day", DAY) == 4
-    told = await connection.fetchrow("SELECT * FROM analytics.metrics WHERE name = 'page_views' LIMIT 1")
-    assert (told["source"], told["type"], told["aggregation"]) == ("kpis", "counter", "sum")
-    assert told["description"].startswith("Page views")
+    row = await connection.fetchrow("SELECT * FROM analytics.metrics WHERE name = 'page_views' LIMIT 1")
+    assert (row["source"], row["type"], row["aggregation"]) == ("kpis", "counter", "sum")
+    assert row["description"].startswith("Page views")
 
 
 async def test_page_views_are_without_bots(connection: asyncpg.Connection):
@@ -195,7 +195,7 @@ async def test_bounces_and_lengths_of_sessions(connection: asyncpg.Connection):
     assert (mean, sessions) == (20, 2)
     assert (beside["p50"], beside["p95"]) == (20, 38)
     assert beside["histogram"] == {"10": 1, "30": 1, "60": 2, "180": 2, "600": 2, "1800": 2, "3600": 2}
-    # A day is its hours, weighted.
+    # A day is the weighted average of its hours.
     assert (await figures(connection, "bounce_rate", "day", DAY))["{}"] == (Decimal("0.33333333"), None, 3)
     mean, beside, sessions = (await figures(connection, "session_length", "day", DAY))["{}"]
     assert (mean, sessions) == (Decimal("14.00000000"), 3)
@@ -249,7 +249,7 @@ async def test_leads_and_their_rates(connection: asyncpg.Connection):
         '{"status": "lost"}': 1,
     }
 
-    # A source that has no lead any more has no figure any more.
+    # A source that no longer has leads no longer has a figure.
     await connection.execute("UPDATE marketing.leads SET deleted_at = now() WHERE source = 'demo-request'")
     await compute(connection, "leads_by_source")
     assert set(await figures(connection, "leads_by_source", "day", DAY)) == {'{"source": "newsletter-signup"}'}
@@ -337,7 +337,7 @@ async def test_ingestion_lag(connection: asyncpg.Connection):
 # Recent and closed.
 
 
-async def test_recent_windows_and_those_that_changed_are_computed_again(connection: asyncpg.Connection):
+async def test_recent_and_changed_windows_are_recomputed(connection: asyncpg.Connection):
     await stored_and_rolled_up(
         connection, Event(at(minutes=5), type="page_view"), Event(at(hours=20), type="page_view")
     )
@@ -357,7 +357,7 @@ async def test_recent_windows_and_those_that_changed_are_computed_again(connecti
 async def test_windows_missed_in_an_outage_are_computed(connection: asyncpg.Connection):
     await stored_and_rolled_up(connection, *[Event(at(hours=n), type="page_view") for n in range(30)])
     await compute(connection, "page_views", now=at(hours=20))
-    # What is computed every second must not hide what was missed.
+    # The open windows, computed every second, must not hide the missed ones.
     await kpis.run_once(connection, NOW, [ALL["page_views"]], only_open=True)
     assert await value(connection, "page_views", "hour", HOUR - timedelta(hours=10)) is None
     await compute(connection, "page_views")
@@ -365,7 +365,7 @@ async def test_windows_missed_in_an_outage_are_computed(connection: asyncpg.Conn
         assert await value(connection, "page_views", "hour", HOUR - timedelta(hours=hours)) == 1
 
 
-async def test_one_that_fails_is_named_and_stops_no_other(connection: asyncpg.Connection):
+async def test_a_failing_kpi_is_named_and_stops_no_other(connection: asyncpg.Connection):
     await stored_and_rolled_up(connection, Event(at(minutes=5), type="page_view"))
     broken = ALL["leads_by_source"]._replace(name="broken", query="SELECT '{}' AS dimensions, 1 / 0 AS value_numeric")
     with pytest.raises(IngestError, match=r"^KPIs that could not be computed: broken$"):
@@ -374,7 +374,7 @@ async def test_one_that_fails_is_named_and_stops_no_other(connection: asyncpg.Co
 
 
 @pytest.mark.parametrize("name", [kpi.name for kpi in ALL.values() if kpi.from_events])
-async def test_what_reads_events_reads_the_days_of_its_window_alone(connection: asyncpg.Connection, name: str):
+async def test_kpis_from_events_read_only_the_days_of_their_window(connection: asyncpg.Connection, name: str):
     await make_partitions(connection, [DAY.date() + timedelta(days=n) for n in range(-5, 3)])
     query, arguments = kpis._bound(ALL[name].query, HOUR, NOW, "hour")
     plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {query}", *arguments))

@@ -1,4 +1,4 @@
-"""KPIs of windows that are over learn of what comes late, or is erased, exactly once, whatever dies in between."""
+"""KPIs of past windows are recomputed after late events and erasures, once each, whatever crashes in between."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TABLES = (
 
 @pytest.fixture(autouse=True)
 def _few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of those that are computed anyway: what is shown here is about the others."""
+    """Windows that are computed anyway; these tests are about the others."""
     monkeypatch.setattr(kpis, "_BACK", kpis._RECENT)
 
 
@@ -46,7 +46,7 @@ async def roll_up(connection: asyncpg.Connection) -> None:
 
 
 async def kept(connection: asyncpg.Connection) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """Every row that may change with events."""
+    """Every row of a KPI that events may change."""
     rows = await connection.fetch(
         "SELECT name, granularity::text, time_window_start, dimensions::text, time_window_end, value_numeric,"
         " value_json::text, sample_count FROM analytics.metrics WHERE name = ANY ($1::text[])",
@@ -56,7 +56,7 @@ async def kept(connection: asyncpg.Connection) -> dict[tuple[Any, ...], tuple[An
 
 
 async def from_scratch(connection: asyncpg.Connection, now: datetime) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """The same after all of it was thrown away and rebuilt, as by `ingest rollup rebuild`."""
+    """The rows of `stored` after everything was deleted and rebuilt, as by `ingest rollup rebuild`."""
     for table in ("metrics", "event_aggregations", "stale_metrics"):
         await connection.execute(f"DELETE FROM analytics.{table}")
     hours = await connection.fetch("SELECT DISTINCT date_trunc('hour', created_at, 'UTC') FROM analytics.events")
@@ -69,7 +69,7 @@ async def from_scratch(connection: asyncpg.Connection, now: datetime) -> dict[tu
 
 
 async def page_views(connection: asyncpg.Connection, now: datetime) -> dict[tuple[str, datetime], int]:
-    """Page views of windows from nothing but the events, in other words than the KPI's."""
+    """Page views per window, from events only: independent of the KPI's query."""
     rows = await connection.fetch(
         "SELECT granularity, date_trunc(granularity, created_at, 'UTC'), count(*) FROM analytics.events,"
         " unnest('{hour,day,week,month}'::text[]) AS granularity WHERE type = 'page_view' AND created_at < $1"
@@ -85,11 +85,11 @@ async def check(connection: asyncpg.Connection, now: datetime) -> None:
     assert views == await page_views(connection, now)
     left = await connection.fetch("SELECT granularity::text, time_window_start FROM analytics.stale_metrics")
     assert all(tallies.following(*row) > now for row in left)
-    anew = await from_scratch(connection, now)
-    assert found == anew
+    recomputed = await from_scratch(connection, now)
+    assert found == recomputed
 
 
-# Ages of many kinds: within what is computed again anyway, hours, days with and without a row, near borders.
+# Various ages: within the windows that are recomputed anyway, hours, days with and without a row, near borders.
 AGES = st.one_of(
     st.integers(1, 4 * 3600).map(lambda second: timedelta(seconds=second)),
     st.integers(4, 40).map(lambda hour: timedelta(hours=hour, minutes=hour)),
@@ -136,7 +136,7 @@ async def take(url: str, steps: list[tuple[str, Any]]) -> None:
                     await ledger.flush(argument)
                     await roll_up(connection)
                 case "kpis":
-                    # As if it had been some days ago: most windows are over and computed when the next event comes.
+                    # As if it were some days ago: most windows are over and computed when the next event arrives.
                     await kpis.run_once(connection, NOW - timedelta(days=argument), ALL)
                 case "die":
                     await die_while_computing(url, argument)
@@ -156,7 +156,7 @@ async def take(url: str, steps: list[tuple[str, Any]]) -> None:
 
 
 async def die_while_computing(url: str, statements: int) -> None:
-    """A worker whose connection is cut after so many statements."""
+    """A worker whose connection is cut after this many statements."""
     async with connected(url) as connection:
         done = 0
 
@@ -205,8 +205,8 @@ async def test_fifty_page_views_of_five_hours_ago(connection: asyncpg.Connection
     assert row("bounce_rate", "day", long_ago) == (1, None, 50)
 
 
-async def test_what_is_noted_while_it_is_computed_stays_noted(connection: asyncpg.Connection, database_url: str):
-    """The note that was read is forgotten, and no other that took its place."""
+async def test_a_window_noted_while_it_is_computed_stays_noted(connection: asyncpg.Connection, database_url: str):
+    """Only the note that was read is forgotten, not one that replaced it."""
     bucket = ("hour", kpis.open_window("hour", NOW - timedelta(days=9)).start)
     await stale_metrics.note_buckets(connection, [bucket])
     (read,) = await stale_metrics.noted(connection, "aggregates", NOW)
@@ -227,7 +227,7 @@ async def test_what_is_noted_while_it_is_computed_stays_noted(connection: asyncp
 
 
 @pytest.mark.parametrize("source", kpis.SOURCES)
-async def test_one_that_fails_is_tried_again(connection: asyncpg.Connection, source: str):
+async def test_a_failing_kpi_is_tried_again(connection: asyncpg.Connection, source: str):
     late = NOW - timedelta(days=9)
     await make_partitions(connection, [late.date()])
     await Ledger(connection).flush([Event(late, "page_view", "page_view", session_id="s")])
@@ -244,7 +244,7 @@ async def test_one_that_fails_is_tried_again(connection: asyncpg.Connection, sou
     await check(connection, NOW)
 
 
-async def test_what_cannot_be_computed_again_stays(connection: asyncpg.Connection):
+async def test_kpis_whose_source_is_gone_stay(connection: asyncpg.Connection):
     """Minutes are kept for a week, events for some months: their KPIs stay as they were."""
     long_ago = NOW - timedelta(days=40)
     day = date(long_ago.year, long_ago.month, long_ago.day)

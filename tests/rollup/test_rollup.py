@@ -1,4 +1,4 @@
-"""Aggregates are what one GROUP BY over the events gives, whatever came in which order and who died meanwhile."""
+"""Aggregates equal one GROUP BY over the events, in whatever order these arrive and whatever crashes meanwhile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rollup(**changed: Any) -> Rollup:
 
 
 async def roll_up(connection: asyncpg.Connection, room: Room = ROOM) -> int:
-    """Everything that waits, weeks and months too; how many events."""
+    """Roll up everything that is waiting, including weeks and months. Returns the number of events."""
     one = rollup(room=room)
     total = 0
     for _ in range(100):
@@ -123,7 +123,7 @@ async def interleave(url: str, steps: list[tuple[str, int, list[Event]]]) -> Non
 
 
 async def die_while_rolling_up(url: str, statements: int) -> None:
-    """A worker whose connection is cut after so many statements of its transaction."""
+    """A worker whose connection is cut after this many statements of its transaction."""
     async with connected(url) as connection:
         done = 0
 
@@ -167,7 +167,7 @@ async def test_borders_to_the_microsecond(connection: asyncpg.Connection):
 # Uniques.
 
 
-async def test_many_users_are_estimated_within_the_bound_and_alike_however_they_came(connection: asyncpg.Connection):
+async def test_many_users_are_estimated_within_the_bound_and_alike_in_any_order(connection: asyncpg.Connection):
     await make_partitions(connection, DAYS)
     ledger = Ledger(connection)
     people = [
@@ -190,7 +190,7 @@ async def test_many_users_are_estimated_within_the_bound_and_alike_however_they_
 
 @pytest.mark.parametrize("people", [310, 700, 1000, 2300])
 async def test_an_estimate_is_never_above_the_events(connection: asyncpg.Connection, people: int):
-    """Each event of another user in another session, then events of nobody."""
+    """Events of distinct users in distinct sessions, then anonymous ones without a session."""
     await make_partitions(connection, DAYS)
     ledger = Ledger(connection)
     for seed in range(3):
@@ -210,7 +210,7 @@ async def test_an_estimate_is_never_above_the_events(connection: asyncpg.Connect
 # Room.
 
 
-async def test_what_a_bucket_has_no_room_for_is_other(connection: asyncpg.Connection):
+async def test_names_and_values_without_room_are_counted_as_other(connection: asyncpg.Connection):
     await make_partitions(connection, DAYS)
     ledger = Ledger(connection)
     room = Room(names=2, values=2)
@@ -236,7 +236,7 @@ async def test_what_a_bucket_has_no_room_for_is_other(connection: asyncpg.Connec
         }
     assert await differences(connection) == []
 
-    # Made anew, there is no more room than before.
+    # After a rebuild there is no more room than before.
     await rebuild.note(connection, NOW, NOW + timedelta(hours=1))
     await rebuild.run_once(connection, DIMENSION_NAMES, room)
     assert await stored(connection) == rows
@@ -268,7 +268,7 @@ async def test_a_long_value_is_cut(connection: asyncpg.Connection):
 
 
 async def test_events_are_found_by_the_ends_of_partitions_and_without_them(connection: asyncpg.Connection):
-    """The same worker over many flushes, small and large, and a new one that knows no end."""
+    """By one worker over many flushes, small and large, and by a new one that knows no ends."""
     await make_partitions(connection, DAYS)
     ledger, one = Ledger(connection), rollup()
     for _ in range(12):
@@ -286,7 +286,7 @@ async def test_events_are_found_by_the_ends_of_partitions_and_without_them(conne
 
 
 async def test_pages_that_are_filled_again(connection: asyncpg.Connection):
-    """Rows that VACUUM made room for are before the end of the partition; the ledger tells that some are missing."""
+    """Rows in space freed by VACUUM are before the end of the partition; the ledger shows that some are missing."""
     await make_partitions(connection, DAYS)
     ledger, one = Ledger(connection), rollup()
     await ledger.flush([Event(NOW, user_id=f"u{n}", page_path="x" * 250) for n in range(12_000)])

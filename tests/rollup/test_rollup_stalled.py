@@ -1,4 +1,4 @@
-"""Flushes that wait and are not rolled up are an error in the log, in /readyz and in a metric, whatever the cause."""
+"""If waiting flushes are not rolled up, the log, /readyz and a metric report it, whatever the cause."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.service import request, wait_until
 
 SECONDS = 90
 WORDS = r"(nothing rolled up for \d+ s while \d+ flushes|for \d+ s the database has not reported what is waiting)"
-TOLD = f"(?i)error.*{WORDS}"
+ERROR_LINE = f"(?i)error.*{WORDS}"
 GOES_ON = "rollup has resumed"
 
 LOCKS = {
@@ -39,7 +39,7 @@ LOCKS = {
     "a lock on the events": "LOCK TABLE analytics.events IN ACCESS EXCLUSIVE MODE",
     "nobody can look": "LOCK TABLE analytics.flushes IN ACCESS EXCLUSIVE MODE",
 }
-"""What another transaction does, until it ends."""
+"""Statements of another transaction, until it ends."""
 
 FAULTS = {
     "a trigger that fails": (
@@ -66,7 +66,7 @@ FAULTS = {
         " $$ BEGIN PERFORM pg_sleep(1000); RETURN NEW; END $$;"
         " CREATE TRIGGER wait BEFORE INSERT ON analytics.event_aggregations"
         " FOR EACH ROW EXECUTE FUNCTION public.wait()",
-        # And what waits in it is ended, as an administrator would.
+        # And the waiting backend is terminated, as by an administrator.
         "DROP FUNCTION public.wait CASCADE",
     ),
     "a lead that nobody gives back": (
@@ -77,7 +77,7 @@ FAULTS = {
         "UPDATE analytics.leases SET expires_at = now() WHERE name = 'rollup'",
     ),
 }
-"""What is done to the database, and what mends it."""
+"""Faults of the database: the statement that causes it, and the one that repairs it."""
 
 END_SLEEPERS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -87,7 +87,7 @@ END_SLEEPERS = (
 
 @asynccontextmanager
 async def kept_from(cause: str, connection: asyncpg.Connection, database_url: str) -> AsyncIterator[None]:
-    """As long as the block runs nothing can be rolled up."""
+    """While the block runs nothing can be rolled up."""
     if cause in LOCKS:
         other = await connections.connect(database_url, purpose="tests")
         try:
@@ -101,7 +101,7 @@ async def kept_from(cause: str, connection: asyncpg.Connection, database_url: st
     await connection.execute(fault)
     yield
     if cause == "a trigger that never ends":
-        # It holds a lock on what is to be mended.
+        # It holds a lock on the function to be repaired.
         await connection.execute("ALTER FUNCTION public.wait() RENAME TO waited")
         await connection.execute("CREATE OR REPLACE FUNCTION public.waited() RETURNS trigger LANGUAGE plpgsql AS"
                                  " $$ BEGIN RETURN NEW; END $$")  # fmt: skip
@@ -120,7 +120,7 @@ def stalled(worker: RollupProcess) -> float:
 
 
 @pytest.mark.parametrize("cause", some_of([*LOCKS, *FAULTS], 4))
-async def test_whatever_keeps_flushes_from_being_rolled_up_is_told_everywhere(
+async def test_whatever_stops_the_rollup_is_reported_everywhere(
     connection: asyncpg.Connection, database_url: str, tmp_path: Path, cause: str
 ):
     await partitions.ensure_ahead(connection, today=datetime.now(UTC).date(), days_ahead=1)
@@ -138,13 +138,13 @@ async def test_whatever_keeps_flushes_from_being_rolled_up_is_told_everywhere(
         async with kept_from(cause, connection, database_url):
             worker.start()
             await asyncio.to_thread(
-                wait_until, lambda: worker.is_up() and stalled(worker) == 1, SECONDS, "the metric tells of it"
+                wait_until, lambda: worker.is_up() and stalled(worker) == 1, SECONDS, "the metric reports it"
             )
-            status, told = await asyncio.to_thread(readiness, worker)
-            assert status == 503, told
-            assert re.match(WORDS, str(told["reason"])), told
+            status, body = await asyncio.to_thread(readiness, worker)
+            assert status == 503, body
+            assert re.match(WORDS, str(body["reason"])), body
             await asyncio.to_thread(
-                wait_until, lambda: re.search(TOLD, worker.log_text()) is not None, 20, "the log tells of it"
+                wait_until, lambda: re.search(ERROR_LINE, worker.log_text()) is not None, 20, "the log reports it"
             )
         await asyncio.to_thread(
             wait_until, lambda: stalled(worker) == 0 and readiness(worker)[0] == 200, SECONDS, "it goes on"

@@ -1,4 +1,4 @@
-"""Sketches: exact while small, within the bound beyond, and the same number whatever way the values took."""
+"""Sketches: exact while small, within the bound beyond, and the same number however they were built."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_many_are_within_the_bound(size: int):
     seed=st.randoms(use_true_random=False),
     together=st.lists(st.booleans(), min_size=13, max_size=13),
 )
-def test_the_number_does_not_depend_on_the_way(size, cuts, seed, together):
+def test_the_number_does_not_depend_on_the_order_of_merges(size, cuts, seed, together):
     values = [f"user-{n}" for n in range(size)]
     expected = sketches.count(sketches.new(values))
     seed.shuffle(values)
@@ -41,8 +41,8 @@ def test_the_number_does_not_depend_on_the_way(size, cuts, seed, together):
     for place, (start, end) in enumerate(pairwise(borders)):
         waiting = waiting.plus(Distinct(set(values[start:end])))
         if together[place] or end == size:
-            stored, told = waiting.added_to(stored)
-            number = number if told is None else told
+            stored, count = waiting.added_to(stored)
+            number = number if count is None else count
             waiting = Distinct(set())
     assert number == expected
     assert stored is not None
@@ -51,6 +51,6 @@ def test_the_number_does_not_depend_on_the_way(size, cuts, seed, together):
 
 
 @pytest.mark.parametrize("stored", [b"", b"x", b"not a sketch at all", bytes(100)])
-def test_what_is_no_sketch_is_refused(stored: bytes):
+def test_bytes_that_are_no_sketch_are_refused(stored: bytes):
     with pytest.raises(ValueError, match="not an HLL sketch"):
         sketches.load(stored)

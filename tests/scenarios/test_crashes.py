@@ -33,8 +33,8 @@ def ledger(dsn: str) -> tuple[int, int]:
 
 @pytest.mark.longer
 def test_random_kills_lose_nothing_and_store_nothing_twice(mortal, tmp_path):
-    """kill -9 of the collector or of Postgres, at random moments under load, the next often before the last is
-    mended. Clients send again what was not acknowledged."""
+    """kill -9 of the collector or of Postgres, at random moments under load, the next often before recovery from the
+    last. Clients retry what was not acknowledged."""
     chance = random.Random(20260102)
     service = Service(tmp_path / "data", mortal.dsn, "--segment-bytes", "1MiB", "--journal-max-bytes", "64MiB")
     with running(service):
@@ -67,8 +67,8 @@ def test_random_kills_lose_nothing_and_store_nothing_twice(mortal, tmp_path):
     assert metrics["ingest_events_unaccounted"] == 0
 
 
-def test_what_was_never_acknowledged_may_be_there_but_nothing_else(mortal, tmp_path):
-    """Clients that do not try again: the table holds all that was acknowledged, and else only what was sent."""
+def test_the_table_holds_only_events_that_were_sent(mortal, tmp_path):
+    """Clients that do not retry: the table holds everything acknowledged, and nothing that was not sent."""
     service = Service(tmp_path / "data", mortal.dsn)
     with running(service):
         clients = [StubbornClient(service.url, only_once=True) for _ in range(CLIENTS)]
@@ -89,8 +89,8 @@ def test_what_was_never_acknowledged_may_be_there_but_nothing_else(mortal, tmp_p
 
 
 def test_the_books_balance_across_a_restart_with_postgres_down(mortal, tmp_path):
-    """Events accepted while Postgres is down, then kill -9: the next process takes them over as recovered, counts
-    them as pending, and as stored when Postgres is back."""
+    """Events accepted while Postgres is down, then kill -9: the next process recovers them, counts them as pending,
+    and as stored when Postgres is back."""
     service = Service(tmp_path / "data", mortal.dsn)
     with running(service):
         assert service.post("/v1/events", [{"name": "before"}])[0] == 200
@@ -129,7 +129,7 @@ def _names(dsn: str) -> list[str]:
 
 
 def test_sigterm_under_load_answers_what_is_in_flight_and_stores_what_was_accepted(mortal, tmp_path):
-    """A second SIGTERM is harmless. When the process is gone, all that was acknowledged is in the table already."""
+    """A second SIGTERM is harmless. When the process ends, everything acknowledged is in the table."""
     import signal
 
     service = Service(tmp_path / "data", mortal.dsn)

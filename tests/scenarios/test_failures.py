@@ -1,4 +1,4 @@
-"""The table of failures in the design: each row of it, provoked for real."""
+"""Each row of the table of failures in docs/explanation/guarantees.md, provoked for real."""
 
 from __future__ import annotations
 
@@ -99,18 +99,18 @@ def test_a_collector_with_a_journal_starts_and_accepts_while_postgres_is_down(mo
 
 
 def serving(service: Service) -> set[str]:
-    """The workers that serve, by their numbers."""
+    """The numbers of the workers that serve."""
     return set(re.findall(r'worker="(\d+)"', service.get("/metrics")[1]))
 
 
-def test_a_worker_added_while_postgres_is_down_waits_and_takes_nobody_down(mortal, tmp_path):
+def test_a_worker_added_while_postgres_is_down_waits_and_stops_no_other(mortal, tmp_path):
     with running(Service(tmp_path / "data", mortal.dsn)) as alone:
         alone.post("/v1/events", batch(5))
         alone.wait_stored()
     kill_postgres(mortal)
     with running(Service(tmp_path / "data", mortal.dsn, "--workers", "2", "--database-wait-seconds", "0.2")) as two:
         wait_until(lambda: "waiting for the database" in two.log_text(), 20, "the new one waits")
-        # Longer than it would have waited at the very first start.
+        # Longer than it would have waited at the first start.
         time.sleep(1)
         assert two.post("/v1/events", batch(7))[0] == 200
         assert len(serving(two)) == 1
@@ -172,13 +172,13 @@ async def test_a_row_the_table_refuses_is_found_and_kept_and_its_neighbours_are_
     assert "no_poison" in kept[0]["detail"]
     assert client.worker.accounts.rejected[RejectReason.DATABASE_REFUSED] == 4
     assert client.worker.accounts.stored == 196
-    # And the kept ones can be sent again when the table takes them.
+    # And the kept ones can be sent again when the table accepts them.
     await connection.execute("ALTER TABLE analytics.events DROP CONSTRAINT no_poison")
     for one in kept:
         assert (await client.post(one["payload"].encode(), one["route"])).status == 200
 
 
-async def test_poison_for_ever_does_not_stop_the_others(client, connection: asyncpg.Connection):
+async def test_permanently_refused_rows_do_not_stop_the_others(client, connection: asyncpg.Connection):
     await connection.execute(
         "ALTER TABLE analytics.events ADD CONSTRAINT no_poison CHECK (name <> 'poison') NOT VALID"
     )
@@ -195,8 +195,8 @@ async def test_an_old_event_gets_its_days_partition_on_demand(client):
     assert await client.names() == ["old"] * 5
 
 
-async def test_an_old_event_beside_a_duplicate_gets_its_partition_too_and_is_not_put_aside(start: Start):
-    """The flush goes through the merge here, which keeps refused rows: a missing day is no fault of a row."""
+async def test_an_old_event_next_to_a_duplicate_gets_its_partition_too_and_is_not_refused(start: Start):
+    """Here the flush goes through the merge, which keeps refused rows: a missing partition is not a row's fault."""
     client = await start(dedupe_window_events=0)
     events = batch(5)
     await client.post(events)
@@ -238,7 +238,7 @@ async def test_a_connection_cut_at_commit_stores_everything_once(start: Start, d
 
 
 async def test_events_without_an_id_are_stored_once_too_when_commit_is_cut(start: Start, database_url, tmp_path):
-    """Nothing but the ledger can tell here: their ids are ours, and a replay from the journal has the same lines."""
+    """Only the ledger can know: their ids are generated, and a replay from the journal has the same lines."""
     async with CuttingProxy(database_url, tmp_path / "px") as proxy:
         client = await start(database_url=proxy.dsn)
         plan = iter(["cut after", "cut after", "cut before"])
@@ -255,7 +255,7 @@ async def test_events_without_an_id_are_stored_once_too_when_commit_is_cut(start
 async def test_a_server_that_stops_reading_in_the_middle_of_a_copy_is_given_up_on(
     start: Start, database_url, tmp_path
 ):
-    """As when the network is gone without a word: no time-out of the client library counts then."""
+    """As if the network had silently failed: then no time-out of the client library applies."""
     async with CuttingProxy(database_url, tmp_path / "px") as proxy:
         client = await start(database_url=proxy.dsn, statement_timeout_seconds=1)
         proxy.freeze_after_bytes = 500_000
@@ -289,8 +289,8 @@ async def test_a_worker_stops_in_time_although_postgres_does_not_answer(start: S
 
 
 def test_a_postgres_that_freezes_is_given_up_on_and_asked_again(mortal, tmp_path):
-    """SIGSTOP in the middle of the load, longer than the statement time-out; then it goes on, with our old
-    transaction still in it."""
+    """SIGSTOP under load, longer than the statement time-out; then it continues, with our old transaction still
+    open."""
     service = Service(tmp_path / "data", mortal.dsn, "--statement-timeout-seconds", "1")
     with running(service):
         load = StubbornClient(service.url)
@@ -308,7 +308,7 @@ def test_a_postgres_that_freezes_is_given_up_on_and_asked_again(mortal, tmp_path
         assert len(stored) == len(set(stored)) == len(load.acknowledged) + 2
 
 
-def test_a_collector_that_freezes_goes_on_where_it_was(mortal, tmp_path):
+def test_a_collector_that_freezes_continues_where_it_was(mortal, tmp_path):
     service = Service(tmp_path / "data", mortal.dsn)
     with running(service):
         load = StubbornClient(service.url)
@@ -344,7 +344,7 @@ async def test_a_failed_fsync_is_a_503_for_its_requests_and_the_next_ones_are_fi
     assert answer.status == 503 and answer.headers["Retry-After"] and answer.json()["code"] == "journal_unavailable"
     assert client.worker.accounts.rejected[RejectReason.JOURNAL_UNAVAILABLE] == 3
     assert (await client.get("/readyz")).status == 503
-    # The client sends them again: not taken for duplicates, because they were never durable.
+    # The client sends them again: they are no duplicates, because they were never durable.
     assert (await client.post(lost)).json()["accepted"] == 3
     assert (await client.get("/readyz")).status == 200
     assert await client.names() == ["before", "lost", "lost", "lost"]
@@ -372,21 +372,21 @@ async def test_the_tail_shows_as_accepted_only_what_is_durable(start: Start, mon
         monkeypatch.undo()
         assert (await client.post({"name": "kept"})).status == 200
         async with asyncio.timeout(5):
-            told = [json.loads(await response.content.readline()) for _ in range(4)]
-    assert [(each["result"], each.get("reason"), each.get("name")) for each in told] == [
+            lines = [json.loads(await response.content.readline()) for _ in range(4)]
+    assert [(each["result"], each.get("reason"), each.get("name")) for each in lines] == [
         ("rejected", "journal_unavailable", None),
         ("rejected", "missing_name", None),
         ("rejected", "overloaded", None),
         ("accepted", None, "kept"),
     ]
-    lost = json.loads(told[0]["payload"])
+    lost = json.loads(lines[0]["payload"])
     assert (lost["name"], lost["properties"]) == ("lost", {"a": 1})
-    assert json.loads(told[2]["payload"])["name"] == "no room" and told[2]["detail"]
+    assert json.loads(lines[2]["payload"])["name"] == "no room" and lines[2]["detail"]
 
 
 @contextmanager
 def small_disk(folder: Path, size: str = "6m") -> Iterator[bool]:
-    """A tmpfs of that size where we may mount one; whether we could."""
+    """Mount a tmpfs of this size. Returns whether it was permitted."""
     folder.mkdir()
     mounted = (
         subprocess.run(
@@ -401,7 +401,7 @@ def small_disk(folder: Path, size: str = "6m") -> Iterator[bool]:
 
 
 def limit_file_size() -> None:
-    """Files end at 3 MB: a full disk for those who may not mount one."""
+    """Limit files to 3 MB: a full disk for users who may not mount one."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 
 
@@ -432,7 +432,7 @@ def test_a_full_disk_is_an_honest_503_and_nothing_acknowledged_is_lost(mortal, t
             assert metrics["ingest_journal_write_failures_total"] > 0
             assert metrics['ingest_events_rejected_total{reason="journal_unavailable"}'] == refused * 20
             assert metrics["ingest_events_unaccounted"] == 0
-            # A crash on the full disk, then Postgres again: all that was acknowledged comes out.
+            # A crash on the full disk, then Postgres is back: everything acknowledged is stored.
             service.kill()
             service.start(wait=False)
             mortal.start()
@@ -499,7 +499,7 @@ LOSSES = ["newest emptied", "oldest deleted", "swapped", "a folder", "first line
 
 @pytest.mark.parametrize("what", some_of(LOSSES, 2))
 def test_segments_that_are_lost_or_moved_are_counted_and_stop_nobody(mortal, tmp_path, what):
-    """Some stored, then Postgres is away and several segments fill; kill -9, and the files are not as they were."""
+    """Some are stored, then Postgres is down and several segments fill; kill -9, and the files are altered."""
     service = Service(tmp_path / "data", mortal.dsn, "--segment-bytes", "1MiB")
     with running(service):
         service.post("/v1/events", batch(5))
@@ -513,7 +513,7 @@ def test_segments_that_are_lost_or_moved_are_counted_and_stop_nobody(mortal, tmp
         assert len(paths) >= 3
         with SegmentReader(paths[-1]) as reader:
             newest = max(piece.number for piece in reader if isinstance(piece, Record))
-        # The note of the newest record is written after the answer. Without it nobody can know what was there.
+        # The number of the newest record is written after the answer. Without it nobody can know what was there.
         wait_until(lambda: getattr(segments.read_mark(folder), "number", 0) == newest, 20, "the note")
         service.kill()
         if what == "newest emptied":
@@ -564,7 +564,7 @@ def line_of(values: dict[str, str], columns: tuple[str, ...]) -> str:
     return "\t".join(row.field(values.get(column)) for column in columns) + "\n"
 
 
-async def test_a_journal_that_nobody_holds_is_adopted_and_drained(start: Start, database_url):
+async def test_an_unclaimed_journal_is_adopted_and_drained(start: Start, database_url):
     connection = await asyncpg.connect(database_url)
     client = await start()
     orphan = await create_journal(client.worker.config.data_dir, connection)
@@ -590,8 +590,8 @@ async def test_a_journal_that_nobody_holds_is_adopted_and_drained(start: Start, 
     assert not client.worker.stores.adopted, "what is drained is not looked at again"
 
 
-async def test_nobody_can_take_a_journal_that_is_just_being_made(database_url, tmp_path, monkeypatch):
-    """A sibling looks for journals that nobody holds at that very moment."""
+async def test_nobody_can_take_a_journal_that_is_just_being_created(database_url, tmp_path, monkeypatch):
+    """Another worker is looking for unclaimed journals at that very moment."""
     real, looks = segments.flush_folder, []
 
     def look(folder: Path) -> None:
@@ -612,7 +612,7 @@ async def test_nobody_can_take_a_journal_that_is_just_being_made(database_url, t
 async def test_without_a_database_a_journal_is_left_to_the_worker_that_is_starting(
     start: Start, database_url, tmp_path
 ):
-    """It would have to wait for a number for another one, and whoever adopted this one could not drain it."""
+    """That worker would have to wait for another number, and one that adopted its journal could not drain it."""
     async with CuttingProxy(database_url, tmp_path / "px") as proxy:
         client = await start(database_url=proxy.dsn)
         connection = await asyncpg.connect(database_url)
@@ -624,7 +624,7 @@ async def test_without_a_database_a_journal_is_left_to_the_worker_that_is_starti
             await client.worker.stores.adopt()
         claimed = journals.claim(client.worker.config.data_dir)
         assert claimed is not None and claimed.folder == orphan.folder
-        # While another holds it, the database is not even asked.
+        # While another process holds it, the database is not even queried.
         await client.worker.stores.adopt()
         claimed.release()
         assert not client.worker.stores.adopted
@@ -654,7 +654,7 @@ async def test_records_of_an_older_release_are_stored_with_their_own_columns(sta
 async def test_two_processes_with_copies_of_one_journal_do_not_lose_or_double_anything_silently(
     start: Start, database_url, tmp_path, caplog
 ):
-    """A copied data folder: the second collector finds the ledger ahead of its files and stores nothing more."""
+    """A copied data folder: the second collector finds the ledger ahead of its files and stores nothing."""
     import shutil
 
     client = await start(data_dir=tmp_path / "one")

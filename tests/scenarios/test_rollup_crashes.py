@@ -29,18 +29,18 @@ from tests.support.service import Service, request, running, wait_until
 KILLS = amount(12, long=50)
 MAX_KILLS = 100
 ENOUGH_INTERRUPTED = 3
-"""Kills that met a transaction; without them nothing is shown."""
+"""Kills that interrupted a transaction; without them the test proves nothing."""
 EVENTS_A_REQUEST = 100
 HOURS_LATE = (0, 0, 0, 0, 0, 1, 26, 50)
-"""Events are mostly of now, else of so many hours earlier."""
+"""Events are mostly current, the others this many hours old."""
 KINDS = {"page_view": "page_view", "clicked": "user_action", "ordered": "conversion", "searched": "user_action"}
 COUNTRIES = ("DE", "US", "BR", "XX")
 
 
 class VariedClient(threading.Thread):
-    """Sends events of several names, people, pages and days, and every fifth request a second time.
+    """Sends events of several names, people, pages and days, and every fifth request twice.
 
-    `sent` are the ids that were acknowledged, `repeated` how many of them were sent twice.
+    `sent` are the acknowledged ids, `repeated` how many of them were sent twice.
     """
 
     def __init__(self, url: str, chance: random.Random, pause_seconds: float) -> None:
@@ -101,7 +101,7 @@ class VariedClient(threading.Thread):
 
 
 async def insert_plainly(connection: asyncpg.Connection, number: int) -> int:
-    """Rows that an application inserts with plain SQL, of now and of the day before yesterday; how many."""
+    """Insert rows with plain SQL, from now and from the day before yesterday. Returns how many."""
     await connection.execute(
         "INSERT INTO analytics.events (type, name, session_id, user_id, created_at, properties)"
         " SELECT 'system', 'inserted', 'plain-' || n % 7, 'user-' || n, now() - interval '50 hours' * (n % 2), '{}'"
@@ -112,7 +112,7 @@ async def insert_plainly(connection: asyncpg.Connection, number: int) -> int:
 
 
 async def in_the_middle(connection: asyncpg.Connection) -> bool:
-    """Whether the leader has a transaction open at this moment."""
+    """Whether the leader has an open transaction now."""
     busy: bool = await connection.fetchval(
         "SELECT count(*) > 0 FROM pg_locks JOIN pg_stat_activity USING (pid)"
         " WHERE relation = 'analytics.leases'::regclass AND mode = 'ShareUpdateExclusiveLock' AND granted"
@@ -124,7 +124,7 @@ async def in_the_middle(connection: asyncpg.Connection) -> bool:
 @pytest.mark.longer
 async def test_random_kills_of_rollup_workers_count_each_event_once(connection, database_url, tmp_path):
     """kill -9 of one of two workers, at random moments while a collector and plain SQL store events of several days:
-    minutes, hours and days hold what one count over the events gives, and their uniques too."""
+    minutes, hours and days equal one count over the events, and so do their uniques."""
     chance = random.Random(20260304)
     workers = [RollupProcess(tmp_path / f"rollup-{number}", database_url) for number in range(2)]
     inserted = interrupted = 0
@@ -142,7 +142,7 @@ async def test_random_kills_of_rollup_workers_count_each_event_once(connection, 
             inserted += await insert_plainly(connection, number * 10)
             if chance.random() < 0.7:
                 await connection.execute("SELECT public.process_pending_events()")
-            # Every other is killed while it rolls up, or just has; the others at any moment, starting ones too.
+            # Half of the kills hit a worker during or just after a transaction; the others at any moment.
             victim = await the_leader(workers) if number % 2 else chance.choice(workers)
             await asyncio.sleep(chance.uniform(0.0, 0.4))
             interrupted += victim.leads and await in_the_middle(connection)
@@ -164,7 +164,7 @@ async def test_random_kills_of_rollup_workers_count_each_event_once(connection, 
 
 
 async def test_another_takes_over_when_the_leader_is_killed(connection, database_url, tmp_path):
-    """What was stored since the leader died is counted by the one that stood by."""
+    """Events stored since the leader died are counted by the one on standby."""
     await partitions.ensure_ahead(connection, today=datetime.now(UTC).date(), days_ahead=1)
     first, second = (RollupProcess(tmp_path / f"rollup-{number}", database_url) for number in range(2))
     with rolling_up(first):
@@ -181,7 +181,7 @@ async def test_another_takes_over_when_the_leader_is_killed(connection, database
 
 
 async def test_sigterm_ends_a_leader_and_one_that_stands_by_with_success(connection, database_url, tmp_path):
-    """Both end with 0, and another leads again."""
+    """Both exit with 0, and another takes the lead."""
     await partitions.ensure_ahead(connection, today=datetime.now(UTC).date(), days_ahead=1)
     leader, standby, third = (RollupProcess(tmp_path / f"rollup-{number}", database_url) for number in range(3))
     with rolling_up(leader), rolling_up(standby):

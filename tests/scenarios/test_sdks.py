@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote: Segment's SDKs run for real, and what a browser puts on the wire, byte for byte."""
+"""Third-party clients: Segment's SDKs run for real, and the requests of a browser, byte for byte."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROGRAMS = {
     "node": ["node", str(SDKS / "segment_node.mjs")],
 }
 KEY = "right-key"
-# Of the messages whose ids are no UUIDs. Written out here once more, because it must never change.
+# For message ids that are not UUIDs. Written out here again, because it must never change.
 NAMESPACE = uuid.UUID("6ba3a1f2-5d0e-5c55-9d3a-8f6a1c0b7e11")
 
 PROPERTIES = {
@@ -46,7 +46,7 @@ ADDED_TO_CONTEXT = {
     "python": {"library": {"name": "analytics-python", "version": "2.4.0"}},
     "node": {"library": {"name": "@segment/analytics-node", "version": "3.1.0"}},
 }
-# How each of them writes the date that it was given as an object.
+# How each of them writes a date that it got as an object.
 SINCE = {"python": "2026-01-02T03:04:05", "node": "2026-01-02T03:04:05.000Z"}
 
 
@@ -71,21 +71,21 @@ async def stored(shared_database):
     await connection.close()
 
 
-def start_sdk(sdk: str, host: str, app: str, mode: str, **told: object) -> subprocess.Popen[str]:
-    """Start a program with an SDK in it; `app` is a name in the context by which its rows are found."""
+def start_sdk(sdk: str, host: str, app: str, mode: str, **options: object) -> subprocess.Popen[str]:
+    """Start a program that uses an SDK; its rows are found by `app`, a name in the context."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(PROGRAMS[sdk], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdin is not None
-    process.stdin.write(json.dumps({"host": host, "key": KEY, "app": app, "mode": mode, **told}))
+    process.stdin.write(json.dumps({"host": host, "key": KEY, "app": app, "mode": mode, **options}))
     process.stdin.close()
     process.stdin = None
     return process
 
 
 @contextmanager
-def both_sdks(service: Service, **told: object) -> Iterator[list[subprocess.Popen[str]]]:
-    """A program of each SDK started, with its own name as `app`; none is left in the end."""
-    programs = [start_sdk(sdk, service.url, sdk, "batched", **told) for sdk in PROGRAMS]
+def both_sdks(service: Service, **options: object) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start a program for each SDK, with the SDK's name as `app`; all are ended at the end."""
+    programs = [start_sdk(sdk, service.url, sdk, "batched", **options) for sdk in PROGRAMS]
     try:
         yield programs
     finally:
@@ -103,12 +103,12 @@ def end_sdk(process: subprocess.Popen[str], seconds: float = 60) -> dict[str, An
         process.communicate()
         raise
     assert process.returncode == 0, errors
-    told: dict[str, Any] = json.loads(output)
-    return told
+    summary: dict[str, Any] = json.loads(output)
+    return summary
 
 
-def run_sdk(sdk: str, host: str, app: str, mode: str, **told: object) -> dict[str, Any]:
-    return end_sdk(start_sdk(sdk, host, app, mode, **told))
+def run_sdk(sdk: str, host: str, app: str, mode: str, **options: object) -> dict[str, Any]:
+    return end_sdk(start_sdk(sdk, host, app, mode, **options))
 
 
 async def rows_of(connection: asyncpg.Connection, app: str) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ async def rows_of(connection: asyncpg.Connection, app: str) -> list[dict[str, An
 
 
 def id_of(message: dict[str, Any]) -> uuid.UUID:
-    """The id that the event of a message must have."""
+    """The expected id of a message's event."""
     try:
         return uuid.UUID(message["messageId"])
     except ValueError:
@@ -133,7 +133,7 @@ def at_of(message: dict[str, Any]) -> datetime:
 
 
 def expected_calls(sdk: str) -> dict[str, dict[str, Any]]:
-    """What the six calls of the programs have to become, by the SDK's name for the call."""
+    """The expected rows of the programs' six calls, by the SDK's name for the call."""
     traits = {"email": "josé@example.com", "address": {"city": "Zürich"}, "since": SINCE[sdk]}
     known = {"user_id": "u-1", "anonymous_id": None, "url": None, "page_host": None, "utm_source": None}
     page = {"url": "https://shop.example/prices?utm_source=news", "referrer": "https://search.example/q"}
@@ -185,15 +185,15 @@ def expected_calls(sdk: str) -> dict[str, dict[str, Any]]:
 async def test_every_call_of_an_sdk_is_stored_as_it_was_made(service, stored, sdk, mode):
     app, started = f"{sdk} {mode} ✓", datetime.now(UTC)
     before = service.metrics()
-    told = run_sdk(sdk, service.url, app, mode, all_calls=True, properties=PROPERTIES)
-    assert told["errors"] == []
-    assert sorted(message["type"] for message in told["sent"]) == sorted(expected_calls(sdk))
+    summary = run_sdk(sdk, service.url, app, mode, all_calls=True, properties=PROPERTIES)
+    assert summary["errors"] == []
+    assert sorted(message["type"] for message in summary["sent"]) == sorted(expected_calls(sdk))
     after = service.wait_stored()
     assert after["ingest_events_received_total"] - before["ingest_events_received_total"] == 6
 
     rows = {row["id"]: row for row in await rows_of(stored, app)}
-    assert rows.keys() == {id_of(message) for message in told["sent"]}
-    for message in told["sent"]:
+    assert rows.keys() == {id_of(message) for message in summary["sent"]}
+    for message in summary["sent"]:
         row, call = rows[id_of(message)], message["type"]
         for column, value in expected_calls(sdk)[call].items():
             assert row[column] == value, (call, column)
@@ -206,11 +206,11 @@ async def test_every_call_of_an_sdk_is_stored_as_it_was_made(service, stored, sd
 @pytest.mark.parametrize("sdk", PROGRAMS)
 async def test_many_batches_arrive_whole(service, stored, sdk):
     app = f"{sdk} many"
-    told = run_sdk(sdk, service.url, app, "batched", tracks=500, batch=60)
+    summary = run_sdk(sdk, service.url, app, "batched", tracks=500, batch=60)
     service.wait_stored()
     rows = await rows_of(stored, app)
-    assert len(told["sent"]) == len(rows) == 500 and told["errors"] == []
-    assert {row["id"]: row["created_at"] for row in rows} == {id_of(sent): at_of(sent) for sent in told["sent"]}
+    assert len(summary["sent"]) == len(rows) == 500 and summary["errors"] == []
+    assert {row["id"]: row["created_at"] for row in rows} == {id_of(sent): at_of(sent) for sent in summary["sent"]}
     assert sorted(row["properties"]["index"] for row in rows) == list(range(500))
     assert all(row["user_id"] == f"user {row['properties']['index']}" for row in rows)
 
@@ -219,19 +219,19 @@ async def test_many_batches_arrive_whole(service, stored, sdk):
 async def test_a_wrong_write_key_is_reported_and_stores_nothing(service, stored, sdk, mode):
     before = service.metrics()['ingest_events_rejected_total{reason="unauthorized"}']
     app = f"{sdk} {mode} with a wrong key"
-    told = run_sdk(sdk, service.url, app, mode, key="wrong", tracks=3)
-    assert sum(error["messages"] for error in told["errors"]) == 3
-    assert all("401" in str(error["error"]) for error in told["errors"])
+    summary = run_sdk(sdk, service.url, app, mode, key="wrong", tracks=3)
+    assert sum(error["messages"] for error in summary["errors"]) == 3
+    assert all("401" in str(error["error"]) for error in summary["errors"])
     if sdk == "python":
-        assert "the write key is not one of ours" in told["errors"][0]["error"]
+        assert "the write key is not one of ours" in summary["errors"][0]["error"]
     after = service.wait_stored()['ingest_events_rejected_total{reason="unauthorized"}']
-    # Once for each request, and it is not tried again.
+    # Once per request, without a retry.
     assert after - before == (3 if mode == "sync" else 1)
     assert await rows_of(stored, app) == []
 
 
 async def test_the_same_messages_again_are_stored_once(postgres, template, tmp_path):
-    """By both SDKs, at once, once more, and after a restart, which has forgotten the recent ids."""
+    """By both SDKs, at the same time, again, and after a restart, which has forgotten the recent ids."""
     at = datetime.now(UTC) - timedelta(days=2)
     fixed = [
         {"messageId": name, "timestamp": (at + timedelta(seconds=index)).isoformat(timespec="milliseconds")}
@@ -241,9 +241,9 @@ async def test_the_same_messages_again_are_stored_once(postgres, template, tmp_p
         service = Service(tmp_path / "data", url)
         for _ in range(2):
             with running(service), both_sdks(service, fixed=fixed) as programs:
-                told = [end_sdk(program) for program in programs]
+                summaries = [end_sdk(program) for program in programs]
                 metrics = service.wait_stored()
-            assert all(len(each["sent"]) == 4 and each["errors"] == [] for each in told)
+            assert all(len(each["sent"]) == 4 and each["errors"] == [] for each in summaries)
         assert metrics["ingest_events_stored_total"] == 0
         assert metrics['ingest_events_duplicate_total{caught_by="database"}'] == 4
         assert metrics['ingest_events_duplicate_total{caught_by="window"}'] == 4
@@ -256,12 +256,12 @@ async def test_the_same_messages_again_are_stored_once(postgres, template, tmp_p
     assert {row["id"]: row["created_at"] for row in rows} == {id_of(each): at_of(each) for each in fixed}
 
 
-# What the SDKs do when we are not there, or say that there is no room.
+# What the SDKs do while the service is down, or answers that there is no room.
 
 
 @contextmanager
 def away(url):
-    """A database that nobody can connect to, as while its server is down."""
+    """Make a database refuse connections, as if its server were down."""
     name = urlsplit(url).path[1:]
     elsewhere = with_database(url, "postgres")
 
@@ -279,41 +279,41 @@ def away(url):
 
 
 @pytest.mark.parametrize("sdk", PROGRAMS)
-async def test_what_is_sent_while_the_service_is_down_arrives_once_it_is_up(postgres, template, tmp_path, sdk):
+async def test_events_sent_while_the_service_is_down_arrive_once_it_is_up(postgres, template, tmp_path, sdk):
     with lent_database(postgres, template) as url:
         service = Service(tmp_path / "data", url)
         with socket.create_server(("127.0.0.1", service.port)) as door:
             program = start_sdk(sdk, service.url, sdk, "batched", tracks=20, batch=20)
             try:
-                # It finds the door open and nobody behind it; after that, it is closed for a while.
+                # At first the port accepts and nobody answers; then it is closed for a while.
                 door.settimeout(20)
                 door.accept()[0].close()
                 door.close()
                 with running(service):
-                    told = end_sdk(program)
+                    summary = end_sdk(program)
                     metrics = service.wait_stored()
             finally:
                 program.kill()
                 program.communicate()
-        assert len(told["sent"]) == 20 and told["errors"] == []
+        assert len(summary["sent"]) == 20 and summary["errors"] == []
         assert metrics["ingest_events_stored_total"] == 20
-        await check_stored_once(url, {sdk: told})
+        await check_stored_once(url, {sdk: summary})
 
 
-async def test_what_is_answered_503_while_the_journal_is_full_arrives_once_it_is_not(postgres, template, tmp_path):
+async def test_events_answered_503_while_the_journal_is_full_arrive_once_it_is_not(postgres, template, tmp_path):
     with lent_database(postgres, template) as url:
         service = Service(tmp_path / "data", url, "--journal-max-bytes", "16MiB", "--segment-bytes", "1MiB")
         with running(service), both_sdks_while_full(service, url) as (accepted, programs):
-            told = dict(zip(PROGRAMS, map(end_sdk, programs), strict=True))
+            summaries = dict(zip(PROGRAMS, map(end_sdk, programs), strict=True))
             metrics = service.wait_stored()
-        assert all(len(each["sent"]) == 20 and each["errors"] == [] for each in told.values())
+        assert all(len(each["sent"]) == 20 and each["errors"] == [] for each in summaries.values())
         assert metrics["ingest_events_stored_total"] == accepted + 40
-        await check_stored_once(url, told)
+        await check_stored_once(url, summaries)
 
 
 @contextmanager
 def both_sdks_while_full(service: Service, url: str) -> Iterator[tuple[int, list[subprocess.Popen[str]]]]:
-    """Fill the journal while the database is away and have both SDKs meet that; then the database is back.
+    """Fill the journal while the database is unavailable and let both SDKs run into that; then restore the database.
 
     Yields how many events were accepted before, and the programs.
     """
@@ -329,7 +329,7 @@ def both_sdks_while_full(service: Service, url: str) -> Iterator[tuple[int, list
         with both_sdks(service, tracks=20) as programs:
             refused = 'ingest_http_requests_total{route="/v1/batch",status="503"}'
             deadline = time.monotonic() + 20
-            # One tries again after half a second, the other keeps to our Retry-After.
+            # One retries after half a second, the other follows our Retry-After.
             while service.metrics().get(refused, 0) < 3:
                 assert time.monotonic() < deadline, service.log_text()
                 time.sleep(0.1)
@@ -337,18 +337,18 @@ def both_sdks_while_full(service: Service, url: str) -> Iterator[tuple[int, list
             yield accepted, programs
 
 
-async def check_stored_once(url: str, told: dict[str, dict[str, Any]]) -> None:
-    """What each SDK says that it sent is there, and nothing else of it."""
+async def check_stored_once(url: str, summaries: dict[str, dict[str, Any]]) -> None:
+    """The table holds exactly what each SDK says it has sent."""
     connection = await connections.connect(url, purpose="tests")
     try:
-        for sdk, each in told.items():
+        for sdk, each in summaries.items():
             ids = [row["id"] for row in await rows_of(connection, sdk)]
             assert sorted(ids) == sorted(map(id_of, each["sent"]))
     finally:
         await connection.close()
 
 
-# Browsers. The headers are those of Chromium, in its order; Host and Content-Length come first, as there.
+# Browsers. The headers are Chromium's, in its order, beginning with Host and Content-Length.
 
 ORIGIN = "https://shop.example"
 CHROMIUM = {
@@ -373,7 +373,7 @@ del CORS["Cookie"]
 
 
 def send(service: Service, method: str, path: str, headers: dict[str, str], body: bytes = b""):
-    """One request with exactly these headers: the status, the headers and the body of the answer."""
+    """Send one request with exactly these headers. Returns the answer's status, headers and body."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
     try:
         connection.putrequest(method, path, skip_accept_encoding=True)
@@ -394,7 +394,7 @@ def beacon(service: Service, body: bytes, content_type: str | None, path: str = 
 
 
 def check_readable(headers) -> None:
-    """A page of ORIGIN may read the answer, and so may one that sent its cookies."""
+    """A page of ORIGIN may read the answer, even if it sent cookies."""
     assert headers["Access-Control-Allow-Origin"] == ORIGIN
     assert headers["Access-Control-Allow-Credentials"] == "true"
     assert headers["Vary"] == "Origin"
@@ -411,7 +411,7 @@ def check_readable(headers) -> None:
         ("a gzipped Blob without a type", None, True),
     ],
 )
-async def test_a_beacon_is_stored_whatever_it_calls_itself(service, stored, way, content_type, compress):
+async def test_a_beacon_is_stored_whatever_its_content_type(service, stored, way, content_type, compress):
     event = {
         "name": "left the page",
         "anonymous_id": "a ✓",
@@ -435,7 +435,7 @@ async def test_a_beacon_is_stored_whatever_it_calls_itself(service, stored, way,
     assert (row["browser"], row["device_type"]) == ("Chrome", "desktop")
 
 
-async def test_the_largest_beacon_a_browser_sends_is_taken(service, stored):
+async def test_the_largest_beacon_a_browser_sends_is_accepted(service, stored):
     event: dict[str, Any] = {"name": "large", "context": {"app": {"name": "largest"}}, "properties": {"text": ""}}
     event["properties"]["text"] = "x" * (65_536 - len(json.dumps(event)))
     body = json.dumps(event).encode()
@@ -448,7 +448,7 @@ async def test_the_largest_beacon_a_browser_sends_is_taken(service, stored):
 
 
 async def test_a_form_is_refused_in_a_way_that_a_page_can_read(service):
-    """FormData cannot be an event: refused with a reason, and not as an error of the network."""
+    """FormData cannot be an event: it is refused with a reason, and not as a network error."""
     before = service.metrics()['ingest_events_rejected_total{reason="malformed_json"}']
     part = b'Content-Disposition: form-data; name="name"'
     form = b"------WebKitFormBoundaryA\r\n" + part + b"\r\n\r\nx\r\n------WebKitFormBoundaryA--\r\n"
@@ -463,7 +463,7 @@ async def test_a_form_is_refused_in_a_way_that_a_page_can_read(service):
     assert service.wait_stored()['ingest_events_rejected_total{reason="malformed_json"}'] == before + 2
 
 
-async def test_fetch_of_json_asks_first_and_is_let_in(service, stored):
+async def test_fetch_of_json_passes_its_preflight(service, stored):
     asking = {
         **CORS,
         "Access-Control-Request-Method": "POST",
@@ -477,8 +477,8 @@ async def test_fetch_of_json_asks_first_and_is_let_in(service, stored):
     assert int(headers["Access-Control-Max-Age"]) > 0
 
     event = {"batch": [{"name": "kept alive", "context": {"app": {"name": "fetch"}}}], "sentAt": None}
-    told = {**CORS, "Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-    status, headers, answer = send(service, "POST", "/v1/events", told, json.dumps(event).encode())
+    sent = {**CORS, "Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    status, headers, answer = send(service, "POST", "/v1/events", sent, json.dumps(event).encode())
     assert status == 200, answer
     check_readable(headers)
     exposed = headers["Access-Control-Expose-Headers"].split(", ")
@@ -497,13 +497,13 @@ async def test_the_origin_is_echoed_and_never_a_star(service, origin):
         status, answered, _ = send(service, "POST", f"/v1/events?writeKey={key}", headers, body)
         assert status == wanted
         assert answered["Access-Control-Allow-Origin"] == origin
-    # Nothing but what takes events is for pages of everybody.
+    # Only the routes that accept events are open to all pages.
     status, answered, _ = send(service, "GET", "/nowhere", headers)
     assert (status, answered["Access-Control-Allow-Origin"]) == (404, None)
 
 
 async def test_segments_browser_library_is_pointed_back_at_us_and_stored(service, stored):
-    """Its settings document first, then a bare message as text/plain, with the key in the body."""
+    """First its settings document, then a bare message as text/plain, with the key in the body."""
     status, headers, answer = send(service, "GET", f"/v1/projects/{KEY}/settings", CORS)
     assert status == 200
     check_readable(headers)
@@ -524,7 +524,7 @@ async def test_segments_browser_library_is_pointed_back_at_us_and_stored(service
         "sentAt": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "_metadata": {"bundled": ["Segment.io"], "unbundled": [], "bundledIds": []},
     }
-    for _ in range(2):  # and once more, as it does when it did not see the answer
+    for _ in range(2):  # and again, as it does when it has not seen the answer
         typed = {**CORS, "Content-Type": "text/plain"}
         status, headers, answer = send(service, "POST", "/v1/p", typed, json.dumps(message).encode())
         assert status == 200, answer

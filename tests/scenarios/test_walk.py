@@ -1,4 +1,4 @@
-"""One visitor's way through real HTTP, from the first page to the first payment, and where it shows up."""
+"""One visitor's path through real HTTP, from the first page to the first payment, and where it shows up."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ NAMES = [
     "onboarding_step_completed", "onboarding_completed", "subscription_started",
     "lead_status_changed", "lead_status_changed",
 ]  # fmt: skip
-"""What the walk leaves in the stream."""
+"""The events of the walk."""
 
 
 class Walk:
-    """Requests whose answers must be as expected."""
+    """Sends requests whose answers must have the expected status."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
 
     async def __call__(self, method: str, path: str, body: Any, status: int, **headers: str) -> Any:
-        told = await self.client.request(method, path, body, **{"Content-Type": "application/json", **headers})
-        assert told.status == status, (method, path, told)
-        return told.json()
+        answer = await self.client.request(method, path, body, **{"Content-Type": "application/json", **headers})
+        assert answer.status == status, (method, path, answer)
+        return answer.json()
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ async def test_it_shows_up_in_aggregates_kpis_and_answers(walked: Client, connec
     )
     assert {row["event_name"]: row["event_count"] for row in rolled} == {name: NAMES.count(name) for name in NAMES}
 
-    # As if it were tomorrow: the day of the walk is whole.
+    # As if it were tomorrow: the day of the walk is complete.
     now = datetime.now(UTC)
     await kpis.run_once(connection, now + timedelta(days=1), kpis.load())
     figures = {
@@ -145,5 +145,5 @@ async def test_it_shows_up_in_aggregates_kpis_and_answers(walked: Client, connec
     assert sum(variant["exposures"] for variant in results["variants"]) == 1
     totals = await walk("GET", "/v1/stats/totals?event=lead_created", None, 200, **ADMIN)
     assert totals["events"] == 1
-    told = await walk("GET", f"/v1/people/export?email={EMAIL}&include_unverified=true", None, 200, **ADMIN)
-    assert len(told["analytics.events"]) >= len(NAMES) - 2
+    exported = await walk("GET", f"/v1/people/export?email={EMAIL}&include_unverified=true", None, 200, **ADMIN)
+    assert len(exported["analytics.events"]) >= len(NAMES) - 2

@@ -1,4 +1,4 @@
-"""A terminal that is closed stops everything, as Ctrl-C does."""
+"""Closing the terminal stops everything, as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_dev_ends_with_its_postgres(new_folder, number: int):
         assert "stopped; every accepted event is stored" in dev.log_text()
 
 
-def test_dev_and_its_postgres_stay_when_they_are_told_to_restart_in_place(new_folder):
-    """By whoever takes it for `serve`: it, or everything it started."""
+def test_dev_and_its_postgres_ignore_a_restart_in_place(new_folder):
+    """Somebody may mistake it for `serve`, and signal it or everything it started."""
     folder: Path = new_folder() / "data"
     with running(Service(folder, None, command="dev")) as dev:
         postgres = EmbeddedPostgres(folder / "postgres")

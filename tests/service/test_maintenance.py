@@ -1,4 +1,4 @@
-"""The schedule: what is done, how often, and what happens when it fails or must end."""
+"""The schedule: its tasks, how often they run, and what happens when one fails or must end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ INSERT INTO analytics.people (user_id, counted_as, last_seen_at) VALUES ('u', 'a
 INSERT INTO public.audit_logs (table_name, operation, created_at)
     VALUES ('marketing.leads', 'EXPORT', now() - interval '60 days');
 """
-"""Of each kind a row that is old, and younger than its period."""
+"""An old row of each kind, still younger than its retention period."""
 
 
 async def run(connection: asyncpg.Connection, name: str) -> str:
@@ -43,7 +43,7 @@ async def run(connection: asyncpg.Connection, name: str) -> str:
 
 
 def schedule(url: str, *tasks: Task) -> tuple[Schedule, list[tuple[str, str]], list[asyncpg.Connection]]:
-    """(it, what it reports, the connections it opened)"""
+    """(schedule, its reports, the connections it opened)"""
     reports: list[tuple[str, str]] = []
     opened: list[asyncpg.Connection] = []
 
@@ -105,7 +105,7 @@ async def test_retention(connection: asyncpg.Connection):
     assert await run(connection, "retention") == ""
 
 
-async def test_retention_is_the_databases_own_or_else_the_configured(connection: asyncpg.Connection):
+async def test_retention_is_set_in_the_database_or_else_configured(connection: asyncpg.Connection):
     old = NOW - timedelta(days=40)
     await make_partitions(connection, [old.date()])
     await insert(connection, [Event(old)])
@@ -119,10 +119,10 @@ async def test_retention_is_the_databases_own_or_else_the_configured(connection:
 
 @pytest.mark.parametrize("leaked", ["30 days", "1 hour", "0", "-1 year"])
 @pytest.mark.parametrize(("of_database", "configured"), [(None, 365), ("365 days", 30)])
-async def test_a_setting_that_another_left_in_the_session_deletes_nothing(
+async def test_a_setting_left_in_the_session_by_another_client_deletes_nothing(
     connection: asyncpg.Connection, leaked: str, of_database: str | None, configured: int
 ):
-    """Whatever a pooler's server connection has been told for a session, for each kind that has a period."""
+    """For each kind with a period, whatever was set for the session of a pooler's server connection."""
     kinds = await connection.fetchval(
         "SELECT array_agg(DISTINCT found[1]) FROM pg_proc, regexp_matches(prosrc, $1, 'g') AS found"
         " WHERE proname = 'cleanup_old_data'",
@@ -144,9 +144,7 @@ async def test_a_setting_that_another_left_in_the_session_deletes_nothing(
         assert await connection.fetchval("SELECT current_setting('app.retention_' || $1)", kind) == leaked
 
 
-async def test_what_a_role_was_given_for_this_database_counts_before_all_else(
-    connection: asyncpg.Connection, database_url: str
-):
+async def test_a_roles_setting_in_this_database_takes_precedence(connection: asyncpg.Connection, database_url: str):
     old = NOW - timedelta(days=40)
     await make_partitions(connection, [old.date()])
     await insert(connection, [Event(old)])
@@ -172,7 +170,7 @@ async def test_pending_events(connection: asyncpg.Connection):
     assert await run(connection, "pending-events") == ""
 
 
-async def test_all_of_it_on_an_empty_database_and_twice(connection: asyncpg.Connection):
+async def test_every_task_on_an_empty_database_and_twice(connection: asyncpg.Connection):
     for task in TASKS * 2:
         assert isinstance(await task.run(connection, NOW, SETTINGS), str)
 
@@ -180,7 +178,7 @@ async def test_all_of_it_on_an_empty_database_and_twice(connection: asyncpg.Conn
 # The schedule.
 
 
-async def test_what_fails_is_told_and_tried_again_and_stops_nothing_else(database_url: str, caplog):
+async def test_a_failing_task_is_reported_and_retried_and_stops_nothing_else(database_url: str, caplog):
     tries, others = 0, 0
     both = asyncio.Event()
 
@@ -243,7 +241,7 @@ async def test_it_ends_what_is_running_when_it_must_stop(database_url: str, conn
     it, reports, opened = schedule(database_url, Task("long", "to see", 60, long))
     stop = asyncio.Event()
     running = asyncio.ensure_future(it.run(stop))
-    # Not sooner: a server that is told to end a statement it has not read yet ends nothing.
+    # Not sooner: a request to cancel a statement that the server has not read yet cancels nothing.
     await sleeping(1)
     stop.set()
     await until(running)

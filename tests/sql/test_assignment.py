@@ -1,4 +1,4 @@
-"""Experiments: who takes part, which variant they are given, and that it stays theirs."""
+"""Experiments: who takes part, which variant they get, and that they keep it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def chi_square(counts: dict[str, int], weights: dict[str, Fraction]) -> float:
     return float(sum((counts.get(variant, 0) - share) ** 2 / share for variant, share in expected.items()))
 
 
-# The statement as written, and that the answer stays.
+# The documented statement, and stable answers.
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
@@ -77,22 +77,22 @@ async def test_same_answer_over_calls_and_connections(connection: asyncpg.Connec
             assert await assign(other, session_id="visit") == first
         finally:
             await other.close()
-    # The hash alone gives the same once more, without what is stored.
+    # The hash gives the same again, without the stored assignment.
     await connection.execute("DELETE FROM experiments.assignments")
     assert await assign(connection, session_id="visit") == first
 
 
-async def test_an_anonymous_visitor_and_a_role_that_knows_them_are_told_the_same(connection: asyncpg.Connection):
+async def test_an_anonymous_visitor_and_a_privileged_role_get_the_same_answer(connection: asyncpg.Connection):
     await make_experiment(connection)
     async with acting(connection, "anon"):
-        told = await assign(connection, session_id="visit")
+        assigned = await assign(connection, session_id="visit")
     async with acting(connection, "service_role"):
-        assert await assign(connection, session_id="visit") == told
+        assert await assign(connection, session_id="visit") == assigned
 
 
 # Shares
 
-# What chance exceeds once in a thousand (p = 0.001), by degrees of freedom. The units are fixed: no run differs.
+# Chance exceeds these once in a thousand (p = 0.001), by degrees of freedom. The units are fixed: all runs are equal.
 CRITICAL = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467}
 
 SHARES: dict[str, dict[str, float]] = {
@@ -125,8 +125,8 @@ async def test_shares_follow_the_weights(connection: asyncpg.Connection, name: s
     assert chi_square(counts, wanted) < CRITICAL[len(wanted) - 1]
 
 
-async def test_traffic_and_variant_are_chosen_apart(connection: asyncpg.Connection):
-    """Of those who take part by traffic and percentage, as many have each variant as of all."""
+async def test_traffic_and_variant_are_chosen_independently(connection: asyncpg.Connection):
+    """Among units that take part by traffic and percentage, variants are distributed as among all."""
     rows = await connection.fetch(
         'SELECT experiments.choose_variant($1, \'{"id": "control"}\', \'[{"id": "b"}]\', unit) AS variant, count(*)'
         " FROM (SELECT 'unit ' || n AS unit FROM generate_series(1, $2::int) AS n) AS units"
@@ -154,7 +154,7 @@ async def test_python_computes_the_same(connection: asyncpg.Connection):
     exact = {variant: Fraction(weight) for variant, weight in weights.items()}
     for row in rows:
         assert row["variant"] == choose_variant(EXPERIMENT, exact, row["unit"])
-        # numeric has at least twenty digits after the point here, 2^-48 needs fifteen to be told.
+        # numeric has at least twenty decimal places here, and 2^-48 needs fifteen to be distinguished.
         assert round(Fraction(row["traffic"]) * (1 << 48)) == bucket(EXPERIMENT, "traffic", row["unit"]) * (1 << 48)
     assert len(rows) == 2000
 
@@ -174,7 +174,7 @@ async def test_traffic_percentage(connection: asyncpg.Connection):
     assert len([row for row in answers if "everybody" in row["answer"]]) == 1000
 
 
-# A unit's variant never changes; whether it takes part is asked each time
+# A unit's variant never changes; whether it takes part is decided each time
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,9 @@ async def test_traffic_percentage(connection: asyncpg.Connection):
         ("""targeting_rules = '{"percentage": 100}'""", 100),
     ],
 )
-async def test_the_variant_stays_whoever_takes_part(connection: asyncpg.Connection, change: str, part: int):
+async def test_the_variant_stays_even_if_the_unit_stops_taking_part(
+    connection: asyncpg.Connection, change: str, part: int
+):
     await make_experiment(connection, traffic_percentage=50)
     every = "SELECT n, auto_assign_experiments(session_id := 'visit ' || n) FROM generate_series(1, 100) AS n"
     before = {row[0]: row[1] for row in await connection.fetch(every) if row[1] != "{}"}
@@ -196,7 +198,7 @@ async def test_the_variant_stays_whoever_takes_part(connection: asyncpg.Connecti
     if part:
         assert before.items() <= after.items()
     assert len(after) in (part, len(before))
-    # What was assigned is kept, and its exposures are recorded without the context that it was assigned by.
+    # The assignment is kept, and its exposures are recorded without the context that it was made with.
     for n, answer in before.items():
         recorded = await connection.fetchrow("SELECT * FROM record_exposure('test', session_id := $1)", f"visit {n}")
         assert recorded["recorded"] and recorded["variant_id"] == json.loads(answer)["test"]["variant_id"]
@@ -208,7 +210,7 @@ async def test_a_user_is_not_their_session(connection: asyncpg.Connection):
     as_session = await assign(connection, session_id="visit")
     as_user = await assign(connection, user_id=USER)
     assert as_user != as_session
-    # Whatever the other was asked before, and wherever they are.
+    # Whatever was assigned to the other before, and wherever they are.
     assert await assign(connection, user_id=USER, session_id="visit") == as_user
     assert await assign(connection, user_id=USER, session_id="another visit") == as_user
     assert await assign(connection, session_id="visit") == as_session
@@ -217,7 +219,7 @@ async def test_a_user_is_not_their_session(connection: asyncpg.Connection):
     assert await assign(connection, user_id=USER, session_id="visit") == as_user
 
 
-async def test_users_of_one_browser_have_variants_of_their_own(connection: asyncpg.Connection):
+async def test_users_of_one_browser_have_separate_variants(connection: asyncpg.Connection):
     await make_experiment(connection)
     await assign(connection, session_id="shared")
     given = [(await assign(connection, user_id=UUID(int=n), session_id="shared"))["test"] for n in range(1, 41)]
@@ -243,7 +245,7 @@ async def test_sessions_of_a_user_are_linked_where_the_user_is_proved(connection
 
 
 async def is_target(connection: asyncpg.Connection, rules: dict[str, Any], **facts: Any) -> bool:
-    """Whether a new unit of which this is known takes part; what was made for it goes again."""
+    """Whether a new unit with these attributes takes part; its assignment is rolled back."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -313,7 +315,7 @@ TARGETING: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({"country": "DE", "device": "mobile"}, {"country": "DE"}, False),
     ({"country": "DE", "device": "mobile"}, {"country": "AT", "device": "mobile"}, False),
 ]
-"""Rules, what is known of a unit, and whether it takes part."""
+"""Rules, a unit's attributes, and whether it takes part."""
 
 
 async def test_targeting(connection: asyncpg.Connection):
@@ -380,7 +382,7 @@ async def test_sql_null_attributes(connection: asyncpg.Connection):
     assert answer in {"control", "b"}
 
 
-# When an experiment gives anything
+# When an experiment assigns variants
 
 
 RUNNING: list[tuple[dict[str, Any], bool]] = [
@@ -395,7 +397,7 @@ RUNNING: list[tuple[dict[str, Any], bool]] = [
     ({"end_date": "2999-01-01T00:00:00Z"}, True),
     ({"start_date": "2000-01-01T00:00:00Z", "end_date": "2999-01-01T00:00:00Z"}, True),
 ]
-"""What an experiment is like, and whether it gives anybody anything."""
+"""An experiment's columns, and whether it assigns anything."""
 
 
 async def test_only_running_experiments(connection: asyncpg.Connection):
@@ -406,7 +408,7 @@ async def test_only_running_experiments(connection: asyncpg.Connection):
     assert await connection.fetchval("SELECT count(*) FROM experiments.assignments") == len(running)
 
 
-async def test_an_assigned_unit_is_told_nothing_of_a_stopped_experiment(connection: asyncpg.Connection):
+async def test_an_assigned_unit_gets_nothing_from_a_stopped_experiment(connection: asyncpg.Connection):
     await make_experiment(connection)
     given = await assign(connection, session_id="visit")
     await connection.execute("UPDATE experiments.experiments SET is_active = false")
@@ -429,7 +431,7 @@ async def test_anon_is_limited_by_address(connection: asyncpg.Connection, addres
             assert await assign(connection, session_id=f"visit {number}") != {}
         more = "SELECT auto_assign_experiments(session_id := 'one more')"
         assert await refusal(connection, more) == TOO_MANY
-        # What is assigned is told all the same.
+        # Existing assignments are returned all the same.
         assert await assign(connection, session_id="visit 3") != {}
         await connection.execute(f"SET LOCAL app.client_ip = '{addresses[1]}'")
         assert await refusal(connection, more) is None
@@ -459,7 +461,7 @@ async def test_an_office_of_visitors_behind_one_address(connection: asyncpg.Conn
 
 @pytest.mark.parametrize("hits", [[5], [0, 0, 9], [3, 4, 5, 0, 0, 9], [1] * 61, [0] * 60 + [10], [10] + [0] * 60])
 async def test_hits_are_counted_by_minute(connection: asyncpg.Connection, hits: list[int]):
-    """Beside a plain computation, for some minutes since the last hit."""
+    """Compared with a plain computation, for some minutes since the last hit."""
     for minutes in (0, 1, 7, 59, 60, 61, 62, 100_000):
         await connection.execute("DELETE FROM ingest.rate_limits")
         await connection.execute(
@@ -471,7 +473,7 @@ async def test_hits_are_counted_by_minute(connection: asyncpg.Connection, hits: 
         after = await connection.fetchval("SELECT hits FROM ingest.rate_limits")
         moved = [0] * min(minutes, 61) + hits if minutes else hits
         expected = ([moved[0] + 1, *moved[1:]])[:61]
-        # The minute may have turned meanwhile.
+        # The minute may have changed meanwhile.
         assert after in (expected, ([1, *moved])[:61]), minutes
 
 

@@ -1,4 +1,4 @@
-"""The audit log: who changed what, without secrets, for good."""
+"""The audit log: who changed what, without secrets, permanently."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def populated(connection: asyncpg.Connection) -> asyncpg.Connection:
 
 
 async def latest(connection: asyncpg.Connection, table: str) -> dict[str, Any]:
-    """The last row about the table, its JSON decoded."""
+    """The last row about the table, with its JSON decoded."""
     row = await connection.fetchrow("SELECT * FROM audit_logs WHERE table_name = $1 ORDER BY id DESC LIMIT 1", table)
     assert row is not None
     return dict(row) | {name: row[name] and json.loads(row[name]) for name in ("old_values", "new_values")}
@@ -55,7 +55,7 @@ async def test_life_of_a_lead(connection: asyncpg.Connection):
     assert entry["old_values"]["city"] == "London"
 
 
-async def test_update_that_changes_nothing_is_none(populated: asyncpg.Connection):
+async def test_an_update_that_changes_nothing_is_not_logged(populated: asyncpg.Connection):
     count = "SELECT count(*) FROM audit_logs"
     before = await populated.fetchval(count)
     await populated.execute("UPDATE whatsapp.templates SET body_text = body_text, updated_at = now()")
@@ -161,7 +161,7 @@ async def test_secrets_are_not_copied(populated: asyncpg.Connection):
     }
 
 
-# For good
+# Permanent
 
 
 UPDATE = "UPDATE public.audit_logs SET row_id = 'x'"

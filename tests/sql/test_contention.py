@@ -1,4 +1,4 @@
-"""What the database refuses or withholds: no feature keeps the others waiting, and no answer repeats its words."""
+"""Locks and errors of the database: no feature keeps the others waiting, and no answer repeats its messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_feature_that_takes_all_it_can_leaves_one_for_each_other():
     waiting = asyncio.ensure_future(shares.take("b"))
     await asyncio.sleep(0)
     assert not waiting.done()
-    # Who came first is first, of those who may.
+    # First come, first served, among those allowed.
     shares.give_back("a")
     await asyncio.sleep(0)
     assert sum(each.done() for each in taken) == 5 and not waiting.done()
@@ -48,7 +48,7 @@ async def test_a_feature_that_takes_all_it_can_leaves_one_for_each_other():
 
 
 async def test_whatever_is_taken_given_back_and_given_up_the_books_are_right():
-    """Any interleaving: never more than there are, one for whoever has none, and nobody waits who need not."""
+    """Any interleaving: never more than there are, one for each feature that has none, and no needless waiting."""
     features = ("a", "b", "c", "d")
     for seed in range(30):
         chance = random.Random(seed)
@@ -89,7 +89,7 @@ def test_there_is_a_share_for_each():
         Shares(2, ("a", "b", "c"))
 
 
-async def test_a_feature_that_nobody_knows_has_no_share():
+async def test_an_unknown_feature_has_no_share():
     with pytest.raises(KeyError):
         await Shares(3, ("a",)).take("b")
 
@@ -99,7 +99,7 @@ async def test_a_feature_that_nobody_knows_has_no_share():
 
 @asynccontextmanager
 async def locked(url: str, table: str) -> AsyncIterator[None]:
-    """Nobody else can read the table meanwhile."""
+    """Lock the table: nobody else can read it meanwhile."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
@@ -146,7 +146,7 @@ async def test_who_locks_a_table_stops_nobody_who_does_not_need_it(
     await client.post({}, f"/v1/experiments/{made.json()['id']}/start", **BEARER)
     assert [(name, (await ask(client, name)).status // 100) for name in ASKED] == [(name, 2) for name in ASKED]
     async with locked(database_url, table):
-        # More than there are connections, for all the time that the others are asked.
+        # More than there are connections, as long as requests go to the other features.
         stuck = [asyncio.ensure_future(ask(client, name)) for name in NEEDS[table] for _ in range(30)]
         await asyncio.sleep(0.2)
         for _ in range(3):
@@ -160,9 +160,7 @@ async def test_who_locks_a_table_stops_nobody_who_does_not_need_it(
         assert (await ask(client, name)).status // 100 == 2, name
 
 
-async def test_a_row_that_others_lock_is_waited_for_and_not_for_ever(
-    start: Start, database_url: str, monkeypatch: pytest.MonkeyPatch
-):
+async def test_the_wait_for_a_locked_row_is_limited(start: Start, database_url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ingest.api.transactions.LOCK_SECONDS", 0.5)
     client = await start(**NO_LIMIT)
     lead = (await client.post({"email": "ann@shop.example"}, "/v1/leads", **BEARER)).json()["id"]
@@ -187,13 +185,13 @@ STATES = (
     "23000", "23502", "23503", "23505", "23514", "23P01", "40001", "40P01", "42501", "42703", "42P01", "53100",
     "54000", "54001", "55000", "55006", "55P03", "57014", "58030", "XX000", "0A000", "21000", "25006", "28000",
 )  # fmt: skip
-"""One or more of each class that a row, a trigger or a function can raise."""
+"""At least one of each class that a row, a trigger or a function can raise."""
 OURS = {"PT429": 429, "42501": 403, "23505": 409, "23P01": 409, "40001": 503, "40P01": 503, "55P03": 503}
 OF_ROWS = ("22", "23", "54", "P0001")
 
 
 async def raising(connection: asyncpg.Connection, table: str) -> None:
-    """Any row that is added raises what app_test.state says, with words that nobody may read."""
+    """Make every INSERT raise the state in public.wanted_state, with words that no caller may see."""
     await connection.execute(
         """
         CREATE TABLE IF NOT EXISTS public.wanted_state (state text);
@@ -221,7 +219,7 @@ async def raising(connection: asyncpg.Connection, table: str) -> None:
         ("experiments.experiments", "/v1/experiments", EXPERIMENT),
     ],
 )
-async def test_no_answer_repeats_the_words_of_the_database(
+async def test_no_answer_repeats_the_databases_messages(
     start: Start, connection: asyncpg.Connection, table: str, path: str, body: Any, caplog: pytest.LogCaptureFixture
 ):
     client = await start(**NO_LIMIT)
@@ -230,9 +228,9 @@ async def test_no_answer_repeats_the_words_of_the_database(
         await connection.execute("DELETE FROM public.wanted_state")
         await connection.execute("INSERT INTO public.wanted_state VALUES ($1)", state)
         answer = await client.post(body, path, **BEARER)
-        told = answer.body.decode() + str(answer.headers)
+        words = answer.body.decode() + str(answer.headers)
         for word in ("private", "DETAIL", "HINT", "CONTEXT", "PL/pgSQL", "aaa_raise", "raise_wanted"):
-            assert word not in told, (state, told)
+            assert word not in words, (state, words)
         assert answer.status >= 400 and answer.json()["code"]
         if state in OURS:
             assert answer.status in (OURS[state], 409), (state, answer)

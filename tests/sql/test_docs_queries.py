@@ -1,4 +1,4 @@
-"""The queries of docs/queries, which people copy: whatever clients send breaks none."""
+"""The queries in docs/queries, which people copy: nothing that clients send breaks them."""
 
 from __future__ import annotations
 
@@ -57,14 +57,16 @@ def test_each_file_is_one_query_that_says_what_it_is_and_is_in_the_guide() -> No
 async def test_without_an_event_there_is_an_answer(connection: asyncpg.Connection) -> None:
     for name, query in FILES.items():
         one = f"SELECT * FROM ({bare(query)}) AS every LIMIT 1"
-        (row,) = await connection.fetch(f"SELECT told.* FROM (SELECT) AS nothing LEFT JOIN ({one}) AS told ON true")
+        (row,) = await connection.fetch(
+            f"SELECT result.* FROM (SELECT) AS nothing LEFT JOIN ({one}) AS result ON true"
+        )
         assert list(row.keys()) == COLUMNS[name]
         rows = await ask(connection, name)
         assert rows == [] or {row["people"] for row in rows} == {0}
 
 
 VALUES: list[tuple[Any, str | None]] = [
-    # As JSON, and what it counts as; None: unreadable.
+    # The value as JSON, and what it counts as; None: unreadable.
     (12.5, "12.5"),
     (-3, "-3"),
     (0, "0"),
@@ -129,7 +131,7 @@ def paid(person: str, **properties: Any) -> dict[str, Any]:
     return {"type": "conversion", "anonymous_id": person, "properties": properties}
 
 
-async def test_a_value_is_a_number_or_counted_as_none(connection: asyncpg.Connection) -> None:
+async def test_a_value_is_a_number_or_counted_as_unreadable(connection: asyncpg.Connection) -> None:
     texts = [(json.dumps(value), number) for value, number in VALUES] + RAW
     for text, number in texts:
         found = await connection.fetchval("SELECT analytics.number_of($1::jsonb)", text)
@@ -148,10 +150,10 @@ async def test_no_value_breaks_the_sources(connection: asyncpg.Connection) -> No
         row = json.dumps({"type": "conversion", "name": "x", "anonymous_id": "raw"})[:-1]
         await events(connection, f'{row}, "properties": {{"value": {text}}}}}')
     await events(connection, visit("raw", "https://shop.example/?ref=Raw"))
-    told = {row["source"]: row for row in await ask(connection, "sources")}
+    sources = {row["source"]: row for row in await ask(connection, "sources")}
     total = sum([Decimal(number) for _, number in numbers if number is not None])
     unreadable = len([number for _, number in numbers if number is None])
-    assert told["news"] == {
+    assert sources["news"] == {
         "source": "news",
         "visitors": len(numbers),
         "customers": len(numbers),
@@ -159,9 +161,9 @@ async def test_no_value_breaks_the_sources(connection: asyncpg.Connection) -> No
         "value": total,
         "unreadable": unreadable,
     }
-    assert (told["raw"]["value"], told["raw"]["unreadable"]) == (Decimal("1000000000000001"), 3)
-    assert (told["direct"]["visitors"], told["direct"]["customers"], told["direct"]["value"]) == (3, 2, 0)
-    assert told["direct"]["unreadable"] == 0
+    assert (sources["raw"]["value"], sources["raw"]["unreadable"]) == (Decimal("1000000000000001"), 3)
+    assert (sources["direct"]["visitors"], sources["direct"]["customers"], sources["direct"]["value"]) == (3, 2, 0)
+    assert sources["direct"]["unreadable"] == 0
     for name in FILES:
         await ask(connection, name)
 
@@ -172,7 +174,7 @@ async def test_the_first_page_says_where_a_person_came_from(connection: asyncpg.
     written = ["LinkedIn", "linkedin", "www.linkedin.com", "LINKEDIN.com"]
     rows = [visit(f"l{n}", f"https://www.shop.example/?utm_source={text}") for n, text in enumerate(written)]
     rows += [visit("l9", referrer="https://www.linkedin.com/feed"), visit("l8", referrer="https://lnkd.in/x")]
-    # From the site itself, in every spelling, and from what only looks like it.
+    # From the site itself, in every spelling, and from hosts that only look like it.
     own = [
         "https://shop.example/",
         "https://www.shop.example:443",
@@ -184,7 +186,7 @@ async def test_the_first_page_says_where_a_person_came_from(connection: asyncpg.
         visit("e1", referrer="https://a\\@evil.example/"),
         visit("e2", referrer="https://shop.example.evil.example"),
     ]
-    # One person, known later; the first page counts, and a conversion under the user's id is theirs.
+    # One person, identified later; the first page counts, and so does a conversion under the user's id.
     rows += [
         visit("b1", referrer="https://news.example/", created_at=began),
         visit("b1", "https://shop.example/?utm_source=mail", created_at=later),
@@ -194,10 +196,10 @@ async def test_the_first_page_says_where_a_person_came_from(connection: asyncpg.
     await events(connection, *rows)
     await connection.execute("SELECT process_pending_events()")
     assert await Rollup(DIMENSION_NAMES, Room(names=1000, values=100)).run_once(connection) is not None
-    told = {
+    found = {
         row["source"]: (row["visitors"], row["customers"], row["value"]) for row in await ask(connection, "sources")
     }
-    assert told == {
+    assert found == {
         "linkedin": (6, 0, 0),
         "direct": (4, 0, 0),
         "a": (1, 0, 0),
@@ -262,7 +264,7 @@ ROWS = st.fixed_dictionaries(
         "properties": st.fixed_dictionaries({}, optional={"value": JSON}),
     },
 )
-# A bot may be anything that a person is, also one of these people; and do whatever any of the queries counts.
+# A bot may have any id, also one of these people's, and do anything that the queries count.
 BOTS: list[dict[str, Any]] = [
     {"type": kind, "name": name, "device_type": "bot", "properties": {"value": 1000}, **who, **page}
     for kind in ("page_view", "conversion", "user_action", "system")
@@ -300,7 +302,7 @@ COPY_AS_BOTS = (
 
 
 async def shown_an_experiment(connection: asyncpg.Connection) -> None:
-    """To a user and to a session, an hour ago."""
+    """Show variants to a user and to a session, an hour ago."""
     await connection.execute(
         "INSERT INTO experiments.experiments (id, name, status, test_variants)"
         f" VALUES ('{UNIT}', 'pricing_page_layout', 'running', '[{{\"id\": \"b\"}}]') ON CONFLICT DO NOTHING"
@@ -320,24 +322,24 @@ async def hold(url: str, rows: list[dict[str, Any]]) -> None:
         await connection.execute("TRUNCATE analytics.events")
         await shown_an_experiment(connection)
         await events(connection, *rows)
-        told = {name: await ask(connection, name) for name in FILES}
-        assert sum([row["saw_it"] for row in told["experiment"]]) == 2
+        answers = {name: await ask(connection, name) for name in FILES}
+        assert sum([row["saw_it"] for row in answers["experiment"]]) == 2
         await connection.execute("SELECT analytics.ensure_events_partition(current_date)")
         await connection.execute(COPY_AS_BOTS)
         await events(connection, *BOTS)
-        assert {name: await ask(connection, name) for name in FILES} == told
+        assert {name: await ask(connection, name) for name in FILES} == answers
         people = {row.get("user_id") or row.get("anonymous_id") for row in rows} - {None}
-        assert {row["people"] for row in told["funnel"] if row["stage"] == "visit"} == {len(people)}
-        assert sum([row["visitors"] for row in told["sources"]]) == len(
+        assert {row["people"] for row in answers["funnel"] if row["stage"] == "visit"} == {len(people)}
+        assert sum([row["visitors"] for row in answers["sources"]]) == len(
             {row.get("user_id") or row.get("anonymous_id") for row in rows if row["type"] == "page_view"} - {None}
         )
-        # Every source is what the collector would have said.
+        # Every source is the one that the collector would derive.
         possible: set[str | None] = {None}
         for row in rows:
             page, referrer = describe_page(row.get("url", "")), row.get("referrer") or None
             came_from = referrer_host(referrer or "")
             possible.add(source_of(page.utm_source, page.hint, referrer, came_from, page.host))
-        assert {row["source"] for row in told["sources"]} <= {source or "direct" for source in possible}
+        assert {row["source"] for row in answers["sources"]} <= {source or "direct" for source in possible}
     finally:
         await connection.close()
 
@@ -352,10 +354,10 @@ async def test_bots_change_no_answer(connection: asyncpg.Connection) -> None:
         while await Rollup(DIMENSION_NAMES, Room(names=1000, values=100)).run_once(connection):
             pass
         await kpis.run_once(connection, datetime.now(UTC), computed)
-        told: dict[str, Any] = {name: await ask(connection, name) for name in FILES}
+        answers: dict[str, Any] = {name: await ask(connection, name) for name in FILES}
         # The hour that a day ago was in may have ended meanwhile.
         oldest = datetime.now(UTC) - timedelta(hours=22)
-        return told | {"hours": [row for row in told["hours"] if row["time_bucket"] > oldest]}
+        return answers | {"hours": [row for row in answers["hours"] if row["time_bucket"] > oldest]}
 
     before = await answers()
     assert all(before.values())
@@ -374,10 +376,18 @@ async def test_the_queries_agree_with_each_other_on_the_seed_data(connection: as
     while await Rollup(DIMENSION_NAMES, Room(names=1000, values=100)).run_once(connection):
         pass
     stages = {row["stage"]: row["people"] for row in await ask(connection, "funnel")}
-    told = {row["source"]: row for row in await ask(connection, "sources")}
-    assert told.keys() == {"direct", "facebook", "google", "instagram", "linkedin", "newsletter", "partners.example"}
-    assert sum([row["visitors"] for row in told.values()]) == stages["visit"]
-    assert sum([row["customers"] for row in told.values()]) == stages["conversion"]
+    sources = {row["source"]: row for row in await ask(connection, "sources")}
+    assert sources.keys() == {
+        "direct",
+        "facebook",
+        "google",
+        "instagram",
+        "linkedin",
+        "newsletter",
+        "partners.example",
+    }
+    assert sum([row["visitors"] for row in sources.values()]) == stages["visit"]
+    assert sum([row["customers"] for row in sources.values()]) == stages["conversion"]
     shown = await ask(connection, "experiment")
     assert sum([row["saw_it"] for row in shown]) == stages["prices"]
     # As the endpoint for results counts.
@@ -391,4 +401,4 @@ async def test_the_queries_agree_with_each_other_on_the_seed_data(connection: as
         " FROM analytics.events WHERE type = 'page_view' AND device_type <> 'bot'"
         " ORDER BY anonymous_id, created_at) AS first GROUP BY source"
     )
-    assert {row["source"]: row["visitors"] for row in told.values()} == dict(map(tuple, results))
+    assert {row["source"]: row["visitors"] for row in sources.values()} == dict(map(tuple, results))

@@ -1,4 +1,4 @@
-"""A person is erased from every table, and nobody else is; what is held on them can be had before."""
+"""A person is erased from every table, and nobody else is; before that, their data can be exported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.roles import NOT_PERMITTED, acting, claims, refusal
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """What the rows of one person are made of; `digit` tells their UUIDs."""
+    """The values in the rows of one person; `digit` distinguishes their UUIDs."""
 
     digit: str
     first_name: str
@@ -38,11 +38,11 @@ class Person:
 
     @property
     def traces(self) -> tuple[str, ...]:
-        """What names them, in lower case."""
+        """Values that identify them, in lower case."""
         return (self.address, self.address.replace("@", "%40"), self.name.lower(), f'"{self.phone}"')
 
     def fill(self, statements: str) -> str:
-        """The statements with this person's values for the words in capitals."""
+        """The statements with the words in capitals replaced by this person's values."""
         words = {
             "UUID": f"{self.digit * 8}-0000-4000-8000-00000000000",
             "ADDRESS": self.address,
@@ -128,7 +128,7 @@ INSERT INTO analytics.visits (person, started_at, ended_at, session_id) VALUES
 INSERT INTO analytics.stale_identities (anonymous_id, people) VALUES ('KEY', '{}'), ('any-0DIGIT', '{ADDRESS}');
 INSERT INTO analytics.metrics (name, type, dimensions) VALUES ('KEY', 'gauge', '{"path": "/of/ENCODED"}');
 """
-"""A person in every table that one may be in, the log of it written by triggers."""
+"""A person in every table that can hold one; triggers write the audit log."""
 
 TABLES = """
 SELECT format('%s.%I', relnamespace::regnamespace, relname) AS name,
@@ -138,7 +138,7 @@ WHERE relkind IN ('r', 'm') AND attnum > 0 AND NOT attisdropped
     AND relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 GROUP BY 1
 """
-"""Every table there is, partitions by themselves, with its columns."""
+"""Every table with its columns, partitions separately."""
 
 NOTHING: dict[str, int] = dict.fromkeys(
     [
@@ -167,7 +167,7 @@ NOTHING: dict[str, int] = dict.fromkeys(
 async def populated(connection: asyncpg.Connection) -> asyncpg.Connection:
     await connection.execute(SHARED + ADA.fill(ROWS) + BOB.fill(ROWS))
     for person in (ADA, BOB):
-        # What they did themselves, signed in.
+        # Their own actions, signed in.
         async with connection.transaction():
             await connection.execute(
                 person.fill(
@@ -187,14 +187,14 @@ async def erase(connection: asyncpg.Connection, address: str | None) -> dict[str
 
 
 async def export(connection: asyncpg.Connection, address: str | None) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(
+    exported: dict[str, Any] = json.loads(
         await connection.fetchval("SELECT public.gdpr_export_user_data($1, true)", address)
     )
-    return told
+    return exported
 
 
 async def found(connection: asyncpg.Connection, *traces: str) -> list[tuple[str, str, str]]:
-    """Each value of any column of any table that holds one of these: table, column, value."""
+    """Every value in any column of any table that contains one of these: table, column, value."""
     values = []
     for table in await connection.fetch(TABLES):
         for column in table["columns"]:
@@ -206,7 +206,7 @@ async def found(connection: asyncpg.Connection, *traces: str) -> list[tuple[str,
 
 
 async def rows_of(connection: asyncpg.Connection, person: Person) -> dict[str, list[str]]:
-    """Every row that is theirs or names them, by table."""
+    """Every row that is theirs or identifies them, by table."""
     marks = (*person.traces, person.fill("UUID"), person.fill("KEY"))
     rows = {}
     for table in await connection.fetch(TABLES):
@@ -224,7 +224,7 @@ async def count_erasures(connection: asyncpg.Connection) -> int:
 
 
 @pytest.mark.parametrize("written", [ADA.address, f" \t{ADA.address.upper()}\r\n"])
-async def test_nothing_names_them_any_more(populated: asyncpg.Connection, written: str):
+async def test_nothing_identifies_them_any_more(populated: asyncpg.Connection, written: str):
     tables = {table for table, _, _ in await found(populated, *ADA.traces)}
     assert {name for name in NOTHING if name not in ("analytics.events", "experiments.assignments")} <= tables
     assert {"analytics.events_20260102", "analytics.events_20260103"} <= tables
@@ -251,13 +251,13 @@ async def test_nothing_names_them_any_more(populated: asyncpg.Connection, writte
     assert counts["public.audit_logs"] > 0
 
 
-async def test_keys_that_tell_a_person_are_gone(populated: asyncpg.Connection):
+async def test_keys_that_identify_a_person_are_gone(populated: asyncpg.Connection):
     await erase(populated, ADA.address)
     lead = ADA.fill("UUID1")
     assert await found(populated, "visit-key-a", "visit2-key-a", "user-key-a", "ua key-a") == []
     assigned = "SELECT count(*) FROM experiments.assignments WHERE $1 IN (user_id::text, session_id)"
     assert await populated.fetchval(assigned, lead) == 0
-    # Their deeds are nobody's, and the journey and the variants are still counted.
+    # Their events are anonymous, and the journey and the variants are still counted.
     deed = ADA.fill("UUID5")
     assert await populated.fetchval("SELECT count(*) FROM audit_logs WHERE user_id::text = $1", deed) == 0
     assert await populated.fetchval("SELECT count(*) FROM onboarding.sessions") == 4
@@ -290,13 +290,13 @@ async def test_one_record_of_it(populated: asyncpg.Connection):
         assert record["user_id"] is not None
         assert json.loads(record["new_values"]) == counts
         assert ADA.address not in str(dict(record)).lower()
-        # Who deleted the rows stays named.
+        # The row still says who deleted the data.
         deleted = "SELECT user_email FROM audit_logs WHERE operation = 'DELETE' AND table_name = 'marketing.leads'"
         assert {row[0] for row in await populated.fetch(deleted)} == {"admin@example.com"}
 
 
-async def test_nobody_else_by_a_likeness(populated: asyncpg.Connection):
-    """Addresses and numbers that theirs is a part of, and those who only name them."""
+async def test_nobody_similar_is_erased(populated: asyncpg.Connection):
+    """Addresses and numbers that contain theirs, and people who only mention them."""
     others = [
         f"mc{ADA.address}",
         f"mary-{ADA.address}",
@@ -325,7 +325,7 @@ async def test_nobody_else_by_a_likeness(populated: asyncpg.Connection):
     assert await populated.fetchval("SELECT count(*) FROM analytics.events WHERE name = 'like'") == len(others) + 2
 
 
-async def test_number_of_two_leads_is_neithers(populated: asyncpg.Connection):
+async def test_a_number_shared_by_two_leads_identifies_neither(populated: asyncpg.Connection):
     await populated.execute(
         ADA.fill("INSERT INTO marketing.leads (email, phone_number) VALUES ('colleague@example.com', 'PHONE')")
     )
@@ -333,7 +333,7 @@ async def test_number_of_two_leads_is_neithers(populated: asyncpg.Connection):
     assert await populated.fetchval("SELECT count(*) FROM analytics.events WHERE name = 'by_phone'") == 2
 
 
-async def test_lead_that_is_gone_already_or_has_another_number(populated: asyncpg.Connection):
+async def test_a_lead_that_is_already_gone_or_has_another_number(populated: asyncpg.Connection):
     await populated.execute(ADA.fill("UPDATE marketing.leads SET phone_number = '+4930777777' WHERE id = 'UUID1'"))
     await populated.execute(ADA.fill("DELETE FROM marketing.leads WHERE email = 'ADDRESS'"))
     await erase(populated, ADA.address)
@@ -341,7 +341,7 @@ async def test_lead_that_is_gone_already_or_has_another_number(populated: asyncp
     assert await erase(populated, ADA.address) == NOTHING
 
 
-async def test_address_with_what_a_pattern_reads(populated: asyncpg.Connection):
+async def test_an_address_with_pattern_characters(populated: asyncpg.Connection):
     address = "o'neil+a.b*c{2}|x?^$(d)[e]\\w@example.com"
     await populated.executemany(
         "INSERT INTO analytics.rejected_events (reason, payload) VALUES ('a', $1)",
@@ -363,7 +363,7 @@ async def test_unknown_address(populated: asyncpg.Connection):
 
 @pytest.mark.parametrize("function", ["gdpr_delete_user_data", "gdpr_export_user_data"])
 @pytest.mark.parametrize("address", [None, "", "  ", "nobody", "@", "a@", "@b", "a b@example.com", "%"])
-async def test_what_is_no_address(populated: asyncpg.Connection, function: str, address: str | None):
+async def test_invalid_addresses(populated: asyncpg.Connection, function: str, address: str | None):
     before = await populated.fetchval("SELECT count(*) FROM analytics.events")
     with pytest.raises(asyncpg.InvalidParameterValueError, match="an email address is needed"):
         await populated.fetchval(f"SELECT public.{function}($1)", address)
@@ -371,7 +371,7 @@ async def test_what_is_no_address(populated: asyncpg.Connection, function: str, 
 
 
 @pytest.mark.parametrize("function", ["gdpr_delete_user_data", "gdpr_export_user_data"])
-async def test_who_may(populated: asyncpg.Connection, function: str):
+async def test_who_may_erase_and_export(populated: asyncpg.Connection, function: str):
     call = f"SELECT public.{function}('{ADA.address}')"
     own_word = claims(email=ADA.address, user_metadata={"role": "admin"}) | {"app.user_email": ADA.address}
     for role, settings in (
@@ -394,30 +394,30 @@ async def test_who_may(populated: asyncpg.Connection, function: str):
 
 
 async def test_export_holds_everything_of_the_person(populated: asyncpg.Connection):
-    told = await export(populated, f" {ADA.address.upper()}")
-    assert told.pop("email") == ADA.address
-    counts = {table: len(rows) for table, rows in told.items()}
+    exported = await export(populated, f" {ADA.address.upper()}")
+    assert exported.pop("email") == ADA.address
+    counts = {table: len(rows) for table, rows in exported.items()}
     assert counts == (await erase(populated, ADA.address)) | {
-        # By name alone it may be another's of that name: erased, not told.
+        # Matched only by name, it may be somebody else's: erased, but not exported.
         "analytics.rejected_events": 3,
         "onboarding.step_activities": 1,
         "public.audit_logs": counts["public.audit_logs"],
     }
-    [by_lead] = [event for event in told["analytics.events"] if event["name"] == "by_lead"]
+    [by_lead] = [event for event in exported["analytics.events"] if event["name"] == "by_lead"]
     assert by_lead["context"] == {"traits": {"a": None}}
     assert {"marketing.leads", "marketing.lead_interactions", "whatsapp.templates", "experiments.assignments"} <= {
-        row["table_name"] for row in told["public.audit_logs"]
+        row["table_name"] for row in exported["public.audit_logs"]
     }
 
 
 async def test_export_holds_no_secret_and_nobody_else(populated: asyncpg.Connection):
     async with acting(populated, "authenticated", claims("admin", "admin@example.com")):
         await populated.execute(ADA.fill("UPDATE marketing.leads SET city = 'London' WHERE id = 'UUID1'"))
-        told = json.dumps(await export(populated, ADA.address)).lower()
+        exported = json.dumps(await export(populated, ADA.address)).lower()
         for secret in ("sess_", "c0ffee", "decade", "session_token", "encrypted", "admin@example.com"):
-            assert secret not in told, secret
+            assert secret not in exported, secret
         for trace in (*BOB.traces, BOB.fill("UUID"), "key-b"):
-            assert trace not in told, trace
+            assert trace not in exported, trace
 
 
 async def test_export_is_recorded_and_changes_nothing(populated: asyncpg.Connection):
@@ -451,20 +451,20 @@ async def test_others_keep_their_rows_without_the_name(connection: asyncpg.Conne
     await connection.fetchval("SELECT gdpr_delete_user_data('grace@example.com', true)")
     other = await connection.fetchrow("SELECT email, notes FROM marketing.leads")
     assert other["email"] == "xgrace@example.com"
-    # Digits in a text are anybody's.
+    # Digits in a text may be anybody's.
     assert other["notes"] == "Knows erased, erased, +49 30 1234-567; writes from xgrace@example.com"
     metadata = await connection.fetchval("SELECT metadata FROM marketing.lead_interactions")
     assert json.loads(metadata) == {"with": ["erased"], "number": 49301234567, "length": 12}
 
 
-# Who is believed
+# Whose claims are trusted
 
 
 MALLORY = "mallory@evil.example"
 
 LEAD = "00000000-0000-4000-8000-0000000000ff"
 
-# What anybody may send to take another's events for the own address: values of columns by table.
+# What an attacker may send to attach another's events to their own address: values of columns by table.
 CLAIMS: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
     "identify": [("events", "name, user_id, properties", ("identify", "victim-42", f'{{"email": "{MALLORY}"}}'))],
     "traits": [("events", "name, user_id, context", ("x", "victim-42", f'{{"traits": {{"email": "{MALLORY}"}}}}'))],
@@ -507,22 +507,22 @@ INSERT INTO marketing.leads (email, notes) VALUES ('victim@example.com', 'the or
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-async def test_what_anybody_claims_joins_nobody(connection: asyncpg.Connection, claim: str):
+async def test_unverified_claims_link_nobody(connection: asyncpg.Connection, claim: str):
     await connection.execute("SELECT analytics.ensure_events_partition(now()::date)")
     await connection.execute(VICTIM)
     victims = "SELECT * FROM analytics.events WHERE name LIKE 'by %' ORDER BY name"
     lead = "SELECT notes FROM marketing.leads WHERE email = 'victim@example.com'"
     before, notes = await connection.fetch(victims), await connection.fetchval(lead)
     await say(connection, claim)
-    told = json.loads(await connection.fetchval("SELECT gdpr_export_user_data($1)", MALLORY))
-    assert not [event for event in told.get("analytics.events", ()) if event["name"].startswith("by ")]
+    exported = json.loads(await connection.fetchval("SELECT gdpr_export_user_data($1)", MALLORY))
+    assert not [event for event in exported.get("analytics.events", ()) if event["name"].startswith("by ")]
     planned = json.loads(await connection.fetchval("SELECT gdpr_delete_user_data($1, dry_run := true)", MALLORY))
     assert await connection.fetch(victims) == before
     ids = "victim-42" if claim in ("identify", "traits") else "victim-browser"
     if claim not in ("phone", "number", "name"):
-        # It is listed apart, for a person to decide.
+        # It is listed separately, for a person to decide.
         assert ids in json.dumps(planned["unverified"]) and ids not in json.dumps(planned["because_of"])
-        assert ids in json.dumps(told["unverified"])
+        assert ids in json.dumps(exported["unverified"])
     counts = json.loads(await connection.fetchval("SELECT gdpr_delete_user_data($1)", MALLORY))
     assert {table: count for table, count in counts.items() if table != "public.audit_logs"} == {
         table: count for table, count in planned["would_erase"].items() if table != "public.audit_logs"
@@ -532,7 +532,7 @@ async def test_what_anybody_claims_joins_nobody(connection: asyncpg.Connection, 
     assert not await connection.fetchval("SELECT count(*) FROM marketing.leads WHERE email = $1", MALLORY)
 
 
-async def test_what_a_caller_with_a_key_says_joins(connection: asyncpg.Connection):
+async def test_claims_of_a_caller_with_a_key_link(connection: asyncpg.Connection):
     await connection.execute("SELECT analytics.ensure_events_partition(now()::date)")
     await connection.execute(VICTIM)
     await say(connection, "identify")
@@ -595,7 +595,7 @@ async def test_a_number_is_found_in_fields_for_numbers(connection: asyncpg.Conne
     assert left == ({"text"} if is_hers else {"text", "field"})
 
 
-# A number as it is stored, and another's that differs from it by a digit or a zero that counts.
+# A number as stored, and another that differs by a digit or a significant zero.
 NUMBERS = [
     ("+442079460958", "+442079460959"), ("+3906123456", "+396123456"), ("+12125550123", "+1212555012"),
     ("+2250712345678", "+225712345678"), ("0301234567", "+301234567"), ("+35312345678", "+35212345678"),
@@ -603,7 +603,7 @@ NUMBERS = [
 
 
 def number_spellings(chance: random.Random, number: str) -> str:
-    """The number in one of the ways that people and programs write it."""
+    """The number in one of the spellings that people and programs use."""
     trunk = ""
     if number.startswith("+"):
         number = chance.choice(["+", "00", "\uff0b", "%2B", "tel:+", "+ ", "(+)", "https://wa.me/"]) + number[1:]
@@ -614,7 +614,7 @@ def number_spellings(chance: random.Random, number: str) -> str:
     for digit in tail:
         written += chance.choice(["", "", "", " ", "-", "\u2011", "\u00a0", ".", "%20", "\u200b", " - "]) + digit
     wide = str.maketrans("0123456789", "".join(map(chr, range(0xFF10, 0xFF1A))))
-    # Not what is behind %.
+    # Not those after %.
     written = written if "%" in written or chance.random() < 0.7 else written.translate(wide)
     return written + chance.choice(["", "", " ext. 12", " x12", ",12", ";ext=12", "#12"])
 
@@ -644,7 +644,7 @@ IDN = [
 
 
 def address_spellings(local: str, domain: str) -> list[str]:
-    """What forms, links and programs make of the address."""
+    """The address in the spellings of forms, links and programs."""
     unicode_form = f"{local}@{domain}"
     forms = [unicode_form, mailbox.in_ascii(unicode_form), unicodedata.normalize("NFD", unicode_form)]
     written = [*forms, *[form.upper() for form in forms if "\u00df" not in form]]

@@ -1,4 +1,4 @@
-"""What the database does by itself: leads that merge, onboarding that advances, events of plain INSERTs enriched."""
+"""Triggers of the database: leads are merged, onboarding advances, events of plain INSERTs are enriched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMAS = ["marketing", "onboarding", "analytics", "experiments", "whatsapp", "p
 
 
 async def insert(connection: asyncpg.Connection, table: str, **columns: Any) -> str:
-    """Insert a row as JSON has it; the status that Postgres answers."""
+    """Insert a row given as JSON. Returns Postgres' status."""
     names = ", ".join(columns)
     status = await connection.execute(
         f"INSERT INTO {table} ({names}) SELECT {names} FROM jsonb_populate_record(NULL::{table}, $1)",
@@ -30,7 +30,7 @@ async def only_row(connection: asyncpg.Connection, table: str) -> asyncpg.Record
     return row
 
 
-# The statements of a visitor, as written.
+# The documented statements of a visitor.
 
 
 async def test_lead_as_written(connection: asyncpg.Connection):
@@ -46,7 +46,7 @@ async def test_lead_as_written(connection: asyncpg.Connection):
         "Company Inc",
         "website-form",
     )
-    # A form of the website, a company, and its own mail domain.
+    # A form on the website, a company, and its own mail domain.
     assert lead["score"] == 10 + 15 + 10
 
 
@@ -142,7 +142,7 @@ async def test_phone_numbers(connection: asyncpg.Connection):
         "0000441701234567",
     ],
 )
-async def test_what_is_no_phone_number_is_refused(connection: asyncpg.Connection, phone: str):
+async def test_invalid_phone_numbers_are_refused(connection: asyncpg.Connection, phone: str):
     with pytest.raises(asyncpg.CheckViolationError) as refused:
         await insert(connection, "marketing.leads", email="a@example.com", phone_number=phone)
     assert refused.value.constraint_name == "leads_phone_number_format"
@@ -184,14 +184,14 @@ async def test_known_address_is_merged(connection: asyncpg.Connection):
     assert lead["score"] > before["score"]
     assert lead["score"] == await connection.fetchval("SELECT calculate_lead_score(leads) FROM marketing.leads")
     assert lead["updated_at"] > before["updated_at"]
-    # The same once more is nothing new.
+    # The same again changes nothing.
     await insert(connection, "marketing.leads", **later)
     again = await only_row(connection, "marketing.leads")
     assert (again["notes"], again["interested_features"]) == (lead["notes"], lead["interested_features"])
 
 
-async def test_anybody_changes_nothing_of_a_known_lead_and_cannot_tell_it(connection: asyncpg.Connection):
-    """What is inserted and what is refused is the same for a known address as for a new one."""
+async def test_visitors_cannot_change_a_known_lead_or_learn_that_it_exists(connection: asyncpg.Connection):
+    """The same rows are accepted and refused for a known address as for a new one."""
     await insert(
         connection, "marketing.leads", email="ada@example.com", company_name="Hers", consent={"terms": "2026"}
     )
@@ -225,7 +225,7 @@ async def test_anybody_changes_nothing_of_a_known_lead_and_cannot_tell_it(connec
                 assert known == (before["id"] if email.startswith("ADA") else None)
 
 
-async def test_nobody_says_themselves_what_is_a_duplicate(connection: asyncpg.Connection):
+async def test_callers_cannot_set_what_counts_as_a_duplicate(connection: asyncpg.Connection):
     async with acting(connection, "anon"):
         for columns in ("duplicate_of", "deleted_at"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -310,7 +310,7 @@ SCORES: list[tuple[dict[str, Any], int]] = [
 
 async def test_score(connection: asyncpg.Connection):
     for lead, score in SCORES:
-        # Whoever sets one is not believed.
+        # A given score is ignored.
         await insert(connection, "marketing.leads", score=99, **lead)
         assert (await only_row(connection, "marketing.leads"))["score"] == score, lead
         await connection.execute("UPDATE marketing.leads SET score = 1")
@@ -364,8 +364,8 @@ async def test_steps_out_of_order(connection: asyncpg.Connection):
     assert [session["progress_percentage"] for session in seen] == [25, 50, 75, 100]
 
 
-async def test_the_end_is_not_claimed(connection: asyncpg.Connection):
-    """Neither the last step nor the status completes a session: only steps that are done."""
+async def test_completion_cannot_be_claimed(connection: asyncpg.Connection):
+    """Neither the last step nor the status completes a session, only completed steps do."""
     await insert(connection, "onboarding.sessions", session_token=TOKEN)
     for change in (
         "current_step = 'complete'",
@@ -389,7 +389,7 @@ async def test_a_step_that_is_undone(connection: asyncpg.Connection):
     assert session["completed_at"] is None
 
 
-async def test_an_abandoned_session_goes_on(connection: asyncpg.Connection):
+async def test_an_abandoned_session_can_continue(connection: asyncpg.Connection):
     await insert(connection, "onboarding.sessions", session_token=TOKEN)
     await update_session(connection, "business_info_completed_at = now() - interval '3 hours'")
     await update_session(connection, "last_activity_at = now() - interval '1 hour'")
@@ -435,7 +435,7 @@ async def test_session_is_linked_to_the_lead_with_its_address(connection: asyncp
         for email, lead_id in (("nobody@example.com", None), ("Ada@Example.com", UUID(OURS))):
             session = await update_session(connection, f"""business_data = '{{"email": "{email}"}}'""")
             assert session["lead_id"] == lead_id
-        # Linked for good: another address is no way to another lead.
+        # The link is permanent: another address does not lead to another lead.
         assert (await update_session(connection, "business_data = '{}'"))["lead_id"] == UUID(OURS)
 
 
@@ -465,12 +465,12 @@ AGENTS = {
     "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)": ("bot", None, None),
     "curl/8.5.0": ("other", None, None),
 }
-"""What is told of a user agent: device, browser, system."""
+"""User agents, each with its device, browser and system."""
 
 
 @pytest.fixture
 async def today(connection: asyncpg.Connection) -> asyncpg.Connection:
-    """The connection, to a database with today's partition."""
+    """The connection to a database with today's partition."""
     await connection.execute("SELECT analytics.ensure_events_partition((now() AT TIME ZONE 'UTC')::date)")
     return connection
 
@@ -482,9 +482,9 @@ async def stored_event(connection: asyncpg.Connection, **columns: Any) -> asyncp
 
 
 async def test_user_agents(today: asyncpg.Connection):
-    for agent, told in AGENTS.items():
+    for agent, described in AGENTS.items():
         event = await stored_event(today, user_agent=agent)
-        assert (event["device_type"], event["browser"], event["os"]) == told, agent
+        assert (event["device_type"], event["browser"], event["os"]) == described, agent
     event = await stored_event(today, user_agent=IPHONE, device_type="bot", browser="Mine", os="Own")
     assert (event["device_type"], event["browser"], event["os"]) == ("bot", "Mine", "Own")
     event = await stored_event(today)
@@ -537,7 +537,7 @@ async def test_campaigns(today: asyncpg.Connection):
     url = "https://example.com/?" + "&".join(f"{name}={value}" for name, value in every.items())
     event = await stored_event(today, url=url)
     assert {name: event[name] for name in every} == every
-    assert (await stored_event(today, url=url, utm_term="told"))["utm_term"] == "told"
+    assert (await stored_event(today, url=url, utm_term="given"))["utm_term"] == "given"
 
 
 BOUNDS = {
@@ -566,8 +566,8 @@ async def test_texts_are_bounded(today: asyncpg.Connection):
     assert {name: len(event[name]) for name in BOUNDS} == BOUNDS
 
 
-async def test_when_it_was_received_is_not_told_by_anon(today: asyncpg.Connection):
-    """An import may tell it; a visitor has no right to the column."""
+async def test_anon_cannot_set_when_an_event_was_received(today: asyncpg.Connection):
+    """An import may set it; a visitor has no right to the column."""
     event = await stored_event(today, received_at="2000-01-01T00:00:00Z")
     assert event["received_at"].year == 2000
     event = await stored_event(today)
@@ -577,7 +577,7 @@ async def test_when_it_was_received_is_not_told_by_anon(today: asyncpg.Connectio
         assert await affected(today, statement) is None
 
 
-async def test_what_has_a_batch_is_left_as_it_is(today: asyncpg.Connection):
+async def test_rows_with_a_batch_are_left_unchanged(today: asyncpg.Connection):
     given = {
         "url": "https://example.com/?utm_source=x",
         "user_agent": IPHONE + "x" * 2000,
@@ -592,7 +592,7 @@ async def test_what_has_a_batch_is_left_as_it_is(today: asyncpg.Connection):
     assert event["received_at"].year == 2000
 
 
-# updated_at, and what is read and called by whom
+# updated_at, and who may read and call what
 
 
 @pytest.mark.parametrize(
@@ -619,7 +619,7 @@ async def test_what_has_a_batch_is_left_as_it_is(today: asyncpg.Connection):
         ),
     ],
 )
-async def test_updated_at_is_kept(connection: asyncpg.Connection, table: str, row: dict[str, Any], column: str):
+async def test_updated_at_is_maintained(connection: asyncpg.Connection, table: str, row: dict[str, Any], column: str):
     await connection.execute("SET session_replication_role = replica")
     await insert(connection, table, **row)
     await connection.execute("SET session_replication_role = DEFAULT")
@@ -636,7 +636,7 @@ async def test_every_updated_at_has_its_trigger(connection: asyncpg.Connection):
         " AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = attrelid AND tgname = 'touch') ORDER BY 1",
         SCHEMAS,
     )
-    # Those of the service's own write it themselves.
+    # The service's own tables set it themselves.
     assert {row["name"] for row in bare} <= {"analytics.journals", "analytics.event_aggregations"}
 
 

@@ -27,9 +27,9 @@ async def test_what_is_not_granted_is_told_in_one_line(
         missing = [role for role in ROLES if role not in granted]
         assert await connections.missing_roles(connection) == missing
         await _report_missing_roles(connection)
-        told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-        assert len(told) == bool(missing)
-        assert all(f"GRANT {', '.join(missing)} TO {name}" in line for line in told)
+        errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert len(errors) == bool(missing)
+        assert all(f"GRANT {', '.join(missing)} TO {name}" in line for line in errors)
     finally:
         await connection.execute("RESET SESSION AUTHORIZATION")
         await connection.execute(f"DROP ROLE {name}")

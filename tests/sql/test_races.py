@@ -118,7 +118,7 @@ async def test_traffic_raised_meanwhile_does_not_split_a_unit(crowd: list[asyncp
                 answer = json.loads(
                     await one.fetchval("SELECT auto_assign_experiments(session_id := $1)", f"visit {turn % 10}")
                 )
-                given += [(f"visit {turn % 10}", told["variant_id"]) for told in answer.values()]
+                given += [(f"visit {turn % 10}", assignment["variant_id"]) for assignment in answer.values()]
         return given
 
     answers = {pair for given in await all_at_once(crowd, work) for pair in given}

@@ -91,14 +91,14 @@ async def seeded(seeded_url):
 async def test_the_database_refuses_outside_development(connection: asyncpg.Connection, setting: str | None):
     if setting is not None:
         await connection.execute("SELECT set_config('app.environment', $1, false)", setting)
-    told = f'"{setting}"' if setting else "not set"
+    current = f'"{setting}"' if setting else "not set"
     writers = await connection.fetch(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'ingest'::regnamespace AND proname ~ '^seed_'"
         " AND provolatile = 'v'"
     )
     assert len(writers) == len(TABLES)
     for name in ["load_seed_data", *(row["proname"] for row in writers)]:
-        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match=f"app.environment is {told}, not dev"):
+        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match=f"app.environment is {current}, not dev"):
             await connection.execute(f"SELECT ingest.{name}(1, now())")
     for table in TABLES:
         assert await connection.fetchval(f"SELECT count(*) FROM {table}") == 0

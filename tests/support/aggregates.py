@@ -1,4 +1,4 @@
-"""Events put into the table as collectors and plain SQL put them, and what the aggregates of them must be."""
+"""Events inserted as by collectors and by plain SQL, and their expected aggregates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest.rollup import identity_repairs, rebuild
 from ingest.rollup.buckets import Room
 
 GRANULARITIES = ("minute", "hour", "day", "week", "month")
-TOLD = """
+BY_DEFINITION = """
 WITH links AS (
     SELECT DISTINCT ON (anonymous_id) anonymous_id, user_id FROM analytics.events
     WHERE anonymous_id IS NOT NULL AND user_id IS NOT NULL
@@ -32,11 +32,11 @@ WITH links AS (
 )
 SELECT people.*, coalesce(session_id, derived) AS visit FROM people LEFT JOIN visits USING (id)
 """
-"""Events with their person and their visit, from nothing but the events: the definition again, in other words."""
+"""Events with their person and visit, from events only: the definition, written a second time."""
 
 
 class Event(NamedTuple):
-    """What of an event the aggregates look at."""
+    """The columns of an event that aggregates use."""
 
     created_at: datetime
     name: str = "ping"
@@ -62,7 +62,7 @@ class Known(NamedTuple):
 
 
 def recognised(events: Sequence[Event]) -> dict[int, Known]:
-    """id() of each of all the events there are -> who did it; those of one time in the order in which they were sent.
+    """id() of each event -> who did it. `events`: all there are; those of one time in the order of sending.
     The definition a third time, in Python."""
     in_order = sorted(events, key=lambda event: event.created_at)
     links: dict[str, str] = {}
@@ -91,7 +91,7 @@ async def make_partitions(connection: asyncpg.Connection, days: Sequence[date]) 
 
 
 class Ledger:
-    """A collector's journal: `flush` stores events as one, in one transaction with their row of the ledger."""
+    """A collector's journal: `flush` stores events in one transaction with their row of the ledger."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -119,7 +119,7 @@ async def insert(
     batch: int | None = None,
     ledger: tuple[int, int, bool] | None = None,
 ) -> None:
-    """Store events; without a batch they come as by plain SQL."""
+    """Store events; without a batch, as if by plain SQL."""
     async with connection.transaction():
         if ledger is not None:
             journal, record, tells_days = ledger
@@ -142,7 +142,7 @@ async def insert(
 
 
 async def recognise(connection: asyncpg.Connection, dimensions: Sequence[str], room: Room) -> None:
-    """What is done in the background, without the wait: hours in which people were counted as two are rebuilt."""
+    """Do the background work now: rebuild the hours in which people were counted twice."""
     while await identity_repairs.run_once(connection):
         pass
     await connection.execute("UPDATE analytics.stale_buckets SET due_at = noted_at")
@@ -165,9 +165,9 @@ async def stored(connection: asyncpg.Connection) -> dict[tuple[str, datetime, st
 async def expected(
     connection: asyncpg.Connection, granularities: Sequence[str] = GRANULARITIES
 ) -> dict[tuple[str, datetime, str, str, str], Row]:
-    """What one GROUP BY over the events gives, in total and by each dimension; users and sessions exactly. What bots
-    did is in one row of each name, beside its total, which may be of nothing."""
-    await connection.execute(f"CREATE TEMPORARY VIEW told AS {TOLD}")
+    """The result of one GROUP BY over the events, in total and by each dimension; users and sessions exactly. Events
+    of bots are in one row per name, in addition to its total, which may be 0."""
+    await connection.execute(f"CREATE TEMPORARY VIEW defined AS {BY_DEFINITION}")
     sets = ", ".join(f"(granularity, bucket, type, name, {name})" for name in DIMENSION_NAMES)
     picked = " ".join(
         f"WHEN grouping({name}) = 0 THEN jsonb_build_object('{name}', {name})" for name in DIMENSION_NAMES
@@ -177,7 +177,7 @@ async def expected(
         f"""
         SELECT granularity, bucket, type::text, name, (CASE {picked} ELSE '{{}}' END)::text,
             count(*), count(DISTINCT person), count(DISTINCT visit)
-        FROM told
+        FROM defined
         CROSS JOIN unnest($1::text[]) AS granularity
         CROSS JOIN LATERAL date_trunc(granularity, created_at, 'UTC') AS bucket
         WHERE device_type IS DISTINCT FROM 'bot'
@@ -190,7 +190,7 @@ async def expected(
         """
         SELECT granularity, bucket, type::text, name, '{"device_type": "bot"}',
             count(*), count(DISTINCT person), count(DISTINCT visit)
-        FROM told
+        FROM defined
         CROSS JOIN unnest($1::text[]) AS granularity
         CROSS JOIN LATERAL date_trunc(granularity, created_at, 'UTC') AS bucket
         WHERE device_type = 'bot'
@@ -198,6 +198,6 @@ async def expected(
         """,
         list(granularities),
     )
-    await connection.execute("DROP VIEW told")
+    await connection.execute("DROP VIEW defined")
     empty = {(*tuple(row)[:4], "{}"): (0, 0, 0) for row in of_bots}
     return empty | {tuple(row)[:5]: tuple(row)[5:] for row in [*rows, *of_bots]}

@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 class Raw:
-    """A connection for what HTTP clients are too polite to send."""
+    """A raw connection, for requests that HTTP clients refuse to send."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -59,7 +59,7 @@ class Raw:
             return Answer(int(first.split()[1]), headers, body)
 
     async def closed(self, seconds: float = 10.0) -> bool:
-        """Whether the server closes the connection without another word."""
+        """Whether the server closes the connection without sending anything more."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.reader.read() == b""
@@ -83,7 +83,7 @@ class Raw:
 
 
 class Client:
-    """A worker and what tests ask of it."""
+    """A worker, and what tests need from it."""
 
     def __init__(self, worker: Collector, session: aiohttp.ClientSession, database_url: str) -> None:
         self.worker = worker
@@ -113,13 +113,13 @@ class Client:
         return Raw(*await asyncio.open_connection("127.0.0.1", self.worker.port))
 
     async def heard(self, raw: Raw, requests: int) -> None:
-        """Return when so many requests of a connection have begun to come in."""
+        """Return when this many requests of a connection have begun to arrive."""
         async with asyncio.timeout(SETTLE_SECONDS):
             while (one := self.connection(raw)) is None or one._request_count < requests:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     def connection(self, raw: Raw) -> web.RequestHandler | None:
-        """The server's end of a connection, once it has one."""
+        """The server's end of a connection, once it exists."""
         assert self.worker._server is not None
         name = raw.writer.get_extra_info("sockname")
         for one in self.worker._server.connections:
@@ -132,18 +132,18 @@ class Client:
         return parse_metrics((await self.get("/metrics")).body.decode())
 
     async def settled(self) -> None:
-        """Return when all that was accepted is stored, refused events included."""
+        """Return when everything accepted is stored, including refused events."""
         async with asyncio.timeout(SETTLE_SECONDS):
             while self.worker.journal.has_backlog:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
-        """Rows, after all that was accepted is stored."""
+        """Rows, after everything accepted is stored."""
         await self.settled()
         return await self.fetch_now(query, *args)
 
     async def fetch_now(self, query: str, *args: object) -> list[asyncpg.Record]:
-        """Rows, on a connection of their own."""
+        """Rows, on a separate connection."""
         connection = await connections.connect(self._database_url, purpose="tests")
         try:
             rows: list[asyncpg.Record] = await connection.fetch(query, *args)
@@ -171,8 +171,8 @@ Start = Callable[..., Awaitable[Client]]
 
 @pytest.fixture
 async def start(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Start]:
-    """Starts workers: `await start(max_body_bytes=…)`. At the end of the test the books must balance, and nobody
-    may have logged an exception."""
+    """Starts workers: `await start(max_body_bytes=…)`. At the end of the test the books must balance, and no
+    exception may have been logged."""
     clients: list[Client] = []
 
     async def make(**settings: object) -> Client:
@@ -200,5 +200,5 @@ async def client(start: Start) -> Client:
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged as an error, or with a traceback, so far."""
+    """Errors and tracebacks logged so far."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]

@@ -1,4 +1,4 @@
-"""The command line, run as a person does."""
+"""The command line, run as by a person."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Ran:
 
 @pytest.fixture
 def ingest(tmp_path) -> Callable[..., Ran]:
-    """Runs `ingest ...` to its end in a folder of the test's own."""
+    """Runs `ingest ...` to its end in the test's own folder."""
 
     def run(*arguments: object, url: str | None = None, stdin: str = "", seconds: float = 30, **environ: str) -> Ran:
         done = subprocess.run(
@@ -55,7 +55,7 @@ def ingest(tmp_path) -> Callable[..., Ran]:
 def ingest_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ran]:
-    """The same in this process, which is faster: for what starts nothing, in tests that are not async."""
+    """The same in this process, which is faster: for commands that start nothing, in tests that are not async."""
 
     def run(*arguments: object, url: str | None = None, stdin: str = "", **environ: str) -> Ran:
         with monkeypatch.context() as patch:

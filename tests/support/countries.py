@@ -1,4 +1,4 @@
-"""A database of countries, as MaxMind's."""
+"""A database of countries, like MaxMind's."""
 
 from __future__ import annotations
 

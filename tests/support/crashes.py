@@ -1,4 +1,4 @@
-"""Services that are killed, and what is left in the table."""
+"""Services that are killed, and the rows left in the table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.faults import kill_postgres
 
 @pytest.fixture(scope="session")
 def mortal_template(new_folder) -> Path:
-    """The folder of a stopped, migrated Postgres: a copy is there in a fifth of the time that initdb takes."""
+    """The folder of a stopped, migrated Postgres: copying it takes a fifth of the time of initdb."""
     folder: Path = new_folder() / "pg"
     postgres = EmbeddedPostgres(folder, SMALL)
     postgres.start()
@@ -35,14 +35,14 @@ def mortal_template(new_folder) -> Path:
 
 @pytest.fixture
 def mortal(new_folder, mortal_template) -> Iterator[EmbeddedPostgres]:
-    """A migrated Postgres of the test's own, to be killed."""
+    """The test's own migrated Postgres, to be killed."""
     folder = new_folder() / "pg"
     # cp keeps the owner, which shutil does not.
     subprocess.run(["cp", "-a", mortal_template, folder], check=True)
     postgres = EmbeddedPostgres(folder, SMALL)
     postgres.start()
     yield postgres
-    # Nobody needs its last checkpoint.
+    # Its last checkpoint is not needed.
     kill_postgres(postgres)
 
 

@@ -37,6 +37,6 @@ async def execute(dsn: str, *statements: str) -> None:
 
 
 def run_apart(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a coroutine to its end in a thread's own event loop, out of the way of pytest-asyncio's."""
+    """Run a coroutine to its end in a separate thread's event loop, out of the way of pytest-asyncio's."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: asyncio.run(work())).result()

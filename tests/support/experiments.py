@@ -1,4 +1,4 @@
-"""Experiments for tests, made over HTTP as an admin makes them."""
+"""Experiments for tests, created over HTTP as by an admin."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EVERYBODY_B = {"control_variant": {"id": "control", "weight": 0}, "test_variants
 
 
 async def draft(client: Client, name: str, **columns: Any) -> str:
-    """Its id. With control and b, but for what the columns say."""
-    told = await client.post({"name": name, "test_variants": [{"id": "b"}], **columns}, PATH, **ADMIN)
-    assert told.status == 201, told
-    return str(told.json()["id"])
+    """Create an experiment with control and b, unless the columns say otherwise. Returns its id."""
+    answer = await client.post({"name": name, "test_variants": [{"id": "b"}], **columns}, PATH, **ADMIN)
+    assert answer.status == 201, answer
+    return str(answer.json()["id"])
 
 
 async def act(client: Client, id: str, step: str, body: Any = None) -> Answer:
@@ -26,10 +26,10 @@ async def act(client: Client, id: str, step: str, body: Any = None) -> Answer:
 
 
 async def run(client: Client, name: str, **columns: Any) -> str:
-    """The id of one that runs."""
+    """Create and start an experiment. Returns its id."""
     id = await draft(client, name, **columns)
-    told = await act(client, id, "start")
-    assert told.status == 200, told
+    answer = await act(client, id, "start")
+    assert answer.status == 200, answer
     return id
 
 

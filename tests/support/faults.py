@@ -21,10 +21,10 @@ from tests.support.service import request
 
 
 class CuttingProxy:
-    """Stands between a collector and the socket of its Postgres, and does as told when a COMMIT comes by.
+    """Sits between a collector and the socket of its Postgres, and breaks COMMITs on demand.
 
-    `at_commit` is asked for each COMMIT: "pass", "cut before" (the server never sees it), "cut after" (the server
-    does, the client never hears of it) or "stall" (the client is cut off, the server sees it seconds later).
+    `at_commit` is called for each COMMIT, and returns "pass", "cut before" (the server never sees it), "cut after"
+    (the server does, the client gets no answer) or "stall" (the client is cut off, the server sees it seconds later).
     """
 
     STALL_SECONDS = 2.0
@@ -38,7 +38,7 @@ class CuttingProxy:
         self.dsn = urlunsplit((parts.scheme, parts.netloc, parts.path, f"host={folder}&port=5432", ""))
         self.at_commit: Callable[[], str] = lambda: "pass"
         self.commits = 0
-        # Stop reading from the first connection that has sent so much, as a network that is gone without a word.
+        # Stop reading from the first connection that has sent this much, like a network that has silently failed.
         self.freeze_after_bytes: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -50,7 +50,7 @@ class CuttingProxy:
         await self.go_away()
 
     async def go_away(self) -> None:
-        """No Postgres any more: connections are cut, new ones refused. Repeatable."""
+        """Make Postgres unreachable: connections are cut, new ones refused. Repeatable."""
         self._server.close()
         self._path.unlink(missing_ok=True)
         for task in list(self._tasks):
@@ -152,10 +152,10 @@ def signal_postgres(postgres: EmbeddedPostgres, number: int) -> None:
 
 
 class StubbornClient(threading.Thread):
-    """Sends batches of events with ids and sends each again until it is acknowledged, as SDKs do.
+    """Sends batches of events with ids, each repeatedly until it is acknowledged, as SDKs do.
 
-    `acknowledged` are the ids for which a 200 came. `only_once` sends nothing again: what is not acknowledged at
-    the first try is in `unknown`.
+    `acknowledged` are the ids for which a 200 came. `only_once` sends nothing again: batches not acknowledged at
+    the first try are in `unknown`.
     """
 
     def __init__(self, url: str, batch: int = 20, *, only_once: bool = False) -> None:

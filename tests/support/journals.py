@@ -10,14 +10,14 @@ MIB = 1024 * 1024
 
 
 async def put(journal: Journal, text: str, events: int = 1) -> int:
-    """Append one line and wait until it is durable; the record's number."""
+    """Append one line and wait until it is durable. Returns the record's number."""
     record = journal.append([f"{text}\n"], events, [])
     await journal.wait(record)
     return record.number
 
 
 async def drain(journal: Journal) -> list[Record]:
-    """Everything the journal has, taken and forgotten."""
+    """Take and forget everything in the journal."""
     drained = []
     while records := await journal.take(MIB):
         drained += records

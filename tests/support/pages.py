@@ -1,4 +1,4 @@
-"""The documentation as it is written: pages, their fenced blocks, headings and links."""
+"""The documentation as written: pages, their fenced blocks, headings and links."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _COMMENT = re.compile(r"^\s*<!-- (not run|stopped after): ?(.*?) ?-->\s*$")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `output` is the text or JSON block that follows it, with only blank lines between: what it
-    prints.
+    """A fenced block. `output` is its expected output: the text or JSON block that follows it, with only blank lines
+    between.
 
-    `not_run` and `stopped_after` are from the comment before it: why nobody runs it, and what a program that would
+    `not_run` and `stopped_after` are from the comment before it: why it is not run, and what a program that would
     run forever prints before it may be stopped.
     """
 
@@ -53,7 +53,7 @@ def read(page: str) -> str:
 
 
 def blocks(page: str) -> list[Block]:
-    """The blocks of a page in their order; what a block prints is part of that block."""
+    """The blocks of a page in order; its output is part of a block."""
     found: list[Block] = []
     for block, follows_at_once in _fences(page):
         before = found[-1] if found else None
@@ -95,7 +95,7 @@ def prose(page: str) -> str:
 
 
 def anchors(page: str) -> set[str]:
-    """What a link's `#…` may be, as GitHub makes it of headings."""
+    """The anchors of a page, as GitHub derives them from headings."""
     headings = re.findall(r"^#+ (.+?)\s*$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -107,5 +107,5 @@ def links(page: str) -> list[str]:
 
 
 def named_paths(page: str) -> list[str]:
-    """What stands in backticks and looks like a path of ours, `tests/…::name` included."""
+    """Texts in backticks that look like paths in the repository, including `tests/…::name`."""
     return re.findall(r"`((?:ingest|sql|tests|docs|deploy|bench|\.ci)/[\w./*-]*(?:::\w+)?)`", prose(page))

@@ -27,7 +27,7 @@ PEOPLE = [
 
 
 def spellings(name: str) -> list[str]:
-    """As it may come out of templates, query strings, CSV files and other people's code."""
+    """Variants that may come out of templates, query strings, CSV files and other people's code."""
     around = [f"({name})", f"<{name}>", f"[{name}]", f"'{name}'", f'"{name}"', f"{{{name}}}", f"%{name}%"]
     blanks = [f" {name}", f"{name}\n", f"\u00a0{name}\u200b", f"\ufeff{name}"]
     inside = ["_".join([name[:2], name[2:]]), "-".join([name[:1], name[1:]])] if len(name) > 2 else []

@@ -1,4 +1,4 @@
-"""A reader who types what the pages say: a folder with `ingest` running in it, and a shell for each page."""
+"""A reader who types the commands on the pages: a folder with `ingest` running in it, and a shell for each page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SETTINGS = {
 class Reader:
     """Follows pages, one after another, in one folder in which `ingest dev` runs.
 
-    What the pages say of a port, a host name or a server of one's own is put in place: the service's port, the test's
+    Ports, host names and the reader's own server on the pages are replaced by the service's port and the test's
     database.
     """
 
@@ -56,7 +56,7 @@ class Reader:
         self._state = folder / "state"
 
     def follow(self, page: str) -> list[str]:
-        """Do all that a page says, in a new shell; what went otherwise than the page says."""
+        """Do everything a page says, in a new shell. Returns where the results differ from the page."""
         self._state.write_text("")
         wrong: list[str] = []
         for block in blocks(page):
@@ -68,7 +68,7 @@ class Reader:
         return wrong
 
     def settle(self) -> None:
-        """Wait for what a reader takes as done: events are stored and counted."""
+        """Wait for what a reader assumes: events are stored and counted."""
         self.service.wait_stored()
         left: list[int] = []
 
@@ -89,12 +89,12 @@ class Reader:
         command = self._placed(block.text)
         if block.stopped_after is not None:
             return self._run_until(command, block.stopped_after)
-        # What is assigned in one block, the next one has.
+        # Variables assigned in one block are set in the next.
         script = f"set -e -a -o pipefail\n. {shlex.quote(str(self._state))}\n{command}\n"
         return self._check(block, ["bash", "-c", f"{script}export -p > {shlex.quote(str(self._state))}"])
 
     def _run_until(self, command: str, printed: str) -> str | None:
-        """Start what runs forever, wait until it says that it works, and stop it."""
+        """Start a command that runs forever, wait until it reports that it works, and stop it."""
         log = self.folder / "until.log"
         environ = {**self._environ, "INGEST_PORT": str(free_port()), "INGEST_DRAIN_SECONDS": "0"}
         script = f"set -e -a\n. {shlex.quote(str(self._state))}\nexec {command}"
@@ -129,7 +129,7 @@ class Reader:
         ran = subprocess.run(
             command, cwd=self.folder, env=self._environ, capture_output=True, text=True, timeout=SECONDS, check=False
         )
-        # psql -f ends with 0 whatever happened.
+        # psql -f exits with 0 whatever happened.
         if ran.returncode or "ERROR:" in ran.stderr:
             return f"ended with {ran.returncode}\n{block.text}{ran.stdout}{ran.stderr}"
         if block.output is None or prints(block.output, ran.stdout):
@@ -153,12 +153,12 @@ _WAYS: Mapping[str, Callable[[Reader, Block], str | None]] = {
 
 @contextmanager
 def reading(folder: Path, database_url: str | None, own_database: str) -> Iterator[Reader]:
-    """A reader in a fresh clone after `make run`, except that the port is a free one, and `database_url`, if there is
-    one, takes the place of the embedded Postgres."""
+    """A reader in a fresh clone after `make run`, except that the port is a free one, and `database_url`, if given,
+    replaces the embedded Postgres."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / "bin").mkdir()
     _script(folder / ".venv" / "bin" / "ingest", shlex.join(INGEST))
-    # An answer with an error status is one that the page does not mean.
+    # Pages do not expect answers with an error status.
     _script(folder / "bin" / "curl", "curl --fail --silent --show-error")
     for name in ("docs", "deploy", "sql"):
         (folder / name).symlink_to(ROOT / name)
@@ -176,7 +176,7 @@ def _script(path: Path, command: str) -> None:
 
 
 class _Form(HTMLParser):
-    """What a browser would send of a form that a person has filled in."""
+    """The form data that a browser would send once a person has filled in the form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class _Form(HTMLParser):
             self.fields[given["name"]] = given.get("value", usual)
 
 
-# What a page shows, and what was printed.
+# The output on a page, and the real one.
 
 _MASKS = (
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "<id>"),
@@ -204,7 +204,7 @@ _MASKS = (
 
 
 def prints(shown: Block, printed: str) -> bool:
-    """Whether it is what the page shows: ids, times and keys may be others, and `…` stands for anything. In JSON,
+    """Whether the output matches the page: ids, times and keys may differ, and `…` stands for anything. In JSON,
     `"…": "…"` stands for more fields, and a last `"…"` for more elements."""
     if shown.language == "json":
         wanted, found = _documents(shown.text), _documents(printed)

@@ -1,4 +1,4 @@
-"""Work as one of the roles of row security, as PostgREST and the service do: SET LOCAL ROLE, and settings."""
+"""Act as one of the roles of row security, like PostgREST and the service: SET LOCAL ROLE, and settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 
 ID = "00000000-0000-4000-8000-00000000000"
-"""With one more digit: 1 for what is ours, 2 for what is another's."""
+"""Followed by a digit: 1 for our rows, 2 for another's."""
 OURS, OTHERS = f"{ID}1", f"{ID}2"
 DAY = "2026-01-02"
 
@@ -18,7 +18,7 @@ TOKEN = "sess_" + "a" * 43
 OTHER_TOKEN = "sess_" + "b" * 43
 
 VISITOR = {"app.user_email": "ours@example.com", "app.session_token": TOKEN, "app.session_id": "ours"}
-"""The settings of a visitor who has proved all there is to prove."""
+"""The settings of a visitor who has proved everything that can be proved."""
 
 ROWS = f"""
 SELECT analytics.ensure_events_partition(day) FROM unnest(ARRAY['{DAY}', (now() AT TIME ZONE 'UTC')::date]) AS day;
@@ -68,7 +68,7 @@ INSERT INTO ingest.rate_limits (kind, subject, hits, last_hit_at)
     VALUES ('ours', '', '{{}}', now()), ('others', '', '{{}}', now());
 INSERT INTO ingest.migrations (number, name, sha256) VALUES (9001, 'ours', ''), (9002, 'others', '');
 """
-"""A row that is ours and one that is another's, or stands for it, in every table. Our experiment is running."""
+"""A row that is ours and one that is another's, or represents it, in every table. Our experiment is running."""
 
 
 def claims(app_role: str | None = None, email: str = "ours@example.com", **more: Any) -> dict[str, str]:
@@ -96,7 +96,7 @@ async def acting(
 
 
 async def affected(connection: asyncpg.Connection, statement: str) -> int | None:
-    """How many rows the statement found or wrote, undone at once; None if it was not permitted."""
+    """How many rows the statement found or wrote, rolled back at once; None if it was not permitted."""
     attempt = connection.transaction()
     await attempt.start()
     try:
@@ -108,7 +108,7 @@ async def affected(connection: asyncpg.Connection, statement: str) -> int | None
 
 
 async def refusal(connection: asyncpg.Connection, statement: str) -> str | None:
-    """The SQLSTATE that refuses the statement, if one does; what it did is kept if not."""
+    """The SQLSTATE that refuses the statement, or None; then its effects are kept."""
     try:
         async with connection.transaction():
             await connection.execute(statement)

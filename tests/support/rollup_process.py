@@ -1,4 +1,4 @@
-"""A rollup worker in a process of its own."""
+"""A rollup worker in its own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEADS_NO_MORE = "this worker is no longer the rollup leader"
 
 
 class RollupProcess:
-    """`ingest rollup` in a process of its own, with its own data folder."""
+    """`ingest rollup` in its own process, with its own data folder."""
 
     def __init__(self, data_dir: Path, database_url: str, *flags: str) -> None:
         self.port = free_port()
@@ -32,7 +32,7 @@ class RollupProcess:
             "--rollup-lease-seconds", "1", *flags,
         ]  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
-        # Where in the log the process that runs now began to write; set by `start`.
+        # Where the output of the current process begins in the log; set by `start`.
         self._log_start = 0
 
     def start(self) -> RollupProcess:
@@ -42,7 +42,7 @@ class RollupProcess:
         return self
 
     def log_text(self) -> str:
-        """What the process that runs now has written."""
+        """The output of the current process."""
         return self._log.read_bytes()[self._log_start :].decode(errors="replace")
 
     def all_logs(self) -> str:
@@ -50,12 +50,12 @@ class RollupProcess:
 
     @property
     def leads(self) -> bool:
-        """Whether it says that it does, and has not said since that it no longer does."""
+        """Whether its log says that it took the lead, and not since that it lost it."""
         text = self.log_text()
         return text.rfind(LEADS) > text.rfind(LEADS_NO_MORE)
 
     def is_up(self) -> bool:
-        """Whether it answers; a process that ended is none that may still come up."""
+        """Whether it answers. Fails if the process has ended, as it will never come up."""
         assert self.process is not None and self.process.poll() is None, self.all_logs()
         try:
             return request(f"http://127.0.0.1:{self.port}/healthz")[0] == 200
@@ -71,7 +71,7 @@ class RollupProcess:
         self.process.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM. Returns the exit code."""
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(20)
@@ -79,7 +79,7 @@ class RollupProcess:
 
 @contextmanager
 def rolling_up(worker: RollupProcess) -> Iterator[RollupProcess]:
-    """Started, and whatever happens, gone at the end."""
+    """Start the worker; it is stopped at the end, whatever happens."""
     try:
         yield worker.start()
     finally:
@@ -111,7 +111,7 @@ async def total(connection: asyncpg.Connection, granularity: str) -> int:
 
 
 def verify(database_url: str) -> str:
-    """What `ingest rollup verify` says of five days and the next; it must have found nothing."""
+    """The output of `ingest rollup verify` for five days and the next; it must have found nothing."""
     now = datetime.now(UTC)
     ranged = ["--from", (now - timedelta(days=5)).isoformat(), "--to", (now + timedelta(days=1)).isoformat()]
     done = subprocess.run(
@@ -127,7 +127,7 @@ def verify(database_url: str) -> str:
 
 
 async def the_leader(workers: list[RollupProcess]) -> RollupProcess:
-    """The worker that rolls up, when there is one; there is never a second."""
+    """Wait for the worker that has the lead; there is never a second one."""
     deadline = time.monotonic() + 30
     while not (leaders := [worker for worker in workers if worker.leads]):
         assert time.monotonic() < deadline, f"nobody took the lead:\n{''.join(each.all_logs() for each in workers)}"

@@ -1,4 +1,4 @@
-"""A rollup, and what it must come to."""
+"""A rollup, and its expected result."""
 
 from __future__ import annotations
 

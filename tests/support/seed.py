@@ -18,7 +18,7 @@ ANCHOR = datetime(2026, 3, 11, 15, 30, tzinfo=UTC)
 
 
 async def load(connection: asyncpg.Connection, seed: int = 1, anchor: datetime = ANCHOR) -> dict[str, int]:
-    """Rows by table, as the function tells them."""
+    """Rows by table, as returned by the function."""
     async with connection.transaction():
         await connection.execute("SET LOCAL app.environment = 'test'")
         rows = await connection.fetch("SELECT * FROM ingest.load_seed_data($1, $2)", seed, anchor)
@@ -26,7 +26,7 @@ async def load(connection: asyncpg.Connection, seed: int = 1, anchor: datetime =
 
 
 def ask_file(query: Path, url: str) -> str:
-    """What `ingest psql -f` prints."""
+    """The output of `ingest psql -f`."""
     ran = subprocess.run(
         [*INGEST, "psql", "-f", str(query)],
         env=environment(url, PAGER="cat"),
@@ -40,7 +40,7 @@ def ask_file(query: Path, url: str) -> str:
 
 
 def rows_of(table: str) -> list[list[str]]:
-    """The rows that psql has drawn."""
+    """The rows in psql's output."""
     lines = table.splitlines()
     assert set(lines[1]) <= set("-+") and lines[-1] == "" and re.fullmatch(r"\(\d+ rows\)", lines[-2]), table
     return [[cell.strip() for cell in line.split("|")] for line in lines[2:-2]]

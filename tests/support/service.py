@@ -1,4 +1,4 @@
-"""The service as users run it: real processes, killed and restarted, and what their metrics say."""
+"""The service as users run it: real processes, killed and restarted, and their metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 
 
 class Service:
-    """`ingest serve` or `ingest dev` in a process of its own."""
+    """`ingest serve` or `ingest dev` in its own process."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ class Service:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def workers(self) -> list[int]:
-        """Process ids of the collectors: the children of `serve`, but for multiprocessing's own resource tracker."""
+        """Process ids of the collectors: the children of `serve`, except multiprocessing's resource tracker."""
         assert self.process is not None
         found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
         pids = [int(line) for line in found.stdout.split()]
         return [pid for pid in pids if b"spawn_main" in command_line(pid)]
 
     def kill(self) -> None:
-        """kill -9 of everything that the service is, at once."""
+        """kill -9 all processes of the service at once."""
         assert self.process is not None
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -121,7 +121,7 @@ class Service:
         self.process.send_signal(number)
 
     def stop(self, seconds: float = 30.0) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM. Returns the exit code."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.terminate()
@@ -139,7 +139,7 @@ class Service:
         return parse_metrics(self.get("/metrics")[1])
 
     def wait_stored(self, seconds: float = 30.0) -> dict[str, float]:
-        """Wait until nothing is pending; the metrics then."""
+        """Wait until nothing is pending. Returns the metrics then."""
         deadline = time.monotonic() + seconds
         while True:
             metrics = self.metrics()
@@ -152,7 +152,7 @@ class Service:
 
 @contextmanager
 def running(service: Service) -> Iterator[Service]:
-    """Started, and whatever happens, gone at the end."""
+    """Start the service; it is gone at the end, whatever happens."""
     try:
         yield service.start()
     finally:
@@ -165,7 +165,7 @@ def running(service: Service) -> Iterator[Service]:
 
 
 def command_line(pid: int) -> bytes:
-    """What a process was started with; nothing if it is gone."""
+    """The command line of a process; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -192,7 +192,7 @@ def received_by(page: str, worker: int) -> float:
 def request(
     url: str, body: bytes | None = None, timeout: float = 5.0, headers: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Status and body; an HTTP error is a status like another. OSError when nobody answers."""
+    """Status and body, also of HTTP errors. OSError if nobody answers."""
     named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=named), timeout=timeout) as answer:
@@ -219,7 +219,7 @@ def parse_metrics(page: str) -> dict[str, float]:
 
 @contextmanager
 def lent_database(server: Server, template: str) -> Iterator[str]:
-    """A clone of the template for several tests, or a whole module, to share; gone afterwards."""
+    """A clone of the template, shared by several tests or a module, and dropped afterwards."""
     name = f"ingest_test_{secrets.token_hex(4)}"
     run_apart(lambda: execute(server.dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log"))
     try:
@@ -229,7 +229,7 @@ def lent_database(server: Server, template: str) -> Iterator[str]:
 
 
 def environment(database_url: str | None, **more: str) -> dict[str, str]:
-    """Ours without what would configure `ingest`, then what is to configure it."""
+    """Our environment without variables that configure `ingest`, plus the given ones."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
     kept.pop("DATABASE_URL", None)
     return {**kept, **({"DATABASE_URL": database_url} if database_url else {}), **more}

@@ -1,4 +1,4 @@
-"""Assignments as the database makes them."""
+"""Assignments made by the database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXPERIMENT = UUID("00000000-0000-4000-8000-0000000000e1")
 
 
 async def make_experiment(connection: asyncpg.Connection, name: str = "test", **columns: Any) -> None:
-    """Make a running experiment with control and b, but for what the columns say."""
+    """Create a running experiment with control and b, unless the columns say otherwise."""
     row = {"name": name, "status": "running", "test_variants": [{"id": "b"}]} | columns
     if name == "test":
         row = {"id": str(EXPERIMENT)} | row
@@ -24,7 +24,7 @@ async def make_experiment(connection: asyncpg.Connection, name: str = "test", **
 
 
 async def assign(connection: asyncpg.Connection, **unit: Any) -> dict[str, str]:
-    """The variant of each experiment that the unit is given."""
+    """The variant that the unit gets in each experiment."""
     if "attributes" in unit:
         unit["attributes"] = json.dumps(unit["attributes"])
     arguments = ", ".join(f"{name} := ${place}" for place, name in enumerate(unit, 1))

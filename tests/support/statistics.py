@@ -1,4 +1,4 @@
-"""Asking for statistics, and something to ask about."""
+"""Requests for statistics, and data for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 
 
 class Asker:
-    """A worker, and its statistics asked for."""
+    """A worker, and requests for its statistics."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -31,7 +31,7 @@ class Asker:
         return await self.client.get(f"/v1/stats/{endpoint}?{given}", **BEARER)
 
     async def __call__(self, endpoint: str, query: Any = None, **parameters: object) -> Any:
-        """A good answer. `from_` is from, as that is a word of Python's."""
+        """A successful answer. `from_` is the parameter `from`, a keyword in Python."""
         named = {name.rstrip("_"): value for name, value in parameters.items()}
         answer = await self.answer(endpoint, query, **named)
         assert answer.status == 200, answer.body
@@ -49,7 +49,7 @@ async def ask(start: Start) -> Asker:
 
 
 async def store(connection: asyncpg.Connection, *events: Event, room: Room = ROOM) -> None:
-    """Events as a collector stores them, and rolled up."""
+    """Store events like a collector, and roll them up."""
     await make_partitions(connection, sorted({event.created_at.astimezone(UTC).date() for event in events}))
     await Ledger(connection).flush(events)
     rollup = Rollup(DIMENSION_NAMES, room)
@@ -58,13 +58,13 @@ async def store(connection: asyncpg.Connection, *events: Event, room: Room = ROO
 
 
 async def all_pages(ask: Asker, endpoint: str, rows: str, **asked: object) -> list[Any]:
-    """Every page, which must come to an end; all but the last are full."""
+    """The rows of all pages, which must end; all pages except the last are full."""
     found: list[Any] = []
     for _ in range(100):
-        told = await ask(endpoint, **asked)
-        found += told[rows]
-        if "next" not in told:
+        answer = await ask(endpoint, **asked)
+        found += answer[rows]
+        if "next" not in answer:
             return found
-        assert len(told[rows]) == asked["limit"]
-        asked["after"] = told["next"]
+        assert len(answer[rows]) == asked["limit"]
+        asked["after"] = answer["next"]
     raise AssertionError("no last page")

@@ -33,7 +33,7 @@ def run(
     sender: Sender = NOBODY,
     received_at: datetime = NOW,
 ) -> Row | Refusal:
-    """One native event through all the steps: its row as COPY would read it, or its refusal."""
+    """Take one native event through all the steps. Returns its row as COPY would read it, or its refusal."""
     body = event if isinstance(event, bytes) else json.dumps({"name": "click", **event}).encode()
     payload = decode_native(body, 10)
     arrival = arrive(moment_of(received_at, limits), sent_at, sender, payload.parts[0].hazards, limits)
