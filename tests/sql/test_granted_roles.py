@@ -1,4 +1,4 @@
-"""A user who was not granted the roles of requests is told so at the start."""
+"""If the user was not granted the roles of requests, the start reports it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLES = ("anon", "authenticated", "service_role")
 
 
 @pytest.mark.parametrize("granted", [some for size in range(4) for some in combinations(ROLES, size)])
-async def test_what_is_not_granted_is_told_in_one_line(
+async def test_missing_grants_are_reported_in_one_line(
     connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture, granted: tuple[str, ...]
 ):
     name = f"collector_{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""Every index serves a query and no two serve the same; those of closed days are made beside everything else."""
+"""Every index serves a query and no two serve the same one; those of closed days are created without blocking."""
 
 import asyncio
 import json
@@ -21,8 +21,8 @@ SELECT pg_class.oid::regclass::text AS name FROM pg_class JOIN pg_namespace ON p
 WHERE relkind IN ('r', 'p') AND NOT relispartition
     AND nspname IN ('marketing', 'onboarding', 'analytics', 'experiments', 'whatsapp', 'public')
 """
-# Key columns as pg_get_indexdef(index, n) writes them, each with its operator class; the order is left out, because
-# an index is read backwards as well.
+# Key columns as written by pg_get_indexdef(index, n), each with its operator class; without the order, because an
+# index can also be read backwards.
 INDEXES = f"""
 SELECT indexrelid::regclass::text AS name, indrelid::regclass::text AS on_table, amname AS method,
     pg_get_expr(indpred, indrelid) AS predicate, indisunique AS is_unique,
@@ -53,7 +53,7 @@ async def test_at_least_fifty_besides_those_of_constraints(connection: asyncpg.C
     assert len(made) >= 50
 
 
-async def test_every_table_has_some_but_those_with_a_row_a_journal_or_a_bucket_to_be_made(
+async def test_every_table_has_some_except_small_ones_of_the_service(
     connection: asyncpg.Connection,
 ):
     tables = {row["name"] for row in await connection.fetch(TABLES)}
@@ -67,7 +67,7 @@ async def test_every_table_has_some_but_those_with_a_row_a_journal_or_a_bucket_t
     }
 
 
-async def test_none_repeats_another_or_the_beginning_of_another(connection: asyncpg.Connection):
+async def test_none_repeats_another_or_its_leading_columns(connection: asyncpg.Connection):
     indexes = await connection.fetch(INDEXES)
     repeated = [
         (index["name"], other["name"])
@@ -76,14 +76,14 @@ async def test_none_repeats_another_or_the_beginning_of_another(connection: asyn
         if index["name"] != other["name"]
         and all(index[same] == other[same] for same in ("on_table", "method", "predicate"))
         and other["keys"][: len(index["keys"])] == index["keys"]
-        # What keeps rows distinct is needed, also if another begins with its columns.
+        # A unique index is needed even if another begins with its columns.
         and (not index["is_unique"] or len(index["keys"]) == len(other["keys"]))
     ]
     assert repeated == []
 
 
 async def test_every_foreign_key_has_one(connection: asyncpg.Connection):
-    # Of one column each; an index that leaves out NULL will do, as no row is referred to by it.
+    # All have one column; an index without NULLs will do, as NULL refers to no row.
     without = await connection.fetch("""
         SELECT conrelid::regclass::text || '.' || attname FROM pg_constraint
         JOIN pg_attribute ON attrelid = conrelid AND attnum = conkey[1]
@@ -111,7 +111,7 @@ def test_each_names_its_query():
 # Events.
 
 
-async def test_what_a_copy_pays_for(connection: asyncpg.Connection):
+async def test_the_indexes_that_a_copy_maintains(connection: asyncpg.Connection):
     await partitions.ensure(connection, [DAY])
     parent = [row["name"] for row in await connection.fetch(ON_TABLE, "analytics.events")]
     assert parent == [
@@ -120,7 +120,7 @@ async def test_what_a_copy_pays_for(connection: asyncpg.Connection):
         "events_session_id_created_at_idx",
         "events_waiting_created_at_idx",
     ]
-    # ATTACH takes the indexes that LIKE has copied for those of the parent, instead of making them once more.
+    # ATTACH adopts the indexes copied by LIKE as those of the parent, instead of creating them again.
     assert (
         await connection.fetch("""
         SELECT indexrelid FROM pg_index WHERE indrelid = 'analytics.events_20260102'::regclass
@@ -131,9 +131,9 @@ async def test_what_a_copy_pays_for(connection: asyncpg.Connection):
     assert len(await connection.fetch(ON_TABLE, "analytics.events_20260102")) == len(parent)
 
 
-async def test_batches_of_collectors_that_take_turns_are_in_few_pages(connection: asyncpg.Connection):
+async def test_batches_of_alternating_collectors_are_in_few_pages(connection: asyncpg.Connection):
     await partitions.ensure(connection, [DAY])
-    # Four journals, twenty rows a flush; a range of pages has batches of all four.
+    # Four journals, twenty rows per flush; a range of pages has batches of all four.
     await connection.execute("""
         INSERT INTO analytics.events (type, name, created_at, context, batch_id)
         SELECT 'system', 'ping', '2026-01-02 12:00+00'::timestamptz + n * interval '1 ms',
@@ -141,7 +141,7 @@ async def test_batches_of_collectors_that_take_turns_are_in_few_pages(connection
         FROM generate_series(0, 19999) AS n
     """)
     await connection.execute("SELECT brin_summarize_new_values('analytics.events_20260102_batch_id_idx')")
-    # So few pages would be read whole.
+    # With so few pages the planner would read the whole table.
     await connection.execute("SET enable_seqscan = off")
     [found] = json.loads(
         await connection.fetchval("""
@@ -250,7 +250,7 @@ FROM generate_series(1, 3000) AS n;
 """
 ZERO = "'00000000-0000-4000-8000-000000000000'"
 PLANS = {
-    # The unique index leaves out deleted leads, whose rows an erasure wants as well.
+    # The unique index leaves out deleted leads, but an erasure needs their rows, too.
     "SELECT * FROM marketing.leads WHERE email = 'lead7@example.com'": "leads_email_pattern_idx",
     "SELECT id FROM marketing.leads WHERE email LIKE 'lead77@%'": "leads_email_pattern_idx",
     f"SELECT id FROM marketing.leads WHERE deleted_at IS NULL AND (created_at, id) < ('2025-12-01', {ZERO})"
@@ -349,13 +349,13 @@ async def plan(connection: asyncpg.Connection, query: str) -> list[str]:
 
 async def test_the_intended_index_is_used(connection: asyncpg.Connection):
     await connection.execute(ROWS)
-    # Tables this small fit into a few pages, which the planner may prefer to read whole.
+    # Tables this small have few pages, which the planner may prefer to scan.
     await connection.execute("VACUUM ANALYZE")
     await connection.execute("SET enable_seqscan = off")
     assert {query: await plan(connection, query) for query in PLANS} == {
         query: [index] for query, index in PLANS.items()
     }
-    # Two are as good here: the planner sees the same cost.
+    # Here two are equally good: the planner sees the same cost.
     of_email = await plan(connection, "SELECT * FROM marketing.leads WHERE email = 'a@b.cd' AND deleted_at IS NULL")
     assert of_email in (["leads_email_key"], ["leads_email_pattern_idx"])
 
@@ -396,7 +396,7 @@ async def test_a_closed_day_gets_its_indexes_once(connection: asyncpg.Connection
     assert await closed_names(connection) == CLOSED
     assert await closed_names(connection, "20260103") == CLOSED
     assert await partitions.index_closed_days(connection) == 0
-    # A late event finds its day as open as before.
+    # A late event can still be inserted into its day.
     await connection.execute(INSERT)
 
 
@@ -417,11 +417,11 @@ async def test_a_day_is_closed_by_utc_and_after_a_while(connection: asyncpg.Conn
     assert await connection.fetchval(count, since_end + minute) == 0
 
 
-async def test_what_an_interrupted_start_left_is_replaced(connection: asyncpg.Connection):
+async def test_the_leftover_of_an_interrupted_build_is_replaced(connection: asyncpg.Connection):
     await partitions.ensure(connection, [DAY])
     await connection.execute(INSERT)
     await connection.execute(INSERT)
-    # Fails on the second row and leaves an invalid index, as whatever else interrupts it does.
+    # Fails on the second row and leaves an invalid index, like any other interruption.
     with pytest.raises(asyncpg.UniqueViolationError):
         await connection.execute(
             "CREATE UNIQUE INDEX CONCURRENTLY events_20260102_name_created_at ON analytics.events_20260102 (name)"
@@ -439,7 +439,7 @@ async def test_what_an_interrupted_start_left_is_replaced(connection: asyncpg.Co
     )
 
 
-async def test_an_index_being_made_stops_no_insert(
+async def test_an_index_being_built_stops_no_insert(
     connection: asyncpg.Connection, other: asyncpg.Connection, database_url: str
 ):
     await partitions.ensure(connection, [DAY])
@@ -449,10 +449,10 @@ async def test_an_index_being_made_stops_no_insert(
     await writing.execute(INSERT)
     making = asyncio.ensure_future(partitions.index_closed_days(connection))
     try:
-        # It waits for the transaction that writes; and nobody waits for it.
+        # It waits for the writing transaction, and nobody waits for it.
         await until_somebody_waits(other)
         await other.execute(INSERT)
-        # What is being made is no leftover of an interrupted start.
+        # An index being built is not taken for a leftover.
         assert "events_20260102_properties_gin" not in [
             row["index_name"] for row in await other.fetch("SELECT * FROM analytics.missing_closed_day_indexes()")
         ]
@@ -473,11 +473,11 @@ async def test_one_process_at_a_time(connection: asyncpg.Connection, other: asyn
     assert await closed_names(connection) == []
     await lease.release(other)
     assert await partitions.index_closed_days(connection) == len(CLOSED)
-    # And lets go of it when done.
+    # And releases the lock when done.
     assert await lease.take(other)
 
 
-async def test_no_limit_on_statements_outlives_the_making_of_indexes_behind_a_pooler(
+async def test_no_statement_timeout_outlives_the_building_of_indexes_behind_a_pooler(
     connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
     await partitions.ensure(connection, [DAY])

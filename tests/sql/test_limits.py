@@ -1,4 +1,4 @@
-"""What `ingest.events.limits` says is what the database holds to."""
+"""The limits of `ingest.events.limits` are those of the database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import asyncpg
 from ingest.events import limits
 from ingest.postgres.queries import load_queries
 
-# Columns by the end of their names -> how long their texts may be.
+# Suffix of a column's name -> maximum length of its texts.
 LENGTHS = {
     "event_name": limits.MAX_NAME_CHARACTERS,
     "anonymous_id": limits.MAX_ID_CHARACTERS,

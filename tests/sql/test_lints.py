@@ -1,4 +1,4 @@
-"""What Supabase's advisor looks for, as queries of our own: a user's first look at it finds nothing to mend."""
+"""The lints of Supabase's advisor, as our own queries: a user's first look at it finds nothing to fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 SCHEMAS = "('marketing', 'onboarding', 'analytics', 'experiments', 'whatsapp', 'public', 'ingest')"
 LINTS = {
-    # A call that depends on the request only, and is made for each row because no SELECT stands around it.
+    # A call that depends only on the request, and is made for each row because it is not wrapped in a SELECT.
     "auth_rls_initplan": f"""
         SELECT tablename || '.' || policyname AS name
         FROM pg_policies, LATERAL (VALUES (qual), (with_check)) AS conditions (condition)
@@ -69,7 +69,7 @@ LINTS = {
     """,
     "extension_in_public": "SELECT extname AS name FROM pg_extension WHERE extnamespace = 'public'::regnamespace",
 }
-# What each lint finds, so that it is known to find anything.
+# A violation for each lint, to show that it finds one.
 FAULTS = {
     "auth_rls_initplan": "CREATE POLICY bad ON marketing.leads FOR DELETE TO anon"
     " USING ((SELECT auth.uid()) IS NULL AND auth.jwt() ->> 'a' = 'b')",

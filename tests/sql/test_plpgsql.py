@@ -1,6 +1,6 @@
-"""Every PL/pgSQL function, read by plpgsql_check: what it names exists, and its types fit.
+"""Every PL/pgSQL function, checked by plpgsql_check: names exist, and types match.
 
-Only for a server that has that extension; elsewhere it is not chosen, so that nothing passes in silence.
+Only for a server that has that extension; elsewhere the test is deselected, so that it does not pass silently.
 """
 
 import asyncpg
@@ -32,7 +32,7 @@ KNOWN: dict[tuple[str, str], str] = {
         "the UPDATE in its EXECUTE is not seen"
     ),
 }
-"""What it finds and we leave: (function, message) -> why."""
+"""Accepted findings: (function, message) -> why."""
 
 
 async def find(connection: asyncpg.Connection) -> dict[tuple[str, str], str]:

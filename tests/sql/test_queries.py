@@ -1,4 +1,4 @@
-"""Every statement of sql/queries is one that the database takes: each is prepared, as it is loaded."""
+"""The database accepts every statement in sql/queries: each is prepared as loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = sorted(path.stem for path in (sql_folder() / "queries").glob("*.sql"))
 DAY = date(2026, 1, 2)
 FLUSHES = batch_ranges([{"journal": 1, "first_record": 3, "last_record": 5}])
 MERGE = {"table": "analytics.events", "columns": '"id", "created_at", "name", "type"', "servers": "'^08'"}
-# What the service makes of the queries with arguments. The parts of the funnel are prepared as the whole of it.
+# Queries with arguments, as filled in by the service. The parts of the funnel are prepared as a whole.
 FILLED: dict[str, dict[str, Callable[[str], str]]] = {
     "event_keys": {
         "lock_and_look": lambda query: fill(query, starts="2026-01-02T03:04:00+00:00", seconds=60),
@@ -42,7 +42,7 @@ FILLED: dict[str, dict[str, Callable[[str], str]]] = {
         "on_behalf": lambda query: re.sub(r"\{[a-z_]+\}", "E'x'", query),
     },
 }
-# What needs the type of each of its arguments, as it may not mention it.
+# Queries that need the type of each argument, as they may not use all of them.
 TYPES = {"kpis": "(timestamptz, timestamptz, text)"}
 
 
@@ -62,7 +62,7 @@ async def test_every_statement_is_one(connection: asyncpg.Connection, file: str)
     await transaction.start()
     for query in loaded:
         text = filled[query.name](query.text) if query.arguments else query.text
-        # In the order of their file, as one may need what one above it has made.
+        # In the order of their file, as one may need a table created by an earlier one.
         await connection.execute("SAVEPOINT merge")
         try:
             if is_query(text):

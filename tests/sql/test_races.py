@@ -1,4 +1,4 @@
-"""Many at once: one lead an address, one variant a unit, one adoption an event, a session that stays in order."""
+"""Concurrency: one lead per address, one variant per unit, one adoption per event, sessions stay in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def crowd(database_url: str) -> AsyncIterator[list[asyncpg.Connection]]:
 
 
 async def all_at_once(crowd: list[asyncpg.Connection], work: Callable[[int, asyncpg.Connection], Any]) -> list[Any]:
-    """Do the work on every connection at the same time; what each returned. An error of any is raised."""
+    """Do the work on every connection at the same time. Returns the results; raises an error of any."""
     return await asyncio.gather(*(work(place, one) for place, one in enumerate(crowd)))
 
 
@@ -53,7 +53,7 @@ async def test_a_hundred_inserts_of_one_address_make_one_lead(crowd: list[asyncp
 
 
 async def test_an_import_of_leads_may_be_one_statement(connection: asyncpg.Connection):
-    # Of the locks that a server has, 64 for each connection, all of its transactions live.
+    # All transactions share the server's locks, 64 for each connection.
     leads = "SELECT 'lead' || number || '@example.com' FROM generate_series(1, 2000) AS number"
     async with connection.transaction():
         assert await connection.execute(f"INSERT INTO marketing.leads (email) {leads}") == "INSERT 0 2000"
@@ -100,7 +100,7 @@ async def test_one_unit_is_given_one_variant(crowd: list[asyncpg.Connection], un
 
 
 async def test_traffic_raised_meanwhile_does_not_split_a_unit(crowd: list[asyncpg.Connection]):
-    """Half raise the traffic, half assign the same units: once in, a unit has one variant and one row."""
+    """Half raise the traffic, half assign the same units: once assigned, a unit has one variant and one row."""
     await crowd[0].execute(
         "INSERT INTO experiments.experiments (name, status, traffic_percentage, test_variants)"
         " VALUES ('moving', 'running', 10, '[{\"id\": \"b\"}]')"
@@ -166,8 +166,8 @@ async def test_steps_done_at_once_leave_a_consistent_session(crowd: list[asyncpg
 
 
 @pytest.mark.parametrize("first", ["business_info_completed_at", "testing_completed_at", "status"])
-async def test_who_began_earlier_may_finish_what_was_started_later(crowd: list[asyncpg.Connection], first: str):
-    """now() is when a transaction began, not when it gets the row."""
+async def test_an_older_transaction_may_finish_a_step_started_later(crowd: list[asyncpg.Connection], first: str):
+    """now() is the start of the transaction, not the time when it gets the row."""
     early, late, *_ = crowd
     await early.execute("INSERT INTO onboarding.sessions (id, session_token) VALUES ($1, $2)", UUID(OURS), TOKEN)
     async with early.transaction():
@@ -198,7 +198,7 @@ async def test_pending_events_are_adopted_once(crowd: list[asyncpg.Connection]):
         return adopted
 
     adopted = sum(await all_at_once(crowd, insert_and_adopt))
-    # None is left waiting: each connection adopts after its own inserts.
+    # None is left: each connection adopts after its own inserts.
     assert adopted == 10 * CONNECTIONS
     assert await crowd[0].fetchval("SELECT process_pending_events()") == 0
     batches = await crowd[0].fetch("SELECT batch_id, count(*) FROM analytics.events GROUP BY 1")
@@ -210,8 +210,8 @@ async def test_pending_events_are_adopted_once(crowd: list[asyncpg.Connection]):
     assert stored == adopted
 
 
-async def test_two_calls_at_once_share_what_waits(crowd: list[asyncpg.Connection]):
-    """The second waits for the first to commit, and then finds nothing that it has taken."""
+async def test_two_concurrent_calls_share_the_waiting_events(crowd: list[asyncpg.Connection]):
+    """The second waits for the first to commit, and then finds none of its events."""
     first, second, watcher = crowd[:3]
     await first.execute("SELECT analytics.ensure_events_partition((now() AT TIME ZONE 'UTC')::date)")
     await first.execute(

@@ -1,4 +1,4 @@
-"""What the schedulers' functions do: old rows go, sessions left alone are abandoned, plain INSERTs get a batch."""
+"""The scheduled functions: old rows are deleted, idle sessions are abandoned, events of plain INSERTs get a batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEPT = {
     "analytics.people": 0,
     "public.audit_logs": 0,
 }
-"""What a cleanup answers that deleted nothing."""
+"""The result of a cleanup that deleted nothing."""
 
 
 async def cleanup(connection: asyncpg.Connection) -> dict[str, int]:
@@ -33,7 +33,7 @@ async def cleanup(connection: asyncpg.Connection) -> dict[str, int]:
 
 
 class ServiceRole:
-    """Be service_role meanwhile; unlike `acting`, what is done stays."""
+    """Act as service_role; unlike with `acting`, changes are kept."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self.connection = connection
@@ -47,13 +47,13 @@ class ServiceRole:
 
 @pytest.fixture
 async def at_one_moment(connection: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
-    """In one transaction, so that now() is the same for test and function, at midnight too."""
+    """In one transaction, so that now() is the same for test and function, even at midnight."""
     async with connection.transaction():
         yield connection
 
 
 async def fill_day(connection: asyncpg.Connection, day: date, moments: list[str]) -> None:
-    """Make the partition of a day, with an event at each of these times of it."""
+    """Create the partition of a day, with an event at each of these times."""
     await connection.execute("SELECT analytics.ensure_events_partition($1)", day)
     for moment in moments:
         await connection.execute(
@@ -88,9 +88,9 @@ async def keep(connection: asyncpg.Connection, what: str, period: str) -> None:
 # Events
 
 
-async def test_only_days_that_are_over_for_ninety_days_go(at_one_moment: asyncpg.Connection):
+async def test_only_days_that_ended_ninety_days_ago_are_deleted(at_one_moment: asyncpg.Connection):
     connection = at_one_moment
-    # The day of now minus 90 days has moments that are younger.
+    # The day of now minus 90 days also contains younger moments.
     border = await today(connection) - timedelta(days=90)
     await fill_day(connection, border - timedelta(days=2), ["00:00:00", "23:59:59.999999"])
     await fill_day(connection, border - timedelta(days=1), ["00:00:00", "12:00:00", "23:59:59.999999"])
@@ -119,7 +119,7 @@ async def test_borders_of_months(at_one_moment: asyncpg.Connection, last_to_go: 
     await connection.execute(f"SET timezone = '{zone}'")
     await fill_day(connection, last_to_go, ["23:59:59.999999"])
     await fill_day(connection, first_to_stay, ["00:00:00"])
-    # For a day to come, a period that is negative: the border is there all the same.
+    # A negative period for a future day: the border is the same.
     await keep(connection, "events", f"{(await today(connection) - first_to_stay).days} days")
     assert await cleanup(connection) == KEPT | {"analytics.events": 1}
     assert await partitions(connection) == [name_of(first_to_stay)]
@@ -133,7 +133,9 @@ async def test_other_tables_and_empty_days(connection: asyncpg.Connection):
     assert await connection.fetchval("SELECT to_regclass('analytics.events_20200101')") is not None
 
 
-async def test_day_that_is_read_goes_at_the_next_call(connection: asyncpg.Connection, database_url: str):
+async def test_a_day_that_is_being_read_is_deleted_at_the_next_call(
+    connection: asyncpg.Connection, database_url: str
+):
     warnings: list[str] = []
     connection.add_log_listener(lambda _, message: warnings.append(str(message)))
     day = date(2020, 1, 2)
@@ -143,7 +145,7 @@ async def test_day_that_is_read_goes_at_the_next_call(connection: asyncpg.Connec
     try:
         async with reader.transaction():
             await reader.fetch(f"SELECT * FROM {name_of(day)}")
-            # The rest is done all the same.
+            # The rest is still done.
             assert await cleanup(connection) == KEPT | {"analytics.rejected_events": 1}
             assert await reader.fetchval("SELECT count(*) FROM analytics.events") == 1
     finally:
@@ -225,7 +227,7 @@ async def test_period_of(connection: asyncpg.Connection, table: str):
         await cleanup(connection)
 
 
-async def test_a_browser_stays_as_long_as_somebody_is_counted_as_it(connection: asyncpg.Connection):
+async def test_a_browser_is_kept_as_long_as_somebody_is_counted_as_it(connection: asyncpg.Connection):
     await connection.execute(
         """
         INSERT INTO analytics.identities
@@ -247,7 +249,7 @@ async def test_setting_of_the_database(connection: asyncpg.Connection, direct_ur
     )
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(f"ALTER DATABASE {name} SET app.retention_rejected = '1 day'")
-    # Directly: it is for new sessions, and a pooler has old ones.
+    # Directly: the setting applies to new sessions, and a pooler has old ones.
     later = await connections.connect(direct_url, purpose="tests")
     try:
         assert await cleanup(later) == KEPT | {"analytics.rejected_events": 1}
@@ -255,7 +257,7 @@ async def test_setting_of_the_database(connection: asyncpg.Connection, direct_ur
         await later.close()
 
 
-async def test_what_has_no_period_stays(connection: asyncpg.Connection):
+async def test_rows_without_a_period_stay(connection: asyncpg.Connection):
     await connection.execute(
         """
         INSERT INTO analytics.event_aggregations (event_type, event_name, granularity, time_bucket)
@@ -294,11 +296,11 @@ async def test_only_service_role_may_call(connection: asyncpg.Connection, functi
         assert await affected(connection, call) is not None
 
 
-# Sessions left alone
+# Idle sessions
 
 
 async def test_sessions_are_abandoned_after_two_hours(connection: asyncpg.Connection):
-    # In one transaction now() is one moment, so that the border is exact.
+    # In one transaction now() is constant, so that the border is exact.
     async with acting(connection, "service_role"):
         await connection.execute(
             """

@@ -1,4 +1,4 @@
-"""What must not work: taking more rights, another's rows, more than the limits allow. And what must, as anon."""
+"""What must fail: getting more rights, others' rows, or more than the limits allow. And what anon can do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def populated(connection: asyncpg.Connection) -> asyncpg.Connection:
 
 
 async def refused_after(connection: asyncpg.Connection, statement: str) -> tuple[int, str | None]:
-    """How often it went well before it was refused, and by which SQLSTATE."""
+    """How often it succeeded before it was refused, and the SQLSTATE."""
     for done in range(2000):
         code = await refusal(connection, statement)
         if code is not None:
@@ -44,7 +44,7 @@ async def refused_after(connection: asyncpg.Connection, statement: str) -> tuple
     return 2000, None
 
 
-# What a visitor does, as written.
+# The documented statements of a visitor.
 
 
 async def test_lead(connection: asyncpg.Connection):
@@ -90,7 +90,7 @@ async def test_onboarding_session(populated: asyncpg.Connection):
     assert step == "bot_setup"
 
 
-async def test_new_onboarding_session_shows_its_token_to_who_chose_it(connection: asyncpg.Connection):
+async def test_a_new_onboarding_session_shows_its_token_to_the_caller_who_chose_it(connection: asyncpg.Connection):
     create = "INSERT INTO onboarding.sessions (session_token) VALUES ($1) RETURNING session_token"
     async with acting(connection, "anon", {"app.session_token": TOKEN}):
         assert await connection.fetchval(create, TOKEN) == TOKEN
@@ -104,7 +104,7 @@ async def test_deleted_lead_is_not_read_back(populated: asyncpg.Connection):
         assert await populated.fetch("SELECT id FROM marketing.leads") == []
 
 
-# More rights than the token gives
+# More rights than the token grants
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ async def test_no_admin_by_anything_but_app_metadata(populated: asyncpg.Connecti
 
 
 @pytest.mark.parametrize("token", MALFORMED)
-async def test_malformed_claims_are_none(populated: asyncpg.Connection, token: str):
+async def test_malformed_claims_are_ignored(populated: asyncpg.Connection, token: str):
     async with acting(populated, "authenticated", {"request.jwt.claims": token, "request.headers": token}):
         assert await populated.fetchval("SELECT auth.uid() IS NULL AND auth.role() IS NULL")
         for table in ("marketing.leads", "whatsapp.accounts", "analytics.events"):
@@ -138,14 +138,14 @@ async def test_malformed_claims_are_none(populated: asyncpg.Connection, token: s
         assert await affected(populated, "INSERT INTO marketing.leads (email) VALUES ('a@example.com')") == 1
 
 
-async def test_user_that_is_no_uuid(connection: asyncpg.Connection):
+async def test_a_user_id_that_is_not_a_uuid(connection: asyncpg.Connection):
     async with acting(connection, "authenticated", claims(sub="user|1")):
         assert await connection.fetchval("SELECT auth.uid()") is None
     async with acting(connection, "authenticated", claims()):
         assert str(await connection.fetchval("SELECT auth.uid()")) == OURS
 
 
-async def test_admin_claims_are_nothing_to_anon(populated: asyncpg.Connection):
+async def test_admin_claims_give_anon_nothing(populated: asyncpg.Connection):
     async with acting(populated, "anon", claims("admin")):
         assert await affected(populated, "SELECT FROM marketing.leads") == 0
         assert await affected(populated, "UPDATE marketing.leads SET score = 1") is None
@@ -162,14 +162,14 @@ async def test_whatsapp_of_another_address(populated: asyncpg.Connection):
         assert await affected(populated, "SELECT id FROM whatsapp.accounts") == 0
 
 
-async def test_tokens_of_whatsapp_are_not_read_by_anybody_signed_in(populated: asyncpg.Connection):
+async def test_signed_in_users_cannot_read_whatsapp_tokens(populated: asyncpg.Connection):
     for app_role in (None, "analyst", "admin"):
         async with acting(populated, "authenticated", claims(app_role)):
             for column in ("access_token_encrypted", "webhook_verify_token_encrypted", "*"):
                 assert await affected(populated, f"SELECT {column} FROM whatsapp.accounts") is None
 
 
-# Columns that are not anon's
+# Columns that anon may not write
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ async def test_columns_that_anon_may_not_write_in_a_new_row(
 async def test_what_never_changes_of_a_session(populated: asyncpg.Connection):
     changes = [f"id = '{OTHERS}'", f"session_token = '{OTHER_TOKEN}'", f"lead_id = '{OTHERS}'", "lead_id = NULL"]
     changes += ["created_at = '2020-01-01'"]
-    # Without the column grants, too, as after a GRANT ALL by hand.
+    # Also without the column grants, as after a manual GRANT ALL.
     for grant in ("SELECT 1", "GRANT UPDATE ON onboarding.sessions TO anon"):
         await populated.execute(grant)
         async with acting(populated, "anon", VISITOR):
@@ -231,14 +231,14 @@ async def test_targeting_rules_and_results(populated: asyncpg.Connection):
     async with acting(populated, "anon", VISITOR):
         for column in ("targeting_rules", "results", "hypothesis", "winner_variant_id", "created_by", "*"):
             assert await affected(populated, f"SELECT {column} FROM experiments.experiments") is None
-        # Nor by asking about them.
+        # Nor through filters on them.
         assert (
             await affected(populated, "SELECT id FROM experiments.experiments WHERE targeting_rules <> '{}'") is None
         )
         assert await affected(populated, "SELECT id FROM experiments.experiments ORDER BY results") is None
 
 
-async def test_only_experiments_that_run_now(populated: asyncpg.Connection):
+async def test_only_running_experiments_are_visible(populated: asyncpg.Connection):
     for change in (
         "status = 'paused'",
         "status = 'completed'",
@@ -311,7 +311,7 @@ async def test_limit(populated: asyncpg.Connection, statement: str, limit: int):
     async with acting(populated, "anon", VISITOR | {"app.client_ip": "203.0.113.1"}):
         assert await refused_after(populated, statement) == (limit, TOO_MANY)
     if statement != ACTIVITY:
-        # Another address is another's, and nothing of the above was kept.
+        # Another address has its own limit, and nothing of the above was kept.
         async with acting(populated, "anon", {"app.client_ip": "203.0.113.2"}):
             assert await refusal(populated, statement) is None
     async with acting(populated, "service_role"):
@@ -339,14 +339,14 @@ async def test_limit_in_one_statement(connection: asyncpg.Connection):
 
 
 async def test_known_address_counts_too(connection: asyncpg.Connection):
-    """Whether it is merged into the known lead or refused, more of it than ten are refused."""
+    """Whether merged into the known lead or refused, more than ten are refused."""
     again = "INSERT INTO marketing.leads (email) VALUES ('known@example.com') ON CONFLICT DO NOTHING"
     async with acting(connection, "anon"):
         assert await refused_after(connection, again) == (10, TOO_MANY)
 
 
 async def test_forged_address_or_time_is_no_way_around(connection: asyncpg.Connection):
-    # Not even where every column was granted by hand.
+    # Not even if every column was granted manually.
     await connection.execute("GRANT INSERT ON marketing.leads TO anon")
     forged = (
         "INSERT INTO marketing.leads (email, ip_address, created_at) VALUES ('a' || gen_random_uuid() ||"
@@ -358,7 +358,7 @@ async def test_forged_address_or_time_is_no_way_around(connection: asyncpg.Conne
         assert await connection.fetch("SELECT DISTINCT host(ip_address) FROM marketing.leads") == [("203.0.113.0",)]
 
 
-async def test_rows_gone_are_counted_still(connection: asyncpg.Connection):
+async def test_deleted_rows_still_count(connection: asyncpg.Connection):
     for _ in range(10):
         await connection.execute(f"SET ROLE anon; {LEAD}; RESET ROLE; DELETE FROM marketing.leads")
     async with acting(connection, "anon"):
@@ -390,7 +390,7 @@ async def test_an_hour_later(connection: asyncpg.Connection):
         assert await refused_after(connection, LEAD) == (4, TOO_MANY)
 
 
-async def test_old_counts_go_when_others_come(connection: asyncpg.Connection):
+async def test_old_counts_are_deleted_when_new_ones_come(connection: asyncpg.Connection):
     await connection.execute(
         "INSERT INTO ingest.rate_limits (kind, subject, hits, last_hit_at)"
         " SELECT 'leads', n::text, '{}', now() - n * interval '5 minutes' FROM generate_series(1, 20) AS n"
@@ -419,7 +419,7 @@ async def test_limit_when_many_come_at_once(database_url: str):
         ({"app.client_ip": "203.0.113.5"}, "203.0.113.5"),
         ({"app.client_ip": "::ffff:203.0.113.5"}, "203.0.113.5"),
         ({"request.headers": '{"x-forwarded-for": "203.0.113.5"}'}, "203.0.113.5"),
-        # What the client says of itself comes before what the proxy saw.
+        # The client's own claim comes before the address that the proxy saw.
         ({"request.headers": '{"x-forwarded-for": "198.51.100.1, 203.0.113.5"}'}, "203.0.113.5"),
         (
             {"request.headers": '{"x-forwarded-for": "203.0.113.5", "cf-connecting-ip": "198.51.100.1"}'},
@@ -442,7 +442,7 @@ async def test_address_that_counts(connection: asyncpg.Connection, settings: dic
         assert await connection.fetchval("SELECT host(ip_address) FROM marketing.leads") == address
 
 
-async def test_addresses_of_one_line_share_a_limit(connection: asyncpg.Connection):
+async def test_addresses_of_one_network_share_a_limit(connection: asyncpg.Connection):
     async with acting(connection, "anon"):
         for number in range(10):
             await connection.execute(f"SET LOCAL app.client_ip = '2001:db8:1:2::{number}'; {LEAD}")
@@ -476,7 +476,7 @@ async def test_size_of_an_event(populated: asyncpg.Connection):
 
 
 async def test_temporary_objects_in_the_way_of_functions(populated: asyncpg.Connection):
-    """A SECURITY DEFINER function that found a table or function of the caller's would work for the caller."""
+    """A SECURITY DEFINER function that resolved a name to the caller's object would act for the caller."""
     async with acting(populated, "anon", VISITOR | claims(email="others@example.com")):
         await populated.execute("""
             CREATE FUNCTION pg_temp.caught(text) RETURNS text LANGUAGE plpgsql AS
@@ -503,7 +503,7 @@ async def test_functions_have_a_fixed_search_path_and_definers_are_few(connectio
         " IN ('ingest', 'auth', 'marketing', 'onboarding', 'analytics', 'experiments', 'whatsapp')"
     )
     assert [row["name"] for row in functions if "search_path=" not in row["settings"]] == []
-    # With pg_temp last: left out, it would be searched first.
+    # With pg_temp last: if omitted, it would be searched first.
     assert [row["name"] for row in functions if 'pg_temp"' not in row["settings"]] == []
     definers = {row["name"]: row["anybody"] for row in functions if row["prosecdef"] and "ingest." in row["name"]}
     assert definers == {

@@ -1,4 +1,4 @@
-"""Who may do what: every table, every kind of person, every verb, by the one table below."""
+"""Who may do what: every table, role and verb, by the table below."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.roles import DAY, OTHERS, OURS, ROWS, VISITOR, acting, affected, claims
 
-# For select, insert, update, delete: A every row, O its own alone, - none. A running experiment is anon's own.
+# For select, insert, update, delete: A every row, O only their own, - none. A running experiment is anon's own.
 MATRIX = """
 table                         anon  authenticated  analyst  admin  service_role
 marketing.leads               OA--  ----           ----     AAAA   AAAA
@@ -39,7 +39,7 @@ ingest.rate_limits            ----  ----           ----     ----   ----
 analytics.events_20260102     ----  ----           ----     ----   ----
 """
 
-# A column that tells our row (1) from another's (2), and one that may be updated by whoever may update at all.
+# A column that distinguishes our row (1) from another's (2), and one that every role with UPDATE may update.
 COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "marketing.leads": ("id", OURS, OTHERS, "score"),
     "marketing.lead_interactions": ("id", OURS, OTHERS, "subject"),
@@ -70,7 +70,7 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "analytics.events_20260102": ("id", OURS, OTHERS, "name"),
 }
 
-# What makes a new row, and that which makes it ours or another's, where anything does.
+# The columns of a new row, and those that make it ours or another's, if any do.
 INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
     "marketing.leads": ("email", "%s", ("'ours+new@example.com'", "'others+new@example.com'")),
     "marketing.lead_interactions": ("lead_id, interaction_type", "%s, 'call_made'", (f"'{OURS}'", f"'{OTHERS}'")),
@@ -118,7 +118,7 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
     "experiments.assignments": (
         "experiment_id, session_id, variant_id",
         f"'{OURS}', %s, 'b'",
-        # Anon's other way to say who it is: the onboarding session's id.
+        # Anon's other identification: the onboarding session's id.
         (f"'{OURS}'", f"'{OTHERS}'"),
     ),
     "whatsapp.accounts": (
@@ -148,13 +148,13 @@ SETTINGS = {
 
 
 def matrix() -> dict[str, dict[str, str]]:
-    """Table, then role, to the four letters."""
+    """Table -> role -> the four letters."""
     header, *lines = [line.split() for line in MATRIX.strip().splitlines()]
     return {table: dict(zip(header[1:], cells, strict=True)) for table, *cells in lines}
 
 
 def statements(table: str, verb: str) -> tuple[str, str]:
-    """The verb on what is ours, and on what is another's."""
+    """The verb on our row, and on another's."""
     key, ours, others, column = COLUMNS[table]
     if verb == "insert":
         columns, values, (first, second) = INSERTS[table]
@@ -169,7 +169,7 @@ def statements(table: str, verb: str) -> tuple[str, str]:
 
 
 async def reached(connection: asyncpg.Connection, table: str) -> str:
-    """The four letters for whoever the connection is at the moment."""
+    """The four letters for the connection's current role."""
     letters = ""
     for verb in ("select", "insert", "update", "delete"):
         counts = [await affected(connection, statement) or 0 for statement in statements(table, verb)]
@@ -180,7 +180,7 @@ async def reached(connection: asyncpg.Connection, table: str) -> str:
 @pytest.fixture
 async def populated(connection: asyncpg.Connection) -> asyncpg.Connection:
     await connection.execute(ROWS)
-    # Deleting a row with others that refer to it is another matter than being allowed to.
+    # Not about foreign keys: a row that others refer to might not be deletable even with permission.
     await connection.execute("ALTER TABLE analytics.flushes DROP CONSTRAINT flushes_journal_fkey")
     return connection
 
@@ -194,7 +194,7 @@ async def test_matrix(populated: asyncpg.Connection, role: str):
 
 
 async def test_service_role_that_could_not_be_given_bypassrls(populated: asyncpg.Connection):
-    # Roles belong to the server, but are transactional: nobody else sees this.
+    # Roles are global to the server, but transactional: nobody else sees this.
     transaction = populated.transaction()
     await transaction.start()
     await populated.execute("ALTER ROLE service_role NOBYPASSRLS")
@@ -204,7 +204,7 @@ async def test_service_role_that_could_not_be_given_bypassrls(populated: asyncpg
     assert found == {table: cells["service_role"] for table, cells in matrix().items()}
 
 
-async def test_whoever_says_nothing_of_themselves_has_nothing_of_their_own(populated: asyncpg.Connection):
+async def test_a_caller_without_identification_owns_no_rows(populated: asyncpg.Connection):
     for role, nothing in (("anon", dict.fromkeys(VISITOR, "")), ("anon", {}), ("authenticated", {})):
         async with acting(populated, role, nothing):
             for table in matrix():
@@ -235,7 +235,7 @@ async def test_one_permissive_policy_a_role_and_verb(connection: asyncpg.Connect
     assert several == []
 
 
-async def test_policies_ask_who_it_is_once_a_statement(populated: asyncpg.Connection):
+async def test_policies_determine_the_caller_once_per_statement(populated: asyncpg.Connection):
     for role, settings, query in (
         ("anon", VISITOR, "SELECT email FROM marketing.leads"),
         ("anon", VISITOR, "SELECT id FROM onboarding.sessions"),
@@ -249,7 +249,7 @@ async def test_policies_ask_who_it_is_once_a_statement(populated: asyncpg.Connec
         assert not [line for line in filters if "current_setting" in line or "jwt" in line or "lead_id()" in line]
 
 
-async def test_partition_made_later_is_closed_too(populated: asyncpg.Connection):
+async def test_a_partition_created_later_is_protected_too(populated: asyncpg.Connection):
     await populated.execute("SELECT analytics.ensure_events_partition('2026-01-03')")
     for role, settings in (("anon", VISITOR), ("authenticated", claims("admin")), ("service_role", {})):
         async with acting(populated, role, settings):

@@ -1,4 +1,4 @@
-"""The roles and the schema auth: made where they are missing, left as they are where they are Supabase's."""
+"""The roles and the schema auth: created if missing, left unchanged if they are Supabase's."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authentic
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO anon, authenticated, service_role;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authenticated, service_role;
 """
-"""What a project of theirs has that matters here."""
+"""The relevant parts of a Supabase project."""
 
 
 @pytest.fixture
 async def without_roles(postgres: Server) -> AsyncIterator[None]:
-    """The server does not have the roles. Other databases use them: they are renamed for so long."""
+    """Without the roles on the server: other databases use them, so they are renamed meanwhile."""
     connection = await connections.connect(postgres.dsn, purpose="tests")
     there = [row[0] for row in await connection.fetch("SELECT rolname FROM pg_roles WHERE rolname = ANY ($1)", ROLES)]
     for role in there:
         await connection.execute(f"ALTER ROLE {role} RENAME TO away_{role}")
     yield
-    # The databases that used the new ones are gone by now.
+    # The databases that used the new roles are gone by now.
     for role in ROLES:
         await connection.execute(f"DROP ROLE IF EXISTS {role}")
     for role in there:
@@ -79,9 +79,9 @@ async def test_two_databases_at_once(without_roles: None, postgres: Server):
 
 
 async def test_ordinary_role(empty: asyncpg.Connection):
-    """Without CREATEROLE it is told; with it, it makes the roles and can take them on."""
+    """Without CREATEROLE it gets an explanation; with it, it creates the roles and can switch to them."""
     role = f"ordinary_{secrets.token_hex(4)}"
-    # In a transaction that is rolled back, so that nothing of it outlasts the test.
+    # In a transaction that is rolled back, so that nothing outlasts the test.
     transaction = empty.transaction()
     await transaction.start()
     await empty.execute(f"CREATE ROLE {role}; GRANT CREATE ON SCHEMA public TO {role}")
@@ -109,8 +109,8 @@ async def test_ordinary_role(empty: asyncpg.Connection):
     await transaction.rollback()
 
 
-async def test_roles_that_are_there_are_taken_by_whoever_may(empty: asyncpg.Connection):
-    """No right to make roles is needed where they are."""
+async def test_existing_roles_are_used_by_members(empty: asyncpg.Connection):
+    """If they exist, no right to create roles is needed."""
     role = f"ordinary_{secrets.token_hex(4)}"
     transaction = empty.transaction()
     await transaction.start()
@@ -125,7 +125,7 @@ async def test_roles_that_are_there_are_taken_by_whoever_may(empty: asyncpg.Conn
 
 
 async def test_on_supabase_nothing_of_theirs_is_replaced(template: str, empty_database_url: str):
-    # The template has made the roles on this server.
+    # The template has created the roles on this server.
     connection = await connections.connect(empty_database_url, purpose="tests")
     functions = (
         "SELECT oid, proname, proacl, prosrc, proconfig FROM pg_proc WHERE pronamespace = 'auth'::regnamespace"
@@ -139,7 +139,7 @@ async def test_on_supabase_nothing_of_theirs_is_replaced(template: str, empty_da
         assert (await connection.fetch(functions), await connection.fetch(roles, ROLES)) == before
         assert await connection.fetchval("SELECT auth.role()") == "of Supabase"
 
-        # What they grant on every new table in `public` is taken back.
+        # Supabase's default grants on new tables in `public` are revoked.
         assert (
             await connection.fetchval("SELECT has_table_privilege('anon', 'public.audit_logs', 'TRUNCATE')") is False
         )

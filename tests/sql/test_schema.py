@@ -1,4 +1,4 @@
-"""What the tables take and what they refuse, by the name of the constraint that says why."""
+"""Rows that the tables accept and refuse, by the name of the constraint that says why."""
 
 import re
 from datetime import UTC, date, datetime
@@ -9,9 +9,9 @@ import pytest
 
 SCHEMAS = ["marketing", "onboarding", "analytics", "experiments", "whatsapp", "public"]
 ID = "'00000000-0000-4000-8000-000000000001'"
-"""Of the rows that are there before each case."""
+"""Ids of the rows that exist before each case."""
 
-# The least that makes a row of each table, as SQL; a case replaces or adds columns.
+# A minimal row of each table, as SQL; a case replaces or adds columns.
 LEAST: dict[str, dict[str, str]] = {
     "marketing.leads": {"email": "'ada@example.com'"},
     "marketing.lead_interactions": {"lead_id": ID, "interaction_type": "'call_made'"},
@@ -101,7 +101,7 @@ NOT_PHONES = quoted("", "123456", "1234567890123456", "+49 30 123456", "0049-30-
 NOT_NAMES = quoted("", "Call", "call made", "1call", "_call", "c" * 51, "cäll")
 TOO_BIG = ["jsonb_build_object('a', repeat('x', 40000))"]
 
-# Table and column, constraint, and values that it alone refuses.
+# Table and column, constraint, and values that only it refuses.
 BAD_VALUES: list[tuple[str, str, list[str]]] = [
     (
         "marketing.leads.email",
@@ -311,7 +311,7 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ("public.audit_logs.new_values", "audit_logs_new_values_object", NOT_OBJECTS),
 ]
 
-# Several columns that do not go together, each refused by the constraint beside it.
+# Several columns that do not go together, each with the constraint that refuses them.
 BAD_ROWS: list[tuple[str, str, dict[str, str]]] = [
     (
         "onboarding.sessions",
@@ -364,7 +364,7 @@ BAD_ROWS: list[tuple[str, str, dict[str, str]]] = [
     ("marketing.leads", "leads_duplicate_of_out_of_use", {"duplicate_of": ID}),
 ]
 
-# What a stricter hand would have refused, and the last value on the right side of each limit.
+# Values that stricter constraints would have refused, and the last accepted value of each limit.
 GOOD: list[tuple[str, dict[str, str]]] = [
     *[
         ("marketing.leads", {"email": email})
@@ -444,7 +444,7 @@ def bad_rows(table: str) -> list[tuple[str, str]]:
 
 
 async def refusal(connection: asyncpg.Connection, statement: str) -> str | None:
-    """The name of the constraint that refuses the statement, if one does; it is rolled back either way."""
+    """The name of the constraint that refuses the statement, if any; it is rolled back either way."""
     attempt = connection.transaction()
     await attempt.start()
     try:
@@ -458,7 +458,7 @@ async def refusal(connection: asyncpg.Connection, statement: str) -> str | None:
 
 @pytest.fixture
 async def untriggered(connection: asyncpg.Connection) -> asyncpg.Connection:
-    """Without triggers, which mend some input before a constraint sees it; with the rows that others refer to."""
+    """Without triggers, which fix some input before a constraint sees it; with the rows that others refer to."""
     for table in LEAST:
         await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
     await connection.execute(PARENTS)
@@ -473,7 +473,7 @@ async def test_bad_rows_are_refused_by_the_constraint_that_says_why(untriggered:
 
 
 @pytest.mark.parametrize("table", LEAST)
-async def test_good_rows_are_taken(untriggered: asyncpg.Connection, table: str):
+async def test_good_rows_are_accepted(untriggered: asyncpg.Connection, table: str):
     statements = [insert(table, {}), *[insert(name, columns) for name, columns in GOOD if name == table]]
     refused = {statement: await refusal(untriggered, statement) for statement in statements}
     assert refused == dict.fromkeys(statements)
@@ -485,12 +485,12 @@ async def test_every_constraint_has_a_bad_row(connection: asyncpg.Connection):
         " AND contype IN ('c', 'u', 'f') AND coninhcount = 0",
         SCHEMAS,
     )
-    # Two have a test of their own.
+    # Two have separate tests.
     expected = {row["conname"] for row in constraints} - {"metrics_window_key", "sessions_session_token_key"}
     assert expected - {constraint for table in LEAST for _, constraint in bad_rows(table)} == set()
 
 
-async def test_every_table_has_its_least_row(connection: asyncpg.Connection):
+async def test_every_table_has_a_minimal_row(connection: asyncpg.Connection):
     tables = await connection.fetch(
         "SELECT relnamespace::regnamespace || '.' || relname AS name FROM pg_class"
         " WHERE relnamespace = ANY ($1::text[]::regnamespace[]) AND relkind IN ('r', 'p') AND NOT relispartition",
@@ -538,13 +538,13 @@ async def test_session_token_is_new_each_time_and_256_bits(connection: asyncpg.C
     assert (ever_one, always_one) == (2**256 - 1, 0)
 
 
-async def test_session_token_is_taken_once(untriggered: asyncpg.Connection):
+async def test_a_session_token_is_accepted_once(untriggered: asyncpg.Connection):
     token = await untriggered.fetchval("SELECT session_token FROM onboarding.sessions")
     statement = insert("onboarding.sessions", {"session_token": f"'{token}'"})
     assert await refusal(untriggered, statement) == "sessions_session_token_key"
 
 
-# What goes with what
+# Cascades
 
 
 async def test_deleting_a_lead(untriggered: asyncpg.Connection):
@@ -553,7 +553,7 @@ async def test_deleting_a_lead(untriggered: asyncpg.Connection):
     await untriggered.execute("DELETE FROM marketing.leads")
     left = {table: await untriggered.fetchval(f"SELECT count(*) FROM {table}") for table in LEAST}
     assert left["marketing.lead_interactions"] == left["whatsapp.accounts"] == left["whatsapp.templates"] == 0
-    # The journey stays in the funnel, of nobody.
+    # The journey stays in the funnel, anonymously.
     assert [tuple(row) for row in await untriggered.fetch("SELECT lead_id FROM onboarding.sessions")] == [(None,)]
 
 
@@ -589,7 +589,7 @@ async def test_new_partition_has_row_security_where_the_parent_has(connection: a
     assert await connection.fetchval(partition) is secured
 
 
-async def test_detached_day_comes_back_with_row_security(connection: asyncpg.Connection):
+async def test_a_reattached_day_has_row_security(connection: asyncpg.Connection):
     await connection.execute("ALTER TABLE analytics.events DISABLE ROW LEVEL SECURITY")
     await connection.execute("SELECT analytics.ensure_events_partition('2026-01-02')")
     await connection.execute("ALTER TABLE analytics.events DETACH PARTITION analytics.events_20260102")
@@ -599,7 +599,7 @@ async def test_detached_day_comes_back_with_row_security(connection: asyncpg.Con
     assert await connection.fetchval(partition) is True
 
 
-async def test_partition_made_later_has_the_index_and_the_trigger_of_the_parent(connection: asyncpg.Connection):
+async def test_a_partition_created_later_has_the_parents_index_and_trigger(connection: asyncpg.Connection):
     await connection.execute(
         "CREATE INDEX events_session ON analytics.events (session_id, created_at);"
         " CREATE INDEX events_batch ON analytics.events USING brin (batch_id);"
@@ -623,7 +623,7 @@ async def test_partition_made_later_has_the_index_and_the_trigger_of_the_parent(
     assert inherited == 2
 
 
-# Statements that applications were promised
+# Statements promised to applications
 
 
 async def test_promised_inserts(connection: asyncpg.Connection):

@@ -1,4 +1,4 @@
-"""Seed data: where it is refused, that it is the same each time, that it makes sense; the queries of docs/."""
+"""Seed data: where it is refused, that it is deterministic, that it makes sense; the queries in docs/."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TABLES = [
 
 
 async def hashes(connection: asyncpg.Connection) -> dict[str, str]:
-    """A hash of all the rows of each table."""
+    """A hash of all rows of each table."""
     await connection.execute("SET TimeZone = 'UTC'")
     query = (
         "SELECT coalesce(encode(sha256(string_agg(t::text, E'\\n' ORDER BY t::text)::bytea), 'hex'), '') FROM {} AS t"
@@ -63,7 +63,7 @@ def check_refused(ran: subprocess.CompletedProcess[str], *words: str) -> None:
 
 @pytest.fixture(scope="module")
 def seeded_url(postgres, template):
-    """A database with seed 1 up to ANCHOR, shared by the tests that only look at it."""
+    """A database with seed 1 up to ANCHOR, shared by the tests that only read it."""
 
     async def fill() -> None:
         connection = await connections.connect(url, purpose="tests")
@@ -105,7 +105,7 @@ async def test_the_database_refuses_outside_development(connection: asyncpg.Conn
 
 
 async def test_nobody_but_the_owner_may_call_it(connection: asyncpg.Connection):
-    # 0 is PUBLIC; without an acl the default would hold, which is that everybody may.
+    # 0 is PUBLIC; without an acl the default would apply, which permits everybody.
     open_to = await connection.fetch(
         "SELECT proname, grantee FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))"
         " WHERE pronamespace = 'ingest'::regnamespace AND grantee <> proowner"
@@ -133,14 +133,14 @@ async def test_migrating_elsewhere_loads_nothing(connection: asyncpg.Connection)
     )
 
 
-# The same each time.
+# Deterministic.
 
 
 async def test_the_same_seed_gives_the_same_rows_and_another_seed_others(postgres, template, seeded):
     expected = await hashes(seeded)
     assert "" not in expected.values()
     with lent_database(postgres, template) as same, lent_database(postgres, template) as other:
-        # In another session, with another clock on the wall and another way to write numbers and times.
+        # In another session, with another time zone and other formats of numbers and times.
         one = await connections.connect(same, purpose="tests")
         two = await connections.connect(other, purpose="tests")
         try:
@@ -178,7 +178,7 @@ async def test_a_second_time_adds_nothing(connection: asyncpg.Connection):
     assert await hashes(connection) == before
 
 
-async def test_two_at_once_load_it_once(database_url: str, connection: asyncpg.Connection):
+async def test_two_concurrent_calls_load_it_once(database_url: str, connection: asyncpg.Connection):
     other = await connections.connect(database_url, purpose="tests")
     try:
         loaded = await asyncio.gather(load(connection), load(other))
@@ -222,7 +222,7 @@ async def test_the_leads_are_six_stories(seeded: asyncpg.Connection):
     assert all((lead["templates"] > 0) == (lead["status"] == "converted") for lead in leads)
 
 
-async def test_nothing_is_after_the_anchor_but_what_is_planned(seeded: asyncpg.Connection):
+async def test_only_planned_dates_are_after_the_anchor(seeded: asyncpg.Connection):
     planned = {
         ("marketing.lead_interactions", "scheduled_at"), ("experiments.experiments", "end_date"),
     }  # fmt: skip
@@ -277,7 +277,7 @@ async def test_journeys_and_their_activities_fit_together(seeded: asyncpg.Connec
     assert await seeded.fetchval(started) == 0
     kinds = await seeded.fetch("SELECT DISTINCT activity_type FROM onboarding.step_activities ORDER BY 1")
     assert [kind for (kind,) in kinds] == ["field_filled", "form_started", "step_completed", "validation_error"]
-    # The stream and the table tell the same story.
+    # The events and the table agree.
     finished = await seeded.fetchval("SELECT count(*) FROM analytics.events WHERE name = 'onboarding_step_completed'")
     assert finished == await seeded.fetchval(
         "SELECT count(*) FROM onboarding.step_activities WHERE activity_type = 'step_completed'"
@@ -292,7 +292,7 @@ async def test_people_sleep_at_night_and_work_in_the_week(seeded: asyncpg.Connec
         )
     )
     night, day = (sum(hours.get(hour, 0) for hour in which) for which in (range(6), range(9, 21)))
-    # An hour of the night against an hour of the day.
+    # An hour at night against an hour of the day.
     assert night / 6 < day / 12 / 3
     in_utc = dict(
         await seeded.fetch("SELECT extract(hour FROM created_at)::int, count(*) FROM analytics.events GROUP BY 1")
@@ -310,7 +310,7 @@ async def test_people_sleep_at_night_and_work_in_the_week(seeded: asyncpg.Connec
     assert sum(weekend) / len(weekend) < 0.8 * sum(workdays) / len(workdays)
 
 
-async def test_who_comes_from_where_with_what(seeded: asyncpg.Connection):
+async def test_sources_countries_and_devices_are_varied(seeded: asyncpg.Connection):
     async def distinct(column: str, where: str = "true") -> dict[str, int]:
         return dict(
             await seeded.fetch(
@@ -340,7 +340,7 @@ async def test_who_comes_from_where_with_what(seeded: asyncpg.Connection):
     assert returning > 50
 
 
-async def test_the_columns_are_what_the_collector_would_have_made_of_it(seeded: asyncpg.Connection):
+async def test_the_columns_are_those_that_the_collector_would_derive(seeded: asyncpg.Connection):
     rows = await seeded.fetch(
         "SELECT DISTINCT url, referrer, user_agent, page_host, page_path, utm_source, utm_medium, utm_campaign,"
         " referrer_host, source, device_type::text, browser, os FROM analytics.events"
@@ -370,7 +370,7 @@ async def test_each_visitor_goes_down_the_funnel_in_order(seeded: asyncpg.Connec
         assert await seeded.fetchval(skipped, earlier, later) == 0, (earlier, later)
 
 
-async def test_assignments_are_of_running_experiments_and_a_variant_of_theirs(seeded: asyncpg.Connection):
+async def test_assignments_are_to_a_variant_of_a_running_experiment(seeded: asyncpg.Connection):
     found = await seeded.fetch(
         "SELECT e.name, e.status, count(*) AS units, count(first_exposure_at) AS exposed,"
         " bool_and(a.variant_id = ANY (experiments.variant_ids(control_variant, test_variants))) AS known,"
@@ -380,7 +380,7 @@ async def test_assignments_are_of_running_experiments_and_a_variant_of_theirs(se
     assert sorted(row["name"] for row in found) == ["onboarding_checklist", "pricing_page_layout"]
     assert all(row["status"] == "running" and row["known"] and row["in_time"] for row in found)
     assert all(0 < row["exposed"] <= row["units"] for row in found)
-    # Assigned is not exposed; and what is exposed is in the stream.
+    # Not everybody assigned is exposed; and exposures have events.
     assert any(row["exposed"] < row["units"] for row in found)
     seen = await seeded.fetchval("SELECT count(*) FROM analytics.events WHERE name = 'experiment_viewed'")
     assert seen == sum(row["exposed"] for row in found)
@@ -389,7 +389,7 @@ async def test_assignments_are_of_running_experiments_and_a_variant_of_theirs(se
 # The command.
 
 
-async def test_ingest_seed_loads_once_and_says_what(
+async def test_ingest_seed_loads_once_and_lists_the_rows(
     tmp_path: Path, database_url: str, connection: asyncpg.Connection
 ):
     first = ingest(tmp_path, "seed", "--environment", "development", url=database_url)
@@ -425,7 +425,7 @@ async def test_ingest_seed_refuses(tmp_path: Path, database_url: str, empty_data
     check_refused(
         ingest(tmp_path, "seed", *words, url=empty_database_url), "older than this release", "ingest migrate"
     )
-    # What the database says of itself comes first, both ways.
+    # The database's own setting takes precedence, both ways.
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(f"ALTER DATABASE {name} SET app.environment = 'production'")
     check_refused(ingest(tmp_path, "seed", *words, url=database_url), "app.environment", '"production"')
@@ -451,7 +451,7 @@ def test_ingest_seed_on_the_embedded_database(tmp_path: Path, new_folder):
 async def test_the_questions_have_sensible_answers(tmp_path: Path, database_url: str, connection: asyncpg.Connection):
     ran = ingest(tmp_path, "seed", url=database_url, INGEST_ENVIRONMENT="test")
     assert (ran.returncode, ran.stderr) == (0, "") and "6  marketing.leads\n" in ran.stdout, ran
-    # What the worker of `make run` does within seconds: it learns who is whom.
+    # The worker of `make run` does this within seconds: it links browsers to people.
     await connection.execute("SELECT process_pending_events()")
     assert await Rollup(DIMENSION_NAMES, Room(names=1000, values=100)).run_once(connection) is not None
     asked = ("funnel", "onboarding", "sources", "experiment")
@@ -466,7 +466,7 @@ async def test_the_questions_have_sensible_answers(tmp_path: Path, database_url:
 
     steps = tables["onboarding"]
     assert [row[0][0] for row in steps] == list("1234")
-    # A lead whose session was made for them, and who never did anything in it, is lost at the first step.
+    # A lead whose session was created for them, and who did nothing in it, is lost at the first step.
     idle = await connection.fetchval("SELECT count(*) FROM onboarding.sessions WHERE status = 'not_started'")
     assert idle > 0 and int(steps[0][1]) == people[4] + idle
     for step, following in pairwise(steps):

@@ -1,4 +1,4 @@
-"""A server as Supabase prepares it: its settings, the same files as everywhere, and nothing of theirs changed."""
+"""A server prepared like Supabase's: its settings, the same files as everywhere, and none of its objects changed."""
 
 import os
 import secrets
@@ -22,8 +22,8 @@ SUPABASE = Path(__file__).parents[2] / "deploy" / "supabase"
 FILES = sorted((sql_folder() / "migrations").glob("*.sql"))
 API_ROLES = ("anon", "authenticated", "service_role")
 
-# Who owns what is as there: `auth` belongs to a role that the migrating role cannot become, and that has given it the
-# use of the schema without the right to pass that on. What the migrating role makes in `public` is everybody's.
+# Ownership is as there: `auth` belongs to a role that the migrating role cannot become, and that has granted it the
+# use of the schema without grant option. Objects that the migrating role creates in `public` are open to everybody.
 PREPARED = """
 CREATE SCHEMA extensions;
 CREATE SCHEMA auth AUTHORIZATION {theirs};
@@ -61,7 +61,7 @@ ORDER BY 1, 2
 
 
 class Prepared:
-    """A database as Supabase hands it over: its URL as the migrating role, and who may do everything there."""
+    """A database as Supabase provides it: its URL as the migrating role, and the role with all rights there."""
 
     def __init__(self, url: str, administrator: asyncpg.Connection) -> None:
         self.url = url
@@ -70,8 +70,8 @@ class Prepared:
 
 @pytest.fixture
 async def supabase(postgres: Server, direct_empty_url: str, template: str) -> AsyncIterator[Prepared]:
-    # Directly: the tests' pooler logs everybody in as one user.
-    # The template's migration has made the three roles, unless the server had them.
+    # Directly: the tests' pooler logs in as one user for everybody.
+    # The template's migration has created the three roles, unless the server had them.
     word = secrets.token_hex(4)
     ours, theirs = f"postgres_{word}", f"supabase_admin_{word}"
     name = urlsplit(direct_empty_url).path[1:]
@@ -94,7 +94,7 @@ async def supabase(postgres: Server, direct_empty_url: str, template: str) -> As
 
 
 def psql(url: str, file: Path) -> None:
-    """Apply a file in one transaction, as the CLI does."""
+    """Apply a file in one transaction, like the CLI."""
     program = str(EmbeddedPostgres(Path("unused")).psql_path)
     arguments = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "-1", "-f", str(file)]
     command = connections.psql_command(url, program, arguments)
@@ -115,11 +115,11 @@ def test_settings():
 def test_one_set_of_files():
     linked = {path.name: path.read_bytes() for path in (SUPABASE / "migrations").iterdir()}
     assert linked == {path.name: path.read_bytes() for path in FILES}
-    # What the CLI takes for a migration; it passes over anything else with a word.
+    # File names that the CLI accepts as migrations; it skips others with a message.
     assert all(path.name.partition("_")[0].isdecimal() for path in FILES)
 
 
-async def test_files_apply_with_psql_and_change_nothing_of_theirs(supabase: Prepared):
+async def test_files_apply_with_psql_and_change_none_of_its_objects(supabase: Prepared):
     before = await supabase.administrator.fetch(THEIRS)
     for file in FILES:
         psql(supabase.url, file)
@@ -151,8 +151,8 @@ async def privileges(connection: asyncpg.Connection) -> set[tuple[str, ...]]:
     return {tuple(row) for row in await connection.fetch(PRIVILEGES, API_ROLES, [*SCHEMAS, "ingest"])}
 
 
-async def test_default_privileges_of_theirs_give_nobody_more(supabase: Prepared, connection: asyncpg.Connection):
-    """On Supabase whatever is made in `public` is granted to the API's roles, unless the migrations take it back."""
+async def test_its_default_privileges_give_nobody_more(supabase: Prepared, connection: asyncpg.Connection):
+    """On Supabase everything created in `public` is granted to the API's roles, unless the migrations revoke it."""
     ours = await connections.connect(supabase.url, purpose="tests")
     try:
         await migrations.migrate(ours)
@@ -162,7 +162,7 @@ async def test_default_privileges_of_theirs_give_nobody_more(supabase: Prepared,
     assert await privileges(connection) - await privileges(supabase.administrator) == set()
 
 
-async def test_what_the_cli_has_pushed_is_recorded_and_not_applied_again(supabase: Prepared):
+async def test_files_pushed_by_the_cli_are_recorded_and_not_applied_again(supabase: Prepared):
     ours = await connections.connect(supabase.url, purpose="tests")
     try:
         await ours.execute(
@@ -175,9 +175,9 @@ async def test_what_the_cli_has_pushed_is_recorded_and_not_applied_again(supabas
             psql(supabase.url, file)
             version, _, name = file.stem.partition("_")
             await ours.execute(push, version, name)
-        # A project's own file of the same number is another one.
+        # A project's own file with the same number is a different one.
         await ours.execute(push, FILES[-1].stem.partition("_")[0], "something_else")
-        # Applied again, the first file would fail, as its tables are there.
+        # Applied again, the first file would fail, as its tables exist.
         assert await migrations.migrate(ours) == [file.name for file in FILES]
         await migrations.check(ours)
     finally:
