@@ -241,7 +241,7 @@ def endpoints(service: Service, tokens: list[str]) -> list[Endpoint]:
         Endpoint("leads, a page of 50", as_admin(host, "/v1/leads?limit=50"), 200),
         Endpoint("one lead", as_admin(host, f"/v1/leads/{lead}"), 200),
         Endpoint("onboarding, new session", new_sessions(host), 201),
-        Endpoint("onboarding, where it stands", returning(host, back), 200),
+        Endpoint("onboarding, current state", returning(host, back), 200),
         Endpoint("onboarding, a step", first_steps(host, steps), 200),
         Endpoint("assignments of a session", assignments(host), 200),
         Endpoint("exposure", exposures(host), 200),

@@ -1,7 +1,7 @@
-"""Write the pages of docs/reference/ that follow from the code: `make docs`, or `python -m docs.generate`.
+"""Generate the pages of docs/reference/ that follow from the code: `make docs`, or `python -m docs.generate`.
 
-A test compares these pages with what this module makes (tests/docs/test_generated.py). Tables are made from the
-parser's actions and not from its help text, whose layout differs between versions of Python and widths of terminals.
+tests/docs/test_pages.py checks that the pages are up to date. Tables are built from the parser's actions and not from
+its help text, whose layout differs between versions of Python and widths of terminals.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _is_own(action: argparse.Action) -> bool:
 
 
 def _usage(action: argparse.Action) -> str:
-    """`--limit N`, or `{list,replay}` for what has no flag."""
+    """`--limit N`, or `{list,replay}` for a positional argument."""
     value = action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest)
     if not action.option_strings:
         return f"`{value}`"
@@ -160,7 +160,7 @@ With `ingest dev` on the same page, otherwise at `rollup_port`.
 
 
 def _families(page: str) -> Iterator[str]:
-    """A row for each family of an exposition that is ours."""
+    """A row for each of our metric families in an exposition."""
     helps: dict[str, str] = {}
     for line in page.splitlines():
         name, _, text = line[len("# HELP ") :].partition(" ")

@@ -1,5 +1,5 @@
--- Whether an experiment changes anything, among those who saw a variant: each person once, by the variant they saw first,
--- if they did it afterwards.
+-- Whether an experiment changes anything: of the people who saw a variant, those who signed up afterwards. Each person
+-- counts once, for the first variant they saw.
 with units as (
   select units.*, experiment.name
   from experiments.units join experiments.experiments as experiment on experiment.id = experiment_id

@@ -1,5 +1,5 @@
 -- From the first page to the first payment, without bots, in the last 31 days. A person counts once in each stage they
--- ever got to, in whatever order.
+-- reached, in whatever order.
 with visitors as (
   select person,
          bool_or(page_path = '/pricing') as prices, bool_or(name = 'signup_completed') as signup,

@@ -1,4 +1,4 @@
--- Where they drop out of onboarding, and how many minutes (the median) a step takes those who get through.
+-- Where people drop out of onboarding, and the median minutes that a step takes those who complete it.
 select step, count(*) as began, count(done_at) as finished,
        round(100.0 * (count(*) - count(done_at)) / count(*), 1) as percent_lost,
        round((extract(epoch from percentile_cont(0.5) within group (order by done_at - began_at)

@@ -1,6 +1,6 @@
--- Which source brings customers, by the first page each visitor came in by in the last 31 days. The rules for sources are
--- in docs/reference/sources.md.
--- A value that is no number, such as '12,50 €', is in `unreadable` and not in `value`.
+-- Which source brings customers, by each visitor's first page in the last 31 days. docs/reference/sources.md has the
+-- rules for sources.
+-- A value that is not a number, such as '12,50 €', is counted in `unreadable` and not in `value`.
 with first as (
   select distinct on (person) person, coalesce(source, 'direct') as source
   from analytics.activity

@@ -46,7 +46,7 @@ class Link(NamedTuple):
 # Reading.
 
 
-async def known(connection: asyncpg.Connection, rows: Sequence[Row]) -> Who:
+async def look_up(connection: asyncpg.Connection, rows: Sequence[Row]) -> Who:
     """Who did these events, as far as is known."""
     browsers = _ids(row[4] for row in rows)
     users = {link.anonymous_id: link.user_id for link, _ in await _links(connection, browsers)}
@@ -63,7 +63,7 @@ class _Person(NamedTuple):
     aged: bool
 
 
-def texts(values: Collection[str]) -> str:
+def as_json(values: Collection[str]) -> str:
     """Texts as a query parameter. JSON takes a tenth of the time that asyncpg needs to encode an array of texts."""
     return orjson.dumps(list(values)).decode()
 
@@ -77,14 +77,14 @@ async def _links(connection: asyncpg.Connection, browsers: Collection[str]) -> l
     """Links, each with whether it was last seen over a week ago."""
     if not browsers:
         return []
-    rows = await connection.fetch(_QUERIES["links"], texts(browsers))
+    rows = await connection.fetch(_QUERIES["links"], as_json(browsers))
     return [(Link(*row[:7]), row[7]) for row in rows]
 
 
 async def _people(connection: asyncpg.Connection, users: Collection[str]) -> dict[str, _Person]:
     if not users:
         return {}
-    rows = await connection.fetch(_QUERIES["people"], texts(users))
+    rows = await connection.fetch(_QUERIES["people"], as_json(users))
     return {user: _Person(*person) for user, *person in rows}
 
 
@@ -118,7 +118,7 @@ async def _visits(
     spans: dict[tuple[datetime, datetime], int] = {}
     span_of = [spans.setdefault(visits.hours_of(times), len(spans) + 1) for times in moments.values()]
     lows, highs = zip(*spans, strict=True)
-    rows = await connection.fetch(_QUERIES["visits"], texts(moments), span_of, list(lows), list(highs))
+    rows = await connection.fetch(_QUERIES["visits"], as_json(moments), span_of, list(lows), list(highs))
     found: dict[str, list[Visit]] = {}
     for row in rows:
         found.setdefault(row["person"], []).append(Visit(*row))
@@ -148,12 +148,12 @@ async def learn(connection: asyncpg.Connection, rows: Sequence[Row], most_links:
     new = sorted((users | {link.user_id for link in decided.values()}) - people.keys())
     fresh = [link for browser, link in decided.items() if browser not in before]
     counted_as = {user: person.counted_as for user, person in people.items()}
-    counted_as |= await _named(connection, new, fresh, counted_as.keys() | users)
-    await _put(connection, before, decided, people, counted_as, [link.anonymous_id for link, aged in seen if aged])
+    counted_as |= await _names_of(connection, new, fresh, counted_as.keys() | users)
+    await _store(connection, before, decided, people, counted_as, [link.anonymous_id for link, aged in seen if aged])
 
     who = _who(linked, counted_as, {})
     moved = await _note_changes(connection, before, decided, who, people.keys() | users, new)
-    return who._replace(visits=await _keep_visits(connection, _moments(rows, linked), moved))
+    return who._replace(visits=await _update_visits(connection, _moments(rows, linked), moved))
 
 
 async def _links_in(connection: asyncpg.Connection, rows: Iterable[Row], before: Mapping[str, Link]) -> list[Link]:
@@ -207,7 +207,7 @@ def _decided(
     return decided
 
 
-async def _named(
+async def _names_of(
     connection: asyncpg.Connection, new: Sequence[str], fresh: Iterable[Link], users: Collection[str]
 ) -> dict[str, str]:
     """What new users are counted as: the browser they were first seen with, which so far was counted as itself; else
@@ -218,7 +218,7 @@ async def _named(
     for link in sorted(fresh, key=lambda link: link.order):
         first.setdefault(link.user_id, link.anonymous_id)
     wanted = {*new, *(first[user] for user in new if user in first)}
-    taken = {row[0] for row in await connection.fetch(_QUERIES["taken"], texts(wanted))}
+    taken = {row[0] for row in await connection.fetch(_QUERIES["taken"], as_json(wanted))}
     named: dict[str, str] = {}
     for user in new:
         browser = first.get(user)
@@ -232,7 +232,7 @@ async def _named(
     return named
 
 
-async def _put(
+async def _store(
     connection: asyncpg.Connection,
     before: Mapping[str, Link],
     decided: Mapping[str, Link],
@@ -246,7 +246,7 @@ async def _put(
     ):
         if links:
             browsers, users, *columns = zip(*links, strict=True)
-            await connection.execute(_QUERIES[query], texts(browsers), texts(users), *map(list, columns))
+            await connection.execute(_QUERIES[query], as_json(browsers), as_json(users), *map(list, columns))
     if unseen := [browser for browser in aged if browser not in decided]:
         await connection.execute(_QUERIES["see_links"], unseen)
     more = dict.fromkeys(counted_as.keys() - people.keys(), 0)
@@ -259,11 +259,11 @@ async def _put(
                 more[held.user_id] = more.get(held.user_id, 0) - 1
     if new := {user: count for user, count in more.items() if user not in people}:
         names = [counted_as[user] for user in new]
-        await connection.execute(_QUERIES["add_people"], texts(new), texts(names), list(new.values()))
+        await connection.execute(_QUERIES["add_people"], as_json(new), as_json(names), list(new.values()))
     # Somebody forgotten or erased may have a link left that is no longer counted.
     if kept := {user: max(0, people[user].links + count) for user, count in more.items() if user in people}:
         names = [people[user].counted_as for user in kept]
-        await connection.execute(_QUERIES["put_people"], texts(kept), texts(names), list(kept.values()))
+        await connection.execute(_QUERIES["put_people"], as_json(kept), as_json(names), list(kept.values()))
 
 
 async def _note_changes(
@@ -299,7 +299,7 @@ async def _note_changes(
 # Visits.
 
 
-async def _keep_visits(
+async def _update_visits(
     connection: asyncpg.Connection, moments: dict[str, list[datetime]], moved: Mapping[str, str]
 ) -> dict[str, list[Visit]]:
     """Add these times to their people's visits, and give the visits of newly linked browsers to their users. Returns
@@ -332,7 +332,7 @@ async def _keep_visits(
         people, starts, ends, ids = zip(*fresh, strict=True)
         # A time costs more to send than the rest of a visit, and most new visits have only one.
         later = [end if end != start else None for start, end in zip(starts, ends, strict=True)]
-        await connection.execute(_QUERIES["add_visits"], texts(people), list(starts), later, texts(ids))
+        await connection.execute(_QUERIES["add_visits"], as_json(people), list(starts), later, as_json(ids))
     await put_visits(connection, changes)
     return found
 

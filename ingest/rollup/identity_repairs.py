@@ -55,7 +55,7 @@ async def _rebuild_visits(connection: asyncpg.Connection, person: str) -> None:
     """Rebuild a person's visits from all their events, while none are being counted."""
     async with turn(connection):
         browsers = {row[0] for row in await connection.fetch(_QUERIES["browsers_of"], person)}
-        if not await connection.fetch(_QUERIES["links"], identities.texts([person])):
+        if not await connection.fetch(_QUERIES["links"], identities.as_json([person])):
             browsers.add(person)
         spans = await connection.fetch(_QUERIES["visits_of"], person, list(browsers))
         before = [Visit(*row) for row in await connection.fetch(_QUERIES["all_visits"], [person])]

@@ -223,7 +223,7 @@ class _Run:
             return
         try:
             for window in some:
-                self.rows += await _compute(self._connection, kpi, granularity, window, self.now)
+                self.rows += await _compute_window(self._connection, kpi, granularity, window, self.now)
         except (asyncpg.PostgresError, ValueError) as error:
             if self._connection.is_closed():
                 raise
@@ -240,7 +240,9 @@ _OF_SOURCE: Final = {
 """The names of all KPIs by source and granularity."""
 
 
-async def _compute(connection: asyncpg.Connection, kpi: Kpi, granularity: str, window: Window, now: datetime) -> int:
+async def _compute_window(
+    connection: asyncpg.Connection, kpi: Kpi, granularity: str, window: Window, now: datetime
+) -> int:
     async with connection.transaction():
         await connection.execute(_QUERIES["begin"], f"{QUERY_TIMEOUT_SECONDS}s", f"KPI {kpi.name} by {granularity}")
         query, arguments = _bound(kpi.query, window.start, min(window.end, now), granularity)

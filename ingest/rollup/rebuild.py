@@ -129,20 +129,20 @@ async def _count_hour(connection: asyncpg.Connection, hour: datetime, dimensions
     query = rows_query("events_within", hour.date(), dimensions, batches=batch_ranges(waiting))
     minutes: Tallies = {}
     async for rows in statements.batches(connection, query, hour, hour + HOUR, size=_CHUNK):
-        minutes = await _with(connection, minutes, rows, dimensions)
+        minutes = await _count_more(connection, minutes, rows, dimensions)
     return with_hours(minutes, await connection.fetchval(_QUERIES["minutes_from"]))
 
 
-async def _with(
+async def _count_more(
     connection: asyncpg.Connection, minutes: Tallies, rows: Sequence[Any], dimensions: Sequence[str]
 ) -> Tallies:
-    counted = tallies.count(rows, dimensions, await identities.known(connection, rows))
+    counted = tallies.count(rows, dimensions, await identities.look_up(connection, rows))
     return tallies.summed([*minutes.items(), *counted.items()])
 
 
 async def _rebuild_from_parts(connection: asyncpg.Connection, granularity: str, bucket: datetime, room: Room) -> None:
     async for group in _sums_of_parts(connection, granularity, bucket):
-        await buckets.put(connection, _within(group, room).items())
+        await buckets.put(connection, _fitted(group, room).items())
     await connection.execute(_QUERIES["clear_others"], granularity, bucket)
     await stale_metrics.note_buckets(connection, [(granularity, bucket)])
     if granularity == "day":
@@ -171,14 +171,14 @@ async def _sums_of_parts(
 
 
 def _sum(parts: Sequence[Mapping[str, Any]]) -> Stored:
-    return _together(
+    return _estimated(
         sum(part["event_count"] for part in parts),
         [part["users_sketch"] for part in parts],
         [part["sessions_sketch"] for part in parts],
     )
 
 
-def _together(events: int, users: Iterable[bytes | None], sessions: Iterable[bytes | None]) -> Stored:
+def _estimated(events: int, users: Iterable[bytes | None], sessions: Iterable[bytes | None]) -> Stored:
     users_sketch, sessions_sketch = sketches.union(users), sketches.union(sessions)
     counts = sketches.count(users_sketch), sketches.count(sessions_sketch)
     stored = [
@@ -190,7 +190,7 @@ def _together(events: int, users: Iterable[bytes | None], sessions: Iterable[byt
     return Stored(events, users_count, sessions_count, *stored)
 
 
-def _within(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:
+def _fitted(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:
     """The group, with a dimension's least frequent values summed as others if there is no room for all."""
     by_dimension: dict[str, list[Key]] = {}
     for key in group:
@@ -202,12 +202,12 @@ def _within(group: Mapping[Key, Stored], room: Room) -> dict[Key, Stored]:
         for key in keys[room.values :]:
             other = (*key[:5], OTHER_VALUE)
             both = [placed.pop(key), *([placed[other]] if other in placed else [])]
-            placed[other] = _all_of(both)
+            placed[other] = _summed(both)
     return placed
 
 
-def _all_of(parts: Sequence[Stored]) -> Stored:
-    return _together(
+def _summed(parts: Sequence[Stored]) -> Stored:
+    return _estimated(
         sum(one.events for one in parts),
         [one.users_sketch for one in parts],
         [one.sessions_sketch for one in parts],
@@ -263,7 +263,7 @@ async def _compare_day(connection: asyncpg.Connection, day: datetime) -> list[Di
     async for group in _sums_of_parts(connection, "day", day):
         for key, one in group.items():
             expected.setdefault(_folded(key, stored), []).append(one)
-    return _differences(stored, {key: _all_of(parts)[:3] for key, parts in expected.items()})
+    return _differences(stored, {key: _summed(parts)[:3] for key, parts in expected.items()})
 
 
 def _folded(key: Key, stored: Mapping[Key, object]) -> Key:

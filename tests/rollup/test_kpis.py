@@ -191,15 +191,15 @@ async def test_bounces_and_lengths_of_sessions(connection: asyncpg.Connection):
     )
     await compute(connection, "bounce_rate", "session_length")
     assert (await figures(connection, "bounce_rate", "hour", HOUR))["{}"] == (Decimal("0.5"), None, 2)
-    mean, beside, sessions = (await figures(connection, "session_length", "hour", HOUR))["{}"]
+    mean, details, sessions = (await figures(connection, "session_length", "hour", HOUR))["{}"]
     assert (mean, sessions) == (20, 2)
-    assert (beside["p50"], beside["p95"]) == (20, 38)
-    assert beside["histogram"] == {"10": 1, "30": 1, "60": 2, "180": 2, "600": 2, "1800": 2, "3600": 2}
+    assert (details["p50"], details["p95"]) == (20, 38)
+    assert details["histogram"] == {"10": 1, "30": 1, "60": 2, "180": 2, "600": 2, "1800": 2, "3600": 2}
     # A day is the weighted average of its hours.
     assert (await figures(connection, "bounce_rate", "day", DAY))["{}"] == (Decimal("0.33333333"), None, 3)
-    mean, beside, sessions = (await figures(connection, "session_length", "day", DAY))["{}"]
+    mean, details, sessions = (await figures(connection, "session_length", "day", DAY))["{}"]
     assert (mean, sessions) == (Decimal("14.00000000"), 3)
-    assert beside["histogram"]["10"] == 2
+    assert details["histogram"]["10"] == 2
 
 
 async def test_leads_and_their_rates(connection: asyncpg.Connection):
@@ -283,9 +283,9 @@ async def test_onboarding(connection: asyncpg.Connection):
     }
     seconds = await figures(connection, "onboarding_step_seconds", "day", DAY)
     assert seconds['{"step": "whatsapp_integration"}'][0] == 100
-    median, beside, count = seconds['{"step": "business_info"}']
-    assert (median, count, beside["p50"], beside["p95"]) == (30, 2, 30, 39)
-    assert beside["histogram"]["30"] == 1
+    median, details, count = seconds['{"step": "business_info"}']
+    assert (median, count, details["p50"], details["p95"]) == (30, 2, 30, 39)
+    assert details["histogram"]["30"] == 1
 
 
 async def test_experiments(connection: asyncpg.Connection):
