@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import orjson
 
@@ -39,6 +40,15 @@ class Caller(NamedTuple):
     scopes: frozenset[Scope]
     claims: str = ""
     key: str | None = None
+
+    @property
+    def person_id(self) -> UUID | None:
+        """The subject of a person's token, if it is a UUID; a key is no person."""
+        subject: object = orjson.loads(self.claims).get("sub") if self.claims else None
+        try:
+            return UUID(subject) if isinstance(subject, str) else None
+        except ValueError:
+            return None
 
     @property
     def for_visitors(self) -> Caller:

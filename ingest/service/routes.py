@@ -25,14 +25,14 @@ from ingest.events.placeholders import Placeholders
 from ingest.events.values.locations import CountryDatabase, anonymise, parse_networks
 from ingest.events.values.sources import OwnHosts
 from ingest.features import people
+from ingest.features.experiments import operations as experiments
 from ingest.features.experiments.definitions import Definitions
-from ingest.features.experiments.handlers import Experiments
 from ingest.features.experiments.ofrep import Ofrep
 from ingest.features.leads import capture, desk, export
 from ingest.features.onboarding import funnel
 from ingest.features.onboarding import handlers as onboarding
 from ingest.features.stats import handlers as stats
-from ingest.features.stats.reading import Reader
+from ingest.features.stats.reading import StatsTransactions
 from ingest.http import health
 from ingest.http.admission import Limits as ConnectionLimits
 from ingest.http.budget import Budget
@@ -237,7 +237,7 @@ def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
     operations = _operations(parts, ofrep)
     assert {each.feature for each in operations} <= parts.calling.shares.features
     # These use the other pool.
-    operations += stats.operations(Reader(parts.reading), DIMENSION_NAMES, config.rollup_dimensions)
+    operations += stats.operations(StatsTransactions(parts.reading), DIMENSION_NAMES, config.rollup_dimensions)
     trusted = parse_networks(config.trusted_proxies)
     readers = health.MetricsReaders(parse_networks(config.metrics_networks), config.metrics_keys)
     app = web.Application(client_max_size=config.max_body_bytes)
@@ -279,7 +279,7 @@ def _operations(parts: Parts, ofrep: Ofrep) -> list[Operation]:
         *people.operations(parts.wait_stored, parts.clear_journals, parts.config.data_dir),
         *onboarding.operations(_cipher(parts.config.encryption_keys), Placeholders(parts.config.placeholder_ids)),
         *funnel.operations(),
-        *Experiments(parts.experiments, Placeholders(parts.config.placeholder_ids)).operations(),
+        *experiments.operations(parts.experiments, Placeholders(parts.config.placeholder_ids)),
         *ofrep.operations(),
     ]
 

@@ -31,7 +31,7 @@ created_at >= $1 AND created_at < $2
     AND type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4)
     AND {filters}
 
--- moment --
+-- freshness --
 -- Up to when everything that was stored is in the buckets, and the first minute that is kept
 SELECT now() AS now, coalesce((SELECT min(flushed_at) FROM analytics.flushes WHERE rolled_up_at IS NULL), now()) AS as_of,
     now() - ingest.retention('minutes', '7 days') AS minutes_from

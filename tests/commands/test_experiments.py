@@ -52,7 +52,7 @@ async def test_from_draft_to_archive(ingest: Run, connection: asyncpg.Connection
         (("results", "a"), "--event is required"),
         (("results", "a", "--event", "buy", "--effect", "0"), "must be a number from 0.001 to 10"),
         (("create",), "which name?"),
-        (("create", "a", "--variants", "control,control"), "test_variants: each variant must have an id of its own"),
+        (("create", "a", "--variants", "control,control"), "test_variants: each variant must have a different id"),
         (("create", "a", "--variants", "control:x"), "the weight of control must be a number"),
         (("create", "a", "--variants", ","), "control_variant.id: must be text of length >= 1"),
         (("create", "a", "--traffic", "101"), "traffic_percentage: must be"),
@@ -75,6 +75,6 @@ def test_what_is_not_possible_is_one_line(ingest_here: Run, database_url: str):
     check_refused(
         run("pause", "a"), "the experiment is a draft, and cannot be paused: it can be started or cancelled"
     )
-    check_refused(run("create", "a"), "another experiment is named a")
+    check_refused(run("create", "a"), "another experiment has the name a")
     assert run("start", "a").code == 0
     check_refused(run("complete", "a", "--winner", "c"), "winner_variant_id: must be one of control, b")

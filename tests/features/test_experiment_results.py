@@ -13,14 +13,14 @@ import asyncpg
 import pytest
 
 from ingest.features.experiments import results, store
-from ingest.features.experiments.results import Count, Question, analyse
+from ingest.features.experiments.results import Question, VariantCount, analyse
 from ingest.rollup import kpis
 from tests.support.experiment_results import ELEVEN, EXPERIMENT, NINE, TEN, counted, event, shown
 from tests.support.sql_assignment import make_experiment
 
 
-def of(exposures: int, conversions: int, variant: str = "b", weight: float = 1) -> Count:
-    return Count(variant, weight, exposures, conversions)
+def of(exposures: int, conversions: int, variant: str = "b", weight: float = 1) -> VariantCount:
+    return VariantCount(variant, weight, exposures, conversions)
 
 
 # Published examples.
@@ -90,7 +90,7 @@ def test_sample_ratio_mismatch():
     assert not fine.mismatch
 
 
-def exactly_better(control: Count, test: Count) -> float:
+def exactly_better(control: VariantCount, test: VariantCount) -> float:
     """Evan Miller's closed form (Formulas for Bayesian A/B Testing, equation 6): the probability that test beats
     control."""
 
@@ -109,7 +109,7 @@ def exactly_better(control: Count, test: Count) -> float:
         (of(5000, 250), of(2000, 101)), (of(1, 1), of(1, 0)),
     ],
 )  # fmt: skip
-def test_probability_best_of_two(control: Count, test: Count):
+def test_probability_best_of_two(control: VariantCount, test: VariantCount):
     found = results.probabilities_best([control, test])
     assert found[1] == pytest.approx(exactly_better(control, test), abs=2e-4)
     assert sum(share for share in found if share is not None) == pytest.approx(1)
@@ -124,8 +124,8 @@ def test_probability_best_of_equals():
 # What is told of them.
 
 
-def told(*counts: Count, **question: float) -> results.Results:
-    return analyse([Count("control", *counts[0][1:]), *counts[1:]], Question(**question))
+def told(*counts: VariantCount, **question: float) -> results.Results:
+    return analyse([VariantCount("control", *counts[0][1:]), *counts[1:]], Question(**question))
 
 
 def test_better_and_worse():
@@ -143,16 +143,16 @@ def test_better_and_worse():
     [
         ((of(0, 0), of(0, 0)), "not enough data: no unit has been shown the control yet"),
         ((of(10, 0), of(10, 5)), "not enough data: the control has no conversion yet"),
-        ((of(10, 10), of(10, 5)), "not enough data: the control converts so well that no such lift is possible"),
+        ((of(10, 10), of(10, 5)), "not enough data: the control converts too well for such a lift to be possible"),
         (
             (of(1000, 100), of(1000, 190)),
-            "not enough data: 1,000 of the 14,751 units a variant that it takes to find",
+            "not enough data: 1,000 of the 14,751 units per variant needed to find",
         ),
         ((of(20_000, 2000), of(0, 0)), "not enough data: 0 of the 14,751 units"),
         ((of(50_000, 5000),), "there is nothing to compare the control with"),
     ],
 )
-def test_not_enough_data(counts: tuple[Count, ...], summary: str):
+def test_not_enough_data(counts: tuple[VariantCount, ...], summary: str):
     found = told(*counts)
     assert found.summary.startswith(summary)
     assert not found.enough_data
@@ -250,7 +250,7 @@ async def test_who_was_shown_both_is_one_unit_and_is_reported(running: asyncpg.C
     found = await store.count(running, EXPERIMENT, "buy")
     assert sum(count.mixed for count in found.counts) == 1
     told = analyse(found.counts, Question())
-    assert told.mixed_units == 1 and any("second variant" in warning for warning in told.warnings)
+    assert told.mixed_units == 1 and any("shown two variants" in warning for warning in told.warnings)
 
 
 async def test_an_event_is_of_one_unit(running: asyncpg.Connection):

@@ -151,7 +151,7 @@ async def test_what_cannot_be_started(client: Client):
     alone = await draft(client, "alone", test_variants=[])
     assert "no test_variants" in (await act(client, alone, "start")).json()["detail"]
     over = await draft(client, "over", end_date="2001-01-01T00:00:00Z")
-    assert "end_date is over" in (await act(client, over, "start")).json()["detail"]
+    assert "end_date is past" in (await act(client, over, "start")).json()["detail"]
 
 
 async def test_the_winner(client: Client):

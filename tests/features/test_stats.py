@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from ingest.api import api_keys
 from ingest.base.config import DIMENSION_NAMES
-from ingest.features.stats import query, times
-from ingest.features.stats.query import parse
-from ingest.features.stats.reading import Reader
+from ingest.features.stats import cursors, parameters, times
+from ingest.features.stats.parsing import parse
+from ingest.features.stats.reading import StatsTransactions
 from ingest.postgres.pool import Pool
 from ingest.rollup.buckets import Room
 from ingest.rollup.rollup import Rollup
@@ -435,11 +435,11 @@ async def test_pages_of_points_give_each_once(ask: Asker, connection: asyncpg.Co
     whole = (await ask("timeseries", **asked))["points"]
     assert len(whole) == 73
     # A cursor that is no bucket's beginning, or not of this range.
-    inside = {**asked, "after": query.cursor("2024-10-28T22:59:59.5+00:00")}
+    inside = {**asked, "after": cursors.encode("2024-10-28T22:59:59.5+00:00")}
     assert (await ask("timeseries", **inside))["points"] == []
-    inside["after"] = query.cursor("2024-10-28T20:59:59.5+00:00")
+    inside["after"] = cursors.encode("2024-10-28T20:59:59.5+00:00")
     assert (await ask("timeseries", **inside))["points"] == whole[-2:]
-    assert (await ask("timeseries", **asked, after=query.cursor("2020-01-01T00:00:00+00:00")))["points"] == whole
+    assert (await ask("timeseries", **asked, after=cursors.encode("2020-01-01T00:00:00+00:00")))["points"] == whole
     for limit in (1, 7, 73):
         assert await all_pages(ask, "timeseries", "points", **asked, limit=limit) == whole
 
@@ -713,7 +713,7 @@ BAD = [
     ("timeseries", "properties.plan=pro", "unknown_parameter", "Allowed are event, type"),
     ("totals", "granularity=day", "unknown_parameter", "Allowed are"),
     ("totals", f"{SQL.replace(';', '%3B')}=1", "unknown_parameter", "Allowed are"),
-    ("top", "", "bad_parameter", "dimension is needed"),
+    ("top", "", "bad_parameter", "dimension is required"),
     ("top", "dimension=planet", "bad_parameter", "country, device_type"),
     ("top", "dimension=batch_id", "bad_parameter", "country, device_type"),
     ("funnel", "", "bad_parameter", "2 to 10"),
@@ -743,7 +743,7 @@ async def test_bad_questions_are_told_what_is_allowed(ask: Asker):
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 async def test_sql_in_any_parameter_is_a_text_or_refused(ask: Asker, connection: asyncpg.Connection, endpoint: str):
     await store(connection, Event(at("2024-02-03"), user_id="ada"))
-    takes = query.ENDPOINTS[endpoint]
+    takes = parameters.ENDPOINTS[endpoint]
     free = {"event", "return_event", "steps", *DIMENSION_NAMES, "dimension.x", f"dimension.{SQL}"}
     names = [*takes.parameters, *(DIMENSION_NAMES if takes.filters else ("dimension.x", f"dimension.{SQL}"))]
     for name in names:
@@ -834,7 +834,7 @@ async def test_nothing_can_be_written(database_url: str):
     pool = Pool(database_url, "statistics", 4, timeout_seconds=1)
     try:
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-            async with Reader(pool).reading() as connection:
+            async with StatsTransactions(pool).read_only() as connection:
                 await connection.execute("DELETE FROM analytics.events")
     finally:
         await pool.close()

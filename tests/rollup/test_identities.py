@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from ingest.base.config import DIMENSION_NAMES
 from ingest.features.stats import counts, journeys
-from ingest.features.stats.query import Query, parse
+from ingest.features.stats.parsing import parse
+from ingest.features.stats.query import Query
 from ingest.postgres import connections
 from ingest.rollup import identities, identity_repairs, kpis, rebuild, visits
 from ingest.rollup.buckets import Room

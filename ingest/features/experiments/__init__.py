@@ -1,1 +1,1 @@
-"""Experiments: who is given which variant, what may be changed when, and what came of it."""
+"""Experiments: who is given which variant, what may be changed when, and the results."""

@@ -1,8 +1,8 @@
-"""Which variant a unit is given: the functions experiments.bucket, choose_variant and is_target of the database, to
-the last digit, without asking it.
+"""Which variant a unit is given: to the last digit the same as the database's functions experiments.bucket,
+choose_variant and is_target, without a query.
 
-Everything that can be is worked out once for an experiment. What is left for a unit is one hash for each salt, and
-comparing whole numbers.
+Everything possible is computed once per experiment. What remains per unit is one hash for each salt, and comparing
+whole numbers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 POINTS: Final = 1 << 48
-"""A unit falls on one of so many points: the first 48 bits of a hash."""
+"""The number of points that a unit can fall on: the first 48 bits of a hash."""
 _UUID: Final = re.compile(r"(?:[0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}|\{(?:[0-9A-Fa-f]{4}-?){7}[0-9A-Fa-f]{4}\}")
 _NUMERIC_BASE: Final = 10_000
 _SIGNIFICANT_DIGITS: Final = 16
 
 
 class Context(NamedTuple):
-    """What is known of a unit beside its id; None for what is not. `country` is two capitals."""
+    """What is known about a unit besides its id; None where unknown. `country` is two capital letters."""
 
     country: str | None = None
     device: str | None = None
@@ -37,16 +37,16 @@ NOTHING_KNOWN: Final = Context()
 
 
 def country_code(text: object) -> str | None:
-    """Two letters in capitals, as the database has a country; None: it is not one. Letters beyond ASCII are none:
-    what capitals they have depends on whom one asks."""
+    """Two capital letters, as the database stores a country; None if the text is not one. Only ASCII letters count:
+    how others are capitalised differs between Python and the database."""
     if isinstance(text, str) and len(text) == 2 and text.isascii() and text.isalpha():
         return text.upper()
     return None
 
 
 def canonical_id(text: str) -> str:
-    """The one form of a unit's id: a UUID, in any spelling that the database reads, in lower case with dashes;
-    any other id as it is. A telephone spells the same id in capitals that its server has without."""
+    """The canonical form of a unit's id: a UUID, in any spelling that the database reads, in lower case with dashes;
+    any other id unchanged. A phone may send an id in capitals that its server has in lower case."""
     return str(UUID(text)) if _UUID.fullmatch(text) else text
 
 
@@ -64,8 +64,8 @@ class Hash:
 
 
 def bucket(point: int) -> Fraction:
-    """What the database makes of `point::numeric / POINTS`, which it rounds: to 16 significant digits at least,
-    counted in its own digits of base 10,000 (select_div_scale in PostgreSQL's numeric.c)."""
+    """`point::numeric / POINTS` as the database computes it: rounded to at least 16 significant digits, which it
+    counts in its own digits of base 10,000 (select_div_scale in PostgreSQL's numeric.c)."""
     weight, first = _leading(point)
     divisor_weight, divisor_first = _leading(POINTS)
     quotient_weight = weight - divisor_weight - (first <= divisor_first)
@@ -74,7 +74,7 @@ def bucket(point: int) -> Fraction:
 
 
 def _leading(number: int) -> tuple[int, int]:
-    """The weight and the value of the first digit in base 10,000."""
+    """Weight and value of the first digit in base 10,000."""
     weight = 0
     while number >= _NUMERIC_BASE:
         number //= _NUMERIC_BASE
@@ -83,9 +83,9 @@ def _leading(number: int) -> tuple[int, int]:
 
 
 def first_point_at(limit: Fraction, factor: Fraction) -> int:
-    """The first point where `bucket * factor < limit` does not hold any more; POINTS if it holds everywhere."""
+    """The first point where `bucket * factor < limit` is false; POINTS if it is true everywhere."""
     near = ceil(limit * POINTS / factor)
-    # The rounding of a bucket moves it by less than a point.
+    # Rounding moves a bucket by less than a point.
     for point in range(max(0, near - 2), min(near + 2, POINTS)):
         if bucket(point) * factor >= limit:
             return point
@@ -93,12 +93,12 @@ def first_point_at(limit: Fraction, factor: Fraction) -> int:
 
 
 def first_point_of_percentage(percentage: Decimal) -> int:
-    """Units at points below it are among so many of 100."""
+    """Units at points below the result are in this percentage."""
     return first_point_at(Fraction(percentage), Fraction(100))
 
 
 class Rules:
-    """Targeting rules, ready to be asked. Their grammar is told at experiments.experiments.targeting_rules."""
+    """Targeting rules, ready to evaluate; for their grammar, see experiments.experiments.targeting_rules."""
 
     __slots__ = (
         "_attributes",
@@ -126,7 +126,7 @@ class Rules:
         self.are_none = not rules
 
     def hold(self, unit: bytes, context: Context) -> bool:
-        """Whether the unit may take part. A rule about what is not known of it does not hold."""
+        """Whether the unit may take part. A rule about something unknown does not hold."""
         if self._countries is not None and context.country not in self._countries:
             return False
         if self._devices is not None and context.device not in self._devices:
@@ -150,7 +150,7 @@ def _keys(values: Sequence[Any]) -> frozenset[object]:
 
 
 def _key(value: Any) -> object:
-    """What JSON values that are equal have in common: 1 and 1.0, but not 1 and true."""
+    """Equal for JSON values that are equal: 1 and 1.0, but not 1 and true."""
     kind = type(value)
     if kind is str:
         return value
@@ -162,7 +162,7 @@ def _key(value: Any) -> object:
 
 
 class _Pattern:
-    """A pattern for a whole URL, in which * stands for any characters or none. Linear in the URL."""
+    """A pattern for a whole URL, in which * matches any characters or none. Linear in the URL's length."""
 
     __slots__ = ("_end", "_middle", "_start", "_whole")
 
@@ -191,20 +191,20 @@ def _any_matches(patterns: Sequence[_Pattern], url: str | None) -> bool:
 
 
 class Assigner:
-    """Tells the variant of any unit in one experiment, by what never changes while it runs."""
+    """Finds the variant of any unit in one experiment, from what never changes while it runs."""
 
     __slots__ = ("_reaches", "_traffic", "_traffic_hash", "_variant_hash", "rules")
 
     def __init__(
         self, experiment_id: str, weights: Sequence[Decimal], traffic_percentage: Decimal, rules: Mapping[str, Any]
     ) -> None:
-        """`weights`: those of the variants in their order, the control's first; not all are zero."""
+        """`weights`: of the variants in their order, the control's first; not all of them zero."""
         self._traffic_hash = Hash(experiment_id, "traffic")
         self._traffic = first_point_of_percentage(traffic_percentage)
         self._variant_hash = Hash(experiment_id, "variant")
         total = sum(map(Fraction, weights), Fraction(0))
         reach = Fraction(0)
-        # The first point behind each variant's.
+        # For each variant, the first point past its range.
         self._reaches: list[int] = []
         for weight in weights:
             reach += Fraction(weight)
@@ -212,15 +212,15 @@ class Assigner:
         self.rules = Rules(rules, experiment_id)
 
     def takes_part(self, unit: bytes, context: Context) -> bool:
-        """Whether the unit is within traffic and rules."""
+        """Whether traffic and rules include the unit."""
         if self._traffic < POINTS and self._traffic_hash.point(unit) >= self._traffic:
             return False
         return self.rules.are_none or self.rules.hold(unit, context)
 
     def place(self, unit: bytes) -> int:
-        """Which of the variants is the unit's, if it takes part."""
+        """The index of the unit's variant, if it takes part."""
         return bisect_right(self._reaches, self._variant_hash.point(unit))
 
     def assign(self, unit: bytes, context: Context) -> int | None:
-        """Which of the variants the unit is given; None: it takes no part."""
+        """The index of the unit's variant; None if it takes no part."""
         return self.place(unit) if self.takes_part(unit, context) else None

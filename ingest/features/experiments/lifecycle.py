@@ -1,4 +1,4 @@
-"""The life of an experiment: which status follows which, and what may be changed in each, in two tables."""
+"""The life cycle of an experiment: which status follows which, and what may be changed in each, as two tables."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 
-class Step(NamedTuple):
-    """What is done to an experiment: possible in some statuses, and what its status is then."""
+class Transition(NamedTuple):
+    """A step of an experiment: the statuses it is possible in, the status it leads to (None: unchanged), and its
+    participle for messages."""
 
     possible_in: Collection[str]
     leads_to: str | None
     done: str
 
 
-STEPS: Final[Mapping[str, Step]] = {
-    "start": Step(("draft", "paused"), "running", "started"),
-    "pause": Step(("running",), "paused", "paused"),
-    "complete": Step(("running", "paused"), "completed", "completed"),
-    "cancel": Step(("draft", "running", "paused"), "cancelled", "cancelled"),
-    # Put away: in no list and no flag any more. Its status stays.
-    "archive": Step(("completed", "cancelled"), None, "archived"),
+STEPS: Final[Mapping[str, Transition]] = {
+    "start": Transition(("draft", "paused"), "running", "started"),
+    "pause": Transition(("running",), "paused", "paused"),
+    "complete": Transition(("running", "paused"), "completed", "completed"),
+    "cancel": Transition(("draft", "running", "paused"), "cancelled", "cancelled"),
+    # No longer in lists or flags. Its status stays.
+    "archive": Transition(("completed", "cancelled"), None, "archived"),
 }
 
 _WORDS: Final = frozenset({"description", "hypothesis", "results"})
 _SWITCHES: Final = frozenset({"is_active", "traffic_percentage", "start_date", "end_date"})
 EDITABLE: Final[Mapping[str, Collection[str]]] = {
     "draft": _WORDS | _SWITCHES | {"name", "control_variant", "test_variants", "targeting_rules"},
-    # What decides about a unit is a pure function of these, so that whoever has a variant keeps it: name, variants,
-    # weights and rules stay, and traffic may only grow, which leaves those who are in where they are.
+    # A unit's variant is a pure function of name, variants, weights, rules and traffic. So that units keep theirs,
+    # the first four are fixed, and traffic may only grow, which leaves the units already included where they are.
     "running": _WORDS | _SWITCHES,
     "paused": _WORDS | _SWITCHES,
     "completed": _WORDS,
@@ -38,17 +39,17 @@ EDITABLE: Final[Mapping[str, Collection[str]]] = {
 
 
 class WrongState(Exception):
-    """Not possible with the experiment as it is; the text says what is."""
+    """Not possible in the experiment's current state; the text says what is."""
 
 
 def check_step(step: str, row: Mapping[str, Any]) -> None:
-    """Raises WrongState if it cannot be done to this experiment now."""
+    """Raises WrongState if the step is not possible now."""
     if row["archived_at"] is not None:
-        raise WrongState("the experiment is archived: nothing can be done to it any more")
+        raise WrongState("the experiment is archived, which is final")
     if row["status"] not in STEPS[step].possible_in:
         possible = [each.done for each in STEPS.values() if row["status"] in each.possible_in]
         raise WrongState(
-            f"the experiment is {_told(row['status'])}, and cannot be {STEPS[step].done}: "
+            f"the experiment is {_in_words(row['status'])}, and cannot be {STEPS[step].done}: "
             f"it can be {_listed(possible)}"
         )
     if step == "start" and row["tests"] == 0:
@@ -56,26 +57,26 @@ def check_step(step: str, row: Mapping[str, Any]) -> None:
 
 
 def check_changes(changes: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """Raises WrongState if a column that is named may not be changed any more."""
+    """Raises WrongState if one of these columns may no longer be changed."""
     if row["archived_at"] is not None:
-        raise WrongState("the experiment is archived: nothing of it can be changed any more")
+        raise WrongState("the experiment is archived, and can no longer be changed")
     frozen = [name for name in changes if name not in EDITABLE[row["status"]]]
     if frozen:
         raise WrongState(
-            f"the experiment is {_told(row['status'])}, and {_listed(frozen, 'and')} cannot be changed any more; "
-            f"what can: {_listed(sorted(EDITABLE[row['status']]), 'and')}"
+            f"the experiment is {_in_words(row['status'])}, and {_listed(frozen, 'and')} can no longer be changed; "
+            f"fields that can: {_listed(sorted(EDITABLE[row['status']]), 'and')}"
         )
     traffic = changes.get("traffic_percentage")
-    # By its shortest text, as it was stored: the float 33.3 is a little less than 33.3.
+    # By its shortest decimal, as it was stored: the float 33.3 is a little less than 33.3.
     shrinks = traffic is not None and Decimal(repr(traffic)) < row["traffic_percentage"]
     if row["status"] != "draft" and shrinks:
         raise WrongState(
-            f"traffic_percentage can only grow once the experiment was started (it is {row['traffic_percentage']}), "
-            "as units would lose their variant; to stop it for all, pause it"
+            f"traffic_percentage can only grow once the experiment has been started (it is "
+            f"{row['traffic_percentage']}), as units would lose their variant; to stop the experiment, pause it"
         )
 
 
-def _told(status: str) -> str:
+def _in_words(status: str) -> str:
     return "a draft" if status == "draft" else status
 
 

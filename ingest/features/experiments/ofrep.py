@@ -1,10 +1,10 @@
 """OpenFeature's remote evaluation protocol (OFREP): experiments as flags, evaluated without asking the database.
 
-Nothing is stored: an SDK evaluates flags that nobody is shown. Who was shown one tells the exposure that follows.
-The hash is the same as that of an assignment, and what it depends on does not change while an experiment runs.
+Nothing is stored: SDKs also evaluate flags that are never shown. Record an exposure when one is. The hash is the same
+as for assignments, and what it depends on does not change while an experiment runs.
 
-These requests are many and small. So they are found in front of the application, like those that take events; the
-operations are declared for the docs, and for what other methods are told.
+These requests are many and small. So they are routed in front of the application, like those that take events; the
+operations are declared for the docs, and for the answers to other methods.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ ErrorCode = Literal["FLAG_NOT_FOUND", "TARGETING_KEY_MISSING", "INVALID_CONTEXT"
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
-# What is asked and answered.
+# Requests and responses.
 
 
 class EvaluationContext(msgspec.Struct):
-    """Who asks. `country` (ISO 3166-1), `device` (desktop, mobile, tablet, bot, other) and `url` are for targeting
-    rules of these names, any other members for rules about attributes."""
+    """The unit, and its context: `country` (ISO 3166-1), `device` (desktop, mobile, tablet, bot, other) and `url` are
+    for the targeting rules of these names, any other members for rules about attributes."""
 
     targeting_key: Annotated[
-        str, text("The unit: the id of a user or a session, always the same", low=1, high=MAX_ID_CHARACTERS)
+        str, text("The unit: a user's or session's id, the same in every request", low=1, high=MAX_ID_CHARACTERS)
     ] = msgspec.field(name="targetingKey")
 
 
@@ -66,10 +66,10 @@ class EvaluationRequest(msgspec.Struct):
 
 
 class Metadata(msgspec.Struct):
-    """What is told beside the value."""
+    """Returned with the value."""
 
     experiment: Annotated[str, about("The experiment's id")]
-    takes_part: Annotated[bool, about("Whether the unit was assigned: only then is there an exposure to record")]
+    takes_part: Annotated[bool, about("Whether the unit takes part: record exposures only if so")]
 
 
 class Evaluated(msgspec.Struct):
@@ -97,12 +97,12 @@ class EvaluationError(msgspec.Struct):
 
 
 class FlagParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """Which flag."""
+    """The flag in the path."""
 
     key: Annotated[str, text("The experiment's name", low=1, high=100)]
 
 
-# How it is read.
+# Decoding.
 
 
 class _Unit(msgspec.Struct):
@@ -118,16 +118,16 @@ class _OfContext(msgspec.Struct):
 
 
 _UNIT: Final = msgspec.json.Decoder(_OfUnit)
-# A copy of these is quicker than having them made.
+# Copying these is faster than having aiohttp build them.
 _HEADERS: Final = CIMultiDict({"Content-Type": JSON})
-# With all digits of a number, as the database compares them.
+# Numbers keep all their digits, as in the database's comparisons.
 _CONTEXT: Final = msgspec.json.Decoder(_OfContext, float_hook=Decimal)
 _UNREADABLE: Final = (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError)
-"""What a decoder raises on some body or other: also what it skips may be no UTF-8, or nested without end."""
+"""What a decoder may raise: even parts that it skips may be invalid UTF-8, or nested too deep."""
 
 
 class _Refused(Exception):
-    """An answer in the protocol's own form."""
+    """An error, to be answered in the protocol's format."""
 
     def __init__(self, status: int, code: ErrorCode, details: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(details)
@@ -149,8 +149,8 @@ class Ofrep:
         return {BULK_PATH: self.evaluate_all}
 
     def below(self) -> tuple[str, str, Handler]:
-        """The beginning of the paths of single flags, their name, the handler. A flag may have any name: what its
-        path has behind the beginning is all of it."""
+        """The prefix of single flags' paths, the route's name, the handler. Everything after the prefix is the flag's
+        name, which may hold any character."""
         return PREFIX, FLAG_PATH, self.evaluate
 
     async def evaluate(self, request: web.BaseRequest) -> web.Response:
@@ -172,7 +172,7 @@ class Ofrep:
         return web.Response(body=flag.evaluate(unit, context, _now).body, headers=_HEADERS.copy())
 
     async def evaluate_all(self, request: web.BaseRequest) -> web.Response:
-        """All flags, or 304 when that is what the client has."""
+        """All flags, or 304 if the client already has this response."""
         try:
             body = await self._body(request)
             flags = await self._flags()
@@ -182,22 +182,22 @@ class Ofrep:
             return _refusal(refused, None)
         now = _now()
         bodies = [flag.evaluate(unit, context, lambda: now).body for flag in flags.values()]
-        told = b'{"flags":[' + b",".join(bodies) + b"]}"
-        tag = _tag(self._definitions.version or "", body, told)
+        evaluated = b'{"flags":[' + b",".join(bodies) + b"]}"
+        tag = _tag(self._definitions.version or "", body, evaluated)
         known = request.headers.get("If-None-Match")
         if known is not None and _is_among(tag, known):
             return web.Response(status=304, headers={"ETag": tag})
-        return web.Response(body=told, content_type=JSON, headers={"ETag": tag})
+        return web.Response(body=evaluated, content_type=JSON, headers={"ETag": tag})
 
     async def _body(self, request: web.BaseRequest) -> bytes:
-        """The body of a caller who is welcome."""
+        """The body, if the caller is admitted. Raises _Refused."""
         try:
             if not self._api.admits_anyone(request):
                 await self._api.admit(request)
             if self._definitions.version is None:
-                # Nobody's body is kept waiting for them.
+                # Before reading, so that no body is held while waiting for them.
                 await self._flags()
-            # It is decoded and evaluated in one go, and nothing of it is kept.
+            # The hold ends here: the body is decoded and evaluated at once, and not kept.
             hold = self._api.limits.budget.hold(rate_limit_key(self._api.address_of(request)))
             try:
                 return await read_body(request, hold, MAX_BODY_BYTES, self._api.limits.body_timeout_seconds)
@@ -212,27 +212,30 @@ class Ofrep:
             raise _Refused(status, "PARSE_ERROR", error.refusal.detail) from None
 
     def _require_somebody(self, unit: bytes) -> None:
-        """All who have no id would be one unit."""
+        """Raises _Refused for placeholders: everybody who sends one would be the same unit."""
         if self._placeholders.has(unit.decode()):
-            detail = "context.targetingKey is needed: null, 0 and the like are nobody's"
+            detail = "context.targetingKey is required; placeholders such as null and 0 do not count"
             raise _Refused(400, "TARGETING_KEY_MISSING", detail)
 
     async def _flags(self) -> Mapping[str, Flag]:
         try:
             return await self._definitions.loaded()
         except (Unavailable, TooSlow):
-            raise _Refused(503, "GENERAL", "the database does not answer now; try again", _RETRY) from None
+            raise _Refused(503, "GENERAL", "the database is not available; try again", _RETRY) from None
 
     def operations(self) -> list[Operation]:
-        """For the docs. Their paths are served before these are looked at."""
+        """For the docs. Their POST requests are served by `routes` and `below`, before these."""
         refused = {
-            status: Documented(told, EvaluationError)
-            for status, told in (
-                (400, "Not understood, or no targetingKey"),
-                (401, "The credentials are not good"),
+            status: Documented(description, EvaluationError)
+            for status, description in (
+                (400, "Invalid body, or no targetingKey"),
+                (401, "The credentials are not accepted"),
                 (413, "The body is too large"),
-                (429, "Too many requests; Retry-After tells when"),
-                (503, "No definitions yet: the database does not answer; or no memory for the body now"),
+                (429, "Too many requests; Retry-After says when to try again"),
+                (
+                    503,
+                    "No definitions loaded, as the database is not available; or no memory for the body now",
+                ),
             )
         }
         return [
@@ -258,10 +261,11 @@ class Ofrep:
                 "Evaluate all flags",
                 "flags",
                 body=EvaluationRequest,
-                description="With an ETag over context and definitions; If-None-Match with it is answered 304.",
+                description="The ETag covers context and definitions; with it in If-None-Match the answer is 304"
+                " while nothing has changed.",
                 answers={
                     200: Documented("The values for this unit", EvaluatedAll),
-                    304: Documented("As the client has them", None),
+                    304: Documented("Unchanged", None),
                     **refused,
                 },
             ),
@@ -269,8 +273,8 @@ class Ofrep:
 
 
 async def elsewhere(call: Call) -> web.StreamResponse:
-    """What a path is told that means one of ours, and is not written like it."""
-    raise Problem(404, "unknown_route", f"flags are evaluated at {FLAG_PATH} and {BULK_PATH}, written so")
+    """The answer to a path that routes here but is spelled differently."""
+    raise Problem(404, "unknown_route", f"flags are evaluated at exactly {FLAG_PATH} and {BULK_PATH}")
 
 
 def _key(request: web.BaseRequest) -> str:
@@ -286,17 +290,17 @@ def _now() -> datetime:
 
 
 def _refusal(refused: _Refused, key: str | None) -> web.Response:
-    told = {"errorCode": refused.code, "errorDetails": str(refused)}
+    error = {"errorCode": refused.code, "errorDetails": str(refused)}
     if key is not None:
-        told = {"key": key.encode("utf-8", "replace").decode(), **told}
-    return answer(refused.status, told, refused.headers)
+        error = {"key": key.encode("utf-8", "replace").decode(), **error}
+    return answer(refused.status, error, refused.headers)
 
 
 def _read_unit(body: bytes) -> bytes:
     try:
         asked = _UNIT.decode(body)
     except _UNREADABLE as error:
-        raise _not_understood(error) from None
+        raise _unreadable(error) from None
     return _unit(asked.context.targeting_key if asked.context is not None else None)
 
 
@@ -304,7 +308,7 @@ def _read_context(body: bytes, with_attributes: bool) -> tuple[bytes, Context]:
     try:
         context = _CONTEXT.decode(body).context or {}
     except _UNREADABLE as error:
-        raise _not_understood(error) from None
+        raise _unreadable(error) from None
     unit = _unit(context.get("targetingKey"))
     attributes = None
     if with_attributes:
@@ -320,25 +324,25 @@ def _read_context(body: bytes, with_attributes: bool) -> tuple[bytes, Context]:
 
 def _unit(key: object) -> bytes:
     if key is None or key == "":
-        raise _Refused(400, "TARGETING_KEY_MISSING", "context.targetingKey is needed: the unit that is evaluated")
+        raise _Refused(400, "TARGETING_KEY_MISSING", "context.targetingKey is required: the unit to evaluate for")
     if not isinstance(key, str) or len(key) > MAX_ID_CHARACTERS or "\0" in key:
-        detail = f"context.targetingKey must be a text of 1 to {MAX_ID_CHARACTERS} characters that can be stored"
+        detail = f"context.targetingKey must be text of 1 to {MAX_ID_CHARACTERS} characters, without NUL"
         raise _Refused(400, "INVALID_CONTEXT", detail)
     return canonical_id(key).encode()
 
 
-def _not_understood(error: Exception) -> _Refused:
+def _unreadable(error: Exception) -> _Refused:
     if isinstance(error, msgspec.ValidationError):
-        return _Refused(400, "INVALID_CONTEXT", f"the body is not what is asked for: {str(error)[:300]}")
+        return _Refused(400, "INVALID_CONTEXT", f"the body is invalid: {str(error)[:300]}")
     return _Refused(400, "PARSE_ERROR", f"the body is not valid JSON: {str(error)[:300]}")
 
 
-def _tag(version: str, asked: bytes, told: bytes) -> str:
-    """Of definitions, context, and what they make now, when one of them has begun or ended."""
+def _tag(version: str, asked: bytes, evaluated: bytes) -> str:
+    """An ETag of definitions, context and result: an experiment that begins or ends changes only the result."""
     found = hashlib.sha256(version.encode())
     found.update(b"%d:" % len(asked))
     found.update(asked)
-    found.update(told)
+    found.update(evaluated)
     return f'"{found.hexdigest()[:32]}"'
 
 

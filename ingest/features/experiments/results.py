@@ -1,12 +1,12 @@
-"""What came of an experiment: rates, lift, and how sure one may be. Pure; scipy is imported when it is first needed.
+"""Results of an experiment: rates, lift, and how certain they are. Pure; scipy is imported on first use.
 
-It takes about a second and 80 MB to import, which a collector that shows no results should not pay for: call
+Importing it takes about a second and 80 MB, which a collector that shows no results should not pay for. Call
 `analyse` in a thread.
 
 The methods, by their names in the literature: Wilson's score interval for a rate; Pearson's chi-square without
 correction for two rates, Fisher's exact test where an expected count is under 5; Katz's interval for their ratio,
 which is the lift; Holm's correction where several variants are compared with the control; a uniform prior for the
-probability to be best; Fleiss's sample size for two rates; chi-square for a sample ratio mismatch.
+probability of being best; Fleiss's sample size for two rates; chi-square for a sample ratio mismatch.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import msgspec
 from ingest.api.fields import about
 
 MISMATCH_BELOW: Final = 0.001
-"""As usual for a sample ratio mismatch: it is tested often, and a false alarm stops an experiment."""
+"""The usual threshold for a sample ratio mismatch: it is tested often, and a false alarm stops an experiment."""
 _MIN_EXPECTED: Final = 5
-"""Cochran's rule: with a smaller expected count a chi-square is no good approximation."""
+"""Cochran's rule: with a smaller expected count chi-square is a poor approximation."""
 _FEW_MIXED: Final = 0.01
-"""The share of mixed units that goes without a warning."""
+"""The share of mixed units that needs no warning."""
 _PARTS: Final = 2000
 _NOTHING: Final = 1e-9
 
 
-class Count(NamedTuple):
+class VariantCount(NamedTuple):
     """Units that were shown a variant, and how many of them converted. `weight`: relative, as assigned. `mixed`: how
-    many of the units were shown another variant later, under another id."""
+    many of the units were later shown another variant, under another id."""
 
     variant: str
     weight: float
@@ -41,8 +41,8 @@ class Count(NamedTuple):
 
 
 class Question(NamedTuple):
-    """confidence: of all intervals, 0.95 is usual.  effect: the relative lift that is worth knowing of, 0.1 is 10 %.
-    power: how probably it is to be found if it is there."""
+    """confidence: of all intervals; 0.95 is usual.  effect: the smallest relative lift worth finding; 0.1 is 10 %.
+    power: the probability of finding it if it exists."""
 
     confidence: float = 0.95
     effect: float = 0.1
@@ -50,25 +50,25 @@ class Question(NamedTuple):
 
 
 class VariantResult(msgspec.Struct):
-    """One variant beside the control. What cannot be told is null."""
+    """One variant, compared with the control. null: cannot be computed from the counts."""
 
     variant: str
     is_control: bool
     exposures: Annotated[int, about("Units that were shown it")]
-    conversions: Annotated[int, about("Those of them with the event after they first were")]
+    conversions: Annotated[int, about("Of these, units with the event after they were first shown it")]
     rate: float | None
     rate_interval: tuple[float, float] | None
     lift: Annotated[float | None, about("Relative to the control's rate: 0.1 is 10 % more")]
     lift_interval: tuple[float, float] | None
-    p_value: Annotated[float | None, about("Of no difference from the control, for this variant alone")]
-    p_value_adjusted: Annotated[float | None, about("The same with regard to how many variants are compared")]
-    probability_best: Annotated[float | None, about("That its rate is the highest of all")]
+    p_value: Annotated[float | None, about("For no difference from the control, for this variant alone")]
+    p_value_adjusted: Annotated[float | None, about("p_value corrected for the number of variants compared (Holm)")]
+    probability_best: Annotated[float | None, about("Probability that its rate is the highest")]
     verdict: Annotated[str, about("control, better, worse, no_difference or not_enough_data")]
 
 
 class SampleRatio(msgspec.Struct):
-    """Whether the variants were shown in the proportion of their weights. If not, something loses units of one of
-    them, and the rest of the results cannot be trusted."""
+    """Whether the variants were shown in proportion to their weights. If not, something loses units of one of them,
+    and the rest of the results cannot be trusted."""
 
     expected: dict[str, float]
     chi_square: float | None
@@ -77,26 +77,27 @@ class SampleRatio(msgspec.Struct):
 
 
 class Results(msgspec.Struct):
-    """What came of an experiment."""
+    """The results of an experiment."""
 
     variants: list[VariantResult]
     sample_ratio: SampleRatio
     required_sample_size: Annotated[
-        int | None, about("Units a variant to find the effect if it is there; null: no rate to tell it by")
+        int | None,
+        about("Units per variant to find the effect if it exists; null: the control's rate allows no estimate"),
     ]
     enough_data: bool
     mixed_units: Annotated[
-        int, about("Units shown a second variant, as a session and as a user; each counts for the first it was shown")
+        int, about("Units shown two variants, as a session and as a user; each counts for the one it was shown first")
     ]
     unrecorded_exposures: Annotated[
-        int, about("Exposures over the limit of new units of an address (assignments_per_hour), in no other figure")
+        int, about("Exposures over the limit of new units per address (assignments_per_hour); in no other figure")
     ]
     summary: str
     warnings: list[str]
 
 
-def analyse(counts: Sequence[Count], question: Question, unrecorded: int = 0) -> Results:
-    """`counts`: of every variant, the control first.  `unrecorded`: exposures that are in none of them."""
+def analyse(counts: Sequence[VariantCount], question: Question, unrecorded: int = 0) -> Results:
+    """`counts`: one per variant, the control first.  `unrecorded`: exposures that are in none of them."""
     control, *tests = counts
     size = required_sample_size(control.conversions / control.exposures, question) if control.exposures else None
     best = probabilities_best(counts)
@@ -115,8 +116,8 @@ def analyse(counts: Sequence[Count], question: Question, unrecorded: int = 0) ->
 
 
 def _result(
-    control: Count,
-    one: Count,
+    control: VariantCount,
+    one: VariantCount,
     question: Question,
     best: float | None,
     found: float | None,
@@ -141,9 +142,9 @@ def _result(
     )
 
 
-def _verdict(control: Count, test: Count, p: float | None, size: int | None, question: Question) -> str:
-    # Only when as many have been seen as were asked for: who looks every day, and stops when it is significant, finds
-    # differences that are not there.
+def _verdict(control: VariantCount, test: VariantCount, p: float | None, size: int | None, question: Question) -> str:
+    # Only once the sample size is reached: looking every day, and stopping when the result is significant, finds
+    # differences that do not exist.
     if p is None or size is None or min(control.exposures, test.exposures) < size:
         return "not_enough_data"
     if p >= 1 - question.confidence:
@@ -160,39 +161,46 @@ def _summary(results: Sequence[VariantResult], size: int | None, question: Quest
         return "not enough data: no unit has been shown the control yet"
     if size is None:
         why = (
-            "has no conversion yet" if control.conversions == 0 else "converts so well that no such lift is possible"
+            "has no conversion yet"
+            if control.conversions == 0
+            else "converts too well for such a lift to be possible"
         )
         return f"not enough data: the control {why}"
     fewest = min(result.exposures for result in results)
     if fewest < size:
         return (
-            f"not enough data: {fewest:,} of the {size:,} units a variant that it takes to find a lift of "
+            f"not enough data: {fewest:,} of the {size:,} units per variant needed to find a lift of "
             f"{question.effect:.4g} (relative)"
         )
-    told = [f"{result.variant} is {result.verdict}" for result in tests if result.verdict in ("better", "worse")]
+    verdicts = [f"{result.variant} is {result.verdict}" for result in tests if result.verdict in ("better", "worse")]
     at = f"at {question.confidence:.4g} confidence"
-    return f"{', '.join(told)} than the control {at}" if told else f"no difference from the control was found {at}"
+    return (
+        f"{', '.join(verdicts)} than the control {at}"
+        if verdicts
+        else f"no difference from the control was found {at}"
+    )
 
 
-def _warnings(ratio: SampleRatio, counts: Sequence[Count]) -> list[str]:
+def _warnings(ratio: SampleRatio, counts: Sequence[VariantCount]) -> list[str]:
     if not ratio.mismatch:
         return []
     seen = ", ".join(
         f"{count.variant} {count.exposures:,} of {ratio.expected[count.variant]:,.1f}" for count in counts
     )
-    told = "" if ratio.p_value is None else f", p = {ratio.p_value:.2g}"
+    p = "" if ratio.p_value is None else f", p = {ratio.p_value:.2g}"
     return [
-        f"sample ratio mismatch: shown to {seen} expected units{told}; do not trust these results before it is found"
+        f"sample ratio mismatch: shown to {seen} expected units{p};"
+        " do not trust these results until the cause is found"
     ]
 
 
-def _mixed(mixed: int, counts: Sequence[Count]) -> list[str]:
+def _mixed(mixed: int, counts: Sequence[VariantCount]) -> list[str]:
     shown = sum(count.exposures for count in counts)
     if mixed <= _FEW_MIXED * shown:
         return []
     return [
-        f"{mixed:,} of {shown:,} units were shown a second variant, as a session and as a user: that makes"
-        " differences smaller than they are; ask with the same id before and after signing in"
+        f"{mixed:,} of {shown:,} units were shown two variants, as a session and as a user: differences look smaller"
+        " than they are; use the same id before and after signing in"
     ]
 
 
@@ -205,10 +213,10 @@ def _unrecorded(exposures: int) -> list[str]:
     ]
 
 
-# The statistics. Each answers None where the counts say nothing.
+# The statistics. Each is None where the counts allow no result.
 
 
-def rate_interval(one: Count, confidence: float) -> tuple[float, float] | None:
+def rate_interval(one: VariantCount, confidence: float) -> tuple[float, float] | None:
     """Wilson's score interval."""
     if not one.exposures:
         return None
@@ -218,14 +226,14 @@ def rate_interval(one: Count, confidence: float) -> tuple[float, float] | None:
     return float(interval.low), float(interval.high)
 
 
-def relative_lift(control: Count, test: Count) -> float | None:
+def relative_lift(control: VariantCount, test: VariantCount) -> float | None:
     """The test's rate over the control's, less 1."""
     if not control.conversions or not test.exposures:
         return None
     return test.conversions / test.exposures / (control.conversions / control.exposures) - 1
 
 
-def lift_interval(control: Count, test: Count, confidence: float) -> tuple[float, float] | None:
+def lift_interval(control: VariantCount, test: VariantCount, confidence: float) -> tuple[float, float] | None:
     """Katz's interval, from the logarithm of the ratio."""
     if not control.conversions or not test.conversions:
         return None
@@ -237,8 +245,8 @@ def lift_interval(control: Count, test: Count, confidence: float) -> tuple[float
     return (low - 1, high - 1) if math.isfinite(low) and math.isfinite(high) else None
 
 
-def p_value(control: Count, test: Count) -> float | None:
-    """Of a difference as large as this or larger if there is none, two-sided."""
+def p_value(control: VariantCount, test: VariantCount) -> float | None:
+    """The probability of a difference at least this large if there is none, two-sided."""
     if not control.exposures or not test.exposures:
         return None
     converted, total = control.conversions + test.conversions, control.exposures + test.exposures
@@ -254,7 +262,7 @@ def p_value(control: Count, test: Count) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjusted so that one false alarm among all of them is as improbable as it was for one."""
+    """Holm's correction: a false alarm among all of them is no more probable than for a single one."""
     known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     least = 0.0
@@ -264,10 +272,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def probabilities_best(counts: Sequence[Count]) -> list[float | None]:
-    """How probably each variant's rate is the highest, given Beta(1, 1) before. None for all while one was not shown.
+def probabilities_best(counts: Sequence[VariantCount]) -> list[float | None]:
+    """The probability that each variant's rate is the highest, with the prior Beta(1, 1). All None while one of them
+    was never shown.
 
-    The integral of one's density times the others' distributions, where all but nothing of that density is.
+    The integral of one variant's density times the others' distributions, over the range with nearly all of that
+    density.
     """
     if len(counts) < 2 or not all(count.exposures for count in counts):
         return [None] * len(counts)
@@ -288,7 +298,7 @@ def probabilities_best(counts: Sequence[Count]) -> list[float | None]:
 
 
 def required_sample_size(rate: float, question: Question) -> int | None:
-    """Units a variant, by Fleiss's formula without correction. None if the rate is 0, or can be no such higher."""
+    """Units per variant, by Fleiss's formula without correction. None if the rate is 0, or too high for the lift."""
     lifted = rate * (1 + question.effect)
     if rate <= 0 or lifted >= 1:
         return None
@@ -303,11 +313,11 @@ def required_sample_size(rate: float, question: Question) -> int | None:
     return math.ceil((spread / (lifted - rate)) ** 2)
 
 
-def sample_ratio(counts: Sequence[Count]) -> SampleRatio:
-    """Whether exposures are in the proportion of the weights."""
+def sample_ratio(counts: Sequence[VariantCount]) -> SampleRatio:
+    """Whether exposures are in proportion to the weights."""
     total, of_weights = sum(count.exposures for count in counts), sum(count.weight for count in counts)
     expected = {count.variant: total * (count.weight / of_weights) for count in counts}
-    # Nobody can be given what weighs nothing.
+    # A variant with weight 0 is never assigned.
     impossible = any(count.exposures and not count.weight for count in counts)
     weighing = [count for count in counts if count.weight]
     if impossible or len(weighing) < 2 or min(expected[count.variant] for count in weighing) < _MIN_EXPECTED:
@@ -319,12 +329,12 @@ def sample_ratio(counts: Sequence[Count]) -> SampleRatio:
     return SampleRatio(expected, float(found.statistic), p, p < MISMATCH_BELOW)
 
 
-def counts_of(variants: Sequence[tuple[str, float]], rows: Sequence[Mapping[str, Any]]) -> list[Count]:
-    """Of every variant (id, weight), also of those that nobody was shown, from rows of the query `counts`."""
+def counts_of(variants: Sequence[tuple[str, float]], rows: Sequence[Mapping[str, Any]]) -> list[VariantCount]:
+    """Counts of every variant (id, weight), even those never shown, from rows of the query `counts`."""
     found = {row["variant_id"]: row for row in rows}
     return [
-        Count(id, weight, found[id]["exposures"], found[id]["conversions"], found[id]["mixed"])
+        VariantCount(id, weight, found[id]["exposures"], found[id]["conversions"], found[id]["mixed"])
         if id in found
-        else Count(id, weight, 0, 0)
+        else VariantCount(id, weight, 0, 0)
         for id, weight in variants
     ]

@@ -1,4 +1,4 @@
-"""Experiments in the database: made, changed and led through their life. For handlers and for commands."""
+"""Experiments in the database: created, changed, and moved through their life cycle. For handlers and commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ingest.api.fields import FieldError, Invalid
 from ingest.features.experiments.declaration import Changes, NewExperiment, columns, wrong_together
 from ingest.features.experiments.definitions import weights_of
 from ingest.features.experiments.lifecycle import STEPS, WrongState, check_changes, check_step
-from ingest.features.experiments.results import Count, counts_of
+from ingest.features.experiments.results import VariantCount, counts_of
 from ingest.postgres.queries import load_queries
 
 _QUERIES: Final = load_queries("experiments")
@@ -28,15 +28,15 @@ class NameTaken(Exception):
     """Another experiment has that name."""
 
 
-class Page(NamedTuple):
-    """Some experiments, each as JSON, and the id behind which the next page begins; None: there is none."""
+class ExperimentPage(NamedTuple):
+    """Some experiments, each as JSON, and the id after which the next page begins; None on the last page."""
 
     rows: list[str]
     next: str | None
 
 
 async def create(connection: asyncpg.Connection, new: NewExperiment, created_by: UUID | None = None) -> str:
-    """Draft an experiment; it, as JSON. Raises Invalid and NameTaken."""
+    """Create a draft; returns it as JSON. Raises Invalid and NameTaken."""
     row = columns(new)
     _check_together(row)
     row["created_by"] = str(created_by) if created_by is not None else None
@@ -44,7 +44,7 @@ async def create(connection: asyncpg.Connection, new: NewExperiment, created_by:
 
 
 async def read(connection: asyncpg.Connection, id: UUID) -> str:
-    """An experiment, as JSON. Raises NotFound."""
+    """An experiment as JSON. Raises NotFound."""
     found = await connection.fetchval(_QUERIES["one"], id)
     if found is None:
         raise NotFound
@@ -52,7 +52,7 @@ async def read(connection: asyncpg.Connection, id: UUID) -> str:
 
 
 async def find(connection: asyncpg.Connection, name_or_id: str) -> UUID:
-    """The id of an experiment that a person names. Raises NotFound."""
+    """The id of the experiment with this name or id. Raises NotFound."""
     found: UUID | None = await connection.fetchval(_QUERIES["named"], name_or_id)
     if found is None:
         raise NotFound
@@ -61,14 +61,14 @@ async def find(connection: asyncpg.Connection, name_or_id: str) -> UUID:
 
 async def listed(
     connection: asyncpg.Connection, status: str | None, archived: bool, after: UUID | None, limit: int
-) -> Page:
-    """A page of experiments, the newest first, `archived` ones too if asked for."""
+) -> ExperimentPage:
+    """A page of experiments, the newest first; `archived`: include archived ones."""
     rows = await connection.fetch(_QUERIES["listed"], status, archived, after, limit + 1)
-    return Page([row["row"] for row in rows[:limit]], rows[limit - 1]["id"] if len(rows) > limit else None)
+    return ExperimentPage([row["row"] for row in rows[:limit]], rows[limit - 1]["id"] if len(rows) > limit else None)
 
 
 async def change(connection: asyncpg.Connection, id: UUID, changes: Changes) -> str:
-    """Change some columns, in the caller's transaction; the experiment, as JSON.
+    """Change some columns, in the caller's transaction; returns the experiment as JSON.
 
     Raises NotFound, WrongState, Invalid and NameTaken.
     """
@@ -80,44 +80,44 @@ async def change(connection: asyncpg.Connection, id: UUID, changes: Changes) -> 
 
 
 async def step(connection: asyncpg.Connection, id: UUID, step: str, winner: str | None = None) -> str:
-    """Start, pause, complete (with a `winner` or without), cancel or archive it, in the caller's transaction; the
-    experiment, as JSON. Raises NotFound, WrongState and Invalid."""
+    """Start, pause, complete (with or without a `winner`), cancel or archive it, in the caller's transaction; returns
+    the experiment as JSON. Raises NotFound, WrongState and Invalid."""
     before = await _locked(connection, id)
     check_step(step, before)
     return await _update(connection, id, _changed_by(step, before, winner))
 
 
-class Counted(NamedTuple):
-    """An experiment, and what was counted of its variants, the control's first. `unrecorded`: exposures over their
-    address's limit, which are in no count."""
+class CountedExperiment(NamedTuple):
+    """An experiment and the counts of its variants, the control's first. `unrecorded`: exposures over their address's
+    limit, which are in no count."""
 
     id: str
     name: str
     status: str
-    counts: list[Count]
+    counts: list[VariantCount]
     unrecorded: int
 
 
-async def count(connection: asyncpg.Connection, id: UUID, event: str) -> Counted:
-    """How many units were shown each variant, and had the event of that name afterwards. Raises NotFound."""
+async def count(connection: asyncpg.Connection, id: UUID, event: str) -> CountedExperiment:
+    """Count units by the variant they were shown, and those with this event afterwards. Raises NotFound."""
     row = await connection.fetchrow(_QUERIES["subject"], id)
     if row is None:
         raise NotFound
-    # Events after the end are not the experiment's.
+    # Events after the end do not count.
     rows = await connection.fetch(_QUERIES["counts"], id, event, row["end_date"])
     unrecorded = await connection.fetchval(_QUERIES["unrecorded"], row["name"], row["start_date"], row["end_date"])
-    return Counted(row["id"], row["name"], row["status"], counts_of(weights_of(row), rows), unrecorded)
+    return CountedExperiment(row["id"], row["name"], row["status"], counts_of(weights_of(row), rows), unrecorded)
 
 
 def _changed_by(step: str, before: Mapping[str, Any], winner: str | None) -> dict[str, Any]:
-    # The database's clock, by which units are assigned.
+    # By the database's clock, which also decides whether units are assigned.
     now: datetime = before["now"]
     if step == "archive":
         return {"archived_at": now.isoformat()}
     changed: dict[str, Any] = {"status": STEPS[step].leads_to}
     if step == "start":
         if before["end_date"] is not None and before["end_date"] <= now:
-            raise WrongState("the experiment's end_date is over: nobody would be assigned; change it first")
+            raise WrongState("the experiment's end_date is past, so no unit would be assigned: change it first")
         if before["start_date"] is None:
             changed["start_date"] = now.isoformat()
     elif step == "complete":
@@ -125,7 +125,7 @@ def _changed_by(step: str, before: Mapping[str, Any], winner: str | None) -> dic
             raise Invalid([FieldError("winner_variant_id", f"must be one of {', '.join(before['variant_ids'])}")])
         changed["winner_variant_id"] = winner
     if step in ("complete", "cancel") and before["status"] != "draft":
-        # Results count what came before. One that has not begun yet keeps its dates, which must be in order.
+        # Results count events before the end. If it has not begun yet, its dates stay, as they must be in order.
         start, end = before["start_date"], before["end_date"]
         if (end is None or end > now) and (start is None or start < now):
             changed["end_date"] = now.isoformat()
@@ -146,12 +146,12 @@ async def _locked(connection: asyncpg.Connection, id: UUID) -> asyncpg.Record:
 
 
 async def _update(connection: asyncpg.Connection, id: UUID, changed: Mapping[str, Any]) -> str:
-    written = orjson.dumps(changed).decode()
-    return await _written(connection, _QUERIES["change"], id, written, name=str(changed.get("name")))
+    columns_as_json = orjson.dumps(changed).decode()
+    return await _written(connection, _QUERIES["change"], id, columns_as_json, name=str(changed.get("name")))
 
 
 async def _written(connection: asyncpg.Connection, query: str, *values: object, name: str) -> str:
     try:
         return str(await connection.fetchval(query, *values))
     except asyncpg.UniqueViolationError:
-        raise NameTaken(f"another experiment is named {name}") from None
+        raise NameTaken(f"another experiment has the name {name}") from None

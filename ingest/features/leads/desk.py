@@ -317,7 +317,7 @@ async def interact(call: Call) -> web.StreamResponse:
                 _utc(new.scheduled_at),
                 _utc(new.completed_at),
                 orjson.dumps(new.metadata).decode(),
-                _author(call.caller.claims),
+                call.caller.person_id,
             )
     except asyncpg.CheckViolationError as error:
         if error.constraint_name != _METADATA_SIZE:
@@ -353,12 +353,3 @@ def _unknown() -> Problem:
 
 def _utc(moment: datetime | None) -> datetime | None:
     return utc(moment) if moment is not None else None
-
-
-def _author(claims: str) -> UUID | None:
-    """Who is signed in, if they are known by a UUID; a key is no person."""
-    subject: object = orjson.loads(claims).get("sub") if claims else None
-    try:
-        return UUID(subject) if isinstance(subject, str) else None
-    except ValueError:
-        return None

@@ -1,1 +1,1 @@
-"""Statistics: what is asked, where it is read, and the answer."""
+"""Statistics: queries, the transactions they are read in, and the answers."""

@@ -1,4 +1,4 @@
-"""Time series, totals and rankings: from stored buckets where they can answer, else from events."""
+"""Time series, totals and rankings: from stored buckets where possible, otherwise from events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import orjson
 
-from ingest.features.stats import reading, times
+from ingest.features.stats import cursors, reading, times
 from ingest.features.stats.query import (
     MAX_EVENTS_RANGE,
     OTHER,
@@ -21,20 +21,19 @@ from ingest.features.stats.query import (
     Refused,
     Value,
     check_events_range,
-    cursor,
 )
-from ingest.features.stats.reading import MAX_STORED_ROWS, QUERIES, Moment
+from ingest.features.stats.reading import MAX_STORED_ROWS, QUERIES, Freshness
 from ingest.features.stats.times import Part
 
 _TOTAL: Final = "{}"
 _BOTS: Final = '{"device_type":"bot"}'
-"""The row of aggregates that has all that bots did, and which no other row has."""
+"""The row of aggregates with everything that bots did; no other row includes it."""
 _QUICK_ROWS: Final = 100
-"""So few sketches are merged at once; more in a thread, as the loop that acknowledges events must turn."""
+"""Up to this many sketches are merged in the event loop, more in a thread, so that acknowledgements do not wait."""
 
 
 class Count(NamedTuple):
-    """What is told of a bucket, or a value; None is not known."""
+    """The counts of a bucket or a value; None: not known."""
 
     events: int
     users: int | None
@@ -45,7 +44,7 @@ NOTHING: Final = Count(0, 0, 0)
 
 
 class Counted(NamedTuple):
-    """Counts by place, where they are from, and whether some of what is counted is among others instead."""
+    """Counts by bucket or value, their source, and whether some of them may be among `other` instead."""
 
     counts: Mapping[Any, Count]
     source: str
@@ -53,22 +52,22 @@ class Counted(NamedTuple):
 
 
 class TooMany(Exception):
-    """More stored buckets than are read for one answer."""
+    """More stored buckets than may be read for one answer."""
 
 
 # The endpoints.
 
 
 async def timeseries(connection: asyncpg.Connection, query: Query, dimensions: Sequence[str], now: datetime) -> Any:
-    """A point for each bucket, in the time zone; those at the ends are whole."""
+    """A point for each bucket of the time zone, including all of the first and the last."""
     granularity, zone = query.granularity, query.zone
     start = times.begin(query.start, granularity, zone)
     end = times.up(query.end, granularity, zone)
     if query.after is not None:
         start = max(start, times.after(times.begin(query.after[0], granularity, zone), granularity, zone))
     found, stop = times.page_of(start, end, granularity, zone, query.limit)
-    moment = await reading.moment(connection)
-    counted = await _by_bucket(connection, query, dimensions, moment, found, stop) if found else None
+    freshness = await reading.freshness(connection)
+    counted = await _by_bucket(connection, query, dimensions, freshness, found, stop) if found else None
     points = []
     for place, bucket in enumerate(found):
         ends = found[place + 1] if place + 1 < len(found) else stop
@@ -76,30 +75,30 @@ async def timeseries(connection: asyncpg.Connection, query: Query, dimensions: S
         point = {"bucket": bucket.astimezone(zone).isoformat(), **count._asdict()}
         points.append(point | {"partial": True} if ends > now else point)
     return {
-        **_about(query, counted or Counted({}, "aggregates"), moment, start, end),
+        **_about(query, counted or Counted({}, "aggregates"), freshness, start, end),
         "granularity": granularity,
         "points": points,
-        **({"next": cursor(found[-1].isoformat())} if stop < end else {}),
+        **({"next": cursors.encode(found[-1].isoformat())} if stop < end else {}),
     }
 
 
 async def totals(connection: asyncpg.Connection, query: Query, dimensions: Sequence[str]) -> Any:
     """Events, users and sessions of a range."""
-    moment = await reading.moment(connection)
-    counted = await _by_bucket(connection, query, dimensions, moment, [query.start], query.end)
-    return _about(query, counted, moment, query.start, query.end) | counted.counts.get(0, NOTHING)._asdict()
+    freshness = await reading.freshness(connection)
+    counted = await _by_bucket(connection, query, dimensions, freshness, [query.start], query.end)
+    return _about(query, counted, freshness, query.start, query.end) | counted.counts.get(0, NOTHING)._asdict()
 
 
 async def top(connection: asyncpg.Connection, query: Query, dimensions: Sequence[str]) -> Any:
-    """Values of a dimension, or names, by their events."""
-    moment = await reading.moment(connection)
+    """Values of a dimension, or names, ranked by their events."""
+    freshness = await reading.freshness(connection)
     parts = None
     if query.dimension == "event":
         may_rank_buckets = None not in query.filters.values()
     else:
         may_rank_buckets = query.dimension in dimensions and not query.filters and query.bots == "exclude"
     if may_rank_buckets:
-        parts = await _parts(connection, query, dimensions, moment, [query.start], query.end)
+        parts = await _parts(connection, query, dimensions, freshness, [query.start], query.end)
     others = NOTHING
     if parts is not None:
         ranked, more = await _ranked_buckets(connection, query, parts)
@@ -111,19 +110,19 @@ async def top(connection: asyncpg.Connection, query: Query, dimensions: Sequence
         counted = Counted(ranked, "events")
     last = next(reversed(ranked), None)
     return {
-        **_about(query, counted, moment, query.start, query.end),
+        **_about(query, counted, freshness, query.start, query.end),
         "dimension": query.dimension,
         "values": [{"value": value, **count._asdict()} for value, count in ranked.items()],
         **({"other": others._asdict()} if others.events else {}),
-        **({"next": cursor(ranked[last].events, last or "", last is None)} if more else {}),
+        **({"next": cursors.encode(ranked[last].events, last or "", last is None)} if more else {}),
     }
 
 
-def _about(query: Query, counted: Counted, moment: Moment, start: datetime, end: datetime) -> dict[str, Any]:
-    """What every answer says of itself."""
+def _about(query: Query, counted: Counted, freshness: Freshness, start: datetime, end: datetime) -> dict[str, Any]:
+    """The members of every answer that describe it."""
     return {
         "source": counted.source,
-        "as_of": (moment.as_of if counted.source == "aggregates" else moment.now).isoformat(),
+        "as_of": (freshness.as_of if counted.source == "aggregates" else freshness.now).isoformat(),
         "from": start.astimezone(query.zone).isoformat(),
         "to": end.astimezone(query.zone).isoformat(),
         **({"at_least": True} if counted.at_least else {}),
@@ -137,12 +136,12 @@ async def _by_bucket(
     connection: asyncpg.Connection,
     query: Query,
     dimensions: Sequence[str],
-    moment: Moment,
+    freshness: Freshness,
     found: Sequence[datetime],
     end: datetime,
 ) -> Counted:
-    """Counts of these buckets, the last of which ends at `end`."""
-    parts = await _parts(connection, query, dimensions, moment, found, end)
+    """Counts of the buckets that start at `found`; the last of them ends at `end`."""
+    parts = await _parts(connection, query, dimensions, freshness, found, end)
     may_read_events = query.end - query.start <= MAX_EVENTS_RANGE
     if parts is not None:
         at_least = await _has_other(connection, query, parts)
@@ -162,15 +161,15 @@ async def _parts(
     connection: asyncpg.Connection,
     query: Query,
     dimensions: Sequence[str],
-    moment: Moment,
+    freshness: Freshness,
     found: Sequence[datetime],
     end: datetime,
 ) -> list[Part] | None:
-    """The stored buckets that answer; None if they cannot."""
+    """The stored buckets that answer the query; None if they cannot."""
     if len(query.filters) > 1 or not query.filters.keys() <= set(dimensions) or _rows(query) is None:
         return None
     parts = times.cover_each(found, end, query.granularity, await reading.stale(connection))
-    if parts is None or any(part.granularity == "minute" and part.start < moment.minutes_from for part in parts):
+    if parts is None or any(part.granularity == "minute" and part.start < freshness.minutes_from for part in parts):
         return None
     return parts
 
@@ -179,28 +178,28 @@ def _why_events(query: Query, dimensions: Sequence[str]) -> str:
     if len(query.filters) > 1:
         return "more than one filter is answered from events"
     if not query.filters.keys() <= set(dimensions) or query.dimension not in {"", "event", *dimensions}:
-        return "a dimension that events are not counted by (rollup_dimensions) is answered from events"
+        return "a dimension that is not in rollup_dimensions is answered from events"
     if query.bots != "exclude" and (query.filters or query.dimension not in ("", "event")):
         return "bots by a dimension are answered from events"
     if query.dimension and query.filters:
-        return "a dimension and a filter are answered from events"
-    return "what is not in whole hours of UTC, and longer ago than minutes are kept, is answered from events"
+        return "a ranking by a dimension with a filter is answered from events"
+    return "a range not in whole hours of UTC, from before the minutes that are kept, is answered from events"
 
 
 def _arguments(query: Query, parts: Sequence[Part]) -> tuple[object, ...]:
-    """The first five arguments of the queries for buckets."""
+    """The first five arguments of the queries of buckets."""
     return *reading.columns(parts), query.types, query.event
 
 
 def _rows(query: Query) -> list[str] | None:
-    """Which rows of aggregates, by their `dimensions`, add up to what is asked for with one filter at most; None if
-    there are none that do. Where no value is asked for these are all that have one, to be taken from the total."""
+    """The rows of aggregates, by their `dimensions`, that add up to a query with at most one filter; None if no
+    rows do. For events without a value, these are all rows with one, to be subtracted from the total."""
     people, bots = query.bots != "only", query.bots != "exclude"
     if not query.filters:
         return [_TOTAL] * people + [_BOTS] * bots
     ((dimension, wanted),) = query.filters.items()
     if dimension == "device_type":
-        # All of bots are in this one.
+        # This row has everything that bots did.
         is_bot = wanted == "bot"
         return [_row(dimension, wanted)] if (bots if is_bot else people) else []
     return [_row(dimension, wanted)] if query.bots == "exclude" else None
@@ -211,7 +210,7 @@ def _row(dimension: str, wanted: Value) -> str:
 
 
 async def _has_other(connection: asyncpg.Connection, query: Query, parts: Sequence[Part]) -> bool:
-    """Whether some of what is asked for may have been counted among others, for want of room."""
+    """Whether some of these events may have been counted as `other`, for lack of room."""
     columns = reading.columns(parts)
     if query.event not in (None, OTHER_EVENT) and await connection.fetchval(
         QUERIES["has_buckets"], *columns, query.types, OTHER_EVENT, _TOTAL
@@ -224,7 +223,7 @@ async def _has_other(connection: asyncpg.Connection, query: Query, parts: Sequen
 
 
 async def _others(connection: asyncpg.Connection, query: Query, parts: Sequence[Part]) -> Count:
-    """What a ranking does not have by name, for want of room."""
+    """The events that a ranking has no name for, as buckets had no room."""
     if query.dimension != "event":
         asked = replace(query, filters={query.dimension: OTHER})
     elif query.event in (None, OTHER_EVENT):
@@ -258,8 +257,7 @@ async def _count_without(
     parts: Sequence[Part],
     place: Callable[[Mapping[str, Any]], int],
 ) -> dict[int, Count]:
-    """Events without a value. Of who did them nothing is stored: sketches can be put together, but not taken from
-    another."""
+    """Events without a value. Their users and sessions are unknown: sketches can be merged, but not subtracted."""
     rows = await connection.fetch(QUERIES["events_without"], *_arguments(query, parts), next(iter(query.filters)))
     events: dict[int, int] = {}
     for row in rows:
@@ -270,7 +268,7 @@ async def _count_without(
 def _check_rows(rows: Sequence[object]) -> None:
     if len(rows) > MAX_STORED_ROWS:
         message = (
-            f"that are more than {MAX_STORED_ROWS} buckets; ask for less time, a larger granularity, one event,"
+            f"this takes more than {MAX_STORED_ROWS} buckets; ask for less time, a larger granularity, one event,"
             " or a smaller limit"
         )
         raise TooMany(message)
@@ -283,7 +281,7 @@ async def _merged(rows: Sequence[Mapping[str, Any]], group: Callable[[Mapping[st
 
 
 def merged(rows: Iterable[Mapping[str, Any]], group: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Count]:
-    """Stored buckets put together by group. Uniques are those of the sketches' unions."""
+    """Stored buckets merged by group; uniques are those of the union of the sketches."""
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(group(row), []).append(row)
@@ -294,10 +292,10 @@ def _sum(rows: Sequence[Mapping[str, Any]]) -> Count:
     events = sum(row["event_count"] for row in rows)
     if len(rows) == 1:
         return Count(events, rows[0]["unique_users"], rows[0]["unique_sessions"])
-    # Not before it is needed: with numpy behind it, it is a tenth of the time that a collector takes to start.
+    # Imported late: numpy, which it needs, takes a tenth of the time that a collector takes to start.
     from ingest.rollup import sketches
 
-    # Estimates are never above what is possible.
+    # An estimate may exceed what is possible.
     return Count(
         events,
         min(events, sketches.count_union(row["users_sketch"] for row in rows)),
@@ -311,7 +309,7 @@ def _sum(rows: Sequence[Mapping[str, Any]]) -> Count:
 async def _ranked_buckets(
     connection: asyncpg.Connection, query: Query, parts: Sequence[Part]
 ) -> tuple[dict[str | None, Count], bool]:
-    """A page of a ranking, None for no value, and whether there is another."""
+    """A page of a ranking, with None for no value, and whether there is another."""
     of_names = query.dimension == "event"
     by = _rows(query) if of_names else query.dimension
     rows = await connection.fetch(

@@ -14,33 +14,37 @@ from ingest.api.calls import Call
 from ingest.api.operations import Documented, Operation, Parameters
 from ingest.api.problems import Problem
 from ingest.features.stats import counts, journeys, kpi_values
-from ingest.features.stats.query import ENDPOINTS, PARAMETERS, Query, Refused, parse
-from ingest.features.stats.reading import Reader
+from ingest.features.stats.parameters import ENDPOINTS, PARAMETERS
+from ingest.features.stats.parsing import parse
+from ingest.features.stats.query import Query, Refused
+from ingest.features.stats.reading import StatsTransactions
 from ingest.http.answers import answer
 
-Endpoint = Callable[[asyncpg.Connection, Query, datetime], Awaitable[Any]]
+Compute = Callable[[asyncpg.Connection, Query, datetime], Awaitable[Any]]
 
 _SUMMARIES: Final = {
-    "timeseries": "Events, users and sessions by time",
-    "totals": "Events, users and sessions of a range",
+    "timeseries": "Events, users and sessions over time",
+    "totals": "Events, users and sessions in a range",
     "top": "The most frequent values of a dimension",
-    "funnel": "How many went through steps, in order",
-    "retention": "Who came back, by the day or week they first came",
+    "funnel": "How many people did each step, in order",
+    "retention": "How many people came back, by the day or week of their first event",
     "metrics": "KPIs",
 }
-_NEEDED: Final = {"top": ("dimension",)}
+_REQUIRED: Final = {"top": ("dimension",)}
 
 
 class _Asked(NamedTuple):
-    """A question, and the time it is asked at."""
+    """A query, and the time of the request."""
 
     query: Query
     now: datetime
 
 
-def operations(reader: Reader, dimensions: Sequence[str], rolled_up: Sequence[str]) -> list[Operation]:
-    """Those of all endpoints. `dimensions`: all there are; `rolled_up`: those that aggregates are kept by."""
-    endpoints: dict[str, Endpoint] = {
+def operations(
+    transactions: StatsTransactions, dimensions: Sequence[str], rolled_up: Sequence[str]
+) -> list[Operation]:
+    """One per endpoint. `dimensions`: all that exist; `rolled_up`: those that aggregates are kept by."""
+    endpoints: dict[str, Compute] = {
         "timeseries": lambda connection, query, now: counts.timeseries(connection, query, rolled_up, now),
         "totals": lambda connection, query, _: counts.totals(connection, query, rolled_up),
         "top": lambda connection, query, _: counts.top(connection, query, rolled_up),
@@ -48,10 +52,12 @@ def operations(reader: Reader, dimensions: Sequence[str], rolled_up: Sequence[st
         "retention": journeys.retention,
         "metrics": lambda connection, query, _: kpi_values.metrics(connection, query),
     }
-    return [_operation(reader, name, run, dimensions) for name, run in endpoints.items()]
+    return [_operation(transactions, name, compute, dimensions) for name, compute in endpoints.items()]
 
 
-def _operation(reader: Reader, endpoint: str, run: Endpoint, dimensions: Sequence[str]) -> Operation:
+def _operation(
+    transactions: StatsTransactions, endpoint: str, compute: Compute, dimensions: Sequence[str]
+) -> Operation:
     def read(given: Iterable[tuple[str, str]]) -> _Asked:
         now = datetime.now(UTC)
         try:
@@ -62,8 +68,8 @@ def _operation(reader: Reader, endpoint: str, run: Endpoint, dimensions: Sequenc
     async def handle(call: Call) -> web.Response:
         asked: _Asked = call.query
         try:
-            async with reader.reading() as connection:
-                found = await run(connection, asked.query, asked.now)
+            async with transactions.read_only() as connection:
+                found = await compute(connection, asked.query, asked.now)
         except Refused as error:
             raise Problem(error.status, error.code, error.message) from None
         return answer(200, found, {"Cache-Control": "no-store"})
@@ -74,7 +80,7 @@ def _operation(reader: Reader, endpoint: str, run: Endpoint, dimensions: Sequenc
         handle=handle,
         summary=_SUMMARIES[endpoint],
         tag="statistics",
-        answers={200: Documented("The answer", dict[str, Any]), 400: Documented("The question cannot be understood")},
+        answers={200: Documented("The statistics", dict[str, Any]), 400: Documented("A parameter is invalid")},
         query=Parameters(_documented(endpoint, dimensions), read),
         scope=Scope.READ,
     )
@@ -85,7 +91,7 @@ def _documented(endpoint: str, dimensions: Sequence[str]) -> list[dict[str, Any]
     return [
         {
             "name": name,
-            "required": name in _NEEDED.get(endpoint, ()),
+            "required": name in _REQUIRED.get(endpoint, ()),
             "description": _description(name, dimensions),
             "schema": {"type": "string"},
         }
@@ -99,7 +105,11 @@ def _description(name: str, dimensions: Sequence[str]) -> str:
     if name == "none":
         return f"only events without a value of one of {', '.join(dimensions)}; may be given several times"
     if name == "other":
-        return f"only what aggregates had no room for, of one of {', '.join((*dimensions, 'event'))}"
+        return f"only events whose value aggregates had no room for, of one of {', '.join((*dimensions, 'event'))}"
     if name == "dimension":
         return f"one of {', '.join((*dimensions, 'event'))}"
-    return "2 to 10 names of events, in order, with commas between them" if name == "steps" else f"only this {name}"
+    return (
+        "2 to 10 steps in order, separated by commas: an event's name, type:TYPE or page:PATH"
+        if name == "steps"
+        else f"only this {name}"
+    )

@@ -1,4 +1,4 @@
-"""What people do: the way through a funnel, and whether they come back. From events."""
+"""Journeys of people: through a funnel, and whether they come back. From events."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ingest.postgres.queries import fill
 
 
 async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
-    """How many people did the steps in this order, the last within the given time of the first."""
+    """How many people did the steps in this order, the last within a given time of the first."""
     check_events_range(query.start, query.end, "a funnel is answered from events")
-    moment = await reading.moment(connection)
+    freshness = await reading.freshness(connection)
     row = await connection.fetchrow(
         funnel_query(len(query.steps)),
         *reading.picked(query, query.start, query.end),
@@ -26,7 +26,7 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
     )
     people = [row[f"people_{step}"] for step in range(1, len(query.steps) + 1)]
     return {
-        **_about(query, moment, query.start, query.end),
+        **_about(query, freshness, query.start, query.end),
         "within_seconds": int(query.within.total_seconds()),
         "steps": [
             {
@@ -42,7 +42,7 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
 
 
 def funnel_query(count: int) -> str:
-    """The query for so many steps: each is a SELECT around those before it, over one sort."""
+    """The query for this number of steps: each is a SELECT around those before it, over one sort."""
     steps = range(1, count + 1)
     conditions = {step: fill(QUERIES["funnel_condition"], step=step) for step in steps}
     inner = fill(
@@ -63,12 +63,12 @@ def _share(part: int, whole: int) -> float | None:
 
 
 async def retention(connection: asyncpg.Connection, query: Query, now: datetime) -> Any:
-    """Of the people whose first event in the range was in a bucket, how many came back in which bucket after it."""
+    """Of the people with their first event in a bucket, how many came back in each bucket after it."""
     granularity, zone = query.granularity, query.zone
     check_events_range(query.start, query.end, "retention is answered from events")
     start, end = times.begin(query.start, granularity, zone), times.up(query.end, granularity, zone)
     found = list(times.starts(start, end, granularity, zone))
-    moment = await reading.moment(connection)
+    freshness = await reading.freshness(connection)
     rows = await connection.fetch(
         QUERIES["retention"],
         *reading.picked(query, start, end),
@@ -79,7 +79,7 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
     counts = {(row["cohort"], row["period"]): row["people"] for row in rows}
     begun = sum(one < now for one in found)
     return {
-        **_about(query, moment, start, end),
+        **_about(query, freshness, start, end),
         "granularity": granularity,
         "cohorts": [
             {
@@ -94,10 +94,10 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
     }
 
 
-def _about(query: Query, moment: reading.Moment, start: datetime, end: datetime) -> dict[str, Any]:
+def _about(query: Query, freshness: reading.Freshness, start: datetime, end: datetime) -> dict[str, Any]:
     return {
         "source": "events",
-        "as_of": moment.now.isoformat(),
+        "as_of": freshness.now.isoformat(),
         "from": start.astimezone(query.zone).isoformat(),
         "to": end.astimezone(query.zone).isoformat(),
     }

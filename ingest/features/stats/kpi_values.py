@@ -1,4 +1,4 @@
-"""KPIs as they are kept in analytics.metrics."""
+"""KPIs as stored in analytics.metrics."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import asyncpg
 import orjson
 
-from ingest.features.stats import reading
-from ingest.features.stats.query import Query, Refused, cursor
+from ingest.features.stats import cursors, reading
+from ingest.features.stats.query import Query, Refused
 from ingest.features.stats.reading import QUERIES
 
 
 async def metrics(connection: asyncpg.Connection, query: Query) -> Any:
-    """Rows of metrics whose windows begin in the range, oldest first."""
-    moment = await reading.moment(connection)
+    """Rows of metrics whose windows begin in the range, the oldest first."""
+    freshness = await reading.freshness(connection)
     rows = await connection.fetch(
         QUERIES["metrics"],
         query.start,
@@ -34,11 +34,11 @@ async def metrics(connection: asyncpg.Connection, query: Query) -> Any:
     last = page[-1] if len(rows) > query.limit else None
     return {
         "source": "metrics",
-        "as_of": moment.as_of.isoformat(),
+        "as_of": freshness.as_of.isoformat(),
         "from": query.start.astimezone(query.zone).isoformat(),
         "to": query.end.astimezone(query.zone).isoformat(),
-        "metrics": [_told(row, query.zone) for row in page],
-        **({"next": cursor(last["at"].isoformat(), last["id"])} if last else {}),
+        "metrics": [_as_json(row, query.zone) for row in page],
+        **({"next": cursors.encode(last["at"].isoformat(), last["id"])} if last else {}),
     }
 
 
@@ -51,7 +51,7 @@ async def _check_known(connection: asyncpg.Connection, name: str) -> None:
     raise Refused("unknown_metric", f"unknown metric {name!r}; {hint}There are {', '.join(known) or 'none yet'}", 404)
 
 
-def _told(row: Any, zone: tzinfo) -> dict[str, Any]:
+def _as_json(row: Any, zone: tzinfo) -> dict[str, Any]:
     value = row["value_numeric"]
     return {
         "name": row["name"],

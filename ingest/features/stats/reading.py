@@ -1,4 +1,4 @@
-"""Where statistics are read: read-only transactions of a bounded time, in a few connections of their own."""
+"""The transactions that statistics are read in: read-only, limited in time, and on a few separate connections."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ingest.postgres.pool import Pool, TooSlow
 from ingest.postgres.queries import load_queries
 
 MAX_STORED_ROWS: Final = 25_000
-"""Buckets read for one answer: their sketches are some 200 MB at the most."""
+"""Buckets read for one answer: their sketches take up to some 200 MB."""
 QUERIES: Final = load_queries("stats")
 
 
-class Moment(NamedTuple):
-    """When is it: `as_of` is when everything stored before was in the buckets."""
+class Freshness(NamedTuple):
+    """as_of: buckets have everything that was stored before.  minutes_from: minutes are kept from then on."""
 
     now: datetime
     as_of: datetime
     minutes_from: datetime
 
 
-class Reader:
-    """Read-only transactions for statistics."""
+class StatsTransactions:
+    """Begins read-only transactions."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection in a transaction that sees one state of the database. Raises Unavailable and Refused."""
+    async def read_only(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection in a transaction with a single snapshot of the database. Raises Unavailable and Refused."""
         seconds = self._pool.timeout_seconds
         try:
             async with (
@@ -57,8 +57,8 @@ class Reader:
             raise Refused("too_slow", message, 422) from None
 
 
-async def moment(connection: asyncpg.Connection) -> Moment:
-    return Moment(*await connection.fetchrow(QUERIES["moment"]))
+async def freshness(connection: asyncpg.Connection) -> Freshness:
+    return Freshness(*await connection.fetchrow(QUERIES["freshness"]))
 
 
 async def stale(connection: asyncpg.Connection) -> set[tuple[str, datetime]]:
@@ -66,7 +66,7 @@ async def stale(connection: asyncpg.Connection) -> set[tuple[str, datetime]]:
 
 
 def columns(parts: Sequence[Part]) -> tuple[list[str], list[datetime], list[datetime]]:
-    """Parts as the first three arguments of the queries for buckets."""
+    """Parts as the first three arguments of the queries of buckets."""
     return [part.granularity for part in parts], [part.start for part in parts], [part.end for part in parts]
 
 
@@ -74,11 +74,11 @@ def columns(parts: Sequence[Part]) -> tuple[list[str], list[datetime], list[date
 
 
 def picked(query: Query, start: datetime, end: datetime) -> tuple[object, ...]:
-    """The first seven arguments of the queries for events. Raises Refused if events cannot tell."""
+    """The first seven arguments of the queries of events. Raises Refused if only buckets could answer."""
     if query.asks_others:
         message = (
-            "other is what aggregates had no room for, and this is answered from events: ask for whole hours of UTC,"
-            " with one filter at most, without bots"
+            "other is what aggregates had no room for, but this is answered from events: ask for whole hours of UTC,"
+            " with at most one filter, without bots"
         )
         raise Refused("bad_parameter", message)
     values = {dimension: value for dimension, value in query.filters.items() if value is not None}

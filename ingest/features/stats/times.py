@@ -1,6 +1,6 @@
 """Time buckets in a time zone, and the stored buckets that cover a range. Pure.
 
-Moments are aware and in UTC. A day is the time from one local midnight to the next, be it 23, 24 or 25 hours.
+Times are aware and in UTC. A day lasts from one local midnight to the next: 23, 24 or 25 hours.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _DEFAULTS: Final = (
     (timedelta(days=93), "day"),
     (timedelta(days=730), "week"),
 )
-# Not those with leap seconds (right/) and not the server's own (localtime).
+# Neither zones with leap seconds (right/) nor the server's own (localtime).
 _ZONE: Final = re.compile(r"(?!posix|right|local)[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}")
 
 
 def zone_of(name: str) -> tzinfo:
-    """The time zone of this name of the IANA's. Raises ValueError if there is none."""
+    """The IANA time zone with this name. Raises ValueError if there is none."""
     if name == "UTC":
         return UTC
     if len(name) > 64 or not _ZONE.fullmatch(name):
@@ -43,12 +43,12 @@ def zone_of(name: str) -> tzinfo:
 
 
 def midnight(day: date, zone: tzinfo) -> datetime:
-    """When the day begins. Where clocks are put forward at midnight, that is one o'clock."""
+    """When the day begins: at one o'clock if clocks are put forward at midnight."""
     return datetime.combine(day, time(), zone).astimezone(UTC)
 
 
 def begin(moment: datetime, granularity: str, zone: tzinfo = UTC) -> datetime:
-    """Where the bucket begins that the moment is in."""
+    """The start of the bucket that contains the moment."""
     local = moment.astimezone(zone)
     if granularity in ("minute", "hour"):
         minutes = local.minute if granularity == "hour" else 0
@@ -62,12 +62,12 @@ def begin(moment: datetime, granularity: str, zone: tzinfo = UTC) -> datetime:
 
 
 def after(start: datetime, granularity: str, zone: tzinfo = UTC) -> datetime:
-    """Where the next bucket begins."""
+    """The start of the next bucket."""
     if granularity == "minute":
         return start + timedelta(minutes=1)
     local = start.astimezone(zone)
     if granularity == "hour":
-        # Not always 60: after clocks were moved by half an hour, the next whole hour is nearer.
+        # Not always 60: after a clock change of half an hour, the next whole hour is nearer.
         return start + timedelta(minutes=60 - local.minute)
     day = local.date()
     if granularity == "month":
@@ -76,13 +76,13 @@ def after(start: datetime, granularity: str, zone: tzinfo = UTC) -> datetime:
 
 
 def up(moment: datetime, granularity: str, zone: tzinfo = UTC) -> datetime:
-    """The first beginning of a bucket that is not before the moment."""
+    """The first start of a bucket that is not before the moment."""
     start = begin(moment, granularity, zone)
     return start if start == moment else after(start, granularity, zone)
 
 
 def starts(start: datetime, end: datetime, granularity: str, zone: tzinfo = UTC) -> Iterator[datetime]:
-    """The beginnings of the buckets from `start`, which is one, to `end`."""
+    """The starts of the buckets from `start`, itself one, to before `end`."""
     while start < end:
         yield start
         start = after(start, granularity, zone)
@@ -91,22 +91,22 @@ def starts(start: datetime, end: datetime, granularity: str, zone: tzinfo = UTC)
 def page_of(
     start: datetime, end: datetime, granularity: str, zone: tzinfo, most: int
 ) -> tuple[list[datetime], datetime]:
-    """The first beginnings, at most so many, and where the last of these buckets ends."""
+    """The starts of the first buckets, at most `most`, and the end of the last of these."""
     found = list(islice(starts(start, end, granularity, zone), most))
     return found, after(found[-1], granularity, zone) if found else start
 
 
 def bucket_count(start: datetime, end: datetime, granularity: str) -> int:
-    """How many buckets a range has, nearly; no matter how many."""
+    """About how many buckets a range has, in constant time."""
     return -((start - end) // _LENGTHS[granularity])
 
 
 def default_granularity(length: timedelta) -> str:
-    """A granularity that gives a range of this length some dozens of points."""
+    """A granularity that divides a range of this length into some dozens of points."""
     return next((granularity for longest, granularity in _DEFAULTS if length <= longest), "month")
 
 
-# What covers a range.
+# Covering a range.
 
 
 class Part(NamedTuple):
@@ -118,11 +118,11 @@ class Part(NamedTuple):
 
 
 Stale = Collection[tuple[str, datetime]]
-"""(granularity, bucket) of stored weeks and months that are to be rebuilt: their days are read instead."""
+"""(granularity, bucket) of stored weeks and months waiting to be rebuilt: their days are read instead."""
 
 
 def cover(start: datetime, end: datetime, stale: Stale) -> list[Part] | None:
-    """The fewest stored buckets that together are [start, end); None if no minutes are that fine."""
+    """The fewest stored buckets that make up [start, end); None if it does not begin and end at whole minutes."""
     if start != begin(start, "minute") or end != begin(end, "minute"):
         return None
     parts: list[Part] = []
@@ -151,7 +151,7 @@ def _cover(parts: list[Part], start: datetime, end: datetime, granularities: Seq
 
 
 def cover_each(found: Sequence[datetime], end: datetime, granularity: str, stale: Stale) -> list[Part] | None:
-    """The stored buckets that cover these ones; each is within one of them. None as in `cover`."""
+    """The stored buckets that make up these buckets, none of them across two. None as in `cover`."""
     if len(found) > 1 and granularity in ("minute", "hour") and all(map(_is_whole(granularity), [*found, end])):
         return [Part(granularity, found[0], end)]
     parts: list[Part] = []
@@ -168,7 +168,7 @@ def _is_whole(granularity: str) -> Callable[[datetime], bool]:
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:
-    """Neighbours of one granularity as one."""
+    """Adjacent parts of the same granularity, joined."""
     found: list[Part] = []
     for part in parts:
         if found and (found[-1].granularity, found[-1].end) == (part.granularity, part.start):
