@@ -1,4 +1,4 @@
-"""/v1/people: everything that is held on one person, told or erased. For admins."""
+"""/v1/people: everything stored about one person, exported or erased. For admins."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ from ingest.journal.traces import Traces
 from ingest.postgres.queries import load_queries
 
 JOURNAL_SECONDS: Final = 15.0
-"""How long a request waits for what still sits in the journals: it is stored within a second, unless Postgres was
+"""How long a request waits for events still in the journals: they are stored within a second, unless Postgres was
 away or is far behind."""
 LONGEST_SECONDS: Final = 900.0
-"""For reading every event there is: some 100,000 a second."""
+"""For reading every event: some 100,000 a second."""
 _GRACE_SECONDS: Final = 5.0
-"""For the server to tell that it took too long, before we hang up."""
+"""Lets the server report a timeout before we close the connection."""
 _RETRY_SECONDS: Final = 30
-_FILES_TOLD: Final = 5
+_FILES_NAMED: Final = 5
 _QUERIES: Final = load_queries("people")
 
 WaitStored = Callable[[float], Awaitable[bool]]
 ClearJournals = Callable[[float], Awaitable[list[Path]]]
 
-
 _BLANK: Final = r"\x00-\x20\x7f-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff"
-"""In every script, as the database's locale may take any of them for white space."""
+"""White space of every script, as the database's locale may take any of it for white space."""
 
 
 class PersonQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """Whose data it is about."""
+    """The person."""
 
-    # Wider than a lead's address: events may hold any.
+    # Accepts more than a lead's address: events may hold any.
     email: Annotated[
         str,
         fields.text(
-            "Their address, in any case",
+            "Email address, in upper or lower case",
             what="an email address",
             low=3,
             high=254,
@@ -58,27 +57,30 @@ class PersonQuery(msgspec.Struct, forbid_unknown_fields=True):
     ]
     include_unverified: Annotated[
         bool,
-        fields.about("Also what only requests without a key claim: a form's browser, an event's session, phones …"),
+        fields.about(
+            "Include what only requests without a key claim: a form's browser, an event's session, phone numbers …"
+        ),
     ] = False
 
 
 class ErasureQuery(PersonQuery, forbid_unknown_fields=True, kw_only=True):
-    """Who is erased."""
+    """The person to erase."""
 
     dry_run: Annotated[
-        bool, fields.about("Erase nothing: tell what would go, by which ids, and which are unverified")
+        bool,
+        fields.about("Erase nothing: report what would be erased, by which ids, and which of these are unverified"),
     ] = False
 
 
 def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir: Path) -> list[Operation]:
-    """`wait_stored`: whether all that the journals of this data folder hold is stored within so many seconds.
-    `clear_journals`: the same, and their files are deleted; those that could not be."""
+    """`wait_stored`: wait up to a number of seconds until this data folder's journals are stored; whether they are.
+    `clear_journals`: the same, then delete their files; returns those that could not be deleted."""
     one_at_a_time = asyncio.Lock()
 
     def alone(run: Callable[[Call], Awaitable[str]]) -> Callable[[Call], Awaitable[web.StreamResponse]]:
         async def handle(call: Call) -> web.StreamResponse:
             if one_at_a_time.locked():
-                raise _later("busy", "another person's data is being read; try again")
+                raise _later("busy", "another export or erasure is running; try again")
             async with one_at_a_time:
                 await _wait_for_journals(wait_stored)
                 body = (await run(call)).encode()
@@ -96,28 +98,29 @@ def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir:
             await _clear(clear_journals, data_dir)
         planned: dict[str, Any] | None = None
         if query.dry_run or await asyncio.to_thread(set_aside.exist, data_dir):
-            # What the tables tell of their ids must be asked before it is gone.
+            # The ids must be read from the tables before they are erased.
             planned = msgspec.json.decode(await _run(call, _QUERIES["erase"], dry_run=True))
         files = await _search_files(data_dir, planned, erase=not query.dry_run) if planned else []
-        told = (
+        report = (
             planned if planned and query.dry_run else msgspec.json.decode(await _run(call, _QUERIES["erase"], False))
         )
         if files:
-            told["journal_files"] = files
+            report["journal_files"] = files
         if elsewhere := await _journals_elsewhere(call, data_dir):
-            told["journals_elsewhere"] = elsewhere
-        return msgspec.json.encode(told).decode()
+            report["journals_elsewhere"] = elsewhere
+        return msgspec.json.encode(report).decode()
 
     return [
         Operation(
             "GET",
             "/v1/people/export",
             alone(export),
-            "Tell all that is held on a person",
+            "Export everything stored about a person",
             "people",
             description=(
-                "By table; what still waited in a journal of this data folder is stored before. Ids that only"
-                " requests without a key claim are listed apart, as `unverified`, unless include_unverified is true."
+                "Rows by table, after storing what still waits in the journals of this data folder. Ids that only"
+                " requests without a key claim are listed separately, as `unverified`, unless include_unverified is"
+                " true."
             ),
             scope=Scope.ADMIN,
             query=PersonQuery,
@@ -130,31 +133,33 @@ def operations(wait_stored: WaitStored, clear_journals: ClearJournals, data_dir:
             "Erase a person",
             "people",
             description=(
-                "In every table, the audit log included, and in the files of the journals in this data folder: what"
-                " waited is stored and its files are deleted, files that were set aside are rewritten without the"
-                " person's lines. `journal_files` names these, and those with damaged bytes that nobody can read"
-                " (`unclear`), which are yours to delete; `journals_elsewhere` are the numbers of journals in other"
-                " data folders, whose collectors have to be asked, too. Twice is the same as once. Ids are joined by"
-                " what the service made and what authenticated callers said; ask with dry_run first to see what rests"
-                " on anybody's word."
+                "In every table, including the audit log, and in the journal files of this data folder: waiting"
+                " events are stored and their files deleted; files that were set aside are rewritten without the"
+                " person's lines. `journal_files` names the latter, and files with unreadable damage (`unclear`),"
+                " which you have to delete yourself. `journals_elsewhere` has the numbers of journals in other data"
+                " folders: send the request to their collectors too. Repeating it does no harm. Ids are linked by"
+                " what the service assigned and what authenticated callers sent; use dry_run first to see what is"
+                " based on unverified claims."
             ),
             scope=Scope.ADMIN,
             query=ErasureQuery,
-            answers={200: Documented("Rows of each table; with dry_run, what would go and why", dict[str, Any])},
+            answers={
+                200: Documented("Rows erased by table; with dry_run, what would be erased and why", dict[str, Any])
+            },
         ),
     ]
 
 
 async def _wait_for_journals(wait_stored: WaitStored) -> None:
-    """Return when all that came before is in the database, where alone it can be found."""
+    """Return once everything received before is in the database, the only place that can be searched."""
     try:
         stored = await wait_stored(JOURNAL_SECONDS)
     except IngestError as error:
         raise _later(
-            "journal_unreadable", f"a journal cannot be read, and may hold events of theirs: {error}"
+            "journal_unreadable", f"a journal cannot be read, and may hold events of this person: {error}"
         ) from None
     if not stored:
-        raise _later("journal_pending", "events that came before still wait in the journal to be stored; try again")
+        raise _later("journal_pending", "earlier events are still waiting in the journal to be stored; try again")
 
 
 def _later(code: str, detail: str) -> Problem:
@@ -162,12 +167,13 @@ def _later(code: str, detail: str) -> Problem:
 
 
 async def _clear(clear_journals: ClearJournals, data_dir: Path) -> None:
-    """Return when nothing that was in a journal is in its files any more."""
+    """Return once everything that was in a journal is gone from its files."""
     if left := await clear_journals(JOURNAL_SECONDS):
-        names = ", ".join(str(path.relative_to(data_dir)) for path in left[:_FILES_TOLD])
-        more = f" and {len(left) - _FILES_TOLD} more" if len(left) > _FILES_TOLD else ""
+        names = ", ".join(str(path.relative_to(data_dir)) for path in left[:_FILES_NAMED])
+        more = f" and {len(left) - _FILES_NAMED} more" if len(left) > _FILES_NAMED else ""
         raise _later(
-            "journal_pending", f"events still wait to be stored in {names}{more}; nothing is erased, try again"
+            "journal_pending",
+            f"events are still waiting to be stored in {names}{more}; nothing was erased, try again",
         )
 
 
@@ -179,7 +185,7 @@ async def _search_files(data_dir: Path, planned: dict[str, Any], *, erase: bool)
 
 
 async def _journals_elsewhere(call: Call, data_dir: Path) -> list[int]:
-    """Numbers of journals that collectors with other data folders store from."""
+    """The numbers of journals in other data folders."""
     numbers = [int(folder.name) for folder in journals.folders(data_dir) if folder.name.isdigit()]
     async with call.transaction() as connection:
         found: list[int] = await connection.fetchval(_QUERIES["elsewhere"], numbers)
@@ -187,7 +193,7 @@ async def _journals_elsewhere(call: Call, data_dir: Path) -> list[int]:
 
 
 async def _run(call: Call, query: str, dry_run: bool | None = None) -> str:
-    """What the function tells, as JSON. Its own check of who asks is the one that counts."""
+    """The database function's result, as JSON. It checks the caller's rights itself."""
     try:
         async with call.transaction() as connection:
             await connection.execute(_QUERIES["allow"], str(round(LONGEST_SECONDS * 1000)))
@@ -196,11 +202,11 @@ async def _run(call: Call, query: str, dry_run: bool | None = None) -> str:
             arguments: list[object] = [spellings[0], wanted.include_unverified, spellings]
             if dry_run is not None:
                 arguments.append(dry_run)
-            told: str = await connection.fetchval(query, *arguments, timeout=LONGEST_SECONDS + _GRACE_SECONDS)
+            result: str = await connection.fetchval(query, *arguments, timeout=LONGEST_SECONDS + _GRACE_SECONDS)
     except asyncpg.InvalidParameterValueError:
-        # White space to the database's locale that is none to us.
+        # The database's locale takes a character for white space that _BLANK does not have.
         raise Invalid([FieldError("email", "must be an email address")]) from None
-    return told
+    return result
 
 
 def _spellings(email: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""GET /openapi.json and /docs, and what they say about routes that are not operations: collecting events, health."""
+"""GET /openapi.json and /docs, including the routes that are not operations: collecting events, health."""
 
 from __future__ import annotations
 
@@ -93,4 +93,4 @@ def _response(description: str) -> dict[str, Any]:
 
 
 def _problems(*statuses: int) -> dict[str, Any]:
-    return {str(status): {"description": "A problem", "content": {PROBLEM: _SCHEMA}} for status in statuses}
+    return {str(status): {"description": "Problem", "content": {PROBLEM: _SCHEMA}} for status in statuses}

@@ -1,10 +1,10 @@
 -- version --
--- What identifies the definitions below: any change of a row gives it another xmin. Asked every second.
+-- Identifies the state of the definitions below: any change of a row changes its xmin. Polled every second.
 SELECT coalesce(md5(string_agg(id::text || ' ' || xmin::text, ',' ORDER BY id)), '') AS version
 FROM experiments.experiments WHERE status <> 'draft' AND archived_at IS NULL
 
 -- definitions --
--- Experiments that were started and are not put away, each with the version of them all.
+-- Experiments that were started and are not archived, each with the version of all of them.
 SELECT id::text, name, status::text, is_active, traffic_percentage, control_variant::text, test_variants::text,
     targeting_rules::text, start_date, end_date, winner_variant_id,
     md5(string_agg(id::text || ' ' || xmin::text, ',') OVER (
@@ -28,18 +28,18 @@ RETURNING experiments.as_shown(experiments)::text
 SELECT experiments.as_shown(experiments)::text FROM experiments.experiments WHERE id = $1
 
 -- named --
--- By its id or its name, for people.
+-- By id or name, for the command line.
 SELECT id FROM experiments.experiments WHERE id::text = $1 OR name = $1 ORDER BY id::text = $1 DESC LIMIT 1
 
 -- locked --
--- What decides whether it may be changed; it stays like that to the end of the transaction.
+-- What decides whether it may be changed, locked until the end of the transaction.
 SELECT id, name, status::text, archived_at, traffic_percentage, end_date, start_date,
     jsonb_array_length(test_variants) AS tests, experiments.variant_ids(control_variant, test_variants) AS variant_ids,
     to_jsonb(experiments)::text AS row, now() AS now
 FROM experiments.experiments WHERE id = $1 FOR UPDATE
 
 -- change --
--- The columns that the object names, and no others.
+-- Changes the columns that the object names, and no others.
 UPDATE experiments.experiments AS kept SET
     name = row.name, description = row.description, hypothesis = row.hypothesis, is_active = row.is_active,
     traffic_percentage = row.traffic_percentage, control_variant = row.control_variant,
@@ -52,7 +52,7 @@ WHERE before.id = $1 AND kept.id = $1
 RETURNING experiments.as_shown(kept)::text
 
 -- listed --
--- A page, the newest first: those of one status ($1, NULL: any), archived ones only if asked for ($2), behind one ($3).
+-- A page, the newest first: with status $1 (NULL: any), including archived ones if $2, after the experiment $3.
 SELECT experiments.as_shown(experiments)::text AS row, id::text FROM experiments.experiments
 WHERE ($1::text IS NULL OR status = $1::text::experiments.status) AND ($2::boolean OR archived_at IS NULL)
     AND ($3::uuid IS NULL OR (created_at, id) < (
@@ -71,9 +71,9 @@ SELECT id::text, name, status::text, control_variant::text, test_variants::text,
 FROM experiments.experiments WHERE id = $1
 
 -- counts --
--- Units by the variant that they were shown first, how many of them were shown another one later, and how many had the
--- event ($2) after they were first shown one, before $3 if that is not NULL. Bots' events do not count. An event is its user's; without a user that
--- was shown a variant, its session's.
+-- Units by the variant that they were shown first, how many of them were later shown another, and how many had the
+-- event $2 after their first exposure, and before $3 unless that is NULL. Bots' events do not count. An event counts
+-- for its user or, if no such user was shown a variant, for its session.
 WITH units AS (
     SELECT * FROM experiments.units WHERE experiment_id = $1
 ), occurrences AS (
@@ -97,8 +97,8 @@ FROM units LEFT JOIN converted USING (unit)
 GROUP BY units.variant_id
 
 -- unrecorded --
--- Exposures that are only an event, as their address had brought too many new units; not those of bots. And only what
--- the service itself wrote (authenticated is false), as anybody may send an event of that name.
+-- Exposures that exist only as events, as their address had brought too many new units; without bots'. Only events that
+-- the service itself wrote (authenticated is false), as anybody may send events with this name.
 SELECT count(*) FROM analytics.events
 WHERE name = 'experiment_exposure' AND properties @> jsonb_build_object('experiment', $1::text, 'recorded', false)
     AND authenticated = false AND device_type IS DISTINCT FROM 'bot'

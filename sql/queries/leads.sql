@@ -10,7 +10,7 @@ id, interaction_type, subject, description, outcome::text, scheduled_at, complet
     created_at
 
 -- capture --
--- One whose address is known merges into its row, by a trigger, and is then not inserted: "INSERT 0 0".
+-- A trigger merges a lead with a known address into its row and inserts nothing: "INSERT 0 0".
 INSERT INTO marketing.leads (
     email, phone_number, company_name, first_name, last_name, source, notes,
     interested_features, utm_source, utm_medium, utm_campaign, utm_content,
@@ -21,12 +21,12 @@ INSERT INTO marketing.leads (
 )
 
 -- captured --
--- With app.user_email set to the address, which shows its row to anon. A row of this transaction is new.
+-- With app.user_email set to the address, which lets anon see its row. Its row is new if this transaction created it.
 SELECT id, created_at = now() AS is_new FROM marketing.leads WHERE email = $1 AND deleted_at IS NULL
 
 -- page --
--- Leads by status, source, score, time and the beginning of address ($10) or company ($6; lower case, as LIKE has it),
--- after ($7, $8), the latest first, at most $9.
+-- Leads by status, source, score, time, and the LIKE pattern (lower case) of address ($10) or company ($6); after
+-- ($7, $8), the latest first, at most $9.
 SELECT {columns}
 FROM marketing.leads
 WHERE deleted_at IS NULL
@@ -45,30 +45,30 @@ SELECT {columns}
 FROM marketing.leads WHERE id = $1 AND deleted_at IS NULL
 
 -- submissions --
--- What was left again with the lead's address by anybody, the latest first: it changed nothing
+-- What anybody submitted again with the lead's address, the latest first. It did not change the lead.
 SELECT id, phone_number, company_name, first_name, last_name, source::text, notes, interested_features, utm_source,
     utm_medium, utm_campaign, utm_content, utm_term, referrer, landing_page, user_agent, host(ip_address) AS ip_address,
     country_code, region, city, consent, created_at
 FROM marketing.leads WHERE duplicate_of = $1 ORDER BY created_at DESC, id DESC LIMIT $2
 
 -- interactions --
--- What was done about a lead, the latest first.
+-- Interactions with a lead, the latest first.
 SELECT {interaction}
 FROM marketing.lead_interactions WHERE lead_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2
 
 -- lock --
--- The status that is to be changed, held until the transaction ends: of two at once the second meets the first's.
+-- The current status, locked until the transaction ends: of two concurrent changes, the second sees the first's status.
 SELECT status::text FROM marketing.leads WHERE id = $1 AND deleted_at IS NULL FOR UPDATE
 
 -- change --
--- $2: a new status, NULL for the old one. $3: whether $4 becomes the notes.
+-- $2: a new status, NULL to keep the old one. $3: whether $4 replaces the notes.
 UPDATE marketing.leads SET
     status = coalesce($2::text::marketing.lead_status, status),
     notes = CASE WHEN $3::boolean THEN $4::text ELSE notes END
 WHERE id = $1
 
 -- interact --
--- No row: there is no such lead.
+-- Returns no row if there is no such lead.
 INSERT INTO marketing.lead_interactions (
     lead_id, interaction_type, subject, description, outcome, scheduled_at, completed_at, metadata, created_by
 )

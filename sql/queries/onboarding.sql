@@ -1,5 +1,5 @@
--- Onboarding: ingest/features/onboarding/. As anon with app.session_token set to the token, so that row security shows
--- no other session.
+-- Onboarding: ingest/features/onboarding/. Run as anon with app.session_token set, so that row security shows no other
+-- session.
 
 -- piece columns --
 id, lead_id, status::text, current_step::text, progress_percentage, created_at, started_at, last_activity_at,
@@ -7,12 +7,12 @@ id, lead_id, status::text, current_step::text, progress_percentage, created_at, 
     testing_completed_at, business_data, whatsapp_config, bot_config, anonymous_id, visit_session_id
 
 -- piece goes_on --
--- Also if it was abandoned a while ago
+-- Also for an abandoned session
 last_activity_at = now(), abandoned_at = NULL,
         status = CASE status WHEN 'abandoned' THEN 'in_progress'::onboarding.session_status ELSE status END
 
 -- piece note --
--- What was done in step $3, if anything ($4), for how long ($5)
+-- Records the activity $4 (NULL: none) in step $3, which took $5 seconds
 INSERT INTO onboarding.step_activities (session_id, step, activity_type, time_spent_seconds)
     SELECT id, $3::text::onboarding.step, $4, $5::int FROM changed WHERE $4::text IS NOT NULL
 
@@ -24,7 +24,7 @@ VALUES ($1, $2, $3, $4) RETURNING {columns}
 SELECT {columns} FROM onboarding.sessions WHERE session_token = $1
 
 -- lock --
--- Until the transaction ends, so that of two requests at once the second sees what the first did
+-- Locked until the transaction ends, so that of two concurrent requests the second sees what the first did
 SELECT {columns} FROM onboarding.sessions WHERE session_token = $1 FOR NO KEY UPDATE
 
 -- business_info --
@@ -74,12 +74,12 @@ FROM onboarding.sessions, unnest($3::text[], $4::text[]) AS wrong (field, messag
 WHERE session_token = $1 AND status <> 'completed'
 
 -- unlinked --
--- A session that gives its address and is nobody's yet
+-- A session with an email address but no lead yet
 SELECT id, business_data FROM onboarding.sessions
 WHERE session_token = $1 AND lead_id IS NULL AND business_info_completed_at IS NOT NULL AND status <> 'completed'
 
 -- relink --
--- As service_role: the session, and the account that it has made, go to the lead with this address.
+-- As service_role: moves the session and its account to the lead with this address.
 WITH lead AS (
     SELECT id FROM marketing.leads WHERE email = $2 AND deleted_at IS NULL
 ), moved AS (
@@ -88,24 +88,24 @@ WITH lead AS (
 UPDATE onboarding.sessions SET lead_id = lead.id FROM lead WHERE sessions.id = $1
 
 -- make_lead --
--- As service_role. A lead that is there stays as it is: who enters an address has not proved that it is theirs.
+-- As service_role. An existing lead does not change: whoever enters an address has not proved that it is theirs.
 INSERT INTO marketing.leads (email, phone_number, company_name, first_name, last_name, country_code, user_agent, source)
 SELECT $1, $2, $3, $4, $5, $6, $7, 'website-form'
 WHERE NOT EXISTS (SELECT FROM marketing.leads WHERE email = $1 AND deleted_at IS NULL)
 
 -- link --
--- As service_role. Written to business_data, so that the trigger links it to the lead with its address.
+-- As service_role. Rewrites business_data, so that the trigger links the session to the lead with its address.
 UPDATE onboarding.sessions SET business_data = business_data WHERE id = $1 AND lead_id IS NULL
 
 -- is_taken --
--- As service_role: whether the number is verified as somebody else's
+-- As service_role: whether another session has verified the number
 SELECT EXISTS (
     SELECT FROM whatsapp.accounts
     WHERE (business_account_id, phone_number_id) = ($2, $3) AND is_verified AND session_id IS DISTINCT FROM $1
 )
 
 -- keep_account --
--- As service_role: the account that this session has made, or makes now. With another number it is to be verified again.
+-- As service_role: creates or updates the account of this session. Another number has to be verified again.
 INSERT INTO whatsapp.accounts AS own (
     session_id, lead_id, business_account_id, phone_number_id, phone_number, display_name, access_token_encrypted,
     webhook_verify_token_encrypted
@@ -125,8 +125,8 @@ ON CONFLICT (session_id) DO UPDATE SET
 RETURNING id
 
 -- funnel --
--- The sessions begun within a time, by step: how many came to it, did it, and left there; how long it took who did it,
--- from the end of the step before. Read from sessions_created_at_idx alone.
+-- Sessions created within a time, by step: how many reached it, completed it, and abandoned onboarding there; how long
+-- completing it took since the end of the previous step. An index-only scan of sessions_created_at_idx.
 WITH begun AS (
     SELECT created_at, business_info_completed_at, whatsapp_integration_completed_at,
         bot_setup_completed_at, testing_completed_at, status

@@ -1,11 +1,11 @@
--- Statistics: ingest/features/stats/. All that a request holds comes as arguments.
+-- Statistics: ingest/features/stats/. Everything from a request is passed as an argument.
 --
--- What is counted from events begins with the same seven: from $1 to before $2, of the types $3, of the name $4 or all
--- (NULL); bots as $5 says (exclude, only, include); with the values $6, such as {"country": "DE"}, and without any value
--- of the dimensions $7. All are constants to the planner, so a filter that is not asked for costs nothing.
+-- Queries of events have the same first seven: created from $1 to before $2; types $3; name $4 (NULL: any); bots $5
+-- (exclude, only, include); with the values $6, such as {"country": "DE"}; without a value of the dimensions $7. All
+-- are constants to the planner, so an unused filter costs nothing.
 
 -- piece filters --
--- A value is what buckets call it: the first 255 characters. The list of dimensions is that of `rollup_dimensions`.
+-- Values are cut to 255 characters, as in buckets. The dimensions are those possible in `rollup_dimensions`.
 CASE $5::text WHEN 'exclude' THEN device_type IS DISTINCT FROM 'bot' WHEN 'only' THEN device_type = 'bot' ELSE true END
     AND ($6::jsonb ->> 'country' IS NULL OR left(country::text, 255) = $6::jsonb ->> 'country')
     AND ('country' <> ALL ($7::text[]) OR country IS NULL)
@@ -32,7 +32,7 @@ created_at >= $1 AND created_at < $2
     AND {filters}
 
 -- freshness --
--- Up to when everything that was stored is in the buckets, and the first minute that is kept
+-- as_of: buckets have everything stored before this time; minutes_from: the first minute that is kept
 SELECT now() AS now, coalesce((SELECT min(flushed_at) FROM analytics.flushes WHERE rolled_up_at IS NULL), now()) AS as_of,
     now() - ingest.retention('minutes', '7 days') AS minutes_from
 
@@ -41,8 +41,8 @@ SELECT now() AS now, coalesce((SELECT min(flushed_at) FROM analytics.flushes WHE
 SELECT granularity::text, time_bucket FROM analytics.stale_buckets WHERE granularity IN ('week', 'month')
 
 -- buckets --
--- The buckets of some parts of time, of one name or all, in total or of one value of a dimension. OFFSET 0 keeps it a
--- look into an index for each part.
+-- The buckets of some parts of a range, of one name or all, in total or of one value of a dimension. OFFSET 0 keeps it
+-- to one index scan per part.
 SELECT bucket.*
 FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
 CROSS JOIN LATERAL (
@@ -56,7 +56,7 @@ CROSS JOIN LATERAL (
 LIMIT $7
 
 -- has_buckets --
--- Whether there is any such bucket
+-- Whether any such bucket exists
 SELECT EXISTS (
     SELECT FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
     CROSS JOIN LATERAL (
@@ -70,9 +70,9 @@ SELECT EXISTS (
 )
 
 -- rank_values --
--- Values of a dimension by their events, and NULL for the events that have none. JSON sorts null, then texts, then
--- numbers, and objects last: between null and 0 are all texts, and the primary key tells them apart without a look at
--- the table. {"other": true} is those for which there was no room. What bots did is not in the total, nor here.
+-- Values of a dimension by their events, and NULL for events without one. jsonb sorts null, then texts, then numbers,
+-- and objects last: all texts are between null and 0, so the primary key finds them without reading the table.
+-- {"other": true} is for values that had no room. Bots' events are not in the total, nor here.
 WITH part AS (
     SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
 ), counted AS (
@@ -114,7 +114,7 @@ ORDER BY events DESC, value COLLATE "C" NULLS LAST
 LIMIT $10
 
 -- events_without --
--- Events that have no value of a dimension, by time bucket
+-- Events without a value of a dimension, by time bucket
 SELECT time_bucket, sum(events)::bigint AS events
 FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
 CROSS JOIN LATERAL (
@@ -135,8 +135,8 @@ CROSS JOIN LATERAL (
 GROUP BY time_bucket
 
 -- rank_names --
--- Names by their events, in some rows of each, such as the total, or the one of a value of a dimension; but for "",
--- which is those for which there was no room
+-- Names by their events, from some rows of each, such as the total or one value of a dimension; except "", for names
+-- that had no room
 SELECT event_name AS value, sum(event_count)::bigint AS events
 FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
 CROSS JOIN LATERAL (
@@ -187,7 +187,7 @@ CROSS JOIN LATERAL (
 LIMIT $8
 
 -- count_events --
--- Events counted from themselves, by where their buckets begin ($8)
+-- Counts from events, by the starts of buckets ($8)
 SELECT width_bucket(created_at, $8::timestamptz[]) - 1 AS place, count(*) AS events,
     count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
 FROM analytics.activity
@@ -195,8 +195,8 @@ WHERE {picked}
 GROUP BY place
 
 -- rank_events --
--- Values of a dimension, or names ($8 is then event), by their events, from the events themselves; NULL is none. After
--- the value $10 with $9 events, or after none if $11.
+-- Values of a dimension, or names (if $8 is event), by their events, from events; NULL: no value. After the value $10
+-- with $9 events, or after no value if $11.
 SELECT value, count(*) AS events, count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
 FROM (
     SELECT person, visit, CASE $8::text
@@ -221,12 +221,12 @@ ORDER BY events DESC, value COLLATE "C" NULLS LAST
 LIMIT $12
 
 -- piece sent --
--- The order in which events were sent; that of ids is only for rows of which nothing is known.
+-- The order in which events were sent; ids decide only for rows without a batch.
 created_at, received_at, batch_id, batch_position, id
 
 -- funnel_condition (step) --
--- A funnel is made of the next six by ingest/features/stats/journeys.py, for as many steps as are asked for. This is
--- whether an event is a step: $9 are the kinds of all steps, $10 their values.
+-- ingest/features/stats/journeys.py builds a funnel of any number of steps from this and the next five. This condition
+-- is whether an event matches a step: $9 has the kinds of all steps, $10 their values.
 CASE ($9::text[])[{step}]
     WHEN 'event' THEN name = ($10::text[])[{step}]
     WHEN 'type' THEN type = ($10::text[])[{step}]::analytics.event_type
@@ -234,7 +234,7 @@ CASE ($9::text[])[{step}]
 END
 
 -- funnel_begin (are, any) --
--- What is a step, and where the first was done. {are} has a column a step: whether the event is that.
+-- Events that match any step, and when the first step was done. {are} has a column per step: whether the event matches.
 SELECT *, CASE WHEN is_1 THEN created_at END AS began_1, NULL::interval AS took_1
 FROM (
     SELECT id, created_at, received_at, batch_id, batch_position, person, {are}
@@ -243,9 +243,10 @@ FROM (
 ) AS candidates
 
 -- funnel_step (step, before, inner) --
--- One step of a funnel, around those before it: where it was done, with when its funnel began and how long the step
--- before it is ago. The latest of the steps before counts: what began later ends later. Events of one time are in the
--- order in which they were sent. {step} is its number, {before} that of the one before; $8 is the time for all steps.
+-- One step of a funnel, around those before it: if it was done, when its funnel began and how long ago the previous
+-- step was. The latest of the previous steps counts, as a funnel that began later also ends later. Events at the same
+-- time are in the order in which they were sent. {step}: its number; {before}: the previous step's; $8: the time for
+-- all steps.
 SELECT *,
     CASE WHEN is_{step} AND created_at - max(began_{before}) OVER sofar <= $8::interval
         THEN max(began_{before}) OVER sofar END AS began_{step},
@@ -254,7 +255,7 @@ FROM ({inner}) AS step_{before}
 WINDOW sofar AS (PARTITION BY person ORDER BY {sent} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 
 -- funnel_first (step) --
--- Of a person, the first time counts.
+-- For each person, the first time counts.
 bool_or(began_{step} IS NOT NULL) AS did_{step},
     (array_agg(took_{step} ORDER BY {sent}) FILTER (WHERE began_{step} IS NOT NULL))[1] AS took_{step}
 
@@ -263,12 +264,12 @@ count(*) FILTER (WHERE did_{step}) AS people_{step},
     percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM took_{step})::float8) AS seconds_{step}
 
 -- funnel (counts, firsts, inner) --
--- How many people did each step, and the median time since the step before
+-- How many people did each step, and the median time since the previous step
 SELECT {counts} FROM (SELECT person, {firsts} FROM ({inner}) AS steps GROUP BY person) AS people
 
 -- retention --
--- People by the bucket ($8 is where they begin) of their first event, and how many of them came back, with the event
--- $9, in which bucket, up to the period $10; how many there were has no period.
+-- People by the bucket ($8: starts) of their first event, and how many of them came back with the event $9 in each
+-- bucket after it, up to the period $10. The row without a period has the number of people.
 WITH did AS MATERIALIZED (
     SELECT person, created_at,
         width_bucket(created_at, $8::timestamptz[]) - 1 AS bucket,
@@ -289,7 +290,7 @@ WHERE returns AND created_at >= began_at AND bucket - cohort < $10
 GROUP BY cohort, bucket - cohort
 
 -- metrics --
--- Metrics by time. A window that begins in the range ends in it or after it, and the index is on its end.
+-- Metrics by time. A window that begins in the range ends in or after it, and the index is on its end.
 SELECT id, coalesce(time_window_start, timestamp) AS at, name, type::text, granularity::text, value_numeric, value_json,
     dimensions, time_window_start, time_window_end, sample_count, description
 FROM analytics.metrics
@@ -302,7 +303,7 @@ ORDER BY at, id
 LIMIT $8
 
 -- metric_names --
--- Which metrics there are, from one to the next in the index instead of through all rows
+-- The names of metrics, jumping from one to the next in the index instead of reading all rows
 WITH RECURSIVE known (name) AS (
     (SELECT name FROM analytics.metrics ORDER BY name LIMIT 1)
     UNION ALL

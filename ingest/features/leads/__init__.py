@@ -1,1 +1,1 @@
-"""Leads: captured by the marketing site, worked on at the desk, exported."""
+"""Leads: captured by the marketing site, worked on by admins, exported."""

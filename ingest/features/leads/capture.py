@@ -39,16 +39,16 @@ Visit = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS)]
 
 
 class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A lead as the site sends it. Of an address that is known, what is known stays: with a key that may write, what
-    is missing is filled in; without one, all of it is kept beside the lead, for its admins to see."""
+    """A lead as the site sends it. A known address keeps its values: with a key that may write, missing ones are
+    filled in; without one, the request is stored as a submission next to the lead, for admins to see."""
 
     email: Email
     phone_number: Phone | None = None
     company_name: Annotated[str, fields.text("Company", low=1, high=200)] | None = None
     first_name: Annotated[str, fields.text("First name", low=1, high=100)] | None = None
     last_name: Annotated[str, fields.text("Last name", low=1, high=100)] | None = None
-    source: Annotated[Source, fields.about("Which form it was")] = "website-form"
-    notes: Annotated[str, fields.text("What they write", high=10_000)] | None = None
+    source: Annotated[Source, fields.about("The form")] = "website-form"
+    notes: Annotated[str, fields.text("Free text", high=10_000)] | None = None
     interested_features: Features = msgspec.field(default_factory=list)
     utm_source: Campaign | None = None
     utm_medium: Campaign | None = None
@@ -58,22 +58,26 @@ class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     referrer: Link | None = None
     landing_page: Link | None = None
     user_agent: (
-        Annotated[str, fields.text("Theirs, if another sends this for them", high=MAX_USER_AGENT_CHARACTERS)] | None
+        Annotated[str, fields.text("The visitor's, if a server sends this for them", high=MAX_USER_AGENT_CHARACTERS)]
+        | None
     ) = None
     country_code: Country | None = None
     region: Annotated[str, fields.text("ISO 3166-2 without the country, or a name", high=100)] | None = None
     city: Annotated[str, fields.text("City", high=100)] | None = None
     consent: Consent = msgspec.field(default_factory=dict)
-    anonymous_id: Annotated[Visit, fields.about("The visitor's, as in their events")] | None = None
-    session_id: Annotated[Visit, fields.about("The visit's, as in their events")] | None = None
+    anonymous_id: Annotated[Visit, fields.about("The visitor's id, as in their events")] | None = None
+    session_id: Annotated[Visit, fields.about("The visit's id, as in their events")] | None = None
     website: (
-        Annotated[str, fields.text("To be hidden and left empty: who fills it in is no person", high=1000)] | None
+        Annotated[
+            str, fields.text("Honeypot: hide it and leave it empty; a lead with it filled in is dropped", high=1000)
+        ]
+        | None
     ) = None
     redirect: (
         Annotated[
             str,
             fields.text(
-                "Where a form's browser goes next: a path here, or a URL of an allowed origin",
+                "Where a form's browser goes next: a path, or a URL of an allowed origin (redirect_origins)",
                 what="a path, or an http(s) URL",
                 high=2048,
                 pattern=_REDIRECT,
@@ -85,32 +89,32 @@ class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Captured(msgspec.Struct):
-    """A lead that was taken in."""
+    """The accepted lead."""
 
     id: UUID
 
 
 def operations(redirect_origins: Sequence[str]) -> list[Operation]:
-    """`redirect_origins`: those that a form may send its browser to, beside this one."""
+    """`redirect_origins`: where forms may redirect to, besides this service's own origin."""
     return [
         Operation(
             "POST",
             "/v1/leads",
             _capture(frozenset(redirect_origins)),
-            "Leave an address",
+            "Capture a lead",
             "leads",
             description=(
-                "From anybody, at most 10 an hour from one address; with an API key that may write, no limit. Without"
-                " a key nothing of a known lead changes, its consent least of all, and the answer is always 201: it"
-                " does not tell whether the address was known. An HTML form is taken as well: `consent.newsletter` is"
-                " a checkbox, `redirect` where its browser goes next."
+                "Open to anybody, with at most 10 leads an hour from one IP address; no limit with an API key that"
+                " may write. Without a key a known lead does not change, nor does its consent, and the answer is"
+                " always 201, so that it does not reveal whether the email address was known. HTML forms are"
+                " accepted too: `consent.newsletter` is a checkbox, `redirect` is where the browser goes next."
             ),
             body=NewLead,
             forms=True,
             answers={
-                201: Documented("A new lead; without a key also a known one", Captured),
-                200: Documented("With a key: a known address, and what was missing is filled in", Captured),
-                303: Documented("The same for a form with `redirect`"),
+                201: Documented("A new lead; without a key, also a known one", Captured),
+                200: Documented("With a key: a known lead, with missing values filled in", Captured),
+                303: Documented("Accepted, for a form with `redirect`"),
             },
         )
     ]
@@ -124,7 +128,7 @@ def _capture(origins: frozenset[str]) -> Callable[[Call], Awaitable[web.StreamRe
         _check(lead, origins if call.is_form else None)
         if lead.website:
             if times := quiet.due():
-                logger.info("left out %d leads that filled in the field no person sees", times)
+                logger.info("dropped %d leads with the hidden field filled in", times)
             return _answer(call, 201, uuid4())
         call.require_room()
         created, lead_id = await _store(call, lead)
@@ -136,20 +140,20 @@ def _capture(origins: frozenset[str]) -> Callable[[Call], Awaitable[web.StreamRe
 
 
 def _check(lead: NewLead, origins: frozenset[str] | None) -> None:
-    """What the declaration cannot say. Raises Invalid. `origins`: None where nobody is redirected."""
+    """Check what the declaration cannot express. Raises Invalid. `origins`: None where there is no redirect."""
     errors = []
     if lead.email.strip().index("@") > MAX_LOCAL_PART:
         errors.append(FieldError("email", f"must have at most {MAX_LOCAL_PART} characters before the @"))
     if lead.phone_number is not None and not is_phone(lead.phone_number):
         errors.append(FieldError("phone_number", "must be a phone number of 7 to 15 digits"))
     if lead.redirect is not None and origins is not None and not may_redirect(lead.redirect, origins):
-        errors.append(FieldError("redirect", "must be a path, or of an origin that redirect_origins allows"))
+        errors.append(FieldError("redirect", "must be a path, or a URL with an origin in redirect_origins"))
     if errors:
         raise Invalid(errors)
 
 
 def may_redirect(target: str, origins: frozenset[str]) -> bool:
-    """Whether a browser may be sent there: a path of this origin, or a URL of an allowed one."""
+    """Whether the target is a path of this origin, or a URL of an allowed one."""
     if not re.fullmatch(_REDIRECT, target) or target.endswith("\n"):
         return False
     if target.startswith("/"):
@@ -169,28 +173,28 @@ def _answer(call: Call, status: int, lead_id: UUID) -> web.Response:
 
 
 def _on_behalf(call: Call) -> Caller:
-    """Anybody may leave an address, whatever their token says; the limits by address are for all but admins and
-    servers, whose visitors come from other addresses than theirs."""
+    """The caller to store the lead as. Anybody may leave an address, whatever their token says. Limits by IP address
+    apply to all except admins and servers, whose visitors have other addresses than they."""
     trusted = call.caller.scopes & {Scope.ADMIN, Scope.WRITE}
     return call.caller if trusted else call.caller._replace(role="anon")
 
 
 async def _store(call: Call, lead: NewLead) -> tuple[bool, UUID]:
-    """Whether it is new, and the id of the lead with that address."""
+    """Whether the lead is new, and the id of the lead with this address."""
     caller = _on_behalf(call)
     email = lead.email.strip().lower()
     async with call.transaction(caller=caller) as connection:
         status = await connection.execute(_QUERIES["capture"], *_row(call, lead, is_visitor=caller.role == "anon"))
         if caller.role == "anon":
-            # Not before: who leaves an address has not proved that it is theirs, and the audit log would say so.
+            # Only now: nobody has proved that this address is theirs, but the audit log of the INSERT would say so.
             await connection.execute(f"SELECT set_config('app.user_email', {quoted(email)}, true)")
         row = await connection.fetchrow(_QUERIES["captured"], email)
-    # What anybody says of a known address is a row, too.
+    # Without a key, a known address adds a row too (a submission).
     return status == "INSERT 0 1" and row["is_new"], row["id"]
 
 
 def _row(call: Call, lead: NewLead, *, is_visitor: bool) -> list[Any]:
-    """The parameters of `capture`. What a request tells by its headers is the visitor's only if they sent it."""
+    """The parameters of `capture`. The request's headers describe the visitor only if they sent it themselves."""
     country, user_agent = lead.country_code, lead.user_agent
     if is_visitor:
         country = country or call.country
@@ -221,7 +225,7 @@ def _row(call: Call, lead: NewLead, *, is_visitor: bool) -> list[Any]:
 
 
 def _event(lead: NewLead, created: bool, lead_id: UUID) -> dict[str, Any]:
-    """lead_created or lead_updated, with the visit and the campaign, and nothing that names the person."""
+    """The event lead_created or lead_updated, with visit and campaign, and nothing that identifies the person."""
     campaign = {
         "source": lead.utm_source,
         "medium": lead.utm_medium,

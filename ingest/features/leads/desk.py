@@ -1,4 +1,4 @@
-"""Leads for those who work with them: the list, one with what was done about it, its status, what is done next."""
+"""Leads for admins: listed, read with their interactions, changed, given another interaction."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ingest.features.leads.lead import (
     CURSOR_CHARACTERS,
     CURSOR_PATTERN,
     TRANSITIONS,
+    CursorPlace,
     Lead,
-    Moment,
     Outcome,
-    Place,
     Source,
     Status,
+    Timestamp,
     cursor_of,
     place_of,
     utc,
@@ -44,7 +44,7 @@ _METADATA_SIZE: Final = "lead_interactions_metadata_size"
 Cursor = Annotated[
     str,
     fields.text(
-        "Where a page begins: `next` of the one before",
+        "`next` of the previous page",
         what="the `next` of a page",
         low=CURSOR_CHARACTERS,
         high=CURSOR_CHARACTERS,
@@ -54,20 +54,22 @@ Cursor = Annotated[
 
 
 class Filters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Which leads; all of it together."""
+    """Which leads: all conditions must hold."""
 
-    status: Annotated[Status, fields.about("Only of this status")] | None = None
-    source: Annotated[Source, fields.about("Only by this form")] | None = None
-    min_score: Annotated[int, fields.number("At least as promising", 0, 100)] | None = None
-    created_from: Annotated[Moment, fields.about("Not before")] | None = None
-    created_to: Annotated[Moment, fields.about("Before")] | None = None
-    q: Annotated[str, fields.text("How the address or the company begins", low=1, high=254)] | None = None
+    status: Annotated[Status, fields.about("Only leads with this status")] | None = None
+    source: Annotated[Source, fields.about("Only leads from this form")] | None = None
+    min_score: Annotated[int, fields.number("Lowest score", 0, 100)] | None = None
+    created_from: Annotated[Timestamp, fields.about("Created at or after this time")] | None = None
+    created_to: Annotated[Timestamp, fields.about("Created before this time")] | None = None
+    q: Annotated[str, fields.text("Beginning of the email address or the company name", low=1, high=254)] | None = (
+        None
+    )
 
 
 class PageQuery(Filters, forbid_unknown_fields=True, kw_only=True):
-    """A page of them."""
+    """Filters and page."""
 
-    limit: Annotated[int, fields.number("Leads on a page", 1, 1000)] = 100
+    limit: Annotated[int, fields.number("Page size", 1, 1000)] = 100
     cursor: Cursor | None = None
 
 
@@ -79,13 +81,13 @@ class Page(msgspec.Struct):
 
 
 class LeadPath(msgspec.Struct, forbid_unknown_fields=True):
-    """Which lead."""
+    """The lead in the path."""
 
     id: UUID
 
 
 class Interaction(msgspec.Struct):
-    """What was done about a lead."""
+    """An interaction with a lead, done or planned."""
 
     id: UUID
     interaction_type: str
@@ -100,8 +102,8 @@ class Interaction(msgspec.Struct):
 
 
 class Submission(msgspec.Struct):
-    """What somebody without a key left again under a lead's address. Nobody has proved that it is theirs: it changed
-    nothing of the lead."""
+    """What somebody without a key submitted again under a lead's address. As nobody has proved that the address is
+    theirs, it did not change the lead."""
 
     id: UUID
     phone_number: str | None
@@ -128,21 +130,21 @@ class Submission(msgspec.Struct):
 
 
 class LeadWithInteractions(Lead):
-    """A lead, what was done about it and what was submitted again under its address: the latest 1,000 of each."""
+    """A lead with its interactions and later submissions, the latest 1,000 of each."""
 
     interactions: list[Interaction]
     submissions: list[Submission]
 
 
 class LeadChange(msgspec.Struct, forbid_unknown_fields=True):
-    """What is to change; the rest stays."""
+    """The fields to change."""
 
     status: Annotated[Status, fields.about("New status")] | None = None
     notes: Annotated[str, fields.text("Replaces the previous notes", high=10_000)] | UnsetType | None = UNSET
 
 
 class NewInteraction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What was done, or is to be."""
+    """An interaction, done or planned."""
 
     interaction_type: Annotated[
         str,
@@ -155,11 +157,11 @@ class NewInteraction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             examples=["call_made"],
         ),
     ]
-    subject: Annotated[str, fields.text("In a line", high=300)] | None = None
-    description: Annotated[str, fields.text("In full", high=10_000)] | None = None
-    outcome: Annotated[Outcome, fields.about("Outcome")] | None = None
-    scheduled_at: Annotated[Moment, fields.about("When it is planned")] | None = None
-    completed_at: Annotated[Moment, fields.about("When it was done")] | None = None
+    subject: Annotated[str, fields.text("One line", high=300)] | None = None
+    description: Annotated[str, fields.text("Full text", high=10_000)] | None = None
+    outcome: Annotated[Outcome, fields.about("How the lead responded")] | None = None
+    scheduled_at: Annotated[Timestamp, fields.about("When it is planned")] | None = None
+    completed_at: Annotated[Timestamp, fields.about("When it was done")] | None = None
     metadata: Annotated[dict[str, Any], fields.about("Anything else, under 16 kB")] = msgspec.field(
         default_factory=dict
     )
@@ -218,7 +220,7 @@ def operations() -> list[Operation]:
     ]
 
 
-def arguments(filters: Filters, place: Place | None, limit: int) -> list[Any]:
+def arguments(filters: Filters, place: CursorPlace | None, limit: int) -> list[Any]:
     """The parameters of the query `page`."""
     company, address = None, None
     if filters.q is not None:
@@ -238,12 +240,12 @@ def arguments(filters: Filters, place: Place | None, limit: int) -> list[Any]:
 
 
 def _beginning(text: str) -> str:
-    """What LIKE finds texts in lower case by that begin so."""
+    """The LIKE pattern for lower-case texts that begin with this one."""
     return text.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
 
 
 def lead_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of Lead, of a row."""
+    """The fields of Lead, from a row."""
     return {**row, "id": str(row["id"]), "consent": orjson.loads(row["consent"])}
 
 
@@ -251,12 +253,12 @@ async def page(call: Call) -> web.StreamResponse:
     query: PageQuery = call.query
     place = place_of(query.cursor) if query.cursor is not None else None
     async with call.transaction() as connection:
-        # One more than asked for tells whether there is another page.
+        # One row more than the page, to see whether there is another page.
         rows = await connection.fetch(_QUERIES["page"], *arguments(query, place, query.limit + 1))
     shown = rows[: query.limit]
-    last = Place(shown[-1]["created_at"], shown[-1]["id"]) if len(rows) > len(shown) else None
-    told = {"leads": [lead_of(row) for row in shown], "next": cursor_of(last) if last else None}
-    return answer(200, told, _PRIVATE)
+    last = CursorPlace(shown[-1]["created_at"], shown[-1]["id"]) if len(rows) > len(shown) else None
+    found = {"leads": [lead_of(row) for row in shown], "next": cursor_of(last) if last else None}
+    return answer(200, found, _PRIVATE)
 
 
 async def read_one(call: Call) -> web.StreamResponse:
@@ -294,11 +296,11 @@ async def change(call: Call) -> web.StreamResponse:
 
 
 def check_transition(before: str, after: str) -> None:
-    """Raise the Problem 409 if a lead's status cannot go from the one to the other. Where it is, it may stay."""
+    """Raise a Problem 409 unless a lead's status may change from `before` to `after`, or is the same."""
     allowed = TRANSITIONS[before]
     if after != before and after not in allowed:
-        may = f"can become {' or '.join(allowed)}" if allowed else "stays so"
-        raise Problem(409, "transition_not_allowed", f"a lead that is {before} {may}, not {after}")
+        may = f"can become {' or '.join(allowed)}" if allowed else "can no longer change"
+        raise Problem(409, "transition_not_allowed", f"a lead that is {before} {may}; {after} is not possible")
 
 
 async def interact(call: Call) -> web.StreamResponse:

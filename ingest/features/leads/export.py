@@ -1,4 +1,4 @@
-"""GET /v1/leads/export: every lead, as CSV or as a JSON object a line, in a stream."""
+"""GET /v1/leads/export: leads streamed as CSV, or as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from ingest.api.operations import Documented, Operation
 from ingest.api.problems import Problem
 from ingest.base.errors import one_line
 from ingest.features.leads.desk import Filters, arguments, lead_of
-from ingest.features.leads.lead import COLUMNS, Place
+from ingest.features.leads.lead import COLUMNS, CursorPlace
 from ingest.postgres.queries import load_queries
 
 logger = logging.getLogger(__name__)
 
 BATCH: Final = 200
-"""Rows in memory at once: two megabytes, if all were as long as they may be."""
+"""Rows in memory at once: two megabytes, if all have the maximum length."""
 AT_ONCE: Final = 2
-"""Exports of one worker at the same time. Each holds one of the few connections that all requests share."""
+"""Concurrent exports per worker. Each holds one of the few connections that all requests share."""
 _STUCK_SECONDS: Final = 60.0
-"""A client that takes nothing for so long is disconnected: it holds a connection and a snapshot of the database."""
+"""A client that reads nothing for this long is disconnected: it holds a connection and a snapshot of the database."""
 _BUSY_SECONDS: Final = 10
 _QUERIES: Final = load_queries("leads")
 _CONTENT_TYPES: Final = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
-# At the beginning of the cell, and behind whatever a spreadsheet may be set to take for the end of one.
+# At the beginning of a cell, and after any character that a spreadsheet may be set to take for the end of one.
 _FORMULA: Final = re.compile(r"((?:^|[;,|\t\r\n])[\s\"']*)([=+\-@\uff1d\uff0b\uff0d\uff20])")
 _BEGINNING: Final = re.compile(r"[\t\r\n]")
 _RESET: Final = struct.pack("ii", 1, 0)
 _PLAIN: Final = frozenset(("phone_number", "created_at", "updated_at"))
-"""Columns that cannot hold a formula: the database has digits in them, or times. A + before a number shall stay."""
+"""Columns that cannot hold a formula: they have digits or times. The + before a phone number stays."""
 
 
 class ExportQuery(Filters, forbid_unknown_fields=True, kw_only=True):
-    """Which leads, and how they are written."""
+    """Filters and format."""
 
     format: Annotated[Literal["csv", "ndjson"], fields.about("csv for spreadsheets, ndjson for programs")] = "csv"
 
 
-class Places:
-    """So many may do something at once; who comes beyond is told to come again."""
+class Slots:
+    """Limits how many do something at once; more are answered 503."""
 
     def __init__(self, number: int, what: str) -> None:
         self._left = number
@@ -62,7 +62,7 @@ class Places:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Raises a Problem 503 if there is no place."""
+        """Raises a Problem 503 if no slot is free."""
         if not self._left:
             detail = f"{self._what}; try again"
             raise Problem(503, "busy", detail, headers={"Retry-After": str(_BUSY_SECONDS)})
@@ -75,10 +75,10 @@ class Places:
 
 def operations() -> list[Operation]:
     """To be routed before /v1/leads/{id}."""
-    places = Places(AT_ONCE, "other exports are being written")
+    slots = Slots(AT_ONCE, "other exports are being written")
 
     async def handle(call: Call) -> web.StreamResponse:
-        with places.taken():
+        with slots.taken():
             return await export(call)
 
     return [
@@ -91,18 +91,18 @@ def operations() -> list[Operation]:
             scope=Scope.ADMIN,
             query=ExportQuery,
             description=(
-                "In a stream, the latest first. In CSV what a spreadsheet would take for a formula has a `'` before"
-                " it. When something fails half-way the connection is reset: a file is whole if your client"
+                "Streamed, the latest first. In CSV, anything that a spreadsheet would take for a formula is preceded"
+                " by `'`. If the export fails half-way, the connection is reset: a file is complete if the client"
                 " reports no error."
             ),
-            answers={200: Documented("The leads, by `format`", None, "text/csv, application/x-ndjson")},
+            answers={200: Documented("The leads in this `format`", None, "text/csv, application/x-ndjson")},
         )
     ]
 
 
 async def export(call: Call) -> web.StreamResponse:
-    """Whatever fails before the first rows are there is answered like everywhere; after that it is too late for an
-    answer, and a file that just ends would look complete."""
+    """Errors before the first rows are answered as usual. After that it is too late for an answer: the connection is
+    reset, as a file that merely ended would look complete."""
     response: web.StreamResponse | None = None
     try:
         async with call.transaction() as connection:
@@ -110,7 +110,7 @@ async def export(call: Call) -> web.StreamResponse:
             response = await _begin(call)
             while rows:
                 await _write(response, _encoded(rows, call.query.format))
-                rows = await _next(connection, call.query, Place(rows[-1]["created_at"], rows[-1]["id"]))
+                rows = await _next(connection, call.query, CursorPlace(rows[-1]["created_at"], rows[-1]["id"]))
         await response.write_eof()
     except BaseException as error:
         if response is None:
@@ -122,8 +122,10 @@ async def export(call: Call) -> web.StreamResponse:
     return response
 
 
-async def _next(connection: asyncpg.Connection, query: ExportQuery, place: Place | None) -> list[asyncpg.Record]:
-    """The leads after this place. Each page is a statement of its own: a cursor of asyncpg's is not for poolers."""
+async def _next(
+    connection: asyncpg.Connection, query: ExportQuery, place: CursorPlace | None
+) -> list[asyncpg.Record]:
+    """The leads after this place. One statement per batch, as asyncpg's cursors do not work through poolers."""
     found: list[asyncpg.Record] = await connection.fetch(_QUERIES["page"], *arguments(query, place, BATCH))
     return found
 
@@ -146,8 +148,9 @@ async def _write(response: web.StreamResponse, text: bytes) -> None:
 
 
 def _break_off(request: web.Request) -> None:
-    """End the connection so that no client takes what it has for all: with a reset. A mere end would do for HTTP/1.1,
-    where the last chunk is missing, but it is how a complete answer ends in HTTP/1.0, which proxies speak."""
+    """Reset the connection, so that no client takes a partial file for a complete one. Closing it would do for
+    HTTP/1.1, where the last chunk would be missing; in HTTP/1.0, which proxies speak, complete answers end like that.
+    """
     transport = request.transport
     if transport is None:
         return
@@ -164,7 +167,7 @@ def _encoded(rows: Sequence[asyncpg.Record], form: str) -> bytes:
 
 
 def csv_lines(rows: Sequence[Sequence[str]]) -> bytes:
-    """Lines as RFC 4180 has them, in UTF-8."""
+    """Lines of CSV (RFC 4180), in UTF-8."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerows(rows)
     return text.getvalue().encode()
@@ -182,6 +185,6 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
 
 
 def disarmed(text: str) -> str:
-    """The text, with a ' before what a spreadsheet would compute as a formula, whatever its separator is."""
+    """The text, with a ' before anything that a spreadsheet would take for a formula, whatever its separator."""
     guarded = _FORMULA.sub(r"\1'\2", text)
     return f"'{guarded}" if _BEGINNING.match(guarded) else guarded

@@ -1,4 +1,4 @@
-"""What a lead is: the shapes of its fields, where its status may go, its place in a list. Pure."""
+"""A lead: the types of its fields, the changes its status allows, cursors of lists, consent. Pure."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ TRANSITIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "converted": (),
     "lost": ("contacted",),
 }
-"""Status -> where an admin may take it from there; who converted is a customer, and a lead no more."""
+"""Status -> the statuses an admin may change it to; a converted lead is a customer now."""
 
 Feature = Annotated[str, Meta(min_length=1, max_length=50)]
-Features = Annotated[list[Feature], Meta(max_length=50, description="What they are interested in")]
-Purpose = Annotated[str, fields.text("What for", low=1, high=50, pattern="^[a-z][a-z0-9_-]*$")]
+Features = Annotated[list[Feature], Meta(max_length=50, description="Features the lead is interested in")]
+Purpose = Annotated[str, fields.text("Purpose of the consent", low=1, high=50, pattern="^[a-z][a-z0-9_-]*$")]
 Consent = Annotated[
     dict[Purpose, bool | Annotated[datetime, Meta(tz=True)]],
     Meta(
         max_length=20,
-        description="What they agree to: true, which is recorded with our time, or when they did",
+        description="Consent by purpose: true, recorded with the time of the request, or the time it was given",
         examples=[{"newsletter": True}],
     ),
 ]
-Campaign = Annotated[str, Meta(max_length=MAX_VALUE_CHARACTERS, description="Of the campaign that brought them")]
+Campaign = Annotated[str, Meta(max_length=MAX_VALUE_CHARACTERS, description="Campaign parameter")]
 Link = Annotated[str, Meta(max_length=MAX_URL_CHARACTERS)]
-Moment = Annotated[datetime, Meta(tz=True)]
+Timestamp = Annotated[datetime, Meta(tz=True)]
 
 
 class Lead(msgspec.Struct):
-    """A lead as admins see it."""
+    """A lead."""
 
     id: UUID
     email: str
@@ -55,7 +55,7 @@ class Lead(msgspec.Struct):
     last_name: str | None
     source: Source
     status: Status
-    score: Annotated[int, Meta(ge=0, le=100, description="How promising, 0 to 100")]
+    score: Annotated[int, Meta(ge=0, le=100, description="Lead score, 0 to 100")]
     notes: str | None
     interested_features: list[str]
     utm_source: str | None
@@ -78,8 +78,8 @@ class Lead(msgspec.Struct):
 COLUMNS: Final = Lead.__struct_fields__
 
 
-class Place(NamedTuple):
-    """Where a page ends: the last lead on it, in the order of (created_at, id)."""
+class CursorPlace(NamedTuple):
+    """The end of a page: its last lead, in the order of (created_at, id)."""
 
     created_at: datetime
     id: UUID
@@ -92,24 +92,24 @@ CURSOR_PATTERN: Final = "^[A-Za-z0-9_-]{32}$"
 CURSOR_CHARACTERS: Final = 32
 
 
-def cursor_of(place: Place) -> str:
-    """The place as CURSOR_CHARACTERS characters, for a client to hand back."""
+def cursor_of(place: CursorPlace) -> str:
+    """The place as CURSOR_CHARACTERS characters, for the client to send back."""
     microseconds = (place.created_at - _EPOCH) // timedelta(microseconds=1)
     return base64.urlsafe_b64encode(_PLACE.pack(microseconds, place.id.bytes)).decode()
 
 
-def place_of(cursor: str) -> Place:
-    """The place of a cursor; any text of CURSOR_PATTERN is one, if not one of ours."""
+def place_of(cursor: str) -> CursorPlace:
+    """The place of a cursor. Any text matching CURSOR_PATTERN has one, even if it was never issued."""
     microseconds, raw = _PLACE.unpack(base64.urlsafe_b64decode(cursor))
     try:
         moment = _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
         moment = _FIRST if microseconds < 0 else _LAST
-    return Place(moment, UUID(bytes=raw))
+    return CursorPlace(moment, UUID(bytes=raw))
 
 
 def utc(moment: datetime) -> datetime:
-    """The moment in UTC; at the very ends of time, where there is none, the end."""
+    """The moment in UTC, or the first or last representable one if that is out of range."""
     try:
         return moment.astimezone(UTC)
     except OverflowError:
@@ -117,8 +117,7 @@ def utc(moment: datetime) -> datetime:
 
 
 def recorded(consent: Mapping[str, bool | datetime], now: datetime) -> dict[str, str]:
-    """What was agreed to, and when, as it is stored. Nobody agrees later than now, and what is not agreed to is
-    not there."""
+    """Purpose -> time of consent, as it is stored: never later than now, and without purposes that were refused."""
     return {
         purpose: (now if agreed is True else min(utc(agreed), now)).isoformat()
         for purpose, agreed in consent.items()

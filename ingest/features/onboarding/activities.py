@@ -1,4 +1,4 @@
-"""What may be told of what people enter: activities are read by many, and hold no address, no number, no secret."""
+"""What activities may repeat of what people enter: many read them, so no address, phone number or secret. Pure."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _PERSONAL_NAME: Final = re.compile(
     r"token|secret|passw|credential|api_?key|auth|phone|mobile|mail|contact|first_?name|last_?name|full_?name|whatsapp",
     re.IGNORECASE,
 )
-# However an @ is written: as itself, escaped, or in words.
+# Any spelling of @: as itself, escaped, or in words.
 _AT: Final = re.compile(
     r"@|%40|&#(?:64|x40);|&commat;|\\u0040|[\[({<]\s{0,3}at\s{0,3}[\])}>]"
     r"|\sat\s{1,3}(?=[^\s.]{1,64}(?:\.|\s{1,3}dot\s{1,3})[^\W\d_]{2})",
     re.IGNORECASE,
 )
 _BLANKS: Final = 3
-"""Between an @ and what stands on either side of it."""
-# Seven digits of any script, whatever stands between two of them, as long as it is no letter.
+"""White space allowed between an @ and the words on either side."""
+# Seven digits of any script, with anything except letters between them.
 _A_PHONE: Final = re.compile(r"[+(]{0,2}\d(?:[\W_]{0,4}\d){6,}")
 _GAP: Final = re.compile(rf"\s{{0,{_BLANKS}}}(?=\S)")
 _NOT_BLANK: Final = re.compile(r"\S*")
 _INVISIBLE: Final = frozenset(("Cf", "Mn", "Me", "Cc", "Co"))
-"""Categories of characters that have no width of their own: format characters, marks, controls."""
+"""Unicode categories of characters without width: format characters, marks, controls, private use."""
 _PREFIXED: Final = re.compile(
     r"\b(?:(?:sess|ing|sk|pk|rk|whsec|xox[a-z]|gh[a-z])[_-]|EAA)[_A-Za-z0-9-]{6,}|\b(?:Bearer|Basic)\s+\S+"
 )
@@ -36,15 +36,15 @@ _RUN: Final = re.compile(r"[A-Za-z0-9_\-+/=.|~%]{16,}")
 
 
 def _is_token(run: str) -> bool:
-    """Whether so long a word is none: it has digits and letters, or is longer than any."""
+    """Whether a long run of characters is no word: it has digits and letters, or is longer than any word."""
     return len(run) >= 40 or (any(map(str.isdigit, run)) and any(map(str.isalpha, run)))
 
 
 def conceal(text: str) -> str:
     """The text without what looks like an address, a phone number or a token; the same text if nothing does.
 
-    Looked for is what a person would read: letters, digits and signs of another width or script are the same, and
-    what has no width is not there.
+    It looks at what a person would read: letters, digits and signs of other widths or scripts count as the plain
+    ones, and characters without width are ignored.
     """
     read = _as_read(text)
     shown = _conceal(read)
@@ -67,7 +67,7 @@ def _conceal(text: str) -> str:
 
 
 def _without_addresses(text: str) -> str:
-    """Every @ goes with the words on its two sides."""
+    """The text without every @ and the words on both sides of it."""
     kept: list[str] = []
     end = 0
     for at in _AT.finditer(text):
@@ -85,19 +85,19 @@ def _without_addresses(text: str) -> str:
 
 
 def is_personal(step: Step, name: str) -> bool:
-    """Whether what is entered in a field of this name is never to be repeated."""
+    """Whether the value of a field with this name must never be repeated."""
     return name in step.personal or name in step.secrets or _PERSONAL_NAME.search(name) is not None
 
 
-def told_value(step: Step, name: str | None, value: str | None) -> str | None:
-    """The value as an activity may have it; None if it may not."""
+def recordable_value(step: Step, name: str | None, value: str | None) -> str | None:
+    """The value, if an activity may have it; otherwise None."""
     if value is None or (name is not None and is_personal(step, name)) or conceal(value) != value:
         return None
     return value
 
 
-def told_errors(step: Step, errors: Iterable[FieldError]) -> list[FieldError]:
-    """Errors as activities may have them, each once: a field that is not ours has a name of the client's making."""
+def recordable_errors(step: Step, errors: Iterable[FieldError]) -> list[FieldError]:
+    """The errors as activities may have them, each once, without names of unknown fields: the client chose those."""
     known = step.known
     found: dict[FieldError, None] = {}
     for field, message in errors:

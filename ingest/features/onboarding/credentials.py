@@ -1,4 +1,4 @@
-"""Customers' WhatsApp credentials: encrypted before they reach the database, under keys that only the service has."""
+"""Customers' WhatsApp credentials: encrypted before they reach the database, with keys that only the service has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cryptography.fernet import Fernet, MultiFernet
 
 BATCH: Final = 200
-"""Accounts that are encrypted again in one transaction."""
+"""Accounts re-encrypted per transaction."""
 _QUERIES: Final = load_queries("credentials")
 
 
@@ -28,7 +28,7 @@ class Undecipherable(Exception):
 class Cipher:
     """Encrypts with the first key and decrypts with any, each 32 bytes in base64url. `keys` is not empty.
 
-    What does it (cryptography's Fernet) is loaded when it is first needed: most collectors never meet a credential.
+    cryptography's Fernet is imported on first use: most collectors never see a credential.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ class Cipher:
             raise Undecipherable from None
 
     def under_first_key(self, ciphertext: bytes) -> bytes:
-        """The same text under the first key; the ciphertext itself if it is. Raises Undecipherable."""
+        """The text encrypted with the first key; the same ciphertext if it is already. Raises Undecipherable."""
         from cryptography.fernet import InvalidToken
 
         try:
@@ -73,12 +73,12 @@ class Cipher:
 
 
 def new_key() -> str:
-    """A fresh key: 32 random bytes in base64url, as Fernet's specification has it."""
+    """A new key: 32 random bytes in base64url, as Fernet requires."""
     return base64.urlsafe_b64encode(os.urandom(32)).decode()
 
 
 class Rotated(NamedTuple):
-    """Accounts that were encrypted again, that were under the first key already, and that no key decrypts."""
+    """How many accounts were re-encrypted, how many used the first key already, and how many no key decrypts."""
 
     changed: int = 0
     current: int = 0
@@ -86,8 +86,8 @@ class Rotated(NamedTuple):
 
 
 async def rotate(connection: asyncpg.Connection, cipher: Cipher, batch: int = BATCH) -> Rotated:
-    """Put the credentials of every account under the first key, each batch in a transaction: what is cut short goes
-    on where it was, as what is under the first key already is left alone."""
+    """Re-encrypt the credentials of every account with the first key, a transaction per batch. After an interruption,
+    run it again: credentials that use the first key already are skipped."""
     total = Rotated()
     last = UUID(int=0)
     while True:
@@ -95,7 +95,7 @@ async def rotate(connection: asyncpg.Connection, cipher: Cipher, batch: int = BA
             rows = await connection.fetch(_QUERIES["batch"], last, batch)
             if not rows:
                 return total
-            changes, current, failed = _anew(rows, cipher)
+            changes, current, failed = _reencrypted(rows, cipher)
             if changes:
                 ids, access, verify = zip(*changes, strict=True)
                 await connection.execute(_QUERIES["replace"], ids, access, verify)
@@ -103,10 +103,10 @@ async def rotate(connection: asyncpg.Connection, cipher: Cipher, batch: int = BA
         last = rows[-1]["id"]
 
 
-def _anew(
+def _reencrypted(
     rows: Sequence[asyncpg.Record], cipher: Cipher
 ) -> tuple[list[tuple[UUID, bytes | None, bytes | None]], int, int]:
-    """(id, access token, verify token) of those that change, how many do not, and of how many no key decrypts one."""
+    """(id, access token, verify token) of accounts to change; how many need no change; how many no key decrypts."""
     changes = []
     current = failed = 0
     for account, *before in rows:

@@ -1,4 +1,4 @@
-"""GET /v1/onboarding/funnel: where people leave on the way, and how long it takes the others."""
+"""GET /v1/onboarding/funnel: where people drop out of onboarding, and how long the steps take the others."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ _QUERY: Final = load_queries("onboarding")["funnel"]
 
 
 class Between(msgspec.Struct, forbid_unknown_fields=True):
-    """Sessions made within a time."""
+    """The time when sessions were created."""
 
-    from_: Annotated[datetime, fields.about("Since when [30 days before `to`]"), _WITH_ZONE] | None = msgspec.field(
-        name="from", default=None
+    from_: Annotated[datetime, fields.about("Start, inclusive [30 days before `to`]"), _WITH_ZONE] | None = (
+        msgspec.field(name="from", default=None)
     )
-    to: Annotated[datetime, fields.about("Until when, exclusive [now]"), _WITH_ZONE] | None = None
+    to: Annotated[datetime, fields.about("End, exclusive [now]"), _WITH_ZONE] | None = None
 
 
 class FunnelStep(msgspec.Struct):
     """A step of the funnel.
 
-    dropped: of those who came to it have not done it; abandoned: of these have left for good.  The seconds are from
-    the end of the step before to the end of this one; null: nobody has done it.
+    reached: sessions that came to the step.  dropped: those that have not completed it.  abandoned: the part of these
+    that is abandoned for good.  The seconds are from the end of the previous step to the end of this one; null: no
+    session has completed it.
     """
 
     step: StepName
@@ -50,7 +51,7 @@ class FunnelStep(msgspec.Struct):
 
 
 class Funnel(msgspec.Struct):
-    """The sessions made within a time, step by step."""
+    """The sessions created within a time, step by step."""
 
     from_: datetime = msgspec.field(name="from")
     to: datetime
@@ -78,15 +79,15 @@ def operations() -> list[Operation]:
 async def funnel(call: Call) -> web.StreamResponse:
     wrong = [name for name in ("from", "to") if (text := call.request.query.get(name)) and "T" not in text.upper()]
     if wrong:
-        # Seconds since 1970, which msgspec would read, are not what is declared.
+        # msgspec would also read seconds since 1970, which are not declared.
         raise Invalid([FieldError(name, "must be a time such as 2026-01-31T18:00:00Z") for name in wrong])
     since, until = _between(call.query)
     async with call.transaction() as connection:
         rows = {row["step"]: row for row in await connection.fetch(_QUERY, since, until)}
     steps = [_funnel_step(step, rows.get(step.name)) for step in STEPS]
     sessions, completed = steps[0].reached, steps[-1].completed
-    told = Funnel(since, until, sessions, completed, _share(completed, sessions), steps)
-    return answer(200, msgspec.to_builtins(told), {"Cache-Control": "no-store"})
+    found = Funnel(since, until, sessions, completed, _share(completed, sessions), steps)
+    return answer(200, msgspec.to_builtins(found), {"Cache-Control": "no-store"})
 
 
 def _between(query: Between) -> tuple[datetime, datetime]:
@@ -97,7 +98,7 @@ def _between(query: Between) -> tuple[datetime, datetime]:
 
 
 def _in_utc(moment: datetime) -> datetime:
-    """The first or last moment there is, where a time zone leads beyond it."""
+    """The moment in UTC, or the first or last representable one if that is out of range."""
     try:
         return moment.astimezone(UTC)
     except OverflowError:

@@ -1,6 +1,6 @@
-"""Onboarding: a session, its steps one after the other, what is done within them.
+"""Onboarding: sessions, their steps in order, and the activities within steps.
 
-A session's token is all the credential there is: whatever others come along, its routes work as anon.
+A session's token is its only credential: whatever others the request has, its routes run as anon.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ingest.api.operations import Documented, Operation
 from ingest.api.problems import CONTENTION, Problem
 from ingest.events.limits import MAX_ID_CHARACTERS
 from ingest.events.placeholders import Placeholders
-from ingest.features.onboarding.activities import conceal, told_errors, told_value
+from ingest.features.onboarding.activities import conceal, recordable_errors, recordable_value
 from ingest.features.onboarding.journey import NamedSession, Session, event, events_of, kept, session
 from ingest.features.onboarding.steps import OF_NAME, STEPS, Seconds, Step, StepName, check, cleaned, lead_of
 from ingest.http.answers import answer, problem
@@ -40,14 +40,14 @@ logger = logging.getLogger(__name__)
 SESSIONS: Final = "/v1/onboarding/sessions"
 SESSION: Final = "/v1/onboarding/session"
 MAX_NOTED: Final = 20
-"""Errors of one request that are recorded."""
+"""How many errors of one request are recorded."""
 _TAG: Final = "onboarding"
 _FIELD_NAME: Final = r"^[A-Za-z][A-Za-z0-9_.\[\]-]*$"
 _PRIVATE: Final = {"Cache-Control": "no-store"}
 _QUERIES: Final = load_queries("onboarding")
 
 
-# What is asked.
+# Requests.
 
 
 def _visitor_id(description: str) -> msgspec.Meta:
@@ -56,45 +56,45 @@ def _visitor_id(description: str) -> msgspec.Meta:
 
 
 class NewSession(msgspec.Struct, forbid_unknown_fields=True):
-    """Who begins: as the site's events call them, so that theirs and the session's are one journey."""
+    """The visitor's ids in the site's events, so that these and the session's events form one journey."""
 
     anonymous_id: Annotated[str, _visitor_id("The visitor's anonymous_id")] | None = None
     session_id: Annotated[str, _visitor_id("The session_id of this visit")] | None = None
 
 
 class Activity(msgspec.Struct, forbid_unknown_fields=True):
-    """Something that was done within a step. A value is kept only if it is nobody's address, number or secret."""
+    """Something done within a step. A value is kept only if it is no address, phone number or secret."""
 
     activity_type: Annotated[
         Literal["form_started", "field_filled", "validation_error"],
-        fields.about("What", what="form_started, field_filled or validation_error"),
+        fields.about("Type of activity", what="form_started, field_filled or validation_error"),
     ]
-    step: Annotated[StepName, fields.about("Where", what=f"one of {', '.join(OF_NAME)}")]
+    step: Annotated[StepName, fields.about("The step it was done in", what=f"one of {', '.join(OF_NAME)}")]
     field_name: (
         Annotated[
             str,
-            fields.text("Which field", what="a field's name", low=1, high=100, pattern=_FIELD_NAME),
+            fields.text("Name of the field", what="a field's name", low=1, high=100, pattern=_FIELD_NAME),
         ]
         | None
     ) = None
-    field_value: Annotated[str, fields.text("What was entered", high=2000)] | None = None
-    error_message: Annotated[str, fields.text("What was wrong with it", high=500)] | None = None
+    field_value: Annotated[str, fields.text("The value entered", high=2000)] | None = None
+    error_message: Annotated[str, fields.text("The error shown", high=500)] | None = None
     time_spent_seconds: Seconds | None = None
 
 
-# What is answered.
+# Responses.
 
 
 class Noted(msgspec.Struct):
-    """An activity that was recorded; `concealed`: without the value, or parts of the texts."""
+    """The recorded activity; `concealed`: the value, or parts of the texts, were left out."""
 
     id: str
     concealed: bool
 
 
 def operations(cipher: Cipher | None, placeholders: Placeholders) -> list[Operation]:
-    """`cipher` is None where no key is configured; `placeholders`: the visitors' ids that are nobody's."""
-    gone = Documented("No session has this token, or it was left for over 24 hours")
+    """`cipher`: None where no key is configured.  `placeholders`: ids that identify no visitor."""
+    gone = Documented("No session has this token, or it has been idle for over 24 hours")
     return [
         Operation(
             "POST",
@@ -105,13 +105,13 @@ def operations(cipher: Cipher | None, placeholders: Placeholders) -> list[Operat
             body=NewSession,
             body_optional=True,
             answers={201: Documented("A new session", NamedSession)},
-            description="At most 5 an hour from one address; with a key that may write there is no such limit.",
+            description="At most 5 an hour from one IP address; no limit with a key that may write.",
         ),
         Operation(
             "GET",
             SESSION,
             read,
-            "Where a session stands, to go on with it",
+            "Read a session, to continue it",
             _TAG,
             session=True,
             answers={200: Documented("The session", Session), 404: gone},
@@ -121,18 +121,20 @@ def operations(cipher: Cipher | None, placeholders: Placeholders) -> list[Operat
             "POST",
             f"{SESSION}/activities",
             note,
-            "Record what is done within a step",
+            "Record an activity within a step",
             _TAG,
             body=Activity,
             session=True,
             description="At most 100 an hour in one session.",
-            answers={201: Documented("Recorded", Noted), 404: gone, 409: Documented("session_completed: it is over")},
+            answers={201: Documented("Recorded", Noted), 404: gone, 409: Documented("session_completed")},
         ),
     ]
 
 
 def _operation(step: Step, cipher: Cipher | None, gone: Documented) -> Operation:
-    conflict = "step_not_reached: one before is to be done first; session_completed: nothing of it changes any more"
+    conflict = (
+        "step_not_reached: an earlier step must be done first; session_completed: the session can no longer change"
+    )
     if step.secrets:
         conflict += "; account_taken: the number cannot be connected to this session"
     return Operation(
@@ -144,8 +146,8 @@ def _operation(step: Step, cipher: Cipher | None, gone: Documented) -> Operation
         body=step.fields,
         session=True,
         on_invalid=partial(note_errors, step),
-        answers={200: Documented("Done; the session as it is now", Session), 404: gone, 409: Documented(conflict)},
-        description="Done again before the session is completed, it corrects what was entered.",
+        answers={200: Documented("The session after the step", Session), 404: gone, 409: Documented(conflict)},
+        description="Sending it again before the session is completed corrects what was entered.",
     )
 
 
@@ -165,7 +167,7 @@ async def begin(placeholders: Placeholders, call: Call) -> web.StreamResponse:
     caller = call.caller.for_visitors
     async with call.transaction(caller=caller, session_token=token) as connection:
         row = await connection.fetchrow(_QUERIES["create"], token, call.user_agent, *visitor)
-    # A server begins them for its own visitors: its address is not theirs.
+    # A server begins sessions for its visitors: its address is not theirs.
     await call.emit(event(row, "onboarding_started"), of_client=caller is ANYBODY)
     named = NamedSession(session_token=token, **msgspec.structs.asdict(session(row)))
     return answer(201, msgspec.to_builtins(named), _PRIVATE)
@@ -174,19 +176,21 @@ async def begin(placeholders: Placeholders, call: Call) -> web.StreamResponse:
 async def read(call: Call) -> web.StreamResponse:
     async with call.transaction(caller=ANYBODY) as connection:
         row = _found(await connection.fetchrow(_QUERIES["read"], call.session_token))
-    return _told(row)
+    return _session_answer(row)
 
 
 def _found(row: asyncpg.Record | None) -> asyncpg.Record:
     if row is None:
-        # Row security shows neither that of another token nor one that was left too long ago.
+        # Row security shows neither sessions of other tokens nor ones idle for too long.
         raise Problem(
-            404, "session_not_found", "no session has this token, or it was left for over 24 hours: begin another"
+            404,
+            "session_not_found",
+            "no session has this token, or it has been idle for over 24 hours: begin another",
         )
     return row
 
 
-def _told(row: asyncpg.Record) -> web.Response:
+def _session_answer(row: asyncpg.Record) -> web.Response:
     return answer(200, msgspec.to_builtins(session(row)), _PRIVATE)
 
 
@@ -200,7 +204,7 @@ async def complete(step: Step, cipher: Cipher | None, call: Call) -> web.StreamR
         raise Problem(
             503,
             "encryption_not_configured",
-            "credentials cannot be kept: make a key with `ingest encryption key`, and set encryption_keys to it",
+            "credentials cannot be stored: create a key with `ingest encryption key`, and set encryption_keys to it",
         )
     call.require_room()
     entered = cleaned(call.body)
@@ -212,10 +216,10 @@ async def complete(step: Step, cipher: Cipher | None, call: Call) -> web.StreamR
     except asyncpg.PostgresError as error:
         if error.sqlstate != "PT429":
             raise
-        # So many activities that no more are recorded. Nobody is kept from going on because they are counted.
+        # Too many activities to record another. That must not keep anybody from completing the step.
         before, row = await _done(step, cipher, call, entered, seconds, noted=False)
     await call.emit(*events_of(step, before, row))
-    return _told(row)
+    return _session_answer(row)
 
 
 async def _done(
@@ -227,7 +231,7 @@ async def _done(
     *,
     noted: bool = True,
 ) -> tuple[asyncpg.Record, asyncpg.Record]:
-    """The session before the step was done, and after."""
+    """Do the step; returns the session before and after it."""
     async with call.transaction(caller=ANYBODY) as connection:
         if step.secrets:
             await _link_lead(connection, call)
@@ -252,25 +256,25 @@ async def _done(
 
 def _require_reached(step: Step, row: asyncpg.Record) -> None:
     if row["status"] == "completed":
-        raise Problem(409, "session_completed", "onboarding is completed: nothing of it changes any more")
+        raise Problem(409, "session_completed", "onboarding is completed: the session can no longer change")
     missing = [each.name for each in STEPS[: STEPS.index(step)] if row[each.done_at] is None]
     if missing:
         raise Problem(
             409,
             "step_not_reached",
-            f"to be done first: {', '.join(missing)}",
-            errors=[FieldError(name, "is to be done first") for name in missing],
+            f"must be done first: {', '.join(missing)}",
+            errors=[FieldError(name, "must be done first") for name in missing],
         )
 
 
 def _taken() -> Problem:
-    return Problem(409, "account_taken", "this number cannot be connected here; if it is yours, ask us")
+    return Problem(409, "account_taken", "this number cannot be connected here; if it is yours, contact us")
 
 
 @asynccontextmanager
 async def _as_service(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """What a visitor's session may cause and anon may not do: that leads and accounts are read and written. As narrow
-    as can be: a few statements, whose arguments are this session's own."""
+    """For what a visitor's session may cause but anon may not do: reading and writing leads and accounts. As narrow
+    as possible: a few statements, whose arguments belong to this session."""
     await connection.execute("SET LOCAL ROLE service_role")
     yield
     # An error ends the transaction, and the role with it.
@@ -278,8 +282,8 @@ async def _as_service(connection: asyncpg.Connection) -> AsyncIterator[None]:
 
 
 async def _link_lead(connection: asyncpg.Connection, call: Call) -> None:
-    """See to it that a session which gives its address has a lead. Before the session is locked: who adds a lead
-    locks its address first and its sessions then."""
+    """Make sure that a session with an email address has a lead. To be called before the session is locked: adding a
+    lead locks its address first and then its sessions."""
     row = await connection.fetchrow(_QUERIES["unlinked"], call.session_token)
     lead = lead_of(orjson.loads(row["business_data"])) if row is not None else None
     if row is None or lead is None:
@@ -292,7 +296,7 @@ async def _link_lead(connection: asyncpg.Connection, call: Call) -> None:
 async def _relink(
     connection: asyncpg.Connection, call: Call, before: asyncpg.Record, entered: dict[str, Any]
 ) -> None:
-    """When an address is corrected, the session and the account that it has made go to that address's lead."""
+    """If the email address was corrected, move the session and its account to the lead with that address."""
     lead = lead_of(entered)
     if lead is None or before["lead_id"] is None or kept(STEPS[0], before).get("email") == lead.email:
         return
@@ -304,14 +308,14 @@ async def _relink(
 async def _keep_account(
     connection: asyncpg.Connection, step: Step, cipher: Cipher, row: asyncpg.Record, entered: dict[str, Any]
 ) -> dict[str, Any]:
-    """Put the credentials into the session's account; returns the part of the step that the session keeps."""
+    """Store the credentials in the session's account; returns the part of the step that the session keeps."""
     if row["lead_id"] is None:
-        # Erased since, or the address was entered this moment by another request.
+        # The lead was erased, or another request entered the address a moment ago.
         raise Problem(
             409,
             "step_not_reached",
-            "business_info is to be done again",
-            errors=[FieldError("business_info", "is to be done again")],
+            "business_info must be done again",
+            errors=[FieldError("business_info", "must be done again")],
         )
     given = [name for name in step.secrets if name in entered]
     encrypted = [cipher.encrypt(entered[name]) if name in entered else None for name in step.secrets]
@@ -332,13 +336,13 @@ async def note(call: Call) -> web.StreamResponse:
     activity: Activity = call.body
     step = OF_NAME[activity.step]
     name = activity.field_name.strip() if activity.field_name else None
-    value = told_value(step, name, activity.field_value)
+    value = recordable_value(step, name, activity.field_value)
     texts = [each if each is None else conceal(each) for each in (name, activity.error_message)]
     concealed = [value, *texts] != [activity.field_value, name, activity.error_message]
     async with call.transaction(caller=ANYBODY) as connection:
         row = _found(await connection.fetchrow(_QUERIES["read"], call.session_token))
         if row["status"] == "completed":
-            raise Problem(409, "session_completed", "onboarding is completed: nothing is done in it any more")
+            raise Problem(409, "session_completed", "onboarding is completed: no more activities are recorded")
         if row["status"] == "abandoned":
             await connection.execute(_QUERIES["resume"], call.session_token)
         noted = await connection.fetchval(
@@ -355,14 +359,14 @@ async def note(call: Call) -> web.StreamResponse:
 
 
 async def note_errors(step: Step, call: Call, errors: Sequence[FieldError]) -> None:
-    """Record what was wrong with a step's fields, if it can be: the client is told in any case."""
-    names, messages = zip(*told_errors(step, errors)[:MAX_NOTED], strict=True)
+    """Record what was wrong with a step's fields, if possible. The client gets the errors in any case."""
+    names, messages = zip(*recordable_errors(step, errors)[:MAX_NOTED], strict=True)
     try:
         async with call.transaction(caller=ANYBODY) as connection:
             await connection.execute(_QUERIES["note_errors"], call.session_token, step.name, names, messages)
     except (Unavailable, TooSlow) as error:
         logger.debug("errors of a step were not recorded: %s", error)
     except asyncpg.PostgresError as error:
-        # So many activities that no more are recorded, or others write the same; anything else is a bug of ours.
+        # Too many activities to record more, or a concurrent write; anything else is a bug.
         if error.sqlstate != "PT429" and not isinstance(error, CONTENTION):
             logger.exception("errors of a step were not recorded")

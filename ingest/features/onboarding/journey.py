@@ -1,4 +1,4 @@
-"""A session of onboarding as it is told: where it stands, what each step has, and its events."""
+"""A session of onboarding as responses show it, and its events. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Row = Mapping[str, Any]
 class StepState(msgspec.Struct):
     """A step of a session.
 
-    needs: its required fields while it is not done.  entered: what was, but for secrets, of which `kept_secret`
-    names those that there are.
+    needs: its required fields, until it is done.  entered: its values, except secrets; `kept_secret` names the
+    secrets that are stored.
     """
 
     step: StepName
@@ -31,7 +31,7 @@ class StepState(msgspec.Struct):
 
 
 class Session(msgspec.Struct, kw_only=True):
-    """Where a session stands."""
+    """A session and the state of its steps."""
 
     id: str
     status: Literal["not_started", "in_progress", "completed", "abandoned"]
@@ -45,7 +45,7 @@ class Session(msgspec.Struct, kw_only=True):
 
 
 class NamedSession(Session, kw_only=True):
-    """A new session, with the token that is the way back to it."""
+    """A new session, with the token that gives access to it."""
 
     session_token: str
 
@@ -78,7 +78,7 @@ def _state(step: Step, row: Row) -> StepState:
 
 
 def kept(step: Step, row: Row) -> dict[str, Any]:
-    """What a session has of a step, as JSON objects."""
+    """The stored values of a step, decoded."""
     match step.name:
         case "business_info":
             found = orjson.loads(row["business_data"])
@@ -92,18 +92,18 @@ def kept(step: Step, row: Row) -> dict[str, Any]:
 
 
 def event(row: Row, name: str, type_: str = "user_action", **properties: str) -> dict[str, Any]:
-    """An event of a session: the visitor's who began it, and nobody's by name."""
-    told = {"name": name, "type": type_, "session_id": row["visit_session_id"] or str(row["id"])}
+    """An event of a session, for the visitor who began it; it identifies nobody."""
+    event: dict[str, Any] = {"name": name, "type": type_, "session_id": row["visit_session_id"] or str(row["id"])}
     if row["anonymous_id"]:
-        told["anonymous_id"] = row["anonymous_id"]
-    return {**told, "properties": properties}
+        event["anonymous_id"] = row["anonymous_id"]
+    return {**event, "properties": properties}
 
 
 def events_of(step: Step, before: Row, row: Row) -> list[dict[str, Any]]:
-    """A step is told once, however often it is corrected."""
+    """The events after a step: only the first time that it is done, not for corrections."""
     if before[step.done_at] is not None:
         return []
-    told = [event(row, "onboarding_step_completed", step=step.name)]
+    events = [event(row, "onboarding_step_completed", step=step.name)]
     if row["status"] == "completed":
-        told.append(event(row, "onboarding_completed", "conversion"))
-    return told
+        events.append(event(row, "onboarding_completed", "conversion"))
+    return events

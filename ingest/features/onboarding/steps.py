@@ -1,6 +1,6 @@
-"""The steps of onboarding as one table: what each asks for, and what of that is never copied anywhere else.
+"""The steps of onboarding as one table: the fields of each, and which of them are never copied anywhere else. Pure.
 
-The structs are what requests are checked by and what /openapi.json shows; everything else follows from them.
+The structs check the requests and are shown in /openapi.json; everything else follows from them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def _token(description: str, low: int) -> Meta:
 
 
 class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
-    """Who sets up a bot, and for which business."""
+    """The person who sets up a bot, and their business."""
 
     company_name: Annotated[str, _words("The company's name", 200)]
-    contact_name: Annotated[str, _words("Who to talk to", 200)]
+    contact_name: Annotated[str, _words("The contact person's name", 200)]
     email: Annotated[
         str,
         fields.text(
-            "Their address",
+            "The contact person's email address",
             what=EMAIL_WHAT,
             low=6,
             high=254,
@@ -55,7 +55,7 @@ class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
     country: Annotated[
         str,
         fields.text(
-            "Where the company is: ISO 3166-1",
+            "The company's country: ISO 3166-1",
             what="a country's two letters, such as DE",
             low=2,
             high=2,
@@ -64,13 +64,16 @@ class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
         ),
     ]
     phone: (
-        Annotated[str, fields.text("Their phone number", what=_PHONE_WHAT, low=7, high=40, pattern=_PHONE)] | None
+        Annotated[
+            str, fields.text("The contact person's phone number", what=_PHONE_WHAT, low=7, high=40, pattern=_PHONE)
+        ]
+        | None
     ) = None
     website: (
         Annotated[
             str,
             fields.text(
-                "The company's site",
+                "The company's website",
                 what="a URL such as https://www.example.com",
                 low=10,
                 high=500,
@@ -79,11 +82,11 @@ class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
         ]
         | None
     ) = None
-    industry: Annotated[str, _words("What the company does", 100)] | None = None
+    industry: Annotated[str, _words("The company's industry", 100)] | None = None
     company_size: (
         Annotated[
             Literal["1", "2-10", "11-50", "51-200", "201-1000", "over-1000"],
-            fields.about("How many work there", what="one of 1, 2-10, 11-50, 51-200, 201-1000, over-1000"),
+            fields.about("Number of employees", what="one of 1, 2-10, 11-50, 51-200, 201-1000, over-1000"),
         ]
         | None
     ) = None
@@ -91,12 +94,12 @@ class BusinessInfo(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class WhatsAppIntegration(msgspec.Struct, forbid_unknown_fields=True):
-    """The number that the bot answers on. The two tokens are kept encrypted and never shown again."""
+    """The number that the bot answers on. The two tokens are stored encrypted and never shown again."""
 
     business_account_id: Annotated[
         str,
         fields.text(
-            "The WhatsApp Business account as Meta knows it",
+            "Meta's id of the WhatsApp Business account",
             what="the account's id at Meta",
             low=1,
             high=64,
@@ -106,28 +109,28 @@ class WhatsAppIntegration(msgspec.Struct, forbid_unknown_fields=True):
     phone_number_id: Annotated[
         str,
         fields.text(
-            "The number as Meta knows it",
+            "Meta's id of the phone number",
             what="the number's id at Meta",
             low=1,
             high=64,
             pattern=_ID_OF_META,
         ),
     ]
-    phone_number: Annotated[str, fields.text("The number", what=_PHONE_WHAT, low=7, high=40, pattern=_PHONE)]
-    access_token: Annotated[str, _token("Meta's token to send with", 8)]
-    display_name: Annotated[str, _words("The name that is shown in chats", 200)] | None = None
-    webhook_verify_token: Annotated[str, _token("What Meta's webhooks are confirmed with", 1)] | None = None
+    phone_number: Annotated[str, fields.text("The phone number", what=_PHONE_WHAT, low=7, high=40, pattern=_PHONE)]
+    access_token: Annotated[str, _token("Meta's access token, for sending", 8)]
+    display_name: Annotated[str, _words("The name shown in chats", 200)] | None = None
+    webhook_verify_token: Annotated[str, _token("The token that verifies Meta's webhooks", 1)] | None = None
     time_spent_seconds: Seconds | None = None
 
 
 class BotSetup(msgspec.Struct, forbid_unknown_fields=True):
-    """How the bot talks."""
+    """The bot's name, language and messages."""
 
     bot_name: Annotated[str, _words("The bot's name", 100)]
     language: Annotated[
         str,
         fields.text(
-            "What it speaks",
+            "The language it speaks",
             what="a language such as en or pt-BR",
             low=2,
             high=35,
@@ -135,41 +138,43 @@ class BotSetup(msgspec.Struct, forbid_unknown_fields=True):
             examples=["en", "pt-BR"],
         ),
     ]
-    greeting: Annotated[str, _words("What it says first", 1000)]
-    away_message: Annotated[str, _words("What it says when nobody is there", 1000)] | None = None
+    greeting: Annotated[str, _words("Its first message", 1000)]
+    away_message: Annotated[str, _words("Its message while nobody is available", 1000)] | None = None
     features: (
         Annotated[
             list[Annotated[str, _words("A feature", 50)]],
             Meta(
-                description="What it is to do", max_length=20, extra={"what": "up to 20 texts of up to 50 characters"}
+                description="Features to enable",
+                max_length=20,
+                extra={"what": "up to 20 texts of up to 50 characters"},
             ),
         ]
         | None
     ) = None
-    hand_over_to_people: Annotated[bool, fields.about("Whether it calls people in")] | None = None
+    hand_over_to_people: Annotated[bool, fields.about("Whether it hands chats over to people")] | None = None
     time_spent_seconds: Seconds | None = None
 
 
 class Testing(msgspec.Struct, forbid_unknown_fields=True):
-    """That the bot answers."""
+    """Confirmation that the bot answers."""
 
     confirmed: Annotated[
         bool,
         Meta(
-            description="That a message was sent to the bot, and answered",
+            description="A message was sent to the bot, and it answered",
             extra={"what": "true: send the bot a message first"},
             extra_json_schema={"const": True},
         ),
     ]
-    notes: Annotated[str, _words("What was noticed", 1000)] | None = None
+    notes: Annotated[str, _words("Notes", 1000)] | None = None
     time_spent_seconds: Seconds | None = None
 
 
 class Step(NamedTuple):
     """A step of onboarding.
 
-    fields: what it asks for.  secrets: those of them that are kept encrypted, in whatsapp.accounts.  personal: those
-    whose values no activity and no event repeats, either.
+    fields: the request's body.  secrets: the fields that are stored encrypted, in whatsapp.accounts.  personal: other
+    fields whose values no activity or event repeats.
     """
 
     name: str
@@ -180,7 +185,7 @@ class Step(NamedTuple):
 
     @property
     def done_at(self) -> str:
-        """The column that says when it was done."""
+        """The column with the time when it was done."""
         return f"{self.name}_completed_at"
 
     @property
@@ -198,12 +203,12 @@ class Step(NamedTuple):
 
 @cache
 def _names(model: type[msgspec.Struct]) -> list[tuple[str, bool]]:
-    """The fields, and whether they are required."""
+    """The fields' names, and whether they are required."""
     return [(field.encode_name, field.required) for field in msgspec.structs.fields(model)]
 
 
 STEPS: Final = (
-    Step("business_info", "Who sets up a bot", BusinessInfo, (), ("contact_name", "email", "phone")),
+    Step("business_info", "Enter contact and company", BusinessInfo, (), ("contact_name", "email", "phone")),
     Step(
         "whatsapp_integration",
         "Connect a WhatsApp number",
@@ -211,10 +216,10 @@ STEPS: Final = (
         ("access_token", "webhook_verify_token"),
         ("business_account_id", "phone_number_id", "phone_number"),
     ),
-    Step("bot_setup", "Set the bot up", BotSetup),
+    Step("bot_setup", "Set up the bot", BotSetup),
     Step("testing", "Confirm that it answers, which completes onboarding", Testing),
 )
-"""In their order."""
+"""In the order in which they are done."""
 OF_NAME: Final = {step.name: step for step in STEPS}
 StepName = Literal["business_info", "whatsapp_integration", "bot_setup", "testing"]
 
@@ -228,7 +233,7 @@ _STORED_AS: Final[Mapping[str, Callable[[str], str]]] = {
 
 
 def cleaned(body: msgspec.Struct) -> dict[str, Any]:
-    """What was given, in the form in which it is stored: texts trimmed, what was left out not there."""
+    """The given fields in the form in which they are stored, with texts trimmed."""
     found: dict[str, Any] = {}
     for name, value in msgspec.structs.asdict(body).items():
         if value is None:
@@ -242,7 +247,7 @@ def cleaned(body: msgspec.Struct) -> dict[str, Any]:
 
 
 def check(body: msgspec.Struct) -> list[FieldError]:
-    """What a declaration cannot say."""
+    """The errors that the declaration cannot express."""
     if isinstance(body, Testing) and not body.confirmed:
         return [FieldError("confirmed", "must be true: send the bot a message first")]
     if isinstance(body, BusinessInfo) and body.email.strip().index("@") > MAX_LOCAL_PART:
@@ -254,8 +259,8 @@ def check(body: msgspec.Struct) -> list[FieldError]:
     ]
 
 
-class Lead(NamedTuple):
-    """What business_info tells of a lead; texts, or None."""
+class OnboardingLead(NamedTuple):
+    """The fields of a lead that business_info has."""
 
     email: str
     phone_number: str | None
@@ -265,17 +270,17 @@ class Lead(NamedTuple):
     country_code: str | None
 
 
-def lead_of(business: Mapping[str, Any]) -> Lead | None:
-    """The lead that entered this, None without an address. The surname is what follows the first word of the name."""
-    told = {name: value for name, value in business.items() if isinstance(value, str)}
-    if "email" not in told:
+def lead_of(business: Mapping[str, Any]) -> OnboardingLead | None:
+    """The lead that entered this; None without an email address. The last name is everything after the first word."""
+    texts = {name: value for name, value in business.items() if isinstance(value, str)}
+    if "email" not in texts:
         return None
-    first, _, last = told.get("contact_name", "").strip().partition(" ")
-    return Lead(
-        told["email"],
-        told.get("phone"),
-        told.get("company_name"),
+    first, _, last = texts.get("contact_name", "").strip().partition(" ")
+    return OnboardingLead(
+        texts["email"],
+        texts.get("phone"),
+        texts.get("company_name"),
         first[:100] or None,
         last.strip()[:100] or None,
-        told.get("country"),
+        texts.get("country"),
     )
