@@ -296,8 +296,8 @@ async def test_no_value_in_any_place_of_any_route_is_a_fault_of_ours(start: Star
             await raw.close()
 
     await asyncio.gather(*[try_all() for _ in range(PARALLEL)])
-    told = Counter((method, path, status) for method, path, status, _ in faults)
-    assert not told, (told, faults[:5])
+    counted = Counter((method, path, status) for method, path, status, _ in faults)
+    assert not counted, (counted, faults[:5])
     # That something was understood, and something refused.
     assert statuses >= {200, 400, 401, 422}
     assert (await client.get("/readyz")).status == 200

@@ -8,9 +8,9 @@ from tests.support.collector import Client
 
 
 async def test_errors_are_problems_with_one_error_a_field(client: Client):
-    told = await client.post({"email": 4, "x": 2, "company_name": "a\x00"}, "/v1/leads")
-    assert (told.status, told.headers["Content-Type"]) == (422, "application/problem+json")
-    problem = told.json()
+    answer = await client.post({"email": 4, "x": 2, "company_name": "a\x00"}, "/v1/leads")
+    assert (answer.status, answer.headers["Content-Type"]) == (422, "application/problem+json")
+    problem = answer.json()
     assert (problem["status"], problem["title"], problem["code"]) == (422, "Unprocessable Entity", "invalid_fields")
     errors = {error["field"]: error["message"] for error in problem["errors"]}
     assert errors["email"] == "must be an email address (of a domain that is not ASCII its xn-- form)"
@@ -19,19 +19,19 @@ async def test_errors_are_problems_with_one_error_a_field(client: Client):
 
 
 async def test_another_method_of_a_known_path(client: Client):
-    told = await client.request("TRACE", "/v1/leads")
-    assert (told.status, told.json()["code"]) == (405, "method_not_allowed")
-    assert "POST" in told.headers["Allow"]
+    answer = await client.request("TRACE", "/v1/leads")
+    assert (answer.status, answer.json()["code"]) == (405, "method_not_allowed")
+    assert "POST" in answer.headers["Allow"]
     assert (await client.get("/v1/nothing")).status == 404
 
 
 async def test_the_documents(client: Client):
-    told = await client.get("/openapi.json")
-    assert (told.status, told.headers["Content-Type"]) == (200, "application/json; charset=utf-8")
-    document = told.json()
+    answer = await client.get("/openapi.json")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json; charset=utf-8")
+    document = answer.json()
     OpenAPIV31SpecValidator(document).validate()
     assert {"/v1/leads", "/v1/events", "/v1/stats/totals"} <= document["paths"].keys()
-    again = await client.get("/openapi.json", If_None_Match=told.headers["ETag"])
+    again = await client.get("/openapi.json", If_None_Match=answer.headers["ETag"])
     assert (again.status, again.body) == (304, b"")
     page = await client.get("/docs")
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"

@@ -149,13 +149,13 @@ def test_no_value_ends_the_process_and_neither_does_its_end():
     assert done.returncode == 0, done.stderr
 
 
-def test_msgspec_is_told_of_no_pattern():
+def test_msgspec_gets_no_pattern():
     """Which it frees too early where a list is the alternative (`fields.text`)."""
-    told = [
+    compiled = [
         (model, field.name) for model in models() for field in msgspec.structs.fields(model)
         if "pattern='" in repr(field.type)
     ]  # fmt: skip
-    assert not told
+    assert not compiled
 
 
 def nested(depth: int, innermost: Any, shape: str) -> Any:

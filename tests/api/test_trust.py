@@ -59,13 +59,13 @@ async def test_pages_of_anybody_may_send_events_and_nothing_else(start: Start):
             for asked in (method, "OPTIONS"):
                 body = b"{}" if asked in ("POST", "PUT", "PATCH") else None
                 answer = await client.request(asked, path, body, Origin=EVIL, **headers)
-                told = shown_to_pages(answer)
+                headers = shown_to_pages(answer)
                 if takes_events:
-                    assert told["access-control-allow-origin"] == EVIL, (asked, path)
-                    assert told["access-control-allow-credentials"] == "true", (asked, path)
+                    assert headers["access-control-allow-origin"] == EVIL, (asked, path)
+                    assert headers["access-control-allow-credentials"] == "true", (asked, path)
                 else:
-                    assert "access-control-allow-origin" not in told, (asked, path, told)
-                    assert "access-control-allow-credentials" not in told, (asked, path, told)
+                    assert "access-control-allow-origin" not in headers, (asked, path, headers)
+                    assert "access-control-allow-credentials" not in headers, (asked, path, headers)
                     assert answer.headers["Vary"] == "Origin"
                     seen += 1
     assert seen > 100
@@ -79,9 +79,9 @@ async def test_listed_pages_may_use_the_rest_without_what_the_browser_keeps(star
             continue
         for asked in (method, "OPTIONS"):
             body = b"{}" if asked in ("POST", "PUT", "PATCH") else None
-            told = shown_to_pages(await client.request(asked, path, body, Origin=DESK))
-            assert told["access-control-allow-origin"] == allowed, (asked, path)
-            assert "access-control-allow-credentials" not in told
+            headers = shown_to_pages(await client.request(asked, path, body, Origin=DESK))
+            assert headers["access-control-allow-origin"] == allowed, (asked, path)
+            assert "access-control-allow-credentials" not in headers
             strange = shown_to_pages(await client.request(asked, path, body, Origin=EVIL))
             assert strange.get("access-control-allow-origin") == ("*" if allowed == "*" else None)
     # Who may read statistics may not send events by that.
@@ -150,7 +150,7 @@ async def test_configured_keys_are_free_of_limits_by_address(start: Start, conne
             ]
             for method, path, body, status in wanted:
                 answer = await client.request(method, path, body, **named)
-                # Leads of known and new addresses may be told alike.
+                # Leads of known and new addresses may have the same answer.
                 assert answer.status in (status, 202, 200), (key, path, answer)
     assert (await client.post(flag, "/ofrep/v1/evaluate/flags/e")).status == 200
     assert (await client.post(flag, "/ofrep/v1/evaluate/flags/e")).status == 429
@@ -184,8 +184,8 @@ async def destination(client: Client, **headers: str) -> tuple[str, str, str]:
     """What the settings document says: host, protocol, and whether caches may keep it."""
     answer = await client.get(SETTINGS, **headers)
     assert answer.status == 200
-    told = answer.json()["integrations"]["Segment.io"]
-    return told["apiHost"], told["protocol"], answer.headers["Cache-Control"]
+    settings = answer.json()["integrations"]["Segment.io"]
+    return settings["apiHost"], settings["protocol"], answer.headers["Cache-Control"]
 
 
 async def test_no_client_has_a_say_in_where_others_are_sent(start: Start):
@@ -267,10 +267,10 @@ async def test_a_proxy_on_this_machine_does_not_open_the_metrics(start: Start, h
 async def test_the_root_tells_what_there_is(client: Client):
     answer = await client.get("/")
     assert answer.status == 200
-    told = answer.json()
-    for path in (told["documentation"], told["openapi"]):
+    links = answer.json()
+    for path in (links["documentation"], links["openapi"]):
         assert (await client.get(path)).status == 200
-    assert told["documentation"] == "/docs"
+    assert links["documentation"] == "/docs"
     for path in ("/nowhere", "/v1", "/v2/events"):
         answer = await client.get(path)
         assert answer.status == 404 and "/docs" in json.loads(answer.body)["message"]

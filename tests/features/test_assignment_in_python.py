@@ -112,7 +112,8 @@ async def test_python_and_sql_assign_the_same(connection: asyncpg.Connection):
     rows = await connection.fetch(IN_SQL, UNITS, json.dumps(CONTEXTS), names)
     in_sql = {row["name"]: row["variants"] for row in rows}
     contexts = [
-        Context(told.get("country"), told.get("device"), told.get("url"), told.get("attributes")) for told in CONTEXTS
+        Context(known.get("country"), known.get("device"), known.get("url"), known.get("attributes"))
+        for known in CONTEXTS
     ]
     for row in await connection.fetch(QUERIES["definitions"]):
         definition = definition_of(row)
@@ -161,11 +162,11 @@ async def test_a_unit_has_one_variant_however_it_is_spelt(connection: asyncpg.Co
         await make_experiment(connection, name, **EXPERIMENTS[name] | {"traffic_percentage": "80"})
     definitions = [definition_of(row) for row in await connection.fetch(QUERIES["definitions"])]
     chance = random.Random(5)
-    told = []
+    variants = []
     for _ in range(20):
         id = UUID(int=chance.getrandbits(128))
         given = await assign(connection, user_id=id)
-        told.append(given.get("even"))
+        variants.append(given.get("even"))
         for each in spellings(id, chance):
             assert await assign(connection, session_id=each) == given
             unit = canonical_id(each).encode()
@@ -173,7 +174,7 @@ async def test_a_unit_has_one_variant_however_it_is_spelt(connection: asyncpg.Co
                 place = assigner_of(definition).assign(unit, Context())
                 ours = definition.variants[place].id if place is not None else None
                 assert ours == given.get(definition.name)
-    assert len(set(told)) > 1
+    assert len(set(variants)) > 1
 
 
 async def test_flags_exposures_and_conversions_are_of_one_unit(start: Start):

@@ -1,5 +1,5 @@
 """What anybody claims to be theirs: whichever id an event without credentials names, whatever table that id is in,
-export and erasure leave its owner's rows alone until they are told to believe it."""
+export and erasure leave its owner's rows alone unless asked to include unverified ids."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ async def assert_all_are_there(connection: asyncpg.Connection, before: dict[str,
 
 async def ask(connection: asyncpg.Connection, function: str, *arguments: object) -> dict[str, Any]:
     places = ", ".join(f"${number}" for number in range(1, len(arguments) + 1))
-    told: dict[str, Any] = json.loads(await connection.fetchval(f"SELECT {function}({places})", *arguments))
-    return told
+    result: dict[str, Any] = json.loads(await connection.fetchval(f"SELECT {function}({places})", *arguments))
+    return result
 
 
 @pytest.fixture
@@ -142,9 +142,9 @@ async def test_who_claims_an_id_gets_nothing_of_its_owner(
     await victim.execute("INSERT INTO marketing.leads (id, email) VALUES ($1, $2)", LEAD, MALLORY)
     await say(victim, how, kinds)
 
-    told = await ask(victim, "gdpr_export_user_data", MALLORY)
+    export = await ask(victim, "gdpr_export_user_data", MALLORY)
     for table in TABLES:
-        exported = [row.items() for row in told.get(table, ())]
+        exported = [row.items() for row in export.get(table, ())]
         assert not [row for row in before[table] for shown in exported if shown <= row.items()], table
     planned = await ask(victim, "gdpr_delete_user_data", MALLORY, False, True)
     claimed = {IDS[kind] for kind in kinds}
@@ -165,7 +165,7 @@ async def test_who_claims_an_id_gets_nothing_of_its_owner(
     }
     listed = {kind: set(ids) for kind, ids in planned["unverified"].items()}
     assert {kind: ids for kind, ids in more.items() if ids} == listed
-    assert told.get("unverified", {}) == planned["unverified"]
+    assert export.get("unverified", {}) == planned["unverified"]
     await assert_all_are_there(victim, before)
 
     await ask(victim, "gdpr_delete_user_data", MALLORY)
@@ -224,10 +224,10 @@ async def test_what_statistics_made_of_a_claim_is_made_anew(connection: asyncpg.
         await connection.execute(
             "INSERT INTO analytics.stale_identities (anonymous_id, people) VALUES ($1, $2)", BROWSER, [USER, MALLORY]
         )
-    told = await ask(connection, "gdpr_export_user_data", MALLORY)
-    assert "analytics.visits" not in told
-    assert {"counted_as": MALLORY} in told["analytics.people"]
-    assert not any("last_seen_at" in link for link in told["analytics.identities"])
+    exported = await ask(connection, "gdpr_export_user_data", MALLORY)
+    assert "analytics.visits" not in exported
+    assert {"counted_as": MALLORY} in exported["analytics.people"]
+    assert not any("last_seen_at" in link for link in exported["analytics.identities"])
 
     await ask(connection, "gdpr_delete_user_data", MALLORY)
     [person] = await connection.fetch("SELECT user_id, counted_as, links FROM analytics.people")

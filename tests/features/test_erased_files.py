@@ -112,11 +112,11 @@ async def say(client: Client, person: Person) -> None:
 async def erase(client: Client, person: Person, **more: str) -> dict[str, Any]:
     query = "".join(f"&{name}={value}" for name, value in more.items())
     address = person.address.replace("+", "%2B")
-    told = await client.request(
+    response = await client.request(
         "DELETE", f"/v1/people?email={address}&include_unverified=true{query}", Authorization=f"Bearer {ADMIN}"
     )
-    assert told.status == 200, told.body
-    answer: dict[str, Any] = told.json()
+    assert response.status == 200, response.body
+    answer: dict[str, Any] = response.json()
     return answer
 
 
@@ -178,10 +178,10 @@ async def test_what_cannot_be_stored_is_an_honest_503_that_names_the_file(
     assert other._control is not None
     await other._control.stop()
     address = ANN.address.replace("+", "%2B")
-    told = await client.request("DELETE", f"/v1/people?email={address}", Authorization=f"Bearer {ADMIN}")
+    answer = await client.request("DELETE", f"/v1/people?email={address}", Authorization=f"Bearer {ADMIN}")
     await other.stop()
-    assert (told.status, told.json()["code"]) == (503, "journal_pending")
-    assert f"{other.journal.number:06d}" in told.json()["detail"]
+    assert (answer.status, answer.json()["code"]) == (503, "journal_pending")
+    assert f"{other.journal.number:06d}" in answer.json()["detail"]
     assert len(await client.events()) == 8, "nothing is erased"
 
 
@@ -201,9 +201,9 @@ def test_nothing_is_left_of_a_service_of_several_processes(database_url: str, tm
         before = service.metrics()["ingest_events_stored_total"]
         assert before == 0
         path = f"/v1/people?email={ANN.address.replace('+', '%2B')}&include_unverified=true"
-        status, told = ask_to_erase(service, path)
-        assert status == 200, told
-        assert json.loads(told)["analytics.events"] > 0
+        status, text = ask_to_erase(service, path)
+        assert status == 200, text
+        assert json.loads(text)["analytics.events"] > 0
         assert named_in(data_dir, ANN) == []
         metrics = service.wait_stored()
         assert metrics["ingest_events_unaccounted"] == 0
@@ -299,10 +299,10 @@ async def test_whatever_byte_is_damaged_nothing_of_the_person_is_left(
     damaged = content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
     path = client.worker.journal.folder / "0000000000000001.damaged"
     path.write_bytes(damaged)
-    told = await erase(client, ANN)
-    [file] = told["journal_files"]
+    erased = await erase(client, ANN)
+    [file] = erased["journal_files"]
     assert file["lines"] >= len(ANN.bodies) - 1
-    # What is damaged is told by name, if anything is lost by it.
+    # Damage is reported by file name, if anything is lost by it.
     is_lost = len(lines_of(damaged, tmp_path)) < len(lines_of(content, tmp_path))
     assert is_lost or "unclear" not in file
     assert "unclear" in file or kind not in ("line of another", "tab of another")
@@ -330,8 +330,8 @@ async def test_what_cannot_be_read_is_named_for_the_operator(client: Client, con
     (folder / "i.damaged").write_bytes(b"")
     wanted = {f"journals/{folder.name}/{name}" for name in "abcdfg"}
     planned = await erase(client, ANN, dry_run="true")
-    told = await erase(client, ANN)
-    for answer in (planned, told):
+    erased = await erase(client, ANN)
+    for answer in (planned, erased):
         named = {file["file"].rpartition(".")[0] for file in answer["journal_files"] if "unclear" in file}
         assert named == wanted
     assert named_in(data_dir_of(client), ANN) == []
@@ -373,9 +373,9 @@ async def test_a_segment_that_is_damaged_while_it_waits_is_set_aside_and_searche
     [path] = segments.list_segments(first.worker.journal.folder)
     content = bytearray(path.read_bytes())
     for person in (ANN, BOB):
-        # Not in the event that tells whose id it is.
-        told = content.index(person.user_id.encode()) + 1
-        content[content.index(person.user_id.encode(), told) + 3] ^= 0x40
+        # Not in the event that links the id to the person.
+        link = content.index(person.user_id.encode()) + 1
+        content[content.index(person.user_id.encode(), link) + 3] ^= 0x40
     path.write_bytes(content)
     second = await start(admin_keys=[ADMIN], data_dir=data_dir)
     await second.post(ANN.lead, "/v1/leads")
@@ -474,7 +474,7 @@ def test_killed_at_any_moment_each_file_is_the_old_one_or_the_new_one(tmp_path: 
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])
-def test_a_disk_that_is_full_or_broken_leaves_the_old_file_and_is_told(
+def test_a_disk_that_is_full_or_broken_leaves_the_old_file_and_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ):
     path = tmp_path / "journals" / "000007" / "x.damaged"
@@ -586,8 +586,8 @@ async def test_one_process_at_a_time_writes_files_anew(client: Client, connectio
     (client.worker.journal.folder / "x.damaged").write_bytes(content)
     address = ANN.address.replace("+", "%2B")
     with set_aside._alone(data_dir_of(client)):
-        told = await client.request("DELETE", f"/v1/people?email={address}", Authorization=f"Bearer {ADMIN}")
-    assert (told.status, told.json()["code"]) == (503, "busy")
+        answer = await client.request("DELETE", f"/v1/people?email={address}", Authorization=f"Bearer {ADMIN}")
+    assert (answer.status, answer.json()["code"]) == (503, "busy")
     assert (client.worker.journal.folder / "x.damaged").read_bytes() == content
     await asyncio.sleep(0)
     assert (await erase(client, ANN))["journal_files"]

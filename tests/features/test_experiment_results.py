@@ -121,15 +121,15 @@ def test_probability_best_of_equals():
         assert found == pytest.approx([1 / count] * count, abs=1e-6)
 
 
-# What is told of them.
+# Results.
 
 
-def told(*counts: VariantCount, **question: float) -> results.Results:
+def analysed(*counts: VariantCount, **question: float) -> results.Results:
     return analyse([VariantCount("control", *counts[0][1:]), *counts[1:]], Question(**question))
 
 
 def test_better_and_worse():
-    found = told(of(20_000, 2000), of(20_000, 2300, "b"), of(20_000, 1700, "c"), of(20_000, 2005, "d"))
+    found = analysed(of(20_000, 2000), of(20_000, 2300, "b"), of(20_000, 1700, "c"), of(20_000, 2005, "d"))
     assert [each.verdict for each in found.variants] == ["control", "better", "worse", "no_difference"]
     assert found.enough_data
     assert found.summary == "b is better, c is worse than the control at 0.95 confidence"
@@ -153,19 +153,19 @@ def test_better_and_worse():
     ],
 )
 def test_not_enough_data(counts: tuple[VariantCount, ...], summary: str):
-    found = told(*counts)
+    found = analysed(*counts)
     assert found.summary.startswith(summary)
     assert not found.enough_data
     assert {each.verdict for each in found.variants[1:]} <= {"not_enough_data"}
 
 
 def test_a_mismatch_is_a_warning():
-    (warning,) = told(of(50_000, 5000), of(45_000, 4600)).warnings
+    (warning,) = analysed(of(50_000, 5000), of(45_000, 4600)).warnings
     assert warning.startswith("sample ratio mismatch: shown to control 50,000 of 47,500.0, b 45,000 of 47,500.0")
     # Given to nobody, and shown to somebody.
-    assert told(of(100, 10), of(1, 0, "b", 0)).sample_ratio.mismatch
+    assert analysed(of(100, 10), of(1, 0, "b", 0)).sample_ratio.mismatch
     # So few say nothing.
-    assert told(of(9, 1), of(0, 0)).sample_ratio.p_value is None
+    assert analysed(of(9, 1), of(0, 0)).sample_ratio.p_value is None
 
 
 @pytest.mark.parametrize("control", [(0, 0), (1, 0), (1, 1), (10**6, 1), (10**6, 10**6)])
@@ -173,7 +173,7 @@ def test_a_mismatch_is_a_warning():
 def test_nothing_is_ever_infinite(control: tuple[int, int], test: tuple[int, int]):
     import msgspec
 
-    encoded = msgspec.json.encode(told(of(*control), of(*test), effect=10, confidence=0.999, power=0.99))
+    encoded = msgspec.json.encode(analysed(of(*control), of(*test), effect=10, confidence=0.999, power=0.99))
     # What is no number would be null where none is allowed.
     msgspec.json.decode(encoded, type=results.Results)
 
@@ -249,8 +249,8 @@ async def test_who_was_shown_both_is_one_unit_and_is_reported(running: asyncpg.C
     assert await counted(running) == {"control": (1, 1), "b": (0, 0)}
     found = await store.count(running, EXPERIMENT, "buy")
     assert sum(count.mixed for count in found.counts) == 1
-    told = analyse(found.counts, Question())
-    assert told.mixed_units == 1 and any("shown two variants" in warning for warning in told.warnings)
+    analysis = analyse(found.counts, Question())
+    assert analysis.mixed_units == 1 and any("shown two variants" in warning for warning in analysis.warnings)
 
 
 async def test_an_event_is_of_one_unit(running: asyncpg.Connection):
@@ -287,8 +287,8 @@ async def test_the_kpi_knows_a_unit_however_it_is_spelt(running: asyncpg.Connect
     hour = datetime(2026, 1, 2, 10, tzinfo=UTC)
     bound, arguments = kpis._bound(query, hour, hour + timedelta(hours=1), "hour")
     rows = await running.fetch(bound, *arguments)
-    told = {json.loads(row["dimensions"])["variant"]: int(row["value_numeric"]) for row in rows}
-    assert told == {"control": 4, "b": 4}
+    stored = {json.loads(row["dimensions"])["variant"]: int(row["value_numeric"]) for row in rows}
+    assert stored == {"control": 4, "b": 4}
     assert await counted(running) == {"control": (1, 1), "b": (1, 1)}
 
 

@@ -41,9 +41,9 @@ async def client(start: Start) -> Client:
 
 async def assign(client: Client, headers: Any = None, **unit: Any) -> dict[str, str]:
     """Experiment -> variant."""
-    told = await client.post(unit, ASSIGNMENTS, **(headers or {}))
-    assert told.status == 200, told
-    return {name: given["variant_id"] for name, given in told.json()["assignments"].items()}
+    answer = await client.post(unit, ASSIGNMENTS, **(headers or {}))
+    assert answer.status == 200, answer
+    return {name: given["variant_id"] for name, given in answer.json()["assignments"].items()}
 
 
 async def expose(client: Client, headers: Any = None, **shown: Any) -> Answer:
@@ -64,12 +64,12 @@ async def test_an_experiment_as_it_was_made(client: Client):
         },
         "start_date": "2026-01-02T03:04:05+00:00", "end_date": "2999-01-02T03:04:05+00:00",
     }  # fmt: skip
-    told = await client.post(made, PATH, **token(app_role="admin"))
-    assert told.status == 201
-    row = told.json()
+    answer = await client.post(made, PATH, **token(app_role="admin"))
+    assert answer.status == 201
+    row = answer.json()
     assert {name: row[name] for name in made} == made
     assert (row["status"], row["created_by"], row["results"]) == ("draft", str(PERSON), {})
-    assert b'"a": [1.0, null]' in told.body
+    assert b'"a": [1.0, null]' in answer.body
     assert (await client.get(f"{PATH}/{row['id']}", **ADMIN)).json() == row
     bare = (await client.post({"name": "bare"}, PATH, **ADMIN)).json()
     assert (bare["control_variant"], bare["test_variants"]) == ({"id": "control"}, [])
@@ -86,8 +86,8 @@ async def test_lists(client: Client):
         assert (await act(client, ids[2], step)).status == 200
 
     async def listed(query: str = "") -> list[str]:
-        told = (await client.get(PATH + query, **ADMIN)).json()
-        return [each["name"] for each in told["experiments"]]
+        answer = (await client.get(PATH + query, **ADMIN)).json()
+        return [each["name"] for each in answer["experiments"]]
 
     assert await listed() == ["number 4", "number 3", "number 1", "number 0"]
     assert await listed("?archived=true") == [f"number {n}" for n in reversed(range(5))]
@@ -117,10 +117,10 @@ async def test_what_may_be_done_when(client: Client, status: str):
     for name, step in STEPS.items():
         if status in step.possible_in:
             continue
-        told = await act(client, id, name)
-        assert (told.status, told.json()["code"]) == (409, "wrong_state"), name
+        answer = await act(client, id, name)
+        assert (answer.status, answer.json()["code"]) == (409, "wrong_state"), name
         possible = [other.done for other in STEPS.values() if status in other.possible_in]
-        assert all(word in told.json()["detail"] for word in possible)
+        assert all(word in answer.json()["detail"] for word in possible)
     values = {
         "name": "other", "control_variant": {"id": "other"}, "test_variants": [{"id": "c"}], "is_active": False,
         "targeting_rules": {"country": "DE"}, "traffic_percentage": 100, "start_date": None, "end_date": None,
@@ -129,12 +129,12 @@ async def test_what_may_be_done_when(client: Client, status: str):
     assert EDITABLE["draft"] == values.keys()
     editable = EDITABLE.get(status, ())
     for name, value in values.items():
-        told = await change(client, id, **{name: value})
+        answer = await change(client, id, **{name: value})
         if name in editable:
-            assert told.status == 200 and told.json()[name] == value
+            assert answer.status == 200 and answer.json()[name] == value
         else:
-            assert (told.status, told.json()["code"]) == (409, "wrong_state")
-            assert name in told.json()["detail"] or status == "archived"
+            assert (answer.status, answer.json()["code"]) == (409, "wrong_state")
+            assert name in answer.json()["detail"] or status == "archived"
 
 
 async def test_traffic_only_grows_once_started(client: Client):
@@ -143,8 +143,8 @@ async def test_traffic_only_grows_once_started(client: Client):
     assert (await act(client, id, "start")).status == 200
     for grown in (40, 40.3, 40.3):
         assert (await change(client, id, traffic_percentage=grown)).status == 200
-    told = await change(client, id, traffic_percentage=40.2)
-    assert told.status == 409 and "can only grow" in told.json()["detail"]
+    answer = await change(client, id, traffic_percentage=40.2)
+    assert answer.status == 409 and "can only grow" in answer.json()["detail"]
 
 
 async def test_what_cannot_be_started(client: Client):
@@ -156,18 +156,18 @@ async def test_what_cannot_be_started(client: Client):
 
 async def test_the_winner(client: Client):
     id = await run(client, "button")
-    told = await act(client, id, "complete", {"winner_variant_id": "c"})
-    assert told.status == 422
-    assert told.json()["errors"] == [{"field": "winner_variant_id", "message": "must be one of control, b"}]
-    told = await act(client, id, "complete", {"winner_variant_id": "b"})
-    assert (told.json()["status"], told.json()["winner_variant_id"]) == ("completed", "b")
-    assert told.json()["start_date"] < told.json()["end_date"]
+    answer = await act(client, id, "complete", {"winner_variant_id": "c"})
+    assert answer.status == 422
+    assert answer.json()["errors"] == [{"field": "winner_variant_id", "message": "must be one of control, b"}]
+    answer = await act(client, id, "complete", {"winner_variant_id": "b"})
+    assert (answer.json()["status"], answer.json()["winner_variant_id"]) == ("completed", "b")
+    assert answer.json()["start_date"] < answer.json()["end_date"]
 
 
 async def test_steps_at_once_are_done_once(client: Client):
     id = await draft(client, "button")
-    told = await asyncio.gather(*[act(client, id, "start") for _ in range(5)])
-    assert sorted(each.status for each in told) == [200, 409, 409, 409, 409]
+    answers = await asyncio.gather(*[act(client, id, "start") for _ in range(5)])
+    assert sorted(each.status for each in answers) == [200, 409, 409, 409, 409]
 
 
 FROZEN = "55000"
@@ -209,11 +209,11 @@ async def test_assignments_are_stored_and_stay(client: Client):
     await run(client, "bare")
     await run(client, "nobody", traffic_percentage=0)
     await draft(client, "draft")
-    told = await client.post({"session_id": "visit"}, ASSIGNMENTS)
-    given = told.json()["assignments"]
+    answer = await client.post({"session_id": "visit"}, ASSIGNMENTS)
+    given = answer.json()["assignments"]
     assert given.keys() == {"button", "bare"}
     assert given["button"]["variant_id"] == "b" and given["button"]["payload"] == {"color": [1.0]}
-    assert b'{"color": [1.0]}' in told.body
+    assert b'{"color": [1.0]}' in answer.body
     assert given["bare"]["payload"] is None
     for _ in range(3):
         assert (await client.post({"session_id": "visit"}, ASSIGNMENTS)).json()["assignments"] == given
@@ -231,8 +231,8 @@ async def test_a_row_that_another_wrote_changes_nothing(client: Client):
         " SELECT id, 'visit', 'control' FROM experiments.experiments"
     )
     assert await assign(client, session_id="visit") == {"button": "b"}
-    told = await expose(client, session_id="visit", variant="b")
-    assert (told.status, told.json()["code"]) == (409, "another_variant")
+    answer = await expose(client, session_id="visit", variant="b")
+    assert (answer.status, answer.json()["code"]) == (409, "another_variant")
     assert (await expose(client, session_id="visit", variant="control")).status == 200
 
 
@@ -294,8 +294,8 @@ async def test_flags_assignments_and_exposures_agree_whatever_was_before(start: 
             stored = await assign(client, ADMIN, country=country, **unit)
             assert stored == ({"button": variant} if variant else {}), step
         if variant and chance.random() < 0.7:
-            told = await expose(client, ADMIN, country=country, variant=variant, **unit)
-            assert (told.status, told.json().get("variant_id")) == (200, variant), (step, told.json())
+            answer = await expose(client, ADMIN, country=country, variant=variant, **unit)
+            assert (answer.status, answer.json().get("variant_id")) == (200, variant), (step, answer.json())
         if variant:
             seen.setdefault(key, set()).add(variant)
     assert all(len(variants) == 1 for variants in seen.values())
@@ -327,21 +327,21 @@ async def test_the_limit_of_an_address(start: Start):
     id = await run(client, "other", targeting_rules={"country": "DE"}, **EVERYBODY_B)
     for n in range(10):
         await assign(client, session_id=f"visit {n}")
-    told = await client.post({"session_id": "one more"}, ASSIGNMENTS)
-    assert told.status == 429 and 0 < int(told.headers["Retry-After"]) <= 3600
+    answer = await client.post({"session_id": "one more"}, ASSIGNMENTS)
+    assert answer.status == 429 and 0 < int(answer.headers["Retry-After"]) <= 3600
     # What is known costs nothing, and a server may have more.
     await assign(client, session_id="visit 3")
     await assign(client, ADMIN, session_id="one more")
     assert (await expose(client, session_id="visit 3")).status == 200
     # What was shown is counted all the same, apart.
-    told = await expose(client, session_id="another more")
-    assert (told.status, told.json()) == (200, {"experiment": "button", "variant_id": "b", "recorded": False})
+    answer = await expose(client, session_id="another more")
+    assert (answer.status, answer.json()) == (200, {"experiment": "button", "variant_id": "b", "recorded": False})
     shown = {"experiment": "other", "session_id": "another more"}
     assert (await expose(client, country="DE", **shown)).json()["recorded"] is False
-    told = await expose(client, country="DE", variant="control", **shown)
-    assert (told.status, told.json()["code"]) == (409, "another_variant")
-    told = await expose(client, country="JP", **shown)
-    assert (told.status, told.json()["code"]) == (409, "takes_no_part")
+    answer = await expose(client, country="DE", variant="control", **shown)
+    assert (answer.status, answer.json()["code"]) == (409, "another_variant")
+    answer = await expose(client, country="JP", **shown)
+    assert (answer.status, answer.json()["code"]) == (409, "takes_no_part")
     assert (await expose(client, experiment="nothing", session_id="another more")).status == 404
     assert await client.names() == ["experiment_exposure"] * 3
     assert await client.fetch("SELECT FROM experiments.assignments WHERE session_id = 'another more'") == []
@@ -352,8 +352,8 @@ async def test_the_limit_of_an_address(start: Start):
 
 async def test_every_visitor_of_an_office_takes_part(client: Client):
     await run(client, "button", **EVERYBODY_B)
-    told = [await expose(client, session_id=f"visit {n}") for n in range(50)]
-    assert {(each.status, each.json().get("recorded", True)) for each in told} == {(200, True)}
+    answers = [await expose(client, session_id=f"visit {n}") for n in range(50)]
+    assert {(each.status, each.json().get("recorded", True)) for each in answers} == {(200, True)}
     assert len(await client.fetch("SELECT FROM experiments.assignments WHERE exposure_count = 1")) == 50
 
 
@@ -401,8 +401,8 @@ async def test_a_bots_exposure_is_only_an_event_of_a_bot(client: Client, databas
             for number, (headers, context) in enumerate(cases):
                 unit = f"{who} {counts} {number}"
                 units[unit] = counts
-                told = await expose(client, {**headers, **proof}, session_id=unit, **context)
-                assert (told.status, told.json().get("recorded", True)) == (200, counts), (unit, headers, context)
+                answer = await expose(client, {**headers, **proof}, session_id=unit, **context)
+                assert (answer.status, answer.json().get("recorded", True)) == (200, counts), (unit, headers, context)
     stored = await client.events()
     assert {event["session_id"]: event["device_type"] != "bot" for event in stored} == units
     rows = await client.fetch("SELECT session_id FROM experiments.units CROSS JOIN unnest(sessions) AS session_id")
@@ -435,13 +435,13 @@ async def test_the_database_records_no_bots_exposure_either(connection: asyncpg.
                 lower = {name.lower(): value for name, value in headers.items()}
                 await connection.execute("SELECT set_config('request.headers', $1, true)", json.dumps(lower))
                 await connection.execute(f"SET LOCAL ROLE {role}")
-                told = await connection.fetchrow(
+                answer = await connection.fetchrow(
                     "SELECT * FROM record_exposure('button', session_id := $1, device := $2)",
                     f"{role} {number}",
                     device,
                 )
-            assert (told["is_running"], told["recorded"]) == (True, counts), (role, headers, device)
-            assert told["variant_id"] in ("control", "b")
+            assert (answer["is_running"], answer["recorded"]) == (True, counts), (role, headers, device)
+            assert answer["variant_id"] in ("control", "b")
     assert await connection.fetchval("SELECT count(*) FROM experiments.units") == 5
 
 
@@ -449,8 +449,8 @@ async def test_nobody_forges_an_exposure(start: Start, connection: asyncpg.Conne
     """By whatever way an event comes in, and with whatever key: only what the service itself wrote is its word."""
     client = await start(admin_keys=(ADMIN_KEY,), jwt_secret=SECRET, write_keys=("public",), assignments_per_hour=1)
     id = await run(client, "button", **EVERYBODY_B)
-    told = {"experiment": "button", "variant": "b", "recorded": False}
-    forged = {"name": "experiment_exposure", "type": "system", "session_id": "forged", "properties": told}
+    properties = {"experiment": "button", "variant": "b", "recorded": False}
+    forged = {"name": "experiment_exposure", "type": "system", "session_id": "forged", "properties": properties}
     own_words: list[dict[str, Any]] = [
         {}, {"authenticated": False}, {"own": True}, {"context": {"authenticated": False, "own": 1}},
     ]  # fmt: skip
@@ -459,7 +459,7 @@ async def test_nobody_forges_an_exposure(start: Start, connection: asyncpg.Conne
         for more in own_words:
             assert (await client.post({**forged, **more}, **headers)).status == 200
         assert (await client.post([forged] * 3, **headers)).status == 200
-        track = {"event": forged["name"], "anonymousId": "forged", "properties": told}
+        track = {"event": forged["name"], "anonymousId": "forged", "properties": properties}
         for body, path in ((track, "/v1/track"), ({"batch": [{"type": "track", **track}]}, "/v1/batch")):
             assert (await client.post(body, path, **headers)).status == 200
 
@@ -499,10 +499,10 @@ async def test_an_exposure_of_what_was_only_computed(client: Client):
 async def test_exposures_that_cannot_be(client: Client):
     await run(client, "button", targeting_rules={"country": "DE"}, **EVERYBODY_B)
     assert (await expose(client, session_id="visit", experiment="other")).status == 404
-    told = await expose(client, session_id="visit")
-    assert (told.status, told.json()["code"]) == (409, "takes_no_part")
-    told = await expose(client, session_id="visit", country="DE", variant="control")
-    assert (told.status, told.json()["code"]) == (409, "another_variant")
+    answer = await expose(client, session_id="visit")
+    assert (answer.status, answer.json()["code"]) == (409, "takes_no_part")
+    answer = await expose(client, session_id="visit", country="DE", variant="control")
+    assert (answer.status, answer.json()["code"]) == (409, "another_variant")
     # Nothing of it stays, and no event tells of it.
     assert await client.fetch("SELECT FROM experiments.assignments") == []
     assert await client.names() == []
@@ -512,16 +512,16 @@ async def test_exposures_that_cannot_be(client: Client):
 async def test_exposures_wait_for_room_in_the_journal(client: Client):
     await run(client, "button")
     client.worker.closing = True
-    told = await expose(client, session_id="visit")
+    answer = await expose(client, session_id="visit")
     client.worker.closing = False
-    assert told.status == 503 and int(told.headers["Retry-After"]) > 0
+    assert answer.status == 503 and int(answer.headers["Retry-After"]) > 0
     assert await client.fetch("SELECT FROM experiments.assignments") == []
 
 
 async def test_exposures_at_once_are_all_counted(client: Client):
     await run(client, "button")
-    told = await asyncio.gather(*[expose(client, ADMIN, session_id="visit") for _ in range(20)])
-    assert {each.status for each in told} == {200}
+    answers = await asyncio.gather(*[expose(client, ADMIN, session_id="visit") for _ in range(20)])
+    assert {each.status for each in answers} == {200}
     rows = await client.fetch("SELECT exposure_count FROM experiments.assignments")
     assert [row["exposure_count"] for row in rows] == [20]
 
@@ -532,11 +532,11 @@ async def test_results(client: Client):
     bought = {"name": "buy", "type": "conversion", "session_id": "visit"}
     assert (await client.post(bought)).status == 200
     await client.settled()
-    told = (await client.get(f"{PATH}/{id}/results?event=buy&minimum_effect=0.05", **ADMIN)).json()
-    b = told["variants"][1]
+    answer = (await client.get(f"{PATH}/{id}/results?event=buy&minimum_effect=0.05", **ADMIN)).json()
+    b = answer["variants"][1]
     assert (b["variant"], b["exposures"], b["conversions"], b["verdict"]) == ("b", 1, 1, "not_enough_data")
-    assert told["summary"] == "not enough data: no unit has been shown the control yet"
-    assert (told["experiment"], told["event"], told["minimum_effect"]) == ("button", "buy", 0.05)
+    assert answer["summary"] == "not enough data: no unit has been shown the control yet"
+    assert (answer["experiment"], answer["event"], answer["minimum_effect"]) == ("button", "buy", 0.05)
     assert (await client.get(f"{PATH}/{uuid4()}/results?event=buy", **ADMIN)).status == 404
 
 
@@ -602,8 +602,8 @@ async def ask(client: Client, what: str, id: str, headers: dict[str, str], who: 
         "": {"name": f"by {who}"}, "/id": {"description": who}, "/id/complete": {},
     }.get(path)  # fmt: skip
     query = "?event=buy" if path.endswith("results") else ""
-    told = await client.request(method, PATH + path.replace("id", id) + query, body, **headers)
-    return told.status
+    answer = await client.request(method, PATH + path.replace("id", id) + query, body, **headers)
+    return answer.status
 
 
 async def test_role_matrix(client: Client, database_url: str):
@@ -631,10 +631,10 @@ async def test_nobody_reads_anothers_assignment(client: Client):
     await run(client, "button")
     await assign(client, ADMIN, user_id=str(PERSON), session_id="theirs")
     for headers in ({}, token(sub=uuid4()), token("anon"), token(app_role="analyst", sub=uuid4())):
-        told = await client.post({"user_id": str(PERSON)}, ASSIGNMENTS, **headers)
-        assert told.status in (401, 403) and b"variant" not in told.body
-        told = await expose(client, headers, user_id=str(PERSON))
-        assert told.status in (401, 403) and b"variant" not in told.body
+        answer = await client.post({"user_id": str(PERSON)}, ASSIGNMENTS, **headers)
+        assert answer.status in (401, 403) and b"variant" not in answer.body
+        answer = await expose(client, headers, user_id=str(PERSON))
+        assert answer.status in (401, 403) and b"variant" not in answer.body
 
 
 async def test_the_database_asks_whose_exposure_it_is(connection: asyncpg.Connection):
@@ -706,12 +706,12 @@ BAD_EXPERIMENTS: list[tuple[dict[str, Any], str]] = [
 async def test_bad_experiments(client: Client):
     id = await draft(client, "good")
     for columns, field in BAD_EXPERIMENTS:
-        for told in (
+        for answer in (
             await client.post({"name": "bad", "test_variants": [{"id": "b"}], **columns}, PATH, **ADMIN),
             await client.request("PATCH", f"{PATH}/{id}", {"test_variants": [{"id": "b"}], **columns}, **ADMIN),
         ):
-            assert told.status == 422, (columns, told)
-            assert [error["field"] for error in told.json()["errors"]] == [field], (columns, told.json())
+            assert answer.status == 422, (columns, answer)
+            assert [error["field"] for error in answer.json()["errors"]] == [field], (columns, answer.json())
     assert len((await client.get(PATH, **ADMIN)).json()["experiments"]) == 1
 
 
@@ -724,8 +724,8 @@ def test_rules_that_are_wrong_again_and_again():
 
 async def test_each_wrong_rule_has_an_error(client: Client):
     rules = {"country": "de", "device": "phone", "percentage": 101, "city": 1}
-    told = await client.post({"name": "bad", "targeting_rules": rules}, PATH, **ADMIN)
-    fields = {error["field"] for error in told.json()["errors"]}
+    answer = await client.post({"name": "bad", "targeting_rules": rules}, PATH, **ADMIN)
+    fields = {error["field"] for error in answer.json()["errors"]}
     assert fields == {f"targeting_rules.{name}" for name in rules}
 
 
@@ -744,16 +744,16 @@ BAD_UNITS: list[tuple[dict[str, Any], str]] = [
 async def test_bad_units(client: Client):
     await run(client, "button", targeting_rules={"attributes": {"a": 1}})
     for unit, field in BAD_UNITS:
-        for told in (await client.post(unit, ASSIGNMENTS, **ADMIN), await expose(client, ADMIN, **unit)):
-            assert told.status == 422, (unit, told)
-            assert [error["field"] for error in told.json()["errors"]] == [field], unit
+        for answer in (await client.post(unit, ASSIGNMENTS, **ADMIN), await expose(client, ADMIN, **unit)):
+            assert answer.status == 422, (unit, answer)
+            assert [error["field"] for error in answer.json()["errors"]] == [field], unit
     for shown, field in (
         ({"experiment": ""}, "experiment"),
         ({"variant": ""}, "variant"),
         ({"variant": 1}, "variant"),
     ):
-        told = await expose(client, ADMIN, session_id="a", **shown)
-        assert [error["field"] for error in told.json()["errors"]] == [field]
+        answer = await expose(client, ADMIN, session_id="a", **shown)
+        assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
 @pytest.mark.parametrize(
@@ -787,8 +787,8 @@ async def test_numbers_of_any_size(client: Client):
 async def test_bad_queries_and_paths(client: Client):
     id = await draft(client, "button")
     for query in ("limit=0", "limit=1001", "limit=x", "status=archived", "after=x", "archived=perhaps", "x=1"):
-        told = await client.get(f"{PATH}?{query}", **ADMIN)
-        assert told.status == 422 and told.json()["errors"][0]["field"] == query.partition("=")[0], query
+        answer = await client.get(f"{PATH}?{query}", **ADMIN)
+        assert answer.status == 422 and answer.json()["errors"][0]["field"] == query.partition("=")[0], query
     for query in (
         "",
         "event=",
@@ -813,5 +813,5 @@ async def test_a_change_elsewhere_is_known_when_it_matters(client: Client, datab
         "INSERT INTO experiments.experiments (name, status, control_variant, test_variants) VALUES"
         """ ('new', 'running', '{"id": "control", "payload": 1}', '[{"id": "b", "payload": 1}]')""",
     )
-    told = await client.post({"session_id": "visit"}, ASSIGNMENTS)
-    assert told.json()["assignments"]["new"]["payload"] == 1
+    answer = await client.post({"session_id": "visit"}, ASSIGNMENTS)
+    assert answer.json()["assignments"]["new"]["payload"] == 1

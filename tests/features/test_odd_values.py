@@ -68,17 +68,17 @@ def question(dimension: str, row: dict[str, Any]) -> dict[str, Any]:
     return {"none": dimension} if row["value"] is None else {dimension: row["value"]}
 
 
-def numbers(told: dict[str, Any]) -> tuple[Any, ...]:
-    return told["events"], told["users"], told["sessions"]
+def numbers(totals: dict[str, Any]) -> tuple[Any, ...]:
+    return totals["events"], totals["users"], totals["sessions"]
 
 
 @pytest.mark.parametrize("dimension", ["event", *DIMENSION_NAMES])
 @pytest.mark.parametrize("values", [1000, 3])
 async def test_what_is_shown_is_found(ask: Asker, connection: asyncpg.Connection, dimension: str, values: int):
     column = "name" if dimension == "event" else dimension
-    told = odd(values, column)
-    await put(connection, column, told, Room(values, values))
-    kept = [value[:255] if value else value for value in told if column != "device_type" or value != "bot"]
+    sent = odd(values, column)
+    await put(connection, column, sent, Room(values, values))
+    kept = [value[:255] if value else value for value in sent if column != "device_type" or value != "bot"]
     for asked in (WHOLE, PART):
         answer = await ask("top", **asked, dimension=dimension, limit=1000)
         rows = answer["values"]
@@ -133,9 +133,9 @@ async def test_nobody_can_pretend_to_be_others(ask: Asker, connection: asyncpg.C
     await put(connection, "name", names, Room(2, 2))
     days = {key[3]: row[0] for key, row in (await stored(connection)).items() if key[0] == "month" and key[4] == "{}"}
     assert sum(days.values()) == len(names) and "" in days
-    told = await ask("top", **WHOLE, dimension="event")
-    assert {row["value"] for row in told["values"]} == set(days) - {""}
-    assert told["other"]["events"] == days[""]
+    found = await ask("top", **WHOLE, dimension="event")
+    assert {row["value"] for row in found["values"]} == set(days) - {""}
+    assert found["other"]["events"] == days[""]
     assert (await ask("totals", **WHOLE, event="(other)"))["events"] == 3
     assert (await ask("totals", **WHOLE, other="event"))["events"] == days[""]
 

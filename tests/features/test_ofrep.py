@@ -55,7 +55,7 @@ async def evaluate(client: Client, key: str, context: Any = None, **headers: str
     return await client.post({"context": {"targetingKey": "u", **(context or {})}}, f"{ALL}/{key}", **headers)
 
 
-async def told(client: Client, key: str, context: Any = None) -> tuple[str, str]:
+async def evaluated(client: Client, key: str, context: Any = None) -> tuple[str, str]:
     """The variant and the reason."""
     answer = await evaluate(client, key, context)
     assert answer.status == 200, answer
@@ -153,7 +153,7 @@ async def test_node_sdks(flags: Client):
     assert found["web"]["statuses"] == [200, 304, 200]
 
 
-# What is told.
+# Responses.
 
 
 async def test_all_fields_and_floats_as_they_are(client: Client):
@@ -189,18 +189,18 @@ async def test_reasons(client: Client):
     over = await run(client, "over", **EVERYBODY_B)
     assert (await change(client, over, start_date=yesterday, end_date="2001-01-01T00:00:00Z")).status == 200
     await draft(client, "draft", **EVERYBODY_B)
-    assert await told(client, "everybody") == ("b", "SPLIT")
-    assert await told(client, "nobody") == ("control", "DEFAULT")
-    assert await told(client, "percentage") == ("control", "DEFAULT")
+    assert await evaluated(client, "everybody") == ("b", "SPLIT")
+    assert await evaluated(client, "nobody") == ("control", "DEFAULT")
+    assert await evaluated(client, "percentage") == ("control", "DEFAULT")
     for name in ("later", "off", "over"):
-        assert await told(client, name) == ("control", "DISABLED"), name
+        assert await evaluated(client, name) == ("control", "DISABLED"), name
     context = {"country": "de", "device": "mobile", "url": "https://example.com/a", "plan": "pro", "seats": 2.0}
-    assert await told(client, "targeted", context) == ("b", "TARGETING_MATCH")
+    assert await evaluated(client, "targeted", context) == ("b", "TARGETING_MATCH")
     for other in (
         {"country": "JP"}, {"country": None}, {"country": ["DE"]}, {"device": "desktop"}, {"device": 1},
         {"url": "http://example.com/a"}, {"url": 5}, {"plan": "Pro"}, {"plan": None}, {"seats": "2"}, {"seats": True},
     ):  # fmt: skip
-        assert await told(client, "targeted", context | other) == ("control", "DEFAULT"), other
+        assert await evaluated(client, "targeted", context | other) == ("control", "DEFAULT"), other
     assert (await evaluate(client, "draft")).status == 404
 
 
@@ -212,10 +212,10 @@ async def test_through_the_life_of_an_experiment(client: Client):
         ("complete", ("control", "DISABLED")),
     ):  # fmt: skip
         assert (await act(client, id, step)).status == 200
-        assert await told(client, "flag") == expected
+        assert await evaluated(client, "flag") == expected
     won = await run(client, "won", **EVERYBODY_B)
     assert (await act(client, won, "complete", {"winner_variant_id": "b"})).status == 200
-    assert await told(client, "won") == ("b", "STATIC")
+    assert await evaluated(client, "won") == ("b", "STATIC")
     assert (await act(client, won, "archive")).status == 200
     assert (await evaluate(client, "won")).status == 404
 
@@ -358,13 +358,13 @@ async def test_too_many(start: Start):
 
 async def until(client: Client, key: str, expected: tuple[str, str]) -> None:
     async with asyncio.timeout(20):
-        while await told(client, key) != expected:  # noqa: ASYNC110
+        while await evaluated(client, key) != expected:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
 async def test_changes_made_elsewhere_arrive(client: Client, database_url: str):
     id = await run(client, "flag", **EVERYBODY_B)
-    assert await told(client, "flag") == ("b", "SPLIT")
+    assert await evaluated(client, "flag") == ("b", "SPLIT")
     for columns, expected in (
         ("is_active = false", ("control", "DISABLED")),
         ("is_active = true, traffic_percentage = 0", ("control", "DEFAULT")),
@@ -391,7 +391,7 @@ async def test_the_last_ones_go_on_without_the_database(client: Client, database
     await run(client, "flag", **EVERYBODY_B)
     await make_unreachable(postgres, database_url)
     await client.worker.experiments.refresh()
-    assert await told(client, "flag") == ("b", "SPLIT")
+    assert await evaluated(client, "flag") == ("b", "SPLIT")
 
 
 async def test_without_any_definitions(start: Start, database_url: str, postgres: Server):

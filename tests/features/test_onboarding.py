@@ -103,13 +103,13 @@ async def test_from_beginning_to_end(onboarding: Client):
     for number, step in enumerate(STEPS, start=1):
         answer = await visitor.put(step)
         assert answer.status == 200, answer
-        told = answer.json()
-        assert told["progress_percentage"] == 25 * number
-        assert told["current_step"] == (*STEPS, "complete")[number]
-        assert told == (await visitor.session()).json()
-    assert told["status"] == "completed" and "session_token" not in told
-    assert all(step["completed_at"] and step["needs"] == [] for step in told["steps"])
-    assert [step["entered"] for step in told["steps"]] == [
+        found = answer.json()
+        assert found["progress_percentage"] == 25 * number
+        assert found["current_step"] == (*STEPS, "complete")[number]
+        assert found == (await visitor.session()).json()
+    assert found["status"] == "completed" and "session_token" not in found
+    assert all(step["completed_at"] and step["needs"] == [] for step in found["steps"])
+    assert [step["entered"] for step in found["steps"]] == [
         {**ENTERED["business_info"], "email": "ada@example.com", "country": "GB", "phone": "+442079460958"},
         {
             "business_account_id": "102290129340398", "phone_number_id": "106540352242922",
@@ -118,7 +118,7 @@ async def test_from_beginning_to_end(onboarding: Client):
         {**ENTERED["bot_setup"], "features": ["faq"]},
         {"confirmed": True},
     ]  # fmt: skip
-    assert told["steps"][1]["kept_secret"] == ["access_token", "webhook_verify_token"]
+    assert found["steps"][1]["kept_secret"] == ["access_token", "webhook_verify_token"]
     events = await onboarding.events()
     assert sorted((event["name"], event["type"], event["properties"]) for event in events) == [
         ("onboarding_completed", "conversion", "{}"),
@@ -156,8 +156,8 @@ async def code(answer: Answer) -> tuple[int, str]:
 async def test_a_body_is_not_needed_and_the_session_is_its_events_visit(onboarding: Client):
     for body in (None, b"", {}, {"anonymous_id": None}):
         visitor = await begin(onboarding, body)
-        told = (await visitor.session()).json()
-        assert told["status"] == "not_started" and told["current_step"] == "business_info"
+        found = (await visitor.session()).json()
+        assert found["status"] == "not_started" and found["current_step"] == "business_info"
     events = await onboarding.fetch("SELECT session_id, anonymous_id FROM analytics.events ORDER BY session_id")
     sessions = await onboarding.fetch("SELECT id::text, session_token FROM onboarding.sessions ORDER BY id::text")
     assert [tuple(event) for event in events] == [(session["id"], None) for session in sessions]
@@ -203,8 +203,12 @@ async def test_coming_back(onboarding: Client, connection: asyncpg.Connection):
             assert (await visitor.note(activity_type="form_started", step="testing")).status == 201
         else:
             assert (await visitor.put(back)).status == 200
-        told = (await visitor.session()).json()
-        assert (told["status"], told["current_step"], told["progress_percentage"]) == ("in_progress", "testing", 75)
+        found = (await visitor.session()).json()
+        assert (found["status"], found["current_step"], found["progress_percentage"]) == (
+            "in_progress",
+            "testing",
+            75,
+        )
         assert await connection.fetchval("SELECT abandon_inactive_sessions()") == 0
     await connection.execute(leave, timedelta(hours=25))
     assert await code(await visitor.session()) == (404, "session_not_found")
@@ -250,11 +254,11 @@ async def test_a_step_done_again_corrects_it_and_does_not_go_back(onboarding: Cl
     before = (await visitor.session()).json()
     corrected = await visitor.put("business_info", company_name="Difference Engines", phone=None)
     assert corrected.status == 200
-    told = corrected.json()
-    assert (told["current_step"], told["progress_percentage"]) == ("testing", 75)
-    assert told["steps"][0]["completed_at"] == before["steps"][0]["completed_at"]
-    assert told["steps"][0]["entered"]["company_name"] == "Difference Engines"
-    assert "phone" not in told["steps"][0]["entered"]
+    found = corrected.json()
+    assert (found["current_step"], found["progress_percentage"]) == ("testing", 75)
+    assert found["steps"][0]["completed_at"] == before["steps"][0]["completed_at"]
+    assert found["steps"][0]["entered"]["company_name"] == "Difference Engines"
+    assert "phone" not in found["steps"][0]["entered"]
     assert Counter(await onboarding.names())["onboarding_step_completed"] == 3
     kinds = await onboarding.fetch("SELECT activity_type FROM onboarding.step_activities ORDER BY created_at")
     assert [row["activity_type"] for row in kinds] == ["step_completed"] * 3 + ["step_corrected"]
@@ -292,8 +296,8 @@ async def test_whatever_text_is_text(onboarding: Client):
     visitor = await begin(onboarding)
     await visitor.until("bot_setup")
     for text in TEXT:
-        told = (await visitor.put("bot_setup", bot_name=text, greeting=text, features=[text])).json()
-        assert [told["steps"][2]["entered"][name] for name in ("bot_name", "greeting", "features")] == [
+        found = (await visitor.put("bot_setup", bot_name=text, greeting=text, features=[text])).json()
+        assert [found["steps"][2]["entered"][name] for name in ("bot_name", "greeting", "features")] == [
             text, text, [text],
         ]  # fmt: skip
     # As large as can be, in characters that JSON writes in six bytes.
@@ -341,7 +345,7 @@ WRONG: dict[str, dict[str, list[Any]]] = {
 }  # fmt: skip
 
 
-async def test_each_wrong_field_is_told_and_recorded(onboarding: Client, connection: asyncpg.Connection):
+async def test_each_wrong_field_is_reported_and_recorded(onboarding: Client, connection: asyncpg.Connection):
     visitor = await begin(onboarding)
     for step, wrong in WRONG.items():
         for name, values in wrong.items():
@@ -399,10 +403,10 @@ async def test_tokens_are_nowhere_in_plain(onboarding: Client, connection: async
     await visitor.until("bot_setup")
     await visitor.put("whatsapp_integration", access_token=f"{TOKEN}!", display_name="")
     again = await visitor.put("whatsapp_integration", webhook_verify_token=None)
-    told = (await visitor.session()).body + again.body
+    found = (await visitor.session()).body + again.body
     assert again.json()["steps"][1]["kept_secret"] == ["access_token"]
     await onboarding.settled()
-    dumps = [told]
+    dumps = [found]
     for table in (
         "onboarding.sessions", "onboarding.step_activities", "analytics.events", "public.audit_logs",
         "marketing.leads", "whatsapp.accounts",
@@ -681,7 +685,7 @@ FROM (VALUES
     (0, 'in_progress', '{}'), (1, 'abandoned', '{}'), (2, 'abandoned', '{60 s}'), (3, 'in_progress', '{2 min,3 min}'),
     (4, 'completed', '{1 min,3 min,6 min,10 min}'), (5, 'completed', '{1 min,2 min,3 min,4 min}'), (40, 'completed',
     '{1 min,2 min,3 min,4 min}')
-) AS told (day, status, times)
+) AS begun (day, status, times)
 CROSS JOIN LATERAL (SELECT '2026-03-01 12:00+00'::timestamptz + make_interval(days => day), times::interval[])
     AS parts (begun, done)
 """
@@ -692,12 +696,12 @@ async def test_the_funnel(onboarding: Client, connection: asyncpg.Connection):
     path = "/v1/onboarding/funnel?from=2026-03-01T00:00:00Z&to=2026-04-01T00:00:00%2B02:00"
     answer = await onboarding.get(path, **ADMIN)
     assert answer.status == 200, answer
-    told = answer.json()
-    assert (told["from"], told["to"]) == ("2026-03-01T00:00:00Z", "2026-03-31T22:00:00Z")
-    assert (told["sessions"], told["completed"], told["completion_rate"]) == (6, 2, 0.3333)
+    found = answer.json()
+    assert (found["from"], found["to"]) == ("2026-03-01T00:00:00Z", "2026-03-31T22:00:00Z")
+    assert (found["sessions"], found["completed"], found["completion_rate"]) == (6, 2, 0.3333)
     columns = ["step", "reached", "completed", "dropped", "abandoned", "drop_off_rate"]
     columns += ["median_seconds", "p95_seconds"]
-    assert [tuple(step[column] for column in columns) for step in told["steps"]] == [
+    assert [tuple(step[column] for column in columns) for step in found["steps"]] == [
         ("business_info", 6, 4, 2, 1, 0.3333, 60.0, 111.0),
         ("whatsapp_integration", 4, 3, 1, 1, 0.25, 60.0, 114.0),
         ("bot_setup", 3, 2, 1, 0, 0.3333, 120.0, 174.0),
@@ -738,16 +742,16 @@ async def test_funnel_query_and_kpis_agree(onboarding: Client, connection: async
                 id,
             )
     path = f"/v1/onboarding/funnel?from={day:%Y-%m-%dT%H:%M:%SZ}"
-    told = (await onboarding.get(path, **ADMIN)).json()
-    steps = [(step["reached"], step["completed"], step["drop_off_rate"]) for step in told["steps"]]
-    assert told["sessions"] == steps[0][0] == await connection.fetchval("SELECT count(*) FROM onboarding.sessions")
-    assert steps[0][1] < steps[0][0] and told["steps"][0]["median_seconds"] > 0
+    found = (await onboarding.get(path, **ADMIN)).json()
+    steps = [(step["reached"], step["completed"], step["drop_off_rate"]) for step in found["steps"]]
+    assert found["sessions"] == steps[0][0] == await connection.fetchval("SELECT count(*) FROM onboarding.sessions")
+    assert steps[0][1] < steps[0][0] and found["steps"][0]["median_seconds"] > 0
 
     query = (ROOT / "docs" / "queries" / "onboarding.sql").read_text()
     rows = await connection.fetch(query)
     assert [(row["began"], row["finished"]) for row in rows] == [step[:2] for step in steps]
     assert [float(row["percent_lost"]) for row in rows] == pytest.approx([100 * step[2] for step in steps], abs=0.06)
-    seconds = [step["median_seconds"] for step in told["steps"]]
+    seconds = [step["median_seconds"] for step in found["steps"]]
     assert [60 * float(row["minutes"]) for row in rows] == pytest.approx(seconds, abs=3.1)
 
     await kpis.run_once(
@@ -762,7 +766,7 @@ async def test_funnel_query_and_kpis_agree(onboarding: Client, connection: async
         )
     }
     share, sessions = figures["onboarding_completion_rate", None]
-    assert sessions == told["sessions"] and share == pytest.approx(told["completion_rate"], abs=1e-4)
+    assert sessions == found["sessions"] and share == pytest.approx(found["completion_rate"], abs=1e-4)
     for name, (reached, _, rate), median in zip(STEPS, steps, seconds, strict=True):
         lost, came = figures["onboarding_drop_off", name]
         assert came == reached and lost == pytest.approx(rate, abs=1e-4)

@@ -37,15 +37,15 @@ async def ask(client: Client, method: str = "GET", email: str = ADDRESS) -> Answ
     )
 
 
-async def test_all_that_is_held_is_told_and_erased(client: Client):
+async def test_everything_stored_is_exported_and_erased(client: Client):
     lead = {"email": ADDRESS, "first_name": "Ann", "anonymous_id": "anon-1", "session_id": "visit-1"}
     await client.post([{"name": "page", "type": "page_view", "anonymous_id": "anon-1"}])
     await client.post(lead, "/v1/leads")
     await client.post({**lead, "email": "bob@shop.example", "anonymous_id": "anon-2"}, "/v1/leads")
-    told = await ask(client)
-    assert told.status == 200, told.body
-    assert told.headers["Cache-Control"] == "no-store"
-    held = told.json()
+    answer = await ask(client)
+    assert answer.status == 200, answer.body
+    assert answer.headers["Cache-Control"] == "no-store"
+    held = answer.json()
     assert held["email"] == ADDRESS
     assert [row["first_name"] for row in held["marketing.leads"]] == ["Ann"]
     # Found by the visit that left the lead, which names nobody.
@@ -107,9 +107,9 @@ async def test_what_is_not_stored_in_time_is_an_honest_503(
     async with connection.transaction():
         await connection.execute(BLOCK)
         await client.post([EVENT])
-        told = await ask(client, "DELETE")
-    assert (told.status, told.json()["code"]) == (503, "journal_pending")
-    assert int(told.headers["Retry-After"]) > 0
+        answer = await ask(client, "DELETE")
+    assert (answer.status, answer.json()["code"]) == (503, "journal_pending")
+    assert int(answer.headers["Retry-After"]) > 0
     [row] = await client.fetch("SELECT count(*) AS left FROM analytics.events")
     assert row["left"] == 1, "nothing was erased"
 
@@ -171,9 +171,9 @@ async def test_one_person_at_a_time(client: Client, connection: asyncpg.Connecti
         first = asyncio.ensure_future(ask(client))
         second = asyncio.ensure_future(ask(client))
         done, [asked] = await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
-        [told] = [task.result() for task in done]
-        assert (told.status, told.json()["code"]) == (503, "busy")
-        assert int(told.headers["Retry-After"]) > 0
+        [answer] = [task.result() for task in done]
+        assert (answer.status, answer.json()["code"]) == (503, "busy")
+        assert int(answer.headers["Retry-After"]) > 0
     assert (await asked).status == 200
 
 
@@ -190,9 +190,9 @@ async def test_no_address_is_no_question(client: Client):
         "?email=a@%E3%80%82",
     ):
         for method, path in (("GET", "/v1/people/export"), ("DELETE", "/v1/people")):
-            told = await client.request(method, path + query, Authorization=f"Bearer {ADMIN}")
-            assert told.status == 422, (query, told.body)
-            assert [error["field"] for error in told.json()["errors"]] == ["email"]
+            answer = await client.request(method, path + query, Authorization=f"Bearer {ADMIN}")
+            assert answer.status == 422, (query, answer.body)
+            assert [error["field"] for error in answer.json()["errors"]] == ["email"]
     assert (await ask(client, "DELETE", "'%3BDROP/**/TABLE/**/marketing.leads%3B--@b")).status == 200
     assert await client.fetch("SELECT FROM marketing.leads") == []
 
@@ -207,10 +207,10 @@ async def test_an_international_address_is_theirs_in_each_form(client: Client):
         events += [{**EVENT, "user_id": form, "properties": {}} for form in forms[:3]]
         assert (await client.post(events)).status == 200
         query = quote(asked)
-        told = await client.request(
+        answer = await client.request(
             "GET", f"/v1/people/export?include_unverified=true&email={query}", Authorization=f"Bearer {ADMIN}"
         )
-        held = told.json()
+        held = answer.json()
         assert held["email"] == sent and len(held["marketing.leads"]) == 1
         assert sum(event["name"] == EVENT["name"] for event in held["analytics.events"]) == len(events)
         erased = await client.request(
@@ -220,7 +220,7 @@ async def test_an_international_address_is_theirs_in_each_form(client: Client):
         assert await client.fetch("SELECT FROM analytics.events WHERE name = $1", EVENT["name"]) == []
 
 
-async def test_what_nobody_has_is_told_as_nothing(client: Client):
+async def test_a_person_without_data_is_empty(client: Client):
     assert (await ask(client)).json() == {"email": ADDRESS}
     counts = (await ask(client, "DELETE")).json()
     assert counts and not any(counts.values())

@@ -45,8 +45,8 @@ def at(text: str, zone: str = "UTC") -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
 
 
-def series(told: Any) -> list[tuple[str, int]]:
-    return [(point["bucket"], point["events"]) for point in told["points"]]
+def series(found: Any) -> list[tuple[str, int]]:
+    return [(point["bucket"], point["events"]) for point in found["points"]]
 
 
 async def test_events_are_counted_by_day(ask: Asker, connection: asyncpg.Connection):
@@ -56,21 +56,21 @@ async def test_events_are_counted_by_day(ask: Asker, connection: asyncpg.Connect
         Event(at("2025-03-01T23:59:59.999999"), user_id="ada", session_id="s2"),
         Event(at("2025-03-03T00:00:00"), "other", user_id="bob"),
     )
-    told = await ask("timeseries", from_="2025-03-01", to="2025-03-04", granularity="day")
-    assert told["points"] == [
+    found = await ask("timeseries", from_="2025-03-01", to="2025-03-04", granularity="day")
+    assert found["points"] == [
         {"bucket": "2025-03-01T00:00:00+00:00", "events": 2, "users": 1, "sessions": 2},
         {"bucket": "2025-03-02T00:00:00+00:00", "events": 0, "users": 0, "sessions": 0},
         {"bucket": "2025-03-03T00:00:00+00:00", "events": 1, "users": 1, "sessions": 1},
     ]
-    assert told["source"] == "aggregates"
-    assert "next" not in told
+    assert found["source"] == "aggregates"
+    assert "next" not in found
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 async def test_every_endpoint_answers_about_nothing(ask: Asker, endpoint: str):
-    told = await ask(endpoint, ENDPOINTS[endpoint])
-    assert told["source"] in ("aggregates", "events", "metrics")
-    assert datetime.fromisoformat(told["as_of"]).tzinfo is not None
+    found = await ask(endpoint, ENDPOINTS[endpoint])
+    assert found["source"] in ("aggregates", "events", "metrics")
+    assert datetime.fromisoformat(found["as_of"]).tzinfo is not None
 
 
 # Time.
@@ -222,25 +222,25 @@ async def test_each_bucket_holds_its_own_events(
 ):
     events = some_events(at(first, zone), at(last, zone), 120)
     await store(connection, *events)
-    told = await ask("timeseries", from_=first, to=last, granularity=granularity, timezone=zone)
-    assert told["source"] == source
-    starts = [datetime.fromisoformat(point["bucket"]) for point in told["points"]]
+    found = await ask("timeseries", from_=first, to=last, granularity=granularity, timezone=zone)
+    assert found["source"] == source
+    starts = [datetime.fromisoformat(point["bucket"]) for point in found["points"]]
     assert starts[0] == at(first, zone)
     ends = [*starts[1:], at(last, zone)]
     assert all(start < end for start, end in pairwise(starts))
-    for point, start, end in zip(told["points"], starts, ends, strict=True):
+    for point, start, end in zip(found["points"], starts, ends, strict=True):
         expected = counted([event for event in events if start <= event.created_at < end], events)
         assert point == {"bucket": point["bucket"], **expected}
         assert start.astimezone(ZoneInfo(zone)).isoformat() == point["bucket"]
     # All but the two at the borders that are outside.
-    assert sum(point["events"] for point in told["points"]) == len(events) - 2
+    assert sum(point["events"] for point in found["points"]) == len(events) - 2
 
 
 async def test_buckets_at_the_ends_are_whole(ask: Asker, connection: asyncpg.Connection):
     await store(connection, Event(at("2024-02-01")), Event(at("2024-02-29T23:59:59")), Event(at("2024-03-01")))
-    told = await ask("timeseries", from_="2024-02-10", to="2024-02-20", granularity="month")
-    assert series(told) == [("2024-02-01T00:00:00+00:00", 2)]
-    assert (told["from"], told["to"]) == ("2024-02-01T00:00:00+00:00", "2024-03-01T00:00:00+00:00")
+    found = await ask("timeseries", from_="2024-02-10", to="2024-02-20", granularity="month")
+    assert series(found) == [("2024-02-01T00:00:00+00:00", 2)]
+    assert (found["from"], found["to"]) == ("2024-02-01T00:00:00+00:00", "2024-03-01T00:00:00+00:00")
 
 
 async def test_weeks_and_months_that_are_behind_are_read_from_days(ask: Asker, connection: asyncpg.Connection):
@@ -253,19 +253,19 @@ async def test_weeks_and_months_that_are_behind_are_read_from_days(ask: Asker, c
     )
     assert month == 1
     for granularity in ("week", "month"):
-        told = await ask("timeseries", **asked, granularity=granularity)
-        assert (told["source"], sum(point["events"] for point in told["points"])) == ("aggregates", 2)
-        assert max(point["users"] for point in told["points"]) == 2
+        found = await ask("timeseries", **asked, granularity=granularity)
+        assert (found["source"], sum(point["events"] for point in found["points"])) == ("aggregates", 2)
+        assert max(point["users"] for point in found["points"]) == 2
     assert (await ask("totals", **asked))["events"] == 2
 
 
 async def test_the_bucket_that_is_not_over_is_marked(ask: Asker, connection: asyncpg.Connection):
     now = datetime.now(UTC)
     await store(connection, Event(now, user_id="ada"))
-    told = await ask("timeseries", to=(now + timedelta(hours=1)).isoformat(), granularity="month")
-    *over, last = [point.get("partial", False) for point in told["points"]]
+    found = await ask("timeseries", to=(now + timedelta(hours=1)).isoformat(), granularity="month")
+    *over, last = [point.get("partial", False) for point in found["points"]]
     assert last and not any(over[:-1])
-    assert sum(point["events"] for point in told["points"]) == 1
+    assert sum(point["events"] for point in found["points"]) == 1
     assert not any("partial" in point for point in (await ask("timeseries", **FEBRUARY))["points"])
 
 
@@ -280,8 +280,8 @@ async def test_users_of_several_names_and_days_are_counted_once(ask: Asker, conn
             for person in people
         ],
     )
-    told = await ask("totals", from_="2024-01-15", to="2024-03-15")
-    assert (told["source"], told["events"], told["users"], told["sessions"]) == ("aggregates", 300, 50, 150)
+    found = await ask("totals", from_="2024-01-15", to="2024-03-15")
+    assert (found["source"], found["events"], found["users"], found["sessions"]) == ("aggregates", 300, 50, 150)
 
 
 # Totals.
@@ -301,10 +301,10 @@ async def test_totals_of_a_range_are_exact_at_its_ends(
     start, end = datetime.fromisoformat(first), datetime.fromisoformat(last)
     events = some_events(start, end, 60)
     await store(connection, *events)
-    told = await ask("totals", from_=first, to=last)
+    found = await ask("totals", from_=first, to=last)
     inside = counted([event for event in events if start <= event.created_at < end], events)
-    assert {name: told[name] for name in inside} == inside
-    assert told["source"] == source
+    assert {name: found[name] for name in inside} == inside
+    assert found["source"] == source
 
 
 async def test_minutes_are_read_while_they_are_kept(ask: Asker, connection: asyncpg.Connection):
@@ -313,32 +313,32 @@ async def test_minutes_are_read_while_they_are_kept(ask: Asker, connection: asyn
     events = some_events(start, end, 40)
     await store(connection, *events)
     inside = counted([event for event in events if start <= event.created_at < end], events)
-    told = await ask("totals", from_=start.isoformat(), to=end.isoformat())
-    assert {"source": told["source"], **{name: told[name] for name in inside}} == {"source": "aggregates", **inside}
-    told = await ask("timeseries", from_=start.isoformat(), to=end.isoformat(), granularity="minute")
-    assert (told["source"], len(told["points"])) == ("aggregates", 174)
-    assert sum(point["events"] for point in told["points"]) == inside["events"]
+    found = await ask("totals", from_=start.isoformat(), to=end.isoformat())
+    assert {"source": found["source"], **{name: found[name] for name in inside}} == {"source": "aggregates", **inside}
+    found = await ask("timeseries", from_=start.isoformat(), to=end.isoformat(), granularity="minute")
+    assert (found["source"], len(found["points"])) == ("aggregates", 174)
+    assert sum(point["events"] for point in found["points"]) == inside["events"]
     # Half an hour off, the hours of the zone are made of minutes.
-    told = await ask(
+    found = await ask(
         "timeseries", from_=start.isoformat(), to=end.isoformat(), granularity="hour", timezone="Asia/Kolkata"
     )
-    assert (told["source"], told["points"][0]["bucket"][14:]) == ("aggregates", "00:00+05:30")
-    assert sum(point["events"] for point in told["points"]) == len(events)
+    assert (found["source"], found["points"][0]["bucket"][14:]) == ("aggregates", "00:00+05:30")
+    assert sum(point["events"] for point in found["points"]) == len(events)
 
 
-async def test_what_is_not_rolled_up_is_told(ask: Asker, connection: asyncpg.Connection):
+async def test_as_of_says_what_is_rolled_up(ask: Asker, connection: asyncpg.Connection):
     await make_partitions(connection, [date(2024, 2, 3)])
     ledger = Ledger(connection)
     await ledger.flush([Event(at("2024-02-03"))])
     flushed_at = await connection.fetchval("SELECT flushed_at FROM analytics.flushes")
-    told = await ask("totals", **FEBRUARY)
-    assert (told["events"], datetime.fromisoformat(told["as_of"])) == (0, flushed_at)
+    found = await ask("totals", **FEBRUARY)
+    assert (found["events"], datetime.fromisoformat(found["as_of"])) == (0, flushed_at)
     # Events themselves are there at once.
-    told = await ask("totals", from_="2024-02-03", to="2024-02-03T00:00:01")
-    assert (told["events"], told["source"]) == (1, "events")
+    found = await ask("totals", from_="2024-02-03", to="2024-02-03T00:00:01")
+    assert (found["events"], found["source"]) == (1, "events")
     await Rollup(DIMENSION_NAMES, ROOM).run_once(connection)
-    told = await ask("totals", **FEBRUARY)
-    assert told["events"] == 1 and datetime.fromisoformat(told["as_of"]) > flushed_at
+    found = await ask("totals", **FEBRUARY)
+    assert found["events"] == 1 and datetime.fromisoformat(found["as_of"]) > flushed_at
 
 
 # Filters.
@@ -370,10 +370,12 @@ async def test_filters(ask: Asker, connection: asyncpg.Connection):
             ],
             events,
         )
-        told = await ask("totals", from_="2024-02-01", to="2024-02-08", **filters)
-        assert (told["source"], {name: told[name] for name in kept}) == (source, kept), filters
-        told = await ask("timeseries", from_="2024-02-01", to="2024-02-08", **filters, granularity="day")
-        assert (told["source"], sum(point["events"] for point in told["points"])) == (source, kept["events"]), filters
+        found = await ask("totals", from_="2024-02-01", to="2024-02-08", **filters)
+        assert (found["source"], {name: found[name] for name in kept}) == (source, kept), filters
+        found = await ask("timeseries", from_="2024-02-01", to="2024-02-08", **filters, granularity="day")
+        assert (found["source"], sum(point["events"] for point in found["points"])) == (source, kept["events"]), (
+            filters
+        )
 
 
 def column(event: Event, name: str) -> Any:
@@ -392,10 +394,10 @@ async def test_more_filters_than_buckets_have_are_for_a_month_at_most(ask: Asker
 async def test_a_dimension_that_is_not_rolled_up_is_read_from_events(start: Start, connection: asyncpg.Connection):
     ask = Asker(await start(admin_keys=[KEY], rollup_dimensions=["country"]))
     await store(connection, Event(at("2024-02-03"), country="DE", page_path="/"))
-    told = await ask("totals", **FEBRUARY, page_path="/")
-    assert (told["source"], told["events"]) == ("events", 1)
-    told = await ask("totals", **FEBRUARY, country="DE")
-    assert (told["source"], told["events"]) == ("aggregates", 1)
+    found = await ask("totals", **FEBRUARY, page_path="/")
+    assert (found["source"], found["events"]) == ("events", 1)
+    found = await ask("totals", **FEBRUARY, country="DE")
+    assert (found["source"], found["events"]) == ("aggregates", 1)
     assert (await ask("top", **FEBRUARY, dimension="page_path"))["source"] == "events"
     status, _, message = await ask.refused("top", from_="2024-01-01", to="2024-03-01", dimension="page_path")
     assert status == 400 and "rollup_dimensions" in message
@@ -404,26 +406,26 @@ async def test_a_dimension_that_is_not_rolled_up_is_read_from_events(start: Star
 async def test_a_name_that_had_no_room_is_found_all_the_same(ask: Asker, connection: asyncpg.Connection):
     events = [Event(at("2024-02-03"), "often")] * 3 + [Event(at("2024-02-03"), "seldom", country="DE")]
     await store(connection, *events, room=Room(names=1, values=1))
-    told = await ask("totals", **FEBRUARY, event="seldom")
-    assert (told["source"], told["events"], "at_least" in told) == ("events", 1, False)
-    # Too long for events: what is known is told, and that it may be more.
-    told = await ask("totals", from_="2024-01-01", to="2024-03-01", event="seldom")
-    assert (told["source"], told["events"], told["at_least"]) == ("aggregates", 0, True)
-    told = await ask("totals", **FEBRUARY, event="often")
-    assert (told["source"], told["events"], told["at_least"]) == ("aggregates", 3, True)
+    found = await ask("totals", **FEBRUARY, event="seldom")
+    assert (found["source"], found["events"], "at_least" in found) == ("events", 1, False)
+    # Too long for events: the answer has what is known, and says that it may be more.
+    found = await ask("totals", from_="2024-01-01", to="2024-03-01", event="seldom")
+    assert (found["source"], found["events"], found["at_least"]) == ("aggregates", 0, True)
+    found = await ask("totals", **FEBRUARY, event="often")
+    assert (found["source"], found["events"], found["at_least"]) == ("aggregates", 3, True)
     assert "at_least" not in await ask("totals", **FEBRUARY)
-    told = await ask("top", **FEBRUARY, dimension="event")
-    assert {row["value"]: row["events"] for row in told["values"]} == {"often": 3}
-    assert told["other"]["events"] == 1
+    found = await ask("top", **FEBRUARY, dimension="event")
+    assert {row["value"]: row["events"] for row in found["values"]} == {"often": 3}
+    assert found["other"]["events"] == 1
 
 
 async def test_a_value_that_had_no_room_is_found_all_the_same(ask: Asker, connection: asyncpg.Connection):
     countries = ["DE", "DE", "BR"]
     await store(connection, *[Event(at("2024-02-03"), country=one) for one in countries], room=Room(10, 1))
-    told = await ask("totals", **FEBRUARY, country="BR")
-    assert (told["source"], told["events"]) == ("events", 1)
-    told = await ask("totals", **FEBRUARY, country="DE")
-    assert (told["source"], told["events"], told["at_least"]) == ("aggregates", 2, True)
+    found = await ask("totals", **FEBRUARY, country="BR")
+    assert (found["source"], found["events"]) == ("events", 1)
+    found = await ask("totals", **FEBRUARY, country="DE")
+    assert (found["source"], found["events"], found["at_least"]) == ("aggregates", 2, True)
 
 
 # Pages.
@@ -467,8 +469,8 @@ async def test_rankings(ask: Asker, connection: asyncpg.Connection):
         if source == "aggregates":
             unknown = {"users": None, "sessions": None}
             expected = [row | unknown if row["value"] is None else row for row in expected]
-        told = await ask("top", **week, **asked)
-        assert (told["source"], told["values"]) == (source, expected), asked
+        found = await ask("top", **week, **asked)
+        assert (found["source"], found["values"]) == (source, expected), asked
         for limit in (1, 2):
             assert await all_pages(ask, "top", "values", **week, **asked, limit=limit) == expected, asked
 
@@ -500,22 +502,22 @@ async def test_a_funnel_counts_who_did_the_steps_in_order(ask: Asker, connection
         *did("none", ("pay", 0)),
         Event(at("2024-02-03"), "visit"),
     )
-    told = await ask("funnel", **FEBRUARY, steps="visit,signup,pay", within="1h")
-    assert told["steps"] == [
+    found = await ask("funnel", **FEBRUARY, steps="visit,signup,pay", within="1h")
+    assert found["steps"] == [
         {"step": "visit", "people": 5, "of_first": 1.0, "of_previous": None, "median_seconds": None},
         {"step": "signup", "people": 3, "of_first": 0.6, "of_previous": 0.6, "median_seconds": 1200.0},
         {"step": "pay", "people": 2, "of_first": 0.4, "of_previous": 0.6667, "median_seconds": 2070.0},
     ]
-    told = await ask("funnel", **FEBRUARY, steps="visit,visit", within=3600)
-    assert [step["people"] for step in told["steps"]] == [5, 2]
+    found = await ask("funnel", **FEBRUARY, steps="visit,visit", within=3600)
+    assert [step["people"] for step in found["steps"]] == [5, 2]
 
 
 async def test_a_step_may_have_a_comma_in_its_name(ask: Asker, connection: asyncpg.Connection):
     await store(
         connection, *[Event(at(f"2024-02-0{day}"), name, user_id="x") for day, name in ((1, "a"), (2, "b,c"))]
     )
-    told = await ask("funnel", "from=2024-02-01&to=2024-03-01&steps=a&steps=b%2Cc")
-    assert [(step["step"], step["people"]) for step in told["steps"]] == [("a", 1), ("b,c", 1)]
+    found = await ask("funnel", "from=2024-02-01&to=2024-03-01&steps=a&steps=b%2Cc")
+    assert [(step["step"], step["people"]) for step in found["steps"]] == [("a", 1), ("b,c", 1)]
 
 
 async def test_a_funnel_counts_what_trying_every_way_counts(ask: Asker, connection: asyncpg.Connection):
@@ -541,8 +543,8 @@ async def test_a_funnel_counts_what_trying_every_way_counts(ask: Asker, connecti
         return best
 
     depths = [depth([event for event in events if event.anonymous_id == f"p{person}"]) for person in range(40)]
-    told = await ask("funnel", **FEBRUARY, steps=",".join(steps), within="30m")
-    assert [step["people"] for step in told["steps"]] == [sum(d >= step for d in depths) for step in (1, 2, 3, 4)]
+    found = await ask("funnel", **FEBRUARY, steps=",".join(steps), within="30m")
+    assert [step["people"] for step in found["steps"]] == [sum(d >= step for d in depths) for step in (1, 2, 3, 4)]
     assert len(set(depths)) > 2
 
 
@@ -556,8 +558,8 @@ async def test_a_funnel_of_ten_steps_and_filters(ask: Asker, connection: asyncpg
             for hour, name in enumerate(names)
         ],
     )
-    told = await ask("funnel", **FEBRUARY, steps=",".join(names), country="DE", type="user_action")
-    assert [step["people"] for step in told["steps"]] == [1] * 10
+    found = await ask("funnel", **FEBRUARY, steps=",".join(names), country="DE", type="user_action")
+    assert [step["people"] for step in found["steps"]] == [1] * 10
 
 
 # Retention.
@@ -576,14 +578,14 @@ async def test_retention_by_days_of_the_time_zone(ask: Asker, connection: asyncp
         *seen("before", "2024-03-29T23:59:59"),
     )
     asked = {"from_": "2024-03-30", "to": "2024-04-02", "timezone": "Europe/Berlin"}
-    told = await ask("retention", **asked)
-    assert [(cohort["bucket"][:10], cohort["people"], cohort["periods"]) for cohort in told["cohorts"]] == [
+    found = await ask("retention", **asked)
+    assert [(cohort["bucket"][:10], cohort["people"], cohort["periods"]) for cohort in found["cohorts"]] == [
         ("2024-03-30", 1, [1, 1, 1]),
         ("2024-03-31", 2, [2, 2]),
         ("2024-04-01", 0, [0]),
     ]
-    told = await ask("retention", **asked, event="open", return_event="pay", periods=2)
-    assert [cohort["periods"] for cohort in told["cohorts"]] == [[0, 0], [0, 1], [0]]
+    found = await ask("retention", **asked, event="open", return_event="pay", periods=2)
+    assert [cohort["periods"] for cohort in found["cohorts"]] == [[0, 0], [0, 1], [0]]
 
 
 async def test_retention_by_weeks(ask: Asker, connection: asyncpg.Connection):
@@ -591,8 +593,8 @@ async def test_retention_by_weeks(ask: Asker, connection: asyncpg.Connection):
         connection,
         *[Event(at(day), user_id="ada") for day in ("2024-02-05", "2024-02-11T23:59:59", "2024-02-12", "2024-02-26")],
     )
-    told = await ask("retention", from_="2024-02-05", to="2024-03-04", granularity="week")
-    assert [cohort["periods"] for cohort in told["cohorts"]] == [[1, 1, 0, 1], [0, 0, 0], [0, 0], [0]]
+    found = await ask("retention", from_="2024-02-05", to="2024-03-04", granularity="week")
+    assert [cohort["periods"] for cohort in found["cohorts"]] == [[1, 1, 0, 1], [0, 0, 0], [0, 0], [0]]
 
 
 # Metrics.
@@ -616,8 +618,8 @@ async def put_metrics(connection: asyncpg.Connection) -> None:
 
 async def test_metrics(ask: Asker, connection: asyncpg.Connection):
     await put_metrics(connection)
-    told = await ask("metrics", from_="2024-02-05", to="2024-03-01", **{"dimension.status": "lost"})
-    assert told["metrics"] == [
+    found = await ask("metrics", from_="2024-02-05", to="2024-03-01", **{"dimension.status": "lost"})
+    assert found["metrics"] == [
         {
             "name": "leads",
             "type": "gauge",
@@ -630,8 +632,8 @@ async def test_metrics(ask: Asker, connection: asyncpg.Connection):
             "samples": 5,
         }
     ]
-    told = await ask("metrics", **FEBRUARY, name="lag")
-    assert [(row["value"], row["details"], row["end"]) for row in told["metrics"]] == [(0.5, {"p50": 1}, None)]
+    found = await ask("metrics", **FEBRUARY, name="lag")
+    assert [(row["value"], row["details"], row["end"]) for row in found["metrics"]] == [(0.5, {"p50": 1}, None)]
     assert (await ask("metrics", from_="2024-02-01", to="2024-02-01T00:00:01", granularity="hour"))["metrics"] == []
     # A name that is known, where it has nothing.
     assert (await ask("metrics", from_="2023-02-01", to="2023-03-01", name="leads"))["metrics"] == []
@@ -733,11 +735,11 @@ BAD = [
 ]
 
 
-async def test_bad_questions_are_told_what_is_allowed(ask: Asker):
-    for endpoint, asked, code, told in BAD:
+async def test_refusals_of_bad_queries_say_what_is_allowed(ask: Asker):
+    for endpoint, asked, code, expected in BAD:
         status, found, message = await ask.refused(endpoint, asked)
         assert (status, found) == (400, code), (endpoint, asked, message)
-        assert told in message and len(message) < 1000, (endpoint, asked, message)
+        assert expected in message and len(message) < 1000, (endpoint, asked, message)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -824,10 +826,10 @@ async def test_too_many_buckets_are_read_from_events_or_refused(ask: Asker, conn
     )
     status, code, message = await ask.refused("timeseries", from_="2024-01-02", to="2024-02-27", granularity="hour")
     assert (status, code) == (422, "too_many_rows") and "25000" in message
-    told = await ask("timeseries", from_="2024-01-29", to="2024-02-28", granularity="hour")
-    assert (told["source"], sum(point["events"] for point in told["points"])) == ("events", 1)
-    told = await ask("timeseries", from_="2024-01-29", to="2024-02-27", granularity="hour", event="name 5")
-    assert (told["source"], {point["events"] for point in told["points"]}) == ("aggregates", {1})
+    found = await ask("timeseries", from_="2024-01-29", to="2024-02-28", granularity="hour")
+    assert (found["source"], sum(point["events"] for point in found["points"])) == ("events", 1)
+    found = await ask("timeseries", from_="2024-01-29", to="2024-02-27", granularity="hour", event="name 5")
+    assert (found["source"], {point["events"] for point in found["points"]}) == ("aggregates", {1})
 
 
 async def test_nothing_can_be_written(database_url: str):
@@ -843,8 +845,8 @@ async def test_nothing_can_be_written(database_url: str):
 
 async def test_questions_at_once(ask: Asker, connection: asyncpg.Connection):
     await store(connection, *some_events(at("2024-02-01"), at("2024-03-01"), 100))
-    told = await asyncio.gather(*[ask("timeseries", **FEBRUARY) for _ in range(20)])
-    assert all(one["points"] == told[0]["points"] for one in told)
+    found = await asyncio.gather(*[ask("timeseries", **FEBRUARY) for _ in range(20)])
+    assert all(one["points"] == found[0]["points"] for one in found)
     limit = await connection.fetchval(
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE application_name = 'ingest statistics' AND datname = current_database()"
