@@ -1,4 +1,4 @@
-"""Who may what over HTTP: API keys, tokens, limits, and the table of callers and operations."""
+"""Access over HTTP: API keys, tokens, limits, and the table of callers and operations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NO_LIMIT: Final = {"api_rate_limit_per_second": 0}
 
 
 def claims(role: str = "authenticated", app_role: str | None = "admin", **more: Any) -> dict[str, Any]:
-    """Those of a token as Supabase makes it, good for a minute."""
+    """The claims of a token as Supabase issues it, valid for a minute."""
     required: dict[str, Any] = {"sub": OURS, "role": role, "email": "desk@shop.example", "exp": int(time.time()) + 60}
     return {**required, "app_metadata": {"role": app_role} if app_role else {}, **more}
 
@@ -44,7 +44,7 @@ def token(payload: Mapping[str, Any] | None = None, key: Any = SECRET, algorithm
 
 
 def by_hand(head: Any, payload: Any, secret: bytes = SECRET.encode()) -> str:
-    """A token that no library would make, with an HS256 signature."""
+    """A token that no library would create, with an HS256 signature."""
     text = ".".join(_base64(json.dumps(part).encode()) for part in (head, payload))
     return f"{text}.{_base64(hmac.digest(secret, text.encode(), hashlib.sha256))}"
 
@@ -55,7 +55,7 @@ def _base64(raw: bytes) -> str:
 
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys are looked for in the database more than once a second, as these tests would wait for that."""
+    """Look keys up in the database more than once a second, so that tests need not wait."""
     monkeypatch.setattr(api_keys, "_PAUSE_SECONDS", 0.01)
 
 
@@ -72,12 +72,12 @@ def jwks_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def client(start: Start, jwks_file: Path) -> Client:
-    """A worker that believes a secret, two public keys, and one key of its configuration."""
+    """A worker that accepts a secret, two public keys, and one key of its configuration."""
     return await start(jwt_secret=SECRET, jwks_file=jwks_file, admin_keys=[ADMIN_KEY], **NO_LIMIT)
 
 
 async def asked(client: Client, bearer: str, path: str = "/v1/leads") -> Answer:
-    """What an admin may ask, asked by this one."""
+    """A request for admins, sent by this caller."""
     return await client.get(path, Authorization=f"Bearer {bearer}")
 
 
@@ -117,11 +117,11 @@ admin_key       200     200   200   200    201      200    200   200
 configured_key  200     200   200   200    201      200    200   200
 stranger        401     401   401   401    401      401    401   401
 """
-"""Status by caller and operation. The address is known: 200 tells so to who may write, and nobody else."""
+"""Status by caller and operation. The address is known: only callers that may write learn that, by a 200."""
 
 
 async def callers(connection: asyncpg.Connection) -> dict[str, dict[str, str]]:
-    """Their headers."""
+    """The callers' headers."""
     keys = {f"{scope}_key": await api_keys.create(connection, scope, [scope]) for scope in ("write", "read", "admin")}
     bearers = {
         "anon": token(claims("anon", None)),
@@ -158,7 +158,7 @@ async def test_the_table_of_callers_and_operations(client: Client, connection: a
 
 
 async def test_the_database_has_the_last_word(client: Client, connection: asyncpg.Connection):
-    """What the scopes let through meets the policies: without theirs, an admin finds nothing and writes nothing."""
+    """Requests that scopes let through still meet the policies: without them, an admin finds and writes nothing."""
     await connection.execute(f"INSERT INTO marketing.leads (id, email) VALUES ('{OURS}', 'ann@shop.example')")
     for verb in ("select", "insert", "update"):
         await connection.execute(f"DROP POLICY leads_authenticated_{verb} ON marketing.leads")
@@ -169,7 +169,7 @@ async def test_the_database_has_the_last_word(client: Client, connection: asyncp
     assert len((await asked(client, token(claims("service_role", None)))).json()["leads"]) == 1
 
 
-async def test_who_is_signed_in_cannot_find_out_which_addresses_are_known(connection: asyncpg.Connection):
+async def test_a_signed_in_user_cannot_find_out_which_addresses_are_known(connection: asyncpg.Connection):
     await connection.execute("INSERT INTO marketing.leads (email) VALUES ('ann@shop.example')")
     for role in (None, "analyst"):
         async with acting(connection, "authenticated", claims_of(role)):
@@ -182,7 +182,7 @@ async def test_who_is_signed_in_cannot_find_out_which_addresses_are_known(connec
                 assert await refusal(connection, f"INSERT INTO marketing.leads (email) VALUES ('{email}')") is None
 
 
-async def test_who_did_it_is_in_the_audit_log(client: Client, connection: asyncpg.Connection):
+async def test_the_audit_log_has_the_person(client: Client, connection: asyncpg.Connection):
     await connection.execute(f"INSERT INTO marketing.leads (id, email) VALUES ('{OURS}', 'ann@shop.example')")
     answer = await client.request("PATCH", LEAD, {"status": "lost"}, Authorization=f"Bearer {token()}")
     assert answer.status == 200
@@ -284,7 +284,7 @@ async def test_no_forged_token_is_accepted(client: Client):
     assert not await client.fetch("SELECT FROM marketing.leads")
 
 
-async def test_only_what_is_for_us(start: Start):
+async def test_only_tokens_for_this_audience(start: Start):
     client = await start(jwt_secret=SECRET, jwt_audience="shop", **NO_LIMIT)
     assert (await asked(client, token(claims(aud="shop")))).status == 200
     assert (await asked(client, token(claims(aud=["other", "shop"])))).status == 200
@@ -309,7 +309,7 @@ async def test_a_role_in_app_metadata_is_all_that_counts(client: Client):
 # API keys.
 
 
-async def test_keys_are_believed_while_they_are_good(client: Client, connection: asyncpg.Connection):
+async def test_keys_are_accepted_while_valid(client: Client, connection: asyncpg.Connection):
     key = await api_keys.create(connection, "desk", ["admin"])
     assert (await asked(client, key)).status == 200, "one that was made just now"
     basic = base64.b64encode(f"{key}:".encode()).decode()
@@ -325,29 +325,29 @@ async def test_keys_are_believed_while_they_are_good(client: Client, connection:
     assert "revoked" in check_401(await asked(client, key))
 
 
-async def test_keys_end(client: Client, connection: asyncpg.Connection):
+async def test_keys_expire_and_are_revoked(client: Client, connection: asyncpg.Connection):
     ended = await api_keys.create(connection, "ended", ["admin"], datetime.now(UTC) - timedelta(seconds=1))
     check_401(await asked(client, ended))
     ending = await api_keys.create(connection, "ending", ["admin"], datetime.now(UTC) + timedelta(seconds=2))
     assert (await asked(client, ending)).status == 200
     [known] = [key for key in client.worker.keys._known.values() if key.name == "ending"]
     assert known.expires_at is not None
-    # Without being read again: a key that is known ends by the clock.
+    # Without being read again: a known key expires by the clock.
     client.worker.keys._known = {
         digest: key._replace(expires_at=datetime.now(UTC)) for digest, key in client.worker.keys._known.items()
     }
     assert client.worker.keys.known(ending) is None
 
 
-async def test_what_is_no_key(client: Client, connection: asyncpg.Connection):
+async def test_invalid_keys(client: Client, connection: asyncpg.Connection):
     key = await api_keys.create(connection, "desk", ["admin"])
-    # At once, as all who guess wait for one look into the database a second.
+    # At once, as all guesses wait for one query a second.
     wrong = (key[:-1], key + "x", key.upper(), key[4:], "ing_", ADMIN_KEY + "x", "\u00e4\U0001f600", "ing_\u00e4")
     for answer in await asyncio.gather(*[asked(client, bad) for bad in wrong]):
         check_401(answer)
     for header in ("Bearer", "Bearer ", f"bearer{key}", f"Digest {key}", "Basic !!!", "Basic Og==", key, ""):
         assert (await client.get("/v1/leads", Authorization=header)).status == 401, header
-    # Authorization is what counts, if there are two.
+    # If there are two, Authorization counts.
     check_401(await client.get("/v1/leads", Authorization="Bearer nobody", X_API_Key=key))
 
 
@@ -370,7 +370,7 @@ async def test_a_key_that_may_write_is_a_write_key(start: Start, connection: asy
 
 
 @pytest.mark.parametrize("write_keys", [[], ["public"]])
-async def test_events_tell_whether_their_sender_had_a_secret_key(
+async def test_events_record_whether_their_sender_had_a_secret_key(
     start: Start, connection: asyncpg.Connection, write_keys: list[str]
 ):
     client = await start(write_keys=write_keys, admin_keys=[ADMIN_KEY], **NO_LIMIT)
@@ -414,7 +414,7 @@ SLOW: Final = {"api_rate_limit_per_second": 0.001, "api_rate_limit_burst": 2}
 
 
 async def statuses(client: Client, times: int, **headers: str) -> list[int]:
-    """What so many requests are answered that anybody may send; none of them is a lead."""
+    """The statuses of this many requests that anybody may send; none of them stores a lead."""
     found = [await client.post({}, "/v1/leads", **headers) for _ in range(times)]
     for answer in found:
         if answer.status == 429:
@@ -427,15 +427,15 @@ async def test_each_address_has_its_limit(start: Start):
     client = await start(trusted_proxies=["127.0.0.1"], **SLOW)
     assert await statuses(client, 3, X_Forwarded_For="192.0.2.1") == [422, 422, 429]
     assert await statuses(client, 1, X_Forwarded_For="192.0.2.2") == [422]
-    # What a client writes before what the proxy adds is its own invention.
+    # Whatever is before the part added by the proxy is the client's invention.
     assert await statuses(client, 1, X_Forwarded_For="192.0.2.3, 192.0.2.1") == [429]
-    # A line of IPv6 is a network of 64 bits.
+    # An IPv6 subscriber has a network of 64 bits.
     assert await statuses(client, 2, X_Forwarded_For="2001:db8::1") == [422, 422]
     assert await statuses(client, 1, X_Forwarded_For="2001:db8::2") == [429]
     assert await statuses(client, 1, X_Forwarded_For="2001:db8:0:1::1") == [422]
 
 
-async def test_who_is_no_proxy_cannot_tell_another_address(start: Start):
+async def test_only_a_proxy_can_forward_another_address(start: Start):
     client = await start(**SLOW)
     assert await statuses(client, 2, X_Forwarded_For="192.0.2.1") == [422, 422]
     assert await statuses(client, 1, X_Forwarded_For="192.0.2.2") == [429]
@@ -450,7 +450,7 @@ async def test_the_database_counts_by_the_same_address(start: Start):
     assert [row["address"] for row in rows] == ["192.0.2.0", "127.0.0.0"]
 
 
-async def test_who_guesses_is_slowed_down(start: Start):
+async def test_key_guessing_is_rate_limited(start: Start):
     client = await start(**SLOW)
     found = [await asked(client, f"guess-{n}") for n in range(3)]
     assert [answer.status for answer in found] == [401, 401, 429]

@@ -1,4 +1,4 @@
-"""Every route that there is, with every kind of value in every place a client can write to: never a 5xx.
+"""Every route, with every kind of value in every place that a client can fill: never a 5xx.
 
 Routes, fields and parameters are those that /openapi.json declares, so that what is added is tried as well.
 """
@@ -22,7 +22,7 @@ from tests.support.collector import Client, Raw, Start
 
 ADMIN = "an-admin-key-of-these-tests"
 PARALLEL = 1
-"""Some answer 503 rather than do two things at once."""
+"""Operations that answer 503 rather than run twice at once."""
 
 VALUES: dict[str, list[bytes]] = {
     "deep": [
@@ -44,9 +44,9 @@ VALUES: dict[str, list[bytes]] = {
     ],
     "bytes": [b'"\xff\xfe"', b"\xef\xbb\xbf{}", b"\\", b'"\\u12"', b"<a/>", b"a=b&c=%ff"],
 }  # fmt: skip
-"""Kind -> JSON, or what is put in its place."""
+"""Kind -> JSON, or what is sent in its place."""
 BIG = ("deep", "huge")
-"""Each field gets one of these, in turn, and each other kind's all."""
+"""Kinds of which each field gets one value in turn; of other kinds, all values."""
 TEXTS: dict[str, list[bytes]] = {
     "deep": [b"[" * 5000, b"(" * 5000],
     "huge": [b"x" * 12_000, b"%41" * 4000, b"a," * 6000],
@@ -56,7 +56,7 @@ TEXTS: dict[str, list[bytes]] = {
     "number": [b"9" * 5000, b"-" + b"9" * 5000, b"1e99999", b"9" * 20, b"0." + b"9" * 5000],
     "bytes": [b"%FF%FE", b"%C3%28", b"%", b"%zz", b"\xc3\xa9", b"\xff", b"%0d%0aX: y", b"%2e%2e%2f", b"%F4%90%80%80"],
 }
-"""The same for paths, queries and headers."""
+"""Kind -> text, for paths, queries and headers."""
 HEADERS = (
     "Authorization", "X-API-Key", "X-Session-Token", "X-Write-Key", "If-None-Match", "Content-Type",
     "Content-Encoding", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Prefix", "Host",
@@ -66,7 +66,7 @@ HEADER_PARTS = 8
 
 
 class Route(NamedTuple):
-    """An operation, with what makes a sound request of it."""
+    """An operation, with the parts of a valid request."""
 
     method: str
     path: str
@@ -78,7 +78,7 @@ class Route(NamedTuple):
 
 
 class Routes:
-    """Reads /openapi.json. `known` are samples that no schema can tell, by the name of a parameter."""
+    """Reads /openapi.json. `known`: samples that no schema can give, by parameter name."""
 
     def __init__(self, document: dict[str, Any], known: dict[str, str]) -> None:
         self._document = document
@@ -168,7 +168,7 @@ def query_of(route: Route, **texts: bytes) -> bytes:
 
 
 def body_with(sample: Any, field: tuple[str, ...], value: bytes) -> bytes:
-    """The sample with a value of whatever bytes in one of its fields."""
+    """The sample with a value of any bytes in one of its fields."""
     body = json.loads(json.dumps(sample if isinstance(sample, dict) else {}))
     place = body
     for name in field[:-1]:
@@ -199,7 +199,7 @@ def requests_to(route: Route, kind: str, caller: dict[str, bytes]) -> Iterator[b
         for name in (*route.optional, "unknown"):
             yield wire(route, path_of(route) + query_of(route, **{name: text}), sound, {}, caller)
         yield wire(route, path_of(route) + b"?" + text, sound, {}, caller)
-        # A part of the headers for each route, and all of them for each value.
+        # Some of the headers for each route, but all of them for each value.
         for header in HEADERS[(len(route.path) + place) % HEADER_PARTS :: HEADER_PARTS]:
             yield wire(route, target, sound, {header: text}, caller)
     values = VALUES[kind]
@@ -208,7 +208,7 @@ def requests_to(route: Route, kind: str, caller: dict[str, bytes]) -> Iterator[b
             for value in values[place % len(values) :][:1] if kind in BIG else values:
                 yield wire(route, target, body_with(route.body, field, value), {}, caller)
     for value in values:
-        # Also where no body is asked for.
+        # Even where no body is expected.
         yield wire(route, target, value, {}, caller)
         if route.body is None:
             continue
@@ -240,7 +240,7 @@ async def status_of(client: Client, sent: bytes, raw: Raw | None) -> tuple[int, 
 
 
 async def started(client: Client) -> dict[str, str]:
-    """A lead, a session and an experiment that runs, by the names of the parameters that tell them."""
+    """A lead, a session and a running experiment, by the names of the parameters that take them."""
     admin = {"Authorization": f"Bearer {ADMIN}"}
     lead = (await client.post({"email": "ann@shop.example"}, "/v1/leads", **admin)).json()
     body = {
@@ -256,7 +256,7 @@ async def started(client: Client) -> dict[str, str]:
 
 
 async def prepared(start: Start) -> tuple[Client, list[Route], list[dict[str, bytes]]]:
-    """A worker, its routes, and the credentials to try them with: everybody's, a visitor's and an administrator's."""
+    """A worker, its routes, and credentials to try them with: none, a visitor's and an admin's."""
     client = await start(
         admin_keys=(ADMIN,), api_rate_limit_per_second=0, encryption_keys=(Fernet.generate_key().decode(),),
         trusted_proxies=("127.0.0.1",),
@@ -266,7 +266,7 @@ async def prepared(start: Start) -> tuple[Client, list[Route], list[dict[str, by
     known = await started(client)
     document = (await client.get("/openapi.json")).json()
     routes = Routes(document, known).all()
-    # What nobody declares: a path of its own, the documents, and the settings that a library reads.
+    # Undeclared routes: an unknown path, the documents, and the settings that a library reads.
     for path in ("/", "/nowhere/{key}", "/docs", "/openapi.json", "/v1/projects/{key}/settings"):
         parameters = {"key": "x"} if "{key}" in path else {}
         routes += [Route(method, path, parameters, {}, [], None, []) for method in ("GET", "POST")]
@@ -276,7 +276,7 @@ async def prepared(start: Start) -> tuple[Client, list[Route], list[dict[str, by
 
 
 @pytest.mark.parametrize("kind", some_of(VALUES, 3))
-async def test_no_value_in_any_place_of_any_route_is_a_fault_of_ours(start: Start, kind: str):
+async def test_no_value_in_any_place_of_any_route_causes_a_5xx(start: Start, kind: str):
     client, routes, callers = await prepared(start)
     assert len(routes) > 50
     wanted = iter([
@@ -298,13 +298,13 @@ async def test_no_value_in_any_place_of_any_route_is_a_fault_of_ours(start: Star
     await asyncio.gather(*[try_all() for _ in range(PARALLEL)])
     counted = Counter((method, path, status) for method, path, status, _ in faults)
     assert not counted, (counted, faults[:5])
-    # That something was understood, and something refused.
+    # Some requests were accepted, and some refused.
     assert statuses >= {200, 400, 401, 422}
     assert (await client.get("/readyz")).status == 200
 
 
 async def test_a_flag_that_runs_reads_any_context(start: Start):
-    """With rules and without, as what is read of the context depends on them."""
+    """With and without rules, as they decide how much of the context is read."""
     client = await start(admin_keys=(ADMIN,), api_rate_limit_per_second=0)
     admin = {"Authorization": f"Bearer {ADMIN}"}
     rules: list[tuple[str, dict[str, Any]]] = [

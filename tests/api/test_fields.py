@@ -1,4 +1,4 @@
-"""What a request may hold, checked: texts by their patterns wherever they stand, and nothing ends the process."""
+"""Checks of requests: patterns apply to texts wherever they are, and no value crashes the process."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Model(msgspec.Struct, forbid_unknown_fields=True):
     ({"inners": [{}, {"word": "1"}]}, "inners[...].word", "must be text matching ^[a-z]+$"),
     ({"named": "green"}, "named", "must be a colour"),
 ])  # fmt: skip
-def test_a_pattern_holds_wherever_its_text_stands(given: dict[str, Any], place: str, message: str):
+def test_a_pattern_applies_wherever_its_text_is(given: dict[str, Any], place: str, message: str):
     with pytest.raises(fields.Invalid) as refused:
         fields.read(Model, given)
     assert refused.value.errors == [(place, message)]
 
 
-def test_what_matches_is_taken():
+def test_matching_texts_are_accepted():
     given = {
         "plain": "ab", "nullable": None, "either": ["a"], "by_word": {"a": "b", "b": ["red", "blue"]},
         "inner": {"word": "a"}, "inners": [{"word": ["a", "b"]}, {"word": None}], "named": "blue",
@@ -70,7 +70,7 @@ def test_what_matches_is_taken():
 
 
 def models() -> list[type[msgspec.Struct]]:
-    """Every Struct of ours."""
+    """Every Struct in `ingest`."""
     for module in pkgutil.walk_packages(ingest.__path__, "ingest."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -84,8 +84,8 @@ def models() -> list[type[msgspec.Struct]]:
 
 
 def read_hostile_values() -> None:
-    """Converts each field of each Struct from each shape of value, and collects what is left. For a process of its
-    own, which must survive it, and end well."""
+    """Converts each field of each Struct from each shape of value, then collects garbage. To be run in a separate
+    process, which must survive it and exit normally."""
     shapes: list[Any] = [
         None, True, -7, 0.5, 10**30, "", "x", "DE", "a@b.example", "\\" * 10_000, "\x00", [], {}, [[]],
         [None, 1, "a"], ["DE"] * 3, [0] * 1000, {"a": {}}, {"": ["x"]}, [{"id": "a"}],
@@ -120,7 +120,7 @@ PIECES = (
 
 
 def decode_hostile_bodies() -> None:
-    """The same for the decoders of what anybody can post: broken bodies, in whatever way."""
+    """The same for the decoders of what anybody can post, with bodies broken in every way."""
     random = Random(1)
     decoded = 0
     for number in range(5000):
@@ -140,7 +140,7 @@ def decode_hostile_bodies() -> None:
     assert decoded > 1000
 
 
-def test_no_value_ends_the_process_and_neither_does_its_end():
+def test_no_value_crashes_the_process_nor_its_exit():
     code = "from tests.api.test_fields import *; decode_hostile_bodies(); read_hostile_values()"
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code],
@@ -150,7 +150,7 @@ def test_no_value_ends_the_process_and_neither_does_its_end():
 
 
 def test_msgspec_gets_no_pattern():
-    """Which it frees too early where a list is the alternative (`fields.text`)."""
+    """msgspec frees patterns too early where a list is an alternative (`fields.text`)."""
     compiled = [
         (model, field.name) for model in models() for field in msgspec.structs.fields(model)
         if "pattern='" in repr(field.type)
@@ -159,7 +159,7 @@ def test_msgspec_gets_no_pattern():
 
 
 def nested(depth: int, innermost: Any, shape: str) -> Any:
-    """The value within so many lists or objects."""
+    """The value inside this many lists or objects."""
     for _ in range(depth):
         innermost = [innermost] if shape == "list" else {"a": innermost}
     return innermost
@@ -176,7 +176,9 @@ class Anything(msgspec.Struct):
     (7, {"\ud800": 1}, "stored"), (3, ["\ud83d", "\ude00"], "stored"), (3, {"\ud83d": "\ude00"}, "stored"),
     (3, ["\N{GRINNING FACE}", None, 0.5, True, {"": ""}], None),
 ])  # fmt: skip
-def test_what_cannot_be_stored_is_found_wherever_it_is(depth: int, innermost: Any, refused: str | None, shape: str):
+def test_values_that_cannot_be_stored_are_found_at_any_depth(
+    depth: int, innermost: Any, refused: str | None, shape: str
+):
     given = {"value": nested(depth, innermost, shape)}
     if refused is None:
         assert fields.read(Anything, given).value == given["value"]

@@ -1,4 +1,4 @@
-"""Schemathesis against the running service: it sends what /openapi.json allows, and what it does not."""
+"""Schemathesis against the running service: it sends requests that /openapi.json allows, and others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.service import Service, running
 ADMIN = "an admin key for these tests"
 CONFIG = Path(__file__).parents[1].joinpath("schemathesis.toml")
 EXAMPLES = amount(3, long=12)
-"""Requests of each kind to each operation, beside those that cover each bound of the schema."""
+"""Requests of each kind to each operation, besides those that cover each bound of the schema."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_schemathesis_finds_nothing(service: Service, tmp_path: Path):
     ]  # fmt: skip
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr
-    # That it has tried anything at all.
+    # It has tried something at all.
     tested = re.search(r"Tested: (\d+)", ran.stdout)
     assert tested is not None and int(tested[1]) > 20, ran.stdout[-2000:]
     assert "Traceback" not in service.log_text() and "is a bug" not in service.log_text(), service.log_text()

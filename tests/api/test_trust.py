@@ -1,4 +1,4 @@
-"""Whom a collector believes, and what it shows to whom: pages of other sites, proxies, keys, readers of metrics."""
+"""Whom a collector trusts, and what it shows to whom: pages of other sites, proxies, keys, readers of metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def declared(client: Client) -> Iterator[tuple[str, str]]:
-    """Every route of /openapi.json, and those that are not in it, with something for each parameter."""
+    """Every route in /openapi.json, and the others, with a value for each parameter."""
     document = (await client.get("/openapi.json")).json()
     found = [
         (method.upper(), path.replace("{id}", "0190a6e0-0000-7000-8000-000000000000").replace("{key}", "x"))
@@ -48,8 +48,8 @@ def shown_to_pages(answer: Answer) -> dict[str, str]:
 
 
 async def test_pages_of_anybody_may_send_events_and_nothing_else(start: Start):
-    """Whatever the method, the credentials and the outcome: else a page could have its visitor's browser read what an
-    administrator may."""
+    """Whatever the method, the credentials and the outcome: otherwise a page could make an admin's browser read data
+    for it."""
     client = await start(admin_keys=(ADMIN,))
     basic = "Basic " + base64.b64encode(f"{ADMIN}:".encode()).decode()
     seen = 0
@@ -84,7 +84,7 @@ async def test_listed_pages_may_use_the_rest_without_what_the_browser_keeps(star
             assert "access-control-allow-credentials" not in headers
             strange = shown_to_pages(await client.request(asked, path, body, Origin=EVIL))
             assert strange.get("access-control-allow-origin") == ("*" if allowed == "*" else None)
-    # Who may read statistics may not send events by that.
+    # Pages that may read statistics may not send events for that reason.
     answer = await client.post({"name": "x"}, Origin=DESK)
     assert "access-control-allow-origin" not in shown_to_pages(answer)
 
@@ -92,7 +92,7 @@ async def test_listed_pages_may_use_the_rest_without_what_the_browser_keeps(star
 # Statistics.
 
 
-async def test_no_answer_makes_a_browser_ask_for_a_password_but_that_of_a_write_key(start: Start):
+async def test_only_a_missing_write_key_makes_a_browser_ask_for_a_password(start: Start):
     client = await start(admin_keys=(ADMIN,), write_keys=("k",), metrics_networks=())
     for method, path in await declared(client):
         body = b"{}" if method in ("POST", "PUT", "PATCH") else None
@@ -103,7 +103,7 @@ async def test_no_answer_makes_a_browser_ask_for_a_password_but_that_of_a_write_
             assert challenge.startswith("Basic") <= ((method, path) in EVENTS), (method, path, challenge)
 
 
-async def test_who_guesses_keys_of_statistics_and_metrics_is_slowed_down(start: Start):
+async def test_guessing_keys_of_statistics_and_metrics_is_rate_limited(start: Start):
     shapes: tuple[dict[str, str], ...] = (
         {"Authorization": "Bearer guess"},
         {"X_API_Key": "guess"},
@@ -119,7 +119,7 @@ async def test_who_guesses_keys_of_statistics_and_metrics_is_slowed_down(start: 
         for headers in shapes:
             answer = await client.get(path, **headers)
             assert answer.status == 429 and int(answer.headers["Retry-After"]) > 0
-        # Who has a key is not kept out by who guesses at the same address.
+        # Guesses from an address do not lock out valid keys there.
         assert (await client.get(path, Authorization=f"Bearer {ADMIN}")).status == 200
 
 
@@ -127,7 +127,7 @@ async def test_who_guesses_keys_of_statistics_and_metrics_is_slowed_down(start: 
 
 
 async def test_configured_keys_are_free_of_limits_by_address(start: Start, connection: asyncpg.Connection):
-    """Whatever they are sent to, as keys of the database are; those have the limit of a key."""
+    """For every route, as for keys in the database; these have the limit per key instead."""
     client = await start(
         admin_keys=(ADMIN,), api_rate_limit_per_second=0.001, api_rate_limit_burst=1, rate_limit_per_second=0
     )
@@ -181,14 +181,14 @@ FORGED = {
 
 
 async def destination(client: Client, **headers: str) -> tuple[str, str, str]:
-    """What the settings document says: host, protocol, and whether caches may keep it."""
+    """The settings document's host and protocol, and whether caches may store it."""
     answer = await client.get(SETTINGS, **headers)
     assert answer.status == 200
     settings = answer.json()["integrations"]["Segment.io"]
     return settings["apiHost"], settings["protocol"], answer.headers["Cache-Control"]
 
 
-async def test_no_client_has_a_say_in_where_others_are_sent(start: Start):
+async def test_no_client_decides_where_others_are_sent(start: Start):
     direct = await start()
     configured = await start(public_url="https://events.example.com/a/b/", trusted_proxies=("127.0.0.1",))
     headers: list[dict[str, str]] = [{}, FORGED, *[{name: value} for name, value in FORGED.items()]]
@@ -206,12 +206,12 @@ async def test_no_client_has_a_say_in_where_others_are_sent(start: Start):
         ({"Host": "in", "X_Forwarded_Host": "out.example", "X_Forwarded_Proto": "https"}, "out.example/v1", "https"),
         ({"Host": "a.example:8443", "X_Forwarded_Prefix": "/events"}, "a.example:8443/events/v1", "http"),
         ({"Host": "a.example", "X_Forwarded_Prefix": "/a/b.c/"}, "a.example/a/b.c/v1", "http"),
-        # What a client sent stands left of what the proxy has added.
+        # What the client sent is left of what the proxy has added.
         ({"Host": "in", "X_Forwarded_Host": "evil.example, out.example"}, "out.example/v1", "http"),
         ({"Host": "a.example", "X_Forwarded_Prefix": "/evil, /events"}, "a.example/events/v1", "http"),
         ({"Host": "a.example", "X_Forwarded_Proto": "http, https"}, "a.example/v1", "https"),
         ({"Host": "[::1]:8080"}, "[::1]:8080/v1", "http"),
-        # What is no host and no path is not passed on.
+        # Text that is no host or path is not repeated.
         ({"Host": "a.example", "X_Forwarded_Prefix": "//evil.example"}, "a.example/v1", "http"),
         ({"Host": "a.example", "X_Forwarded_Prefix": "/a?b"}, "a.example/v1", "http"),
         ({"Host": "a.example", "X_Forwarded_Prefix": "a"}, "a.example/v1", "http"),
@@ -230,7 +230,7 @@ async def test_a_trusted_proxy_says_where_clients_reach_us(start: Start, sent, h
 # Metrics.
 
 
-async def test_metrics_are_for_this_machine_and_for_who_has_a_key(start: Start, connection: asyncpg.Connection):
+async def test_metrics_are_for_this_machine_and_for_keys(start: Start, connection: asyncpg.Connection):
     open_here = await start(metrics_keys=("m",), admin_keys=(ADMIN,))
     closed = await start(metrics_keys=("m", "n"), metrics_networks=(), admin_keys=(ADMIN,))
     elsewhere = await start(metrics_networks=("10.0.0.0/8",))
@@ -261,10 +261,10 @@ async def test_a_proxy_on_this_machine_does_not_open_the_metrics(start: Start, h
         assert (await client.get("/metrics")).status == 200
 
 
-# Who looks around.
+# The root.
 
 
-async def test_the_root_tells_what_there_is(client: Client):
+async def test_the_root_lists_the_documents(client: Client):
     answer = await client.get("/")
     assert answer.status == 200
     links = answer.json()

@@ -75,8 +75,7 @@ CONTEXTS: list[dict[str, Any]] = [
     {"attributes": {"plan": {"pro": 1}}, "url": "\\aab"},
 ]
 
-# Which variant each unit is given, by the context that is its turn: all of them in the first experiment, and each in
-# one of the others.
+# The variant of each unit, with the contexts in turn: all units in the first experiment, each in one of the others.
 IN_SQL = """
 SELECT experiment.name, array_agg(CASE
     WHEN experiments.bucket(experiment.id, 'traffic', unit) * 100 < experiment.traffic_percentage
@@ -96,7 +95,7 @@ GROUP BY experiment.name
 
 
 def unit(n: int) -> str:
-    """A text that is ASCII, or is not, or is longer than a block of the hash."""
+    """A text that is ASCII, or not, or longer than a block of the hash."""
     return (f"visit {n}", f"bücher 🎉 {n}", "x" * 80 + str(n))[n % 3]
 
 
@@ -127,7 +126,7 @@ async def test_python_and_sql_assign_the_same(connection: asyncpg.Connection):
 
 
 def spellings(id: UUID, chance: random.Random) -> list[str]:
-    """A UUID as clients spell it: in capitals, without dashes, in braces, and in all that the database reads."""
+    """A UUID as clients spell it: in capitals, without dashes, in braces, and in any way the database reads."""
     plain = id.hex
     mixed = "".join(chance.choice([each.upper(), each]) for each in str(id))
     fours = [plain[at : at + 4] for at in range(0, 32, 4)]
@@ -145,7 +144,7 @@ async def test_an_id_has_one_form_in_python_and_sql(connection: asyncpg.Connecti
         assert await connection.fetchval(
             "SELECT array_agg(DISTINCT each::uuid) FROM unnest($1::text[]) AS each", every
         )
-        # What the database reads no uuid from is another id.
+        # A text that the database does not read as a UUID is a different id.
         others = [f"{every[0]}0", every[2][:-1], f"{{{every[2]}", f"{every[2]}}}", f" {every[1]}", every[1] + "\n"]
         others += [every[1].replace("-", "--"), f"urn:uuid:{id}", f"{id}-", every[1][:-1] + "\uff11", "", "Ada"]
         assert [canonical_id(each) for each in others] == others
@@ -178,7 +177,7 @@ async def test_a_unit_has_one_variant_however_it_is_spelt(connection: asyncpg.Co
 
 
 async def test_flags_exposures_and_conversions_are_of_one_unit(start: Start):
-    """Over HTTP: a person is shown what is recorded, and is one unit in the results and in the query of the docs."""
+    """Over HTTP: the variant shown is recorded, and a person is one unit in the results and in the docs' query."""
     client = await start(admin_keys=(ADMIN_KEY,))
     experiment = await run(client, "button")
     chance = random.Random(6)
@@ -225,7 +224,7 @@ async def test_buckets_are_rounded_as_the_database_rounds_them(connection: async
 
 
 async def test_limits_at_a_bucket_are_those_of_the_database(connection: asyncpg.Connection):
-    """Percentages and weights of so many digits that the rounding of a bucket decides."""
+    """Percentages and weights with enough digits for the rounding of a bucket to matter."""
     chance = random.Random(2)
     points = [chance.randrange(1, 1 << bits) for bits in range(1, 49) for _ in range(5)]
     limits = [Decimal(point) * 100 / POINTS + shift for point in points for shift in EDGES]

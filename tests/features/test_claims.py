@@ -1,4 +1,4 @@
-"""What anybody claims to be theirs: whichever id an event without credentials names, whatever table that id is in,
+"""Ids claimed without proof: whichever id an event without credentials names, and whatever table has that id,
 export and erasure leave its owner's rows alone unless asked to include unverified ids."""
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ INSERT INTO whatsapp.accounts (lead_id, business_account_id, phone_number_id, ph
         access_token_encrypted, webhook_verify_token_encrypted)
     VALUES ('dddddddd-0000-4000-8000-000000000001', 'k', 'k', '+493023125009', 'V', '\\x00', '\\x00');
 """
-"""Somebody who is in every table with an id that anybody may send."""
+"""A person in every table, with ids that anybody may send."""
 
 TABLES = (
     "experiments.assignments", "analytics.events", "analytics.rejected_events", "analytics.identities",
@@ -60,7 +60,7 @@ TABLES = (
     "onboarding.step_activities", "whatsapp.accounts", "public.audit_logs",
 )  # fmt: skip
 
-# How an event without credentials says that an id is the sender's; CLAIMED is the id of somebody else.
+# The ways in which an event without credentials can claim an id; CLAIMED is somebody else's.
 EVENTS: dict[str, dict[str, Any]] = {
     "address as user": {"user_id": MALLORY},
     "address as user, in another case": {"user_id": MALLORY.upper()},
@@ -76,7 +76,7 @@ FIELDS = {"user": "user_id", "browser": "anonymous_id", "visit": "session_id"}
 
 
 def claims() -> list[tuple[str, tuple[str, ...]]]:
-    """How, and which ids: each by itself, and as many as fit at once."""
+    """The way and the ids: each alone, and as many as fit at once."""
     found: list[tuple[str, tuple[str, ...]]] = []
     for how, event in EVENTS.items():
         free = [kind for kind, field in FIELDS.items() if field not in event]
@@ -86,7 +86,7 @@ def claims() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def joins_nothing(how: str, kinds: tuple[str, ...]) -> bool:
-    """Whether the event is theirs at most: it has no id of a person beside what it claims, or another's."""
+    """Whether the event identifies at most its sender: besides what it claims it has no person's id, or another's."""
     only_visit = kinds == ("visit",) and not {"user_id", "anonymous_id"} & EVENTS.get(how, {"user_id": ""}).keys()
     return how == "address as browser" or (how == "email alone" and "user" in kinds) or only_visit
 
@@ -134,7 +134,7 @@ async def victim(connection: asyncpg.Connection) -> asyncpg.Connection:
 
 
 @pytest.mark.parametrize(("how", "kinds"), claims())
-async def test_who_claims_an_id_gets_nothing_of_its_owner(
+async def test_claiming_an_id_gives_no_access_to_its_owners_data(
     victim: asyncpg.Connection, how: str, kinds: tuple[str, ...]
 ):
     before = await rows(victim)
@@ -158,7 +158,7 @@ async def test_who_claims_an_id_gets_nothing_of_its_owner(
     for refused in before["analytics.rejected_events"]:
         assert not traces.has_refused(refused)
 
-    # Believed on request only, and a dry run says beforehand what that would be.
+    # Included only on request, and a dry run shows in advance what that means.
     believing = await ask(victim, "gdpr_delete_user_data", MALLORY, True, True)
     more = {
         kind: set(ids) - set(planned["because_of"].get(kind, ())) for kind, ids in believing["because_of"].items()
@@ -173,7 +173,7 @@ async def test_who_claims_an_id_gets_nothing_of_its_owner(
     assert not await victim.fetch("SELECT FROM analytics.events AS event WHERE event::text ILIKE $1", f"%{MALLORY}%")
 
 
-async def test_what_a_key_says_is_believed(victim: asyncpg.Connection):
+async def test_ids_sent_with_a_key_are_trusted(victim: asyncpg.Connection):
     await say(victim, "address as user", ("browser", "visit"))
     await victim.execute("UPDATE analytics.events SET authenticated = true WHERE user_id = $1", MALLORY)
     planned = await ask(victim, "gdpr_delete_user_data", MALLORY, False, True)
@@ -185,7 +185,7 @@ async def test_what_a_key_says_is_believed(victim: asyncpg.Connection):
     assert names == {"by user", "by visit", "by all"}
 
 
-async def test_a_name_is_listed_before_it_is_looked_for(connection: asyncpg.Connection):
+async def test_a_name_is_listed_before_it_is_searched_for(connection: asyncpg.Connection):
     await connection.execute(
         "INSERT INTO marketing.leads (email, first_name, last_name) VALUES ($1, 'the', 'order')", MALLORY
     )
@@ -196,8 +196,8 @@ async def test_a_name_is_listed_before_it_is_looked_for(connection: asyncpg.Conn
 
 
 @pytest.mark.parametrize("claimed_first", [True, False])
-async def test_what_statistics_made_of_a_claim_is_made_anew(connection: asyncpg.Connection, claimed_first: bool):
-    """Statistics go by any ids, so a browser's visits may be under the name of who claimed it."""
+async def test_statistics_based_on_a_claim_are_rebuilt(connection: asyncpg.Connection, claimed_first: bool):
+    """Statistics use unverified ids too, so a browser's visits may be attributed to whoever claimed it."""
     await connection.execute("SELECT analytics.ensure_events_partition(now()::date)")
     await connection.execute(
         "INSERT INTO analytics.events (created_at, type, name, user_id, anonymous_id, batch_id) VALUES"

@@ -1,4 +1,4 @@
-"""Credentials: encrypted under the first key, read with any, put under a new one by `ingest encryption rotate`."""
+"""Credentials: encrypted with the first key, decrypted with any, re-encrypted by `ingest encryption rotate`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Cut(Exception):
     pass
 
 
-async def test_rotation_that_is_cut_short_goes_on(connection: asyncpg.Connection):
+async def test_an_interrupted_rotation_continues(connection: asyncpg.Connection):
     for number in range(5):
         await connection.execute(INSERT, str(number), Cipher([OLD]).encrypt("token"), None)
 
@@ -96,7 +96,7 @@ async def test_rotation_that_is_cut_short_goes_on(connection: asyncpg.Connection
 
     with pytest.raises(Cut):
         await credentials.rotate(connection, Failing([NEW, OLD]), batch=2)
-    # The first batch was stored, of the second nothing.
+    # The first batch was stored, and nothing of the second.
     assert await credentials.rotate(connection, Cipher([NEW, OLD]), batch=2) == Rotated(3, 2, 0)
 
 
@@ -114,14 +114,14 @@ def ingest(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_a_fresh_key_is_printed(ingest):
+def test_a_new_key_is_printed(ingest):
     keys = {ingest("key").stdout.strip(), ingest().stdout.strip()}
     assert len(keys) == 2
     for key in keys:
         Cipher([key])
 
 
-async def test_rotate_tells_what_it_did(ingest, connection: asyncpg.Connection, database_url: str, tmp_path: Path):
+async def test_rotate_reports_what_it_did(ingest, connection: asyncpg.Connection, database_url: str, tmp_path: Path):
     await fill(connection, Cipher([OLD]), 2)
     none = ingest("rotate", url=database_url)
     assert (none.returncode, none.stdout) == (1, "") and "ingest encryption key" in none.stderr

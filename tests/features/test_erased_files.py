@@ -1,5 +1,5 @@
-"""An erasure leaves nothing of a person in any file of the journals, takes nothing of anybody else, and names each
-file of which it cannot tell."""
+"""An erasure leaves nothing of a person in any journal file, removes nothing of anybody else, and names each file
+that it cannot fully read."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests.support.service import Service, running, wait_until
 
 ADMIN = "an-admin-key"
 BLOCK = "LOCK TABLE analytics.journals IN ACCESS EXCLUSIVE MODE"
-"""While somebody holds this, nothing is stored."""
+"""While this lock is held, nothing is stored."""
 
 
 class Person:
-    """What one person sends, in every way in which their ids can be written."""
+    """What one person sends, with their ids in every spelling."""
 
     def __init__(self, name: str, digits: str) -> None:
         self.address = f"{name}.o+x@shop.example"
@@ -49,7 +49,7 @@ class Person:
 
     @property
     def bodies(self) -> list[bytes]:
-        """Each the body of a request; some are refused."""
+        """The bodies of requests; some are refused."""
         escaped = "".join(f"\\u{ord(letter):04X}" if letter in "@.+o" else letter for letter in self.address)
         twice = self.address.replace("@", "%2540").replace("+", "%252B")
         events: list[dict[str, Any]] = [
@@ -71,7 +71,7 @@ class Person:
         ]
 
     def is_in(self, content: bytes) -> bool:
-        """Whether any of their ids is there, in any spelling."""
+        """Whether the content has any of their ids, in any spelling."""
         text = content.decode("utf-8", "replace").lower()
         for _ in range(4):
             text = text.replace("%25", "%").replace("\\\\", "\\")
@@ -87,7 +87,7 @@ OTHERS = Person("joann", "23125003")
 
 
 def named_in(data_dir: Path, person: Person) -> list[str]:
-    """The files below a data folder that hold any of a person's ids."""
+    """The files below a data folder with any of a person's ids."""
     paths = [path for path in sorted(data_dir.rglob("*")) if path.is_file() and not path.is_socket()]
     return [str(path.relative_to(data_dir)) for path in paths if person.is_in(path.read_bytes())]
 
@@ -102,10 +102,10 @@ def data_dir_of(client: Client) -> Path:
 
 
 async def say(client: Client, person: Person) -> None:
-    """Whatever they send, each request in a record of its own."""
+    """Send everything, each request in its own record."""
     for body in person.bodies:
         assert (await client.post(body)).status in (200, 400)
-    # What is refused is answered before it is on disk.
+    # Refused events are answered before they are on disk.
     assert (await client.post([{"name": "last"}])).status == 200
 
 
@@ -126,7 +126,7 @@ async def sibling(client: Client, index: int) -> Collector:
     return await start_collector(config_sources.load(settings, {}, Path.cwd()), bind("127.0.0.1", 0), index)
 
 
-async def test_nothing_is_left_in_journals_of_workers_that_run_and_that_are_gone(client: Client):
+async def test_nothing_is_left_in_journals_of_running_and_stopped_workers(client: Client):
     other, gone = await sibling(client, 1), await sibling(client, 2)
     for worker in (client.worker, other, gone):
         one = Client(worker, client.session, client.worker.config.database_url or "")
@@ -140,7 +140,7 @@ async def test_nothing_is_left_in_journals_of_workers_that_run_and_that_are_gone
     assert named_in(data_dir_of(client), ANN) == []
     assert not [event for event in await client.events() if ANN.is_in(str(dict(event)).encode())]
     assert [event for event in await client.events() if BOB.is_in(str(dict(event)).encode())]
-    # And all journals go on from there.
+    # And all journals continue from there.
     for worker in (client.worker, other):
         one = Client(worker, client.session, client.worker.config.database_url or "")
         assert (await one.post([{"name": "afterwards"}])).status == 200
@@ -151,7 +151,7 @@ async def test_nothing_is_left_in_journals_of_workers_that_run_and_that_are_gone
 
 
 async def test_empty_records_and_many_files_do_not_keep_an_old_one(client: Client):
-    """Also when the last record of a file says nothing, and when there is nothing to erase."""
+    """Also if the last record of a file is empty, and if there is nothing to erase."""
     journal = client.worker.journal
     for _ in range(3):
         await say(client, ANN)
@@ -166,10 +166,10 @@ async def test_empty_records_and_many_files_do_not_keep_an_old_one(client: Clien
     )
 
 
-async def test_what_cannot_be_stored_is_an_honest_503_that_names_the_file(
+async def test_events_that_cannot_be_stored_are_an_honest_503_naming_the_file(
     client: Client, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    """A sibling holds something that the database has, and does not let go of the file."""
+    """Another worker has stored events but keeps their file."""
     other = await sibling(client, 1)
     one = Client(other, client.session, client.worker.config.database_url or "")
     await say(one, ANN)
@@ -196,7 +196,7 @@ def test_nothing_is_left_of_a_service_of_several_processes(database_url: str, tm
                     assert service.post("/v1/events", body)[0] in (200, 400)
         service.wait_stored()
         assert len(named_in(data_dir, ANN)) > 1
-    # With fewer workers some of these journals are nobody's.
+    # With fewer workers, some of these journals have none.
     with running(Service(data_dir, database_url, environ=environ)) as service:
         before = service.metrics()["ingest_events_stored_total"]
         assert before == 0
@@ -221,7 +221,7 @@ def ask_to_erase(service: Service, path: str) -> tuple[int, str]:
 
 
 async def written(client: Client, connection: asyncpg.Connection) -> bytes:
-    """A segment with everything that three people send, each request in a record of its own; all of it is stored."""
+    """A segment with everything that three people send, each request in its own record; all of it is stored."""
     async with connection.transaction():
         await connection.execute(BLOCK)
         for bodies in zip(BOB.bodies, ANN.bodies, OTHERS.bodies, strict=True):
@@ -237,7 +237,7 @@ async def written(client: Client, connection: asyncpg.Connection) -> bytes:
 
 
 def lines_of(content: bytes, folder: Path) -> list[bytes]:
-    """The lines of all records that are intact, in order."""
+    """The lines of all intact records, in order."""
     path = folder / "read.tmp"
     path.write_bytes(content)
     try:
@@ -250,7 +250,7 @@ def lines_of(content: bytes, folder: Path) -> list[bytes]:
 
 
 def offsets(content: bytes) -> dict[str, int]:
-    """A byte of each kind in a segment of format 2, where to damage it."""
+    """The offset of a byte of each kind in a segment of format 2, to damage there."""
     head = content.index(b"\n") + 1
     first = 2 * head
     ann, bob = content.index(ANN.user_id.encode()), content.index(BOB.user_id.encode())
@@ -291,7 +291,7 @@ async def test_a_file_that_was_set_aside_keeps_everybody_else(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_whatever_byte_is_damaged_nothing_of_the_person_is_left(
+async def test_nothing_of_the_person_is_left_whichever_byte_is_damaged(
     client: Client, connection: asyncpg.Connection, tmp_path: Path, kind: str
 ):
     content = await written(client, connection)
@@ -314,7 +314,7 @@ async def test_whatever_byte_is_damaged_nothing_of_the_person_is_left(
             assert line in path.read_bytes()
 
 
-async def test_what_cannot_be_read_is_named_for_the_operator(client: Client, connection: asyncpg.Connection):
+async def test_unreadable_files_are_named_for_the_operator(client: Client, connection: asyncpg.Connection):
     content = await written(client, connection)
     folder = client.worker.journal.folder
     random_bytes = random.Random(7).randbytes(3000)
@@ -336,7 +336,7 @@ async def test_what_cannot_be_read_is_named_for_the_operator(client: Client, con
         assert named == wanted
     assert named_in(data_dir_of(client), ANN) == []
     assert (folder / "a.damaged").read_bytes() == random_bytes
-    # It is said as long as they are there, whoever is erased.
+    # They are named as long as they exist, whoever is erased.
     assert {file["file"].rpartition(".")[0] for file in (await erase(client, BOB))["journal_files"]} >= wanted
     assert named_in(data_dir_of(client), BOB) == []
 
@@ -362,7 +362,7 @@ async def test_a_journal_that_was_put_away_is_searched_too(
 async def test_a_segment_that_is_damaged_while_it_waits_is_set_aside_and_searched(
     start: Start, connection: asyncpg.Connection
 ):
-    """The way it happens: damaged on disk while the service is away, stored as far as it can be, set aside."""
+    """As it happens in practice: damaged on disk while the service is down, stored as far as possible, set aside."""
     first = await start(admin_keys=[ADMIN])
     data_dir = data_dir_of(first)
     async with connection.transaction():
@@ -388,7 +388,7 @@ async def test_a_segment_that_is_damaged_while_it_waits_is_set_aside_and_searche
 
 
 @pytest.mark.parametrize("place", ["first line", "own line"])
-async def test_a_damaged_journal_that_nobody_holds_stops_no_erasure(client: Client, place: str):
+async def test_a_damaged_journal_without_a_worker_does_not_stop_an_erasure(client: Client, place: str):
     gone = await sibling(client, 1)
     one = Client(gone, client.session, client.worker.config.database_url or "")
     await one.post([{"name": "only", "user_id": ANN.user_id, "properties": {"email": BOB.address}}])
@@ -417,7 +417,7 @@ def line_of(person: Person, number: int) -> bytes:
 
 
 def fill(folder: Path, records: int) -> bytes:
-    """A segment of two people's events that was set aside; what it holds without the first."""
+    """A segment of two people's events that was set aside, and its content without the first."""
     folder.mkdir(parents=True)
     (folder / "journal.json").write_text(f'{{"number": 7, "identity": "{LAYOUT.identity}"}}')
     kept = b""
@@ -466,7 +466,7 @@ def test_killed_at_any_moment_each_file_is_the_old_one_or_the_new_one(tmp_path: 
         assert is_old or b"".join(lines_of(content, tmp_path)) == kept
         outcomes.add((is_old, partial.exists()))
     assert (True, True) in outcomes, "no kill met the writing of the new file"
-    # What a crash has left does not stop the next one, which leaves nothing.
+    # Leftovers of a crash do not stop the next erasure, which leaves none.
     set_aside.search(tmp_path, traces, erase=True)
     assert b"".join(lines_of(path.read_bytes(), tmp_path)) == kept
     assert named_in(tmp_path, ANN) == []
@@ -492,11 +492,11 @@ def test_a_disk_that_is_full_or_broken_leaves_the_old_file_and_is_reported(
     assert [one.name for one in path.parent.iterdir() if "erasing" in one.name] == []
 
 
-# The rules are the database's.
+# The same rules as in the database.
 
 
 def spellings(chance: random.Random, address: str) -> str:
-    """One way to write it, a different one each time."""
+    """A spelling of it, a different one each time."""
     written = ""
     for letter in address:
         ways = [letter, letter, letter.upper()]
@@ -581,7 +581,7 @@ async def test_journals_of_other_folders_are_named(client: Client, connection: a
     assert journals.folders(data_dir_of(client))
 
 
-async def test_one_process_at_a_time_writes_files_anew(client: Client, connection: asyncpg.Connection):
+async def test_one_process_at_a_time_rewrites_files(client: Client, connection: asyncpg.Connection):
     content = await written(client, connection)
     (client.worker.journal.folder / "x.damaged").write_bytes(content)
     address = ANN.address.replace("+", "%2B")

@@ -74,7 +74,7 @@ def test_required_sample_size():
     assert results.required_sample_size(0.5, Question(effect=0.5, power=0.740)) == 50
 
 
-def test_required_sample_size_as_calculators_have_it():
+def test_required_sample_size_matches_a_calculator():
     """Evan Miller's calculator has 1,030 for 20 % and 5 points more; it takes the control's variance for both under
     no difference, which makes 6 % here."""
     assert results.required_sample_size(0.2, Question(effect=0.25)) == pytest.approx(1030, rel=0.07)
@@ -162,9 +162,9 @@ def test_not_enough_data(counts: tuple[VariantCount, ...], summary: str):
 def test_a_mismatch_is_a_warning():
     (warning,) = analysed(of(50_000, 5000), of(45_000, 4600)).warnings
     assert warning.startswith("sample ratio mismatch: shown to control 50,000 of 47,500.0, b 45,000 of 47,500.0")
-    # Given to nobody, and shown to somebody.
+    # Assigned to nobody, but shown to somebody.
     assert analysed(of(100, 10), of(1, 0, "b", 0)).sample_ratio.mismatch
-    # So few say nothing.
+    # Too few to tell.
     assert analysed(of(9, 1), of(0, 0)).sample_ratio.p_value is None
 
 
@@ -174,7 +174,7 @@ def test_nothing_is_ever_infinite(control: tuple[int, int], test: tuple[int, int
     import msgspec
 
     encoded = msgspec.json.encode(analysed(of(*control), of(*test), effect=10, confidence=0.999, power=0.99))
-    # What is no number would be null where none is allowed.
+    # NaN and infinity would become null, where null is not allowed.
     msgspec.json.decode(encoded, type=results.Results)
 
 
@@ -207,11 +207,11 @@ async def test_units_with_the_event_after_they_were_shown_it(running: asyncpg.Co
     assert await counted(running, "nothing") == {"control": (2, 0), "b": (2, 0)}
 
 
-async def test_who_was_a_session_first_counts_once(running: asyncpg.Connection):
+async def test_a_session_that_becomes_a_user_counts_once(running: asyncpg.Connection):
     await shown(running, "b", NINE, session_id="visit")
     await shown(running, "b", ELEVEN, user_id=ADA, session_id="visit")
     assert await counted(running) == {"control": (0, 0), "b": (1, 0)}
-    # As either of both, once shown as the first of them.
+    # Under either id, after the first exposure under the first of them.
     await event(running, "buy", TEN, session_id="visit")
     await event(running, "buy", ELEVEN, user_id=ADA)
     await event(running, "sign up", TEN, user_id=ADA)
@@ -219,7 +219,7 @@ async def test_who_was_a_session_first_counts_once(running: asyncpg.Connection):
     assert await counted(running, "sign up") == {"control": (0, 0), "b": (1, 1)}
 
 
-async def test_who_is_shown_nothing_as_a_user_is_still_that_user(running: asyncpg.Connection):
+async def test_a_user_with_exposures_only_as_a_session_is_still_that_user(running: asyncpg.Connection):
     await shown(running, "b", NINE, session_id="visit")
     await shown(running, "b", None, user_id=ADA, session_id="visit")
     await shown(running, "b", None, user_id=BOB, session_id="visit")
@@ -235,7 +235,7 @@ async def test_two_users_of_one_browser_are_two(running: asyncpg.Connection):
     assert await counted(running) == {"control": (0, 0), "b": (2, 1)}
 
 
-async def test_who_was_shown_both_is_one_unit_and_is_reported(running: asyncpg.Connection):
+async def test_a_unit_shown_two_variants_counts_once_and_is_reported(running: asyncpg.Connection):
     """{session 1}, {user, session 1}, {session 2}, {user, session 2}, each with its own hash."""
     user = "INSERT INTO experiments.assignments (experiment_id, user_id, session_id, linked_sessions, variant_id,"
     await shown(running, "control", NINE, session_id="first")
@@ -253,8 +253,8 @@ async def test_who_was_shown_both_is_one_unit_and_is_reported(running: asyncpg.C
     assert analysis.mixed_units == 1 and any("shown two variants" in warning for warning in analysis.warnings)
 
 
-async def test_an_event_is_of_one_unit(running: asyncpg.Connection):
-    """Of its user's where they were shown a variant, else of its session's; never of both."""
+async def test_an_event_counts_for_one_unit(running: asyncpg.Connection):
+    """The user's if they were shown a variant, otherwise the session's; never both."""
     await shown(running, "control", NINE, session_id="visit")
     await shown(running, "b", NINE, user_id=ADA)
     await event(running, "buy", TEN, user_id=ADA, session_id="visit")
@@ -300,7 +300,7 @@ async def test_events_after_the_end_are_not_counted(running: asyncpg.Connection)
     assert (await counted(running))["b"] == (1, 0)
 
 
-async def test_of_nothing(connection: asyncpg.Connection):
+async def test_results_without_an_experiment(connection: asyncpg.Connection):
     with pytest.raises(store.NotFound):
         await store.count(connection, EXPERIMENT, "buy")
     await make_experiment(connection)

@@ -1,4 +1,4 @@
-"""Experiments over HTTP: their life, who is given what, what was shown, who may do what, and bad input."""
+"""Experiments over HTTP: life cycle, assignments, exposures, access, and bad input."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ async def expose(client: Client, headers: Any = None, **shown: Any) -> Answer:
     return await client.post({"experiment": "button", **shown}, EXPOSURES, **(headers or {}))
 
 
-# The life of an experiment.
+# Life cycle.
 
 
-async def test_an_experiment_as_it_was_made(client: Client):
+async def test_a_created_experiment(client: Client):
     made = {
         "name": "button/größe", "description": "d", "hypothesis": "h", "is_active": False, "traffic_percentage": 12.5,
         "control_variant": {"id": "control", "weight": 3, "payload": {"a": [1.0, None]}},
@@ -112,7 +112,7 @@ async def at(client: Client, status: str) -> str:
 
 
 @pytest.mark.parametrize("status", [*EDITABLE, "archived"])
-async def test_what_may_be_done_when(client: Client, status: str):
+async def test_what_each_status_allows(client: Client, status: str):
     id = await at(client, status)
     for name, step in STEPS.items():
         if status in step.possible_in:
@@ -147,7 +147,7 @@ async def test_traffic_only_grows_once_started(client: Client):
     assert answer.status == 409 and "can only grow" in answer.json()["detail"]
 
 
-async def test_what_cannot_be_started(client: Client):
+async def test_experiments_that_cannot_be_started(client: Client):
     alone = await draft(client, "alone", test_variants=[])
     assert "no test_variants" in (await act(client, alone, "start")).json()["detail"]
     over = await draft(client, "over", end_date="2001-01-01T00:00:00Z")
@@ -164,7 +164,7 @@ async def test_the_winner(client: Client):
     assert answer.json()["start_date"] < answer.json()["end_date"]
 
 
-async def test_steps_at_once_are_done_once(client: Client):
+async def test_concurrent_steps_are_done_once(client: Client):
     id = await draft(client, "button")
     answers = await asyncio.gather(*[act(client, id, "start") for _ in range(5)])
     assert sorted(each.status for each in answers) == [200, 409, 409, 409, 409]
@@ -201,7 +201,7 @@ async def test_plain_sql_cannot_change_what_was_started(connection: asyncpg.Conn
         assert await refusal(connection, f"UPDATE experiments.experiments SET {columns}") is None
 
 
-# Who is given what.
+# Assignments.
 
 
 async def test_assignments_are_stored_and_stay(client: Client):
@@ -223,8 +223,8 @@ async def test_assignments_are_stored_and_stay(client: Client):
     assert all(row["exposure_count"] == 0 and row["first_exposure_at"] is None for row in rows)
 
 
-async def test_a_row_that_another_wrote_changes_nothing(client: Client):
-    """An assignment is the hash everywhere; only exposures, which are counted in that row, must agree with it."""
+async def test_a_row_written_by_others_changes_no_assignment(client: Client):
+    """Assignments are always the hash; only exposures, which are counted in that row, must agree with it."""
     await run(client, "button", **EVERYBODY_B)
     await client.fetch(
         "INSERT INTO experiments.assignments (experiment_id, session_id, variant_id)"
@@ -251,7 +251,7 @@ async def test_targeting(client: Client):
     for number, other in enumerate(others):
         assert await assign(client, ADMIN, session_id=f"no {number}", **(unit | other)) == {}, other
     assert (await assign(client, ADMIN, session_id="visit", **unit)).keys() == {"button"}
-    # Asked without what the rules are about it takes no part; but what it was shown is recorded.
+    # Without the context that the rules need it takes no part; but what it was shown is recorded.
     assert await assign(client, ADMIN, session_id="visit") == {}
     assert (await expose(client, ADMIN, session_id="visit")).status == 200
 
@@ -271,7 +271,7 @@ async def test_flags_and_assignments_are_the_same(client: Client):
     assert found == {"control", "b", None}
 
 
-async def test_flags_assignments_and_exposures_agree_whatever_was_before(start: Start):
+async def test_flags_assignments_and_exposures_agree_for_every_history(start: Start):
     """Units of every history: sessions that become users, shared browsers, other contexts, exposures first."""
     client = await start(admin_keys=(ADMIN_KEY,), api_rate_limit_per_second=0)
     await run(client, "button", traffic_percentage=70, targeting_rules={"country": ["DE", "AT"]})
@@ -306,7 +306,7 @@ async def test_flags_assignments_and_exposures_agree_whatever_was_before(start: 
     assert all({row["variant_id"]} == seen[row["unit"]] for row in rows)
 
 
-async def test_a_user_is_proved(client: Client):
+async def test_a_user_id_needs_proof(client: Client):
     await run(client, "button")
     body = {"user_id": str(PERSON), "session_id": "visit"}
     own, other = token(), token(sub=uuid4())
@@ -321,7 +321,7 @@ async def test_a_user_is_proved(client: Client):
     assert (await expose(client, own, **body)).status == 200
 
 
-async def test_the_limit_of_an_address(start: Start):
+async def test_the_limit_per_address(start: Start):
     client = await start(admin_keys=(ADMIN_KEY,), jwt_secret=SECRET, assignments_per_hour=10)
     await run(client, "button", **EVERYBODY_B)
     id = await run(client, "other", targeting_rules={"country": "DE"}, **EVERYBODY_B)
@@ -329,11 +329,11 @@ async def test_the_limit_of_an_address(start: Start):
         await assign(client, session_id=f"visit {n}")
     answer = await client.post({"session_id": "one more"}, ASSIGNMENTS)
     assert answer.status == 429 and 0 < int(answer.headers["Retry-After"]) <= 3600
-    # What is known costs nothing, and a server may have more.
+    # Known units do not count towards the limit, and a server may bring more.
     await assign(client, session_id="visit 3")
     await assign(client, ADMIN, session_id="one more")
     assert (await expose(client, session_id="visit 3")).status == 200
-    # What was shown is counted all the same, apart.
+    # Exposures are still counted, separately.
     answer = await expose(client, session_id="another more")
     assert (answer.status, answer.json()) == (200, {"experiment": "button", "variant_id": "b", "recorded": False})
     shown = {"experiment": "other", "session_id": "another more"}
@@ -357,10 +357,10 @@ async def test_every_visitor_of_an_office_takes_part(client: Client):
     assert len(await client.fetch("SELECT FROM experiments.assignments WHERE exposure_count = 1")) == 50
 
 
-# What was shown.
+# Exposures.
 
 
-async def test_exposures_are_counted_and_tell_the_stream(client: Client):
+async def test_exposures_are_counted_and_become_events(client: Client):
     await run(client, "button", **EVERYBODY_B)
     await assign(client, session_id="visit")
     first = await expose(client, session_id="visit", anonymous_id="browser")
@@ -387,7 +387,7 @@ AHEAD: list[dict[str, str]] = [
 
 
 async def test_a_bots_exposure_is_only_an_event_of_a_bot(client: Client, database_url: str):
-    """Whoever tells of it, and however it is known. A server's own user agent is not its visitor's."""
+    """Whoever sends it, and however the bot is recognised. A server's own user agent is not its visitor's."""
     id = await run(client, "button", **EVERYBODY_B)
     units: dict[str, bool] = {}
     for who, proof in (await credentials(database_url)).items():
@@ -410,7 +410,7 @@ async def test_a_bots_exposure_is_only_an_event_of_a_bot(client: Client, databas
     found = (await client.get(f"{PATH}/{id}/results?event=buy", **ADMIN)).json()
     assert sum(variant["exposures"] for variant in found["variants"]) == sum(units.values())
     assert found["unrecorded_exposures"] == 0
-    # A server's requests say nothing of where its visitors are, nor of what they use.
+    # A server's requests do not show where its visitors are or what they use.
     of_servers = [event for event in stored if event["session_id"].startswith("write key")]
     assert {(event["user_agent"], event["ip_address"]) for event in of_servers} == {(None, None)}
 
@@ -446,7 +446,7 @@ async def test_the_database_records_no_bots_exposure_either(connection: asyncpg.
 
 
 async def test_nobody_forges_an_exposure(start: Start, connection: asyncpg.Connection):
-    """By whatever way an event comes in, and with whatever key: only what the service itself wrote is its word."""
+    """However an event comes in, and with whatever key: only events that the service itself wrote count."""
     client = await start(admin_keys=(ADMIN_KEY,), jwt_secret=SECRET, write_keys=("public",), assignments_per_hour=1)
     id = await run(client, "button", **EVERYBODY_B)
     properties = {"experiment": "button", "variant": "b", "recorded": False}
@@ -478,7 +478,7 @@ async def test_nobody_forges_an_exposure(start: Start, connection: asyncpg.Conne
     assert await client.names() == ["experiment_exposure"] * len(keys) * (len(own_words) + 5)
     assert (found["unrecorded_exposures"], found["variants"][1]["exposures"]) == (0, 0)
     assert not any("assignments_per_hour" in warning for warning in found["warnings"])
-    # The service itself needs no write key to tell the stream, and is counted.
+    # The service itself needs no write key for its events, which are counted.
     for n in range(4):
         assert (await expose(client, session_id=f"visit {n}")).json().get("recorded", True) == (n == 0)
     found = await results()
@@ -486,7 +486,7 @@ async def test_nobody_forges_an_exposure(start: Start, connection: asyncpg.Conne
     assert any("assignments_per_hour" in warning for warning in found["warnings"])
 
 
-async def test_an_exposure_of_what_was_only_computed(client: Client):
+async def test_an_exposure_without_a_stored_assignment(client: Client):
     await run(client, "button", **EVERYBODY_B)
     assert (await expose(client, token(), user_id=str(PERSON), session_id="visit", country="de")).status == 200
     (row,) = await client.fetch("SELECT * FROM experiments.assignments")
@@ -496,14 +496,14 @@ async def test_an_exposure_of_what_was_only_computed(client: Client):
     assert (event["user_id"], event["session_id"]) == (str(PERSON), "visit")
 
 
-async def test_exposures_that_cannot_be(client: Client):
+async def test_impossible_exposures(client: Client):
     await run(client, "button", targeting_rules={"country": "DE"}, **EVERYBODY_B)
     assert (await expose(client, session_id="visit", experiment="other")).status == 404
     answer = await expose(client, session_id="visit")
     assert (answer.status, answer.json()["code"]) == (409, "takes_no_part")
     answer = await expose(client, session_id="visit", country="DE", variant="control")
     assert (answer.status, answer.json()["code"]) == (409, "another_variant")
-    # Nothing of it stays, and no event tells of it.
+    # It leaves no row and no event.
     assert await client.fetch("SELECT FROM experiments.assignments") == []
     assert await client.names() == []
     assert (await expose(client, session_id="visit", country="DE", variant="b")).status == 200
@@ -518,7 +518,7 @@ async def test_exposures_wait_for_room_in_the_journal(client: Client):
     assert await client.fetch("SELECT FROM experiments.assignments") == []
 
 
-async def test_exposures_at_once_are_all_counted(client: Client):
+async def test_concurrent_exposures_are_all_counted(client: Client):
     await run(client, "button")
     answers = await asyncio.gather(*[expose(client, ADMIN, session_id="visit") for _ in range(20)])
     assert {each.status for each in answers} == {200}
@@ -540,7 +540,7 @@ async def test_results(client: Client):
     assert (await client.get(f"{PATH}/{uuid4()}/results?event=buy", **ADMIN)).status == 404
 
 
-# Who may do what.
+# Access.
 
 WHO = (
     "anon",
@@ -614,7 +614,7 @@ async def test_role_matrix(client: Client, database_url: str):
     wrong = {}
     for what, *expected in lines:
         for who, may in zip(WHO, expected, strict=True):
-            # One that this can be done to; it stays as it was for who may not.
+            # An experiment in a suitable status; it does not change for callers who may not change it.
             id = await draft(client, f"{what} {who}") if "/id" in what else ""
             step = what.rpartition("/")[2]
             before = {"pause": ["start"], "complete": ["start"], "archive": ["cancel"]}.get(step, [])
@@ -627,7 +627,7 @@ async def test_role_matrix(client: Client, database_url: str):
 
 
 async def test_nobody_reads_anothers_assignment(client: Client):
-    """Only who names the session, which is a secret of its visitor, or has proved to be the user."""
+    """Only callers that name the session, a secret of its visitor, or prove to be the user."""
     await run(client, "button")
     await assign(client, ADMIN, user_id=str(PERSON), session_id="theirs")
     for headers in ({}, token(sub=uuid4()), token("anon"), token(app_role="analyst", sub=uuid4())):
@@ -637,7 +637,7 @@ async def test_nobody_reads_anothers_assignment(client: Client):
         assert answer.status in (401, 403) and b"variant" not in answer.body
 
 
-async def test_the_database_asks_whose_exposure_it_is(connection: asyncpg.Connection):
+async def test_the_database_checks_whose_exposure_it_is(connection: asyncpg.Connection):
     await connection.execute(
         "INSERT INTO experiments.experiments (name, status, test_variants)"
         " VALUES ('button', 'running', '[{\"id\": \"b\"}]')"
@@ -715,8 +715,8 @@ async def test_bad_experiments(client: Client):
     assert len((await client.get(PATH, **ADMIN)).json()["experiments"]) == 1
 
 
-def test_rules_that_are_wrong_again_and_again():
-    """Conversions that fail must free no more than they took: that crashed the process after some hundred."""
+def test_repeated_wrong_rules_do_not_crash():
+    """Failing conversions must not free too much memory: this used to crash the process after some hundred."""
     for _ in range(3000):
         with pytest.raises(Invalid):
             read(TargetingRules, {"country": "de"})
@@ -806,8 +806,8 @@ async def test_bad_queries_and_paths(client: Client):
     assert (await client.request("DELETE", f"{PATH}/{id}", **ADMIN)).status == 405
 
 
-async def test_a_change_elsewhere_is_known_when_it_matters(client: Client, database_url: str):
-    """A payload that was made a moment ago by another is there, though the definitions are read once a second."""
+async def test_a_change_made_elsewhere_is_known_when_needed(client: Client, database_url: str):
+    """A payload that another worker created a moment ago is there, though definitions are polled once a second."""
     await execute(
         database_url,
         "INSERT INTO experiments.experiments (name, status, control_variant, test_variants) VALUES"

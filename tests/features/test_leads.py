@@ -1,4 +1,4 @@
-"""Leads over HTTP: what a visitor may leave, and how; what admins see, change and take home."""
+"""Leads over HTTP: what visitors may submit, and how; what admins see, change and export."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ EVENTS = "SELECT * FROM analytics.events ORDER BY received_at, name"
 
 @pytest.fixture
 async def client(start: Start) -> Client:
-    """A worker that knows an admin key, and where forms may send browsers."""
+    """A worker with an admin key, and origins that forms may redirect to."""
     return await start(admin_keys=[ADMIN], redirect_origins=["https://www.shop.example"])
 
 
@@ -78,10 +78,10 @@ def field_errors(answer: Answer) -> dict[str, str]:
     return found
 
 
-# A visitor's lead.
+# Capturing.
 
 
-async def test_all_that_a_visitor_may_give_is_stored(client: Client):
+async def test_every_field_of_a_visitor_is_stored(client: Client):
     answer = await client.post(EVERYTHING, "/v1/leads")
     assert answer.status == 201, answer.body
     lead_id = msgspec.json.decode(answer.body, type=Captured).id
@@ -107,7 +107,7 @@ async def test_consent_is_recorded_with_its_time(client: Client):
     assert consent.keys() == {"newsletter", "terms", "later", "first"}, "what is not agreed to is not there"
 
 
-async def test_a_new_lead_leaves_a_conversion_that_names_nobody(client: Client):
+async def test_a_new_lead_emits_a_conversion_that_identifies_nobody(client: Client):
     lead_id = (await client.post(EVERYTHING, "/v1/leads")).json()["id"]
     [event] = await client.fetch(EVENTS)
     assert (event["name"], event["type"]) == ("lead_created", "conversion")
@@ -118,7 +118,7 @@ async def test_a_new_lead_leaves_a_conversion_that_names_nobody(client: Client):
     assert not [word for word in ("ann@", "1234", "lee", "thanks", "berlin") if word in text]
 
 
-async def test_with_a_key_a_known_address_fills_in_what_was_missing(client: Client):
+async def test_with_a_key_a_known_lead_gets_missing_values(client: Client):
     first = await client.post({"email": EMAIL, "company_name": "First"}, "/v1/leads")
     again = await client.post({**EVERYTHING, "source": "contact-form"}, "/v1/leads", Authorization=BEARER)
     assert (first.status, again.status) == (201, 200)
@@ -134,7 +134,7 @@ async def test_with_a_key_a_known_address_fills_in_what_was_missing(client: Clie
 
 
 @pytest.mark.parametrize("how", ["json", "form"])
-async def test_without_one_a_known_lead_stays_as_it_is(client: Client, how: str):
+async def test_without_a_key_a_known_lead_does_not_change(client: Client, how: str):
     """Knowing an address is not enough to change its lead or consent, nor to find out that it is known."""
     sent = {"email": EMAIL, "company_name": "Mine", "phone_number": "+49301234567", "notes": "mine", "city": "Bonn"}
     form = {**sent, "consent.newsletter": "on"}
@@ -157,14 +157,14 @@ async def test_without_one_a_known_lead_stays_as_it_is(client: Client, how: str)
     assert [(said["company_name"], said["notes"], list(said["consent"])) for said in found["submissions"]] == [
         ("Mine", "mine", ["newsletter"])
     ] * 2
-    # They are in no list and no figure, and go with the person.
+    # They are in no list and no figure, and are erased with the person.
     listed = (await admin(client, "GET", "/v1/leads")).json()["leads"]
     assert sorted(lead["email"] for lead in listed) == [EMAIL, "new@shop.example"]
     await client.fetch(f"SELECT gdpr_delete_user_data('{EMAIL}')")
     assert [row["email"] for row in await client.fetch("SELECT email FROM marketing.leads")] == ["new@shop.example"]
 
 
-async def test_leads_at_once_are_one(client: Client):
+async def test_concurrent_leads_of_one_address_are_one(client: Client):
     answers = await asyncio.gather(*[client.post({"email": EMAIL}, "/v1/leads") for _ in range(8)])
     assert [answer.status for answer in answers] == [201] * 8
     assert len({answer.json()["id"] for answer in answers}) == 1
@@ -184,13 +184,13 @@ async def test_leaving_an_address_proves_nothing(client: Client):
     ] * 2
 
 
-async def test_what_a_request_tells_is_the_visitors(start: Start):
+async def test_headers_are_used_only_from_visitors(start: Start):
     client = await start(admin_keys=[ADMIN], trusted_proxies=["127.0.0.1"])
     headers = {"CF_IPCountry": "BR", "User_Agent": "Theirs/2.0"}
     await client.post({"email": EMAIL}, "/v1/leads", **headers)
     [row] = await client.fetch(LEAD)
     assert (row["country_code"], row["user_agent"]) == ("BR", "Theirs/2.0")
-    # A server's are not its visitors'.
+    # A server's headers are not its visitors'.
     await client.post({"email": "bob@shop.example"}, "/v1/leads", Authorization=BEARER, **headers)
     [row] = await client.fetch("SELECT * FROM marketing.leads WHERE email = 'bob@shop.example'")
     assert (row["country_code"], row["user_agent"], row["ip_address"]) == (None, None, None)
@@ -207,7 +207,7 @@ async def test_ten_an_hour_from_one_address(client: Client):
     assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600
     assert len(await client.fetch("SELECT FROM marketing.leads")) == 10
     assert len(await client.fetch(EVENTS)) == 10
-    # Who may administrate is not counted.
+    # Admins are not limited.
     assert (await client.post({"email": EMAIL}, "/v1/leads", Authorization=BEARER)).status == 201
 
 
@@ -254,7 +254,7 @@ PHONES = {
     "44 (0)20 7946 0958": "442079460958",
     "(44) (020) 7946 0958": "442079460958",
     "+44 (0) 1234": None,
-    # Dialled with its zero from abroad, too.
+    # Dialled with the zero from abroad too.
     "+39 (0)6 1234567": "+39061234567",
     "+39 06 1234567": "+39061234567",
     "+225 07 12 34 56 78": "+2250712345678",
@@ -268,7 +268,7 @@ PHONES = {
 }
 
 
-async def test_what_passes_for_a_phone_number_is_one_to_the_database(client: Client):
+async def test_phone_numbers_are_accepted_as_by_the_database(client: Client):
     for number, (given, stored) in enumerate(PHONES.items()):
         sent = {"email": f"a{number:02}@shop.example", "phone_number": given}
         answer = await client.post(sent, "/v1/leads", Authorization=BEARER)
@@ -312,7 +312,7 @@ async def test_leads_are_found_by_a_domain_as_people_write_it(client: Client):
     assert "xn-- form" in errors["email"]
 
 
-async def test_texts_of_every_kind_are_texts(client: Client):
+async def test_every_kind_of_text_is_stored(client: Client):
     hostile = "'; DROP TABLE marketing.leads; -- <script>alert(1)</script> \\ % {0} \u202e\U0001f600\r\nX: y"
     names = (
         "company_name",
@@ -335,7 +335,7 @@ async def test_texts_of_every_kind_are_texts(client: Client):
 # Forms.
 
 
-async def test_a_form_is_taken(client: Client):
+async def test_a_form_is_accepted(client: Client):
     fields = [
         ("email", EMAIL), ("first_name", "Änn"), ("company_name", ""), ("consent.newsletter", "on"),
         ("interested_features", "bots"), ("interested_features", "api"), ("website", ""),
@@ -348,12 +348,12 @@ async def test_a_form_is_taken(client: Client):
     assert (await post_form(client, [("email", "b@shop.example"), ("interested_features", "one")])).status == 201
 
 
-async def test_a_form_sends_its_browser_on(client: Client):
+async def test_a_form_redirects_its_browser(client: Client):
     for target in ("/thanks?a=1", "https://www.shop.example/thanks", "https://www.shop.example:443"):
         answer = await post_form(client, {"email": EMAIL, "redirect": target})
         assert (answer.status, answer.headers["Location"]) == (303, target)
     assert len(await client.fetch("SELECT FROM marketing.leads WHERE deleted_at IS NULL")) == 1
-    # JSON is answered, not sent on.
+    # JSON is answered, not redirected.
     assert (await client.post({"email": EMAIL, "redirect": "/thanks"}, "/v1/leads")).status == 201
 
 
@@ -366,18 +366,18 @@ ELSEWHERE = [
 ]  # fmt: skip
 
 
-async def test_nowhere_else(client: Client):
+async def test_a_form_redirects_nowhere_else(client: Client):
     for target in ELSEWHERE:
         assert not may_redirect(target, frozenset({"https://www.shop.example"})), target
         answer = await post_form(client, {"email": EMAIL, "redirect": target})
         assert list(field_errors(answer)) == ["redirect"], target
         assert "Location" not in answer.headers and "Set-Cookie" not in answer.headers
     assert not await client.fetch(LEAD)
-    # A field left blank was not filled in.
+    # A blank field counts as absent.
     assert (await post_form(client, {"email": EMAIL, "redirect": ""})).status == 201
 
 
-async def test_what_is_wrong_with_a_form_is_a_problem(client: Client):
+async def test_bad_forms_are_problems(client: Client):
     found = field_errors(await post_form(client, {"email": "x", "consent": "x", "consent.a": "on", "foo": "1"}))
     assert found.keys() == {"email", "consent", "consent.a", "foo"}
     twice = field_errors(await post_form(client, [("email", EMAIL), ("email", EMAIL)]))
@@ -421,7 +421,7 @@ async def admin(client: Client, method: str, path: str, body: Any = None) -> Ans
 
 
 async def fill(client: Client, count: int, text: str = "") -> None:
-    """Leads of the last minutes, without their triggers: every third has the same moment as the one before."""
+    """Leads of the last minutes, without triggers: every third has the same time as the previous one."""
     await client.fetch(
         "INSERT INTO marketing.leads (email, company_name, source, status, score, notes, created_at)"
         " SELECT format('lead%s@shop.example', n), format('Company %s', n % 10),"
@@ -443,7 +443,7 @@ async def pages(client: Client, query: str, cursor: str | None = None) -> list[d
         cursor = answer.json()["next"]
 
 
-async def test_pages_give_each_lead_once_whatever_comes_meanwhile(client: Client):
+async def test_pages_give_each_lead_once_whatever_is_added_meanwhile(client: Client):
     await fill(client, 50)
     first = (await admin(client, "GET", "/v1/leads?limit=7")).json()
     await client.post({"email": EMAIL}, "/v1/leads")
@@ -456,7 +456,7 @@ async def test_pages_give_each_lead_once_whatever_comes_meanwhile(client: Client
     assert len((await admin(client, "GET", "/v1/leads?limit=1000")).json()["leads"]) == 51
 
 
-async def test_filters_are_taken_together(client: Client):
+async def test_filters_are_combined(client: Client):
     await fill(client, 60)
     await client.post(EVERYTHING, "/v1/leads")
     assert {lead["source"] for lead in await pages(client, "source=demo-request")} == {"demo-request"}
@@ -478,12 +478,12 @@ async def test_a_wrong_query_is_refused(client: Client):
         ("limit=1&limit=2", "limit"),
     ):  # fmt: skip
         assert list(field_errors(await admin(client, "GET", f"/v1/leads?{query}"))) == [field]
-    # Any text that looks like a cursor is a place, if no lead's.
+    # Any text that looks like a cursor is accepted, even if it is no lead's.
     for cursor in ("_" * 32, "A" * 32, "f" + "_" * 31, "gAAA" * 8):
         assert (await admin(client, "GET", f"/v1/leads?cursor={cursor}")).status == 200
 
 
-async def test_a_lead_with_what_was_done_about_it(client: Client):
+async def test_a_lead_with_its_interactions(client: Client):
     lead_id = (await client.post(EVERYTHING, "/v1/leads")).json()["id"]
     path = f"/v1/leads/{lead_id}"
     sent = {
@@ -505,7 +505,7 @@ async def test_a_lead_with_what_was_done_about_it(client: Client):
     assert names == [("lead_created", "conversion")] + [("lead_interaction_added", "system")] * 2
 
 
-async def test_interactions_that_are_refused(client: Client):
+async def test_refused_interactions(client: Client):
     lead_id = (await client.post(EVERYTHING, "/v1/leads")).json()["id"]
     for body, field in (
         ({}, "interaction_type"),
@@ -561,11 +561,11 @@ def test_every_status_has_its_transitions():
             assert all(word in refused.value.detail for word in allowed or ("can no longer change",))
 
 
-async def test_of_two_changes_at_once_the_second_meets_the_first(client: Client):
+async def test_of_two_concurrent_changes_the_second_sees_the_first(client: Client):
     lead_id = (await client.post({"email": EMAIL}, "/v1/leads")).json()["id"]
     wanted = [{"status": "qualified"}, {"status": "lost"}]
     answers = await asyncio.gather(*[admin(client, "PATCH", f"/v1/leads/{lead_id}", body) for body in wanted])
-    # new -> qualified -> lost, or new -> lost, from where nothing leads to qualified.
+    # new -> qualified -> lost, or new -> lost, which cannot become qualified.
     status = (await admin(client, "GET", f"/v1/leads/{lead_id}")).json()["status"]
     assert (sorted(answer.status for answer in answers), status) in (([200, 200], "lost"), ([200, 409], "lost"))
 
@@ -573,7 +573,7 @@ async def test_of_two_changes_at_once_the_second_meets_the_first(client: Client)
 # Export.
 
 
-async def test_the_export_is_every_lead(client: Client):
+async def test_the_export_has_every_lead(client: Client):
     await fill(client, 450)
     await client.post({**EVERYTHING, "notes": 'a "b", c\nd'}, "/v1/leads")
     answer = await admin(client, "GET", "/v1/leads/export?format=ndjson")
@@ -637,7 +637,7 @@ async def test_pages_of_listed_origins_may_read_the_export(start: Start):
 
 
 async def raw_export(client: Client, version: str) -> socket.socket:
-    """A client that has asked for the export and reads nothing of it yet."""
+    """A client that has requested the export and not read any of it yet."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.setblocking(False)
@@ -651,7 +651,7 @@ async def raw_export(client: Client, version: str) -> socket.socket:
 
 
 EXPORTING = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%marketing.leads%' AND state = 'idle in transaction'"
-"""Connections that wait for a client to take what they have read."""
+"""Database connections waiting for a client to read."""
 
 
 async def waiting_exports(client: Client, count: int) -> list[int]:
@@ -682,7 +682,7 @@ async def test_an_error_half_way_does_not_look_like_a_complete_file(
     assert errors(caplog) == []
 
 
-async def test_only_so_many_exports_at_once_and_who_goes_away_leaves_room(client: Client):
+async def test_concurrent_exports_are_limited_and_a_client_that_leaves_makes_room(client: Client):
     await client.fetch("ALTER TABLE marketing.leads DISABLE TRIGGER USER")
     await fill(client, 1500, "x" * 9000)
     socks = [await raw_export(client, "1.1") for _ in range(AT_ONCE)]

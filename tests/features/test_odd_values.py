@@ -1,4 +1,4 @@
-"""What a ranking shows, the filter finds, with the same numbers: for every dimension and whatever the value."""
+"""Values of a ranking, used as filters, give the same numbers: for every dimension and any value."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = [value for value in ODD if value and len(value) <= 100]
 
 
 def odd(seed: int, column: str) -> list[Any]:
-    """Some of them, in some number each."""
+    """Odd values of the column, each one to three times."""
     random = Random(seed)
     if column == "device_type":
         values: list[Any] = [None, "desktop", "mobile", "tablet", "bot", "other"]
@@ -43,7 +43,7 @@ def odd(seed: int, column: str) -> list[Any]:
 
 
 async def put(connection: asyncpg.Connection, column: str, values: list[Any], room: Room) -> None:
-    """Events with these values of a column, each another person's."""
+    """Events with these values of a column, each of a different person."""
     known = column in Event._fields
     events = [
         Event(DAY + timedelta(minutes=7 * number), user_id=f"u{number}")._replace(
@@ -64,7 +64,7 @@ async def put(connection: asyncpg.Connection, column: str, values: list[Any], ro
 
 
 def question(dimension: str, row: dict[str, Any]) -> dict[str, Any]:
-    """How to ask for a row of a ranking."""
+    """The filter for a row of a ranking."""
     return {"none": dimension} if row["value"] is None else {dimension: row["value"]}
 
 
@@ -74,7 +74,9 @@ def numbers(totals: dict[str, Any]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("dimension", ["event", *DIMENSION_NAMES])
 @pytest.mark.parametrize("values", [1000, 3])
-async def test_what_is_shown_is_found(ask: Asker, connection: asyncpg.Connection, dimension: str, values: int):
+async def test_values_of_a_ranking_work_as_filters(
+    ask: Asker, connection: asyncpg.Connection, dimension: str, values: int
+):
     column = "name" if dimension == "event" else dimension
     sent = odd(values, column)
     await put(connection, column, sent, Room(values, values))
@@ -99,7 +101,7 @@ async def test_what_is_shown_is_found(ask: Asker, connection: asyncpg.Connection
             assert asked is WHOLE
             found = await ask("totals", **asked, other=dimension)
             assert (found["source"], numbers(found)) == ("aggregates", numbers(others))
-        # A page at a time it is the same.
+        # The same, a page at a time.
         assert await all_pages(ask, "top", "values", **asked, dimension=dimension, limit=7) == rows
     crowded = values < len(set(kept) - {None})
     assert ("other" in await ask("top", **WHOLE, dimension=dimension)) == crowded
@@ -127,8 +129,8 @@ async def test_people_without_a_value_are_found_by_funnels_and_retention(ask: As
         assert (await ask("totals", both))["events"] == 2 * people, asked
 
 
-async def test_nobody_can_pretend_to_be_others(ask: Asker, connection: asyncpg.Connection):
-    """Names and values that are called as what there is no room for are kept apart from it, in the table as well."""
+async def test_no_value_passes_for_other(ask: Asker, connection: asyncpg.Connection):
+    """Names and values that look like the ones for `other` are kept apart from it, in the table too."""
     names = ["(other)"] * 3 + ["often"] * 4 + ["seldom", "rare"]
     await put(connection, "name", names, Room(2, 2))
     days = {key[3]: row[0] for key, row in (await stored(connection)).items() if key[0] == "month" and key[4] == "{}"}

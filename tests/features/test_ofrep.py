@@ -34,7 +34,7 @@ VALUES: dict[str, tuple[str, Any, Any]] = {
     "none": ("String", "b", ""),
     "a name/with all & sörts": ("String", "b", ""),
 }
-"""Flag -> type, value, and what it would be otherwise. The last two have no payload: their value is the id."""
+"""Flag -> type, value, and the default. The last two have no payload: their value is the id."""
 BARE = ("none", "a name/with all & sörts")
 
 
@@ -66,7 +66,7 @@ async def evaluated(client: Client, key: str, context: Any = None) -> tuple[str,
 
 
 def with_python(url: str, key: str | None = None) -> dict[str, FlagEvaluationDetails[Any]]:
-    """What OpenFeature's Python SDK finds each flag to be."""
+    """The flags as OpenFeature's Python SDK evaluates them."""
     headers = (lambda: {"Authorization": f"Bearer {key}"}) if key is not None else None
     provider = OFREPProvider(url, headers_factory=headers)
     api.set_provider(provider)
@@ -227,7 +227,7 @@ async def test_nothing_is_stored(flags: Client):
     assert await flags.names() == []
 
 
-# All at once.
+# Bulk evaluation.
 
 
 async def all_flags(client: Client, context: Any, **headers: str) -> Answer:
@@ -304,7 +304,7 @@ async def test_odd_numbers(client: Client, number: str):
 
 async def test_what_is_around_a_request(client: Client):
     await run(client, "flag", **EVERYBODY_B)
-    # Whatever the content type, as SDKs differ; and deep contexts, which nobody asks about.
+    # Any content type, as SDKs differ; and deep contexts, which no rule uses.
     deep = json.dumps({"context": {"targetingKey": "u", "deep": [[[[[[{"a": {}}]]]]]]}}).encode()
     assert (await client.post(deep, f"{ALL}/flag", Content_Type="text/plain")).status == 200
     assert (await client.post(b"x" * 300_000, f"{ALL}/flag")).status == 413
@@ -316,7 +316,7 @@ async def test_what_is_around_a_request(client: Client):
     for target, status in (
         (f"http://shop.example{ALL}/flag", 200),
         (f"{ALL}/fl%61g?x=y", 200),
-        # The same place, written as nobody does.
+        # The same path, spelled unusually.
         ("/ofrep/v1/evaluate/fl%61gs/flag", 404),
     ):
         async with await client.raw() as raw:
@@ -353,7 +353,7 @@ async def test_too_many(start: Start):
     assert int(answer.headers["Retry-After"]) > 0 and answer.json()["errorCode"] == "GENERAL"
 
 
-# Definitions are kept.
+# Definitions.
 
 
 async def until(client: Client, key: str, expected: tuple[str, str]) -> None:
@@ -378,7 +378,7 @@ async def test_changes_made_elsewhere_arrive(client: Client, database_url: str):
 
 
 async def make_unreachable(server: Server, url: str) -> None:
-    """Nobody can connect to the database any more, and who was is thrown out."""
+    """Refuse new connections to the database, and end the existing ones."""
     name = urlsplit(url).path[1:]
     await execute(
         server.dsn,

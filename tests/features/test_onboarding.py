@@ -1,4 +1,4 @@
-"""Onboarding over HTTP: sessions, steps, activities, the funnel; who may what, and what never gets in or out."""
+"""Onboarding over HTTP: sessions, steps, activities, the funnel, access, and what is never stored or shown."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ async def begin(client: Client, body: Any = None, **headers: str) -> Visitor:
 
 @pytest.fixture
 async def onboarding(start: Start) -> Client:
-    """A worker that can keep credentials."""
+    """A worker that can encrypt credentials."""
     return await start(encryption_keys=[KEY], admin_keys=["an admin's"])
 
 
 async def test_a_migration_while_it_runs_is_a_503_once(onboarding: Client, connection: asyncpg.Connection):
-    """What was prepared before does not fit the table any more; it is prepared again."""
+    """Statements prepared before no longer fit the table, and are prepared again."""
     visitor = await begin(onboarding)
-    # On all connections that there are: the next request may get any of them.
+    # On all connections: the next request may get any of them.
     for answer in await asyncio.gather(*[visitor.session() for _ in range(40)]):
         assert answer.status == 200
     await connection.execute("ALTER TABLE onboarding.sessions ALTER COLUMN anonymous_id TYPE varchar(255)")
@@ -153,7 +153,7 @@ async def code(answer: Answer) -> tuple[int, str]:
 # Sessions.
 
 
-async def test_a_body_is_not_needed_and_the_session_is_its_events_visit(onboarding: Client):
+async def test_the_body_is_optional_and_the_session_is_the_visit_of_its_events(onboarding: Client):
     for body in (None, b"", {}, {"anonymous_id": None}):
         visitor = await begin(onboarding, body)
         found = (await visitor.session()).json()
@@ -162,7 +162,7 @@ async def test_a_body_is_not_needed_and_the_session_is_its_events_visit(onboardi
     sessions = await onboarding.fetch("SELECT id::text, session_token FROM onboarding.sessions ORDER BY id::text")
     assert [tuple(event) for event in events] == [(session["id"], None) for session in sessions]
     assert len({session["session_token"] for session in sessions}) == 4
-    # The fifth is the last within an hour, also if they come at once.
+    # The fifth is the last within an hour, even if they come at once.
     answers = await asyncio.gather(*[onboarding.post(None, "/v1/onboarding/sessions") for _ in range(4)])
     assert Counter(answer.status for answer in answers) == {201: 1, 429: 3}
     refused = next(answer for answer in answers if answer.status == 429)
@@ -170,7 +170,7 @@ async def test_a_body_is_not_needed_and_the_session_is_its_events_visit(onboardi
     assert await onboarding.names() == ["onboarding_started"] * 5
 
 
-async def test_tokens_that_are_nobodys(onboarding: Client):
+async def test_unknown_tokens(onboarding: Client):
     mine = await begin(onboarding)
     for token, expected in (
         ("sess_" + "x" * 43, (404, "session_not_found")),
@@ -189,7 +189,7 @@ async def test_tokens_that_are_nobodys(onboarding: Client):
     assert await onboarding.fetch("SELECT FROM onboarding.step_activities") == []
 
 
-async def test_coming_back(onboarding: Client, connection: asyncpg.Connection):
+async def test_resuming_a_session(onboarding: Client, connection: asyncpg.Connection):
     visitor = await begin(onboarding)
     await visitor.until("bot_setup")
     leave = (
@@ -220,7 +220,7 @@ async def test_coming_back(onboarding: Client, connection: asyncpg.Connection):
 # Steps.
 
 
-async def test_none_is_skipped_and_what_is_completed_stays(onboarding: Client):
+async def test_no_step_is_skipped_and_a_completed_session_does_not_change(onboarding: Client):
     visitor = await begin(onboarding)
     for number, step in enumerate(STEPS):
         for later in STEPS[number + 1 :]:
@@ -238,7 +238,7 @@ async def test_none_is_skipped_and_what_is_completed_stays(onboarding: Client):
     assert Counter(await onboarding.names())["onboarding_step_completed"] == 4
 
 
-async def test_a_step_that_there_is_not(onboarding: Client):
+async def test_an_unknown_step(onboarding: Client):
     visitor = await begin(onboarding)
     for step in ("complete", "Testing", "x%2Fy", "a" * 3000):
         answer = await onboarding.request("PUT", f"/v1/onboarding/session/steps/{step}", {}, **visitor.headers)
@@ -248,7 +248,7 @@ async def test_a_step_that_there_is_not(onboarding: Client):
     assert (answer.status, answer.headers["Allow"]) == (405, "OPTIONS, PUT")
 
 
-async def test_a_step_done_again_corrects_it_and_does_not_go_back(onboarding: Client):
+async def test_a_step_sent_again_is_corrected_and_progress_stays(onboarding: Client):
     visitor = await begin(onboarding)
     await visitor.until("testing")
     before = (await visitor.session()).json()
@@ -264,7 +264,7 @@ async def test_a_step_done_again_corrects_it_and_does_not_go_back(onboarding: Cl
     assert [row["activity_type"] for row in kinds] == ["step_completed"] * 3 + ["step_corrected"]
 
 
-async def test_two_at_once(onboarding: Client):
+async def test_two_concurrent_requests(onboarding: Client):
     visitor = await begin(onboarding)
     for step in STEPS:
         answers = await asyncio.gather(*[visitor.put(step) for _ in range(4)])
@@ -282,7 +282,7 @@ async def test_two_at_once(onboarding: Client):
 TEXT = ("<script>alert(1)</script>", "'; DROP TABLE onboarding.sessions; --", "\u202eevil ✓ 🦆\r\nX: y")
 
 
-async def test_a_known_lead_stays_as_it_is_when_its_address_is_entered(
+async def test_entering_a_known_leads_address_does_not_change_the_lead(
     onboarding: Client, connection: asyncpg.Connection
 ):
     await connection.execute("INSERT INTO marketing.leads (email, first_name) VALUES ('ada@example.com', 'Ada')")
@@ -292,7 +292,7 @@ async def test_a_known_lead_stays_as_it_is_when_its_address_is_entered(
     assert await connection.fetch("SELECT * FROM marketing.leads") == before
 
 
-async def test_whatever_text_is_text(onboarding: Client):
+async def test_every_kind_of_text_is_stored(onboarding: Client):
     visitor = await begin(onboarding)
     await visitor.until("bot_setup")
     for text in TEXT:
@@ -300,7 +300,7 @@ async def test_whatever_text_is_text(onboarding: Client):
         assert [found["steps"][2]["entered"][name] for name in ("bot_name", "greeting", "features")] == [
             text, text, [text],
         ]  # fmt: skip
-    # As large as can be, in characters that JSON writes in six bytes.
+    # As large as possible, in characters that take six bytes in JSON.
     largest = "\x01" * 998
     most: dict[str, Any] = dict.fromkeys(("greeting", "away_message"), f"a{largest}b")
     most |= {"bot_name": "x" * 100, "language": "en"}
@@ -383,12 +383,12 @@ async def test_recording_errors_has_bounds_and_never_changes_the_answer(onboardi
     assert 90 < count["count"] <= 100
     limited = [await visitor.note(activity_type="form_started", step="testing") for _ in range(10)]
     assert limited[-1].status == 429 and int(limited[-1].headers["Retry-After"]) > 0
-    # Nobody is kept from going on.
+    # The step can still be done.
     assert (await visitor.put("business_info")).status == 200
     assert await code(await visitor.put("testing", {"confirmed": False})) == (422, "invalid_fields")
 
 
-async def test_what_is_no_object_at_all(client: Client):
+async def test_bodies_that_are_no_object(client: Client):
     visitor = await begin(client)
     for body in (b"", b"[]", b"{", b"null", b'{"confirmed": true', b'"x"', b"\xff", b'{"a": "\\ud800"}', b"[" * 9999):
         assert await code(await visitor.put("testing", body)) == (400, "malformed_json")
@@ -398,7 +398,7 @@ async def test_what_is_no_object_at_all(client: Client):
 # Credentials.
 
 
-async def test_tokens_are_nowhere_in_plain(onboarding: Client, connection: asyncpg.Connection):
+async def test_tokens_are_nowhere_in_plain_text(onboarding: Client, connection: asyncpg.Connection):
     visitor = await begin(onboarding)
     await visitor.until("bot_setup")
     await visitor.put("whatsapp_integration", access_token=f"{TOKEN}!", display_name="")
@@ -428,14 +428,14 @@ ACCOUNTS = (
 
 
 async def test_only_its_own_session_changes_an_account(onboarding: Client, connection: asyncpg.Connection):
-    """Neither the same address nor the same ids are a way to another's token."""
+    """Neither the same email address nor the same ids give access to another's token."""
     ada, eve = await begin(onboarding), await begin(onboarding)
     for visitor in (ada, eve):
         await visitor.put("business_info")
     assert (await ada.put("whatsapp_integration", display_name="Ada")).status == 200
     [hers] = await connection.fetch(ACCOUNTS)
     assert (await eve.put("whatsapp_integration", display_name="Eve", access_token="evil-token")).status == 200
-    # Nor by a pointer to it: a session's own JSON is the visitor's to write.
+    # Nor does a reference to it: the visitor controls a session's JSON.
     await connection.execute(
         "UPDATE onboarding.sessions SET whatsapp_config = whatsapp_config || jsonb_build_object('account_id',"
         " (SELECT id FROM whatsapp.accounts WHERE display_name = 'Ada'))"
@@ -451,7 +451,7 @@ async def test_only_its_own_session_changes_an_account(onboarding: Client, conne
 async def test_a_number_is_verified_once(onboarding: Client, connection: asyncpg.Connection):
     ada, eve, late = [await begin(onboarding) for _ in range(3)]
     await eve.put("business_info", email="eve@example.com")
-    # Who comes first with ids that are not theirs keeps nobody from them.
+    # Claiming ids first does not keep their owner from using them.
     assert (await eve.put("whatsapp_integration")).status == 200
     await ada.put("business_info")
     assert (await ada.put("whatsapp_integration", display_name="Ada")).status == 200
@@ -459,14 +459,14 @@ async def test_a_number_is_verified_once(onboarding: Client, connection: asyncpg
     await connection.execute(f"{verified} WHERE display_name = 'Ada'")
     with pytest.raises(asyncpg.UniqueViolationError):
         await connection.execute(verified)
-    # From then on they are taken, for everybody else and for the same address too.
+    # Now they are taken, even for another session with the same email address.
     email = (await ada.session()).json()["steps"][0]["entered"]["email"]
     await late.put("business_info", email=email)
     for visitor in (eve, late):
         refused = await visitor.put("whatsapp_integration")
         assert await code(refused) == (409, "account_taken")
         assert b"example.com" not in refused.body and b"Engines" not in refused.body
-        # Nor by going there from a number of one's own.
+        # Nor by changing from another number to it.
         assert (await visitor.put("whatsapp_integration", phone_number_id="another")).status == 200
         assert await code(await visitor.put("whatsapp_integration")) == (409, "account_taken")
         assert (await visitor.session()).json()["steps"][1]["entered"]["phone_number_id"] == "another"
@@ -477,7 +477,7 @@ async def test_a_number_is_verified_once(onboarding: Client, connection: asyncpg
     assert await connection.fetch(states) == [(False, "not_verified")]
 
 
-async def test_a_corrected_address_takes_the_account_along(onboarding: Client, connection: asyncpg.Connection):
+async def test_correcting_the_address_moves_the_account(onboarding: Client, connection: asyncpg.Connection):
     visitor = await begin(onboarding)
     await visitor.put("business_info", email="ada@exmaple.com")
     await visitor.put("whatsapp_integration")
@@ -489,7 +489,7 @@ async def test_a_corrected_address_takes_the_account_along(onboarding: Client, c
     assert await connection.fetchval("SELECT array_agg(display_name) FROM whatsapp.accounts") == ["Other"]
 
 
-async def test_many_sessions_of_one_new_lead_at_once(onboarding: Client):
+async def test_concurrent_sessions_of_one_new_lead(onboarding: Client):
     visitors = [await begin(onboarding) for _ in range(4)]
     for visitor in visitors:
         await visitor.put("business_info")
@@ -518,7 +518,7 @@ async def test_a_person_erased_in_between(onboarding: Client, connection: asyncp
     assert (await visitor.put("whatsapp_integration")).status == 200
 
 
-async def test_without_a_key_nothing_is_kept(client: Client):
+async def test_without_an_encryption_key_nothing_is_stored(client: Client):
     visitor = await begin(client)
     await visitor.put("business_info")
     refused = await visitor.put("whatsapp_integration")
@@ -643,7 +643,7 @@ def test_what_looks_personal_is_concealed(text: str):
         "ingredients",
     ],
 )
-def test_what_does_not_is_not(text: str):
+def test_other_texts_are_not_concealed(text: str):
     assert activities.conceal(text) == text
 
 
@@ -718,7 +718,7 @@ async def test_the_funnel(onboarding: Client, connection: asyncpg.Connection):
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_funnel_query_and_kpis_agree(onboarding: Client, connection: asyncpg.Connection, seed: int):
-    """On sessions as they come about: made, and some time later, or never, gone on with."""
+    """On realistic sessions: created, and continued later or never."""
     random = Random(seed)
     day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
     for _ in range(random.randrange(20, 60)):
@@ -727,7 +727,7 @@ async def test_funnel_query_and_kpis_agree(onboarding: Client, connection: async
             "INSERT INTO onboarding.sessions (created_at, last_activity_at) VALUES ($1, $1) RETURNING id", made
         )
         for step in STEPS[: random.choice([0, 0, 1, 1, 2, 3, 4])]:
-            # Two hours at most; a page may also write a time that cannot be.
+            # Two hours at most; a page may also send an impossible time.
             moment += timedelta(seconds=random.randrange(-60, 7200))
             await connection.execute(
                 f"UPDATE onboarding.sessions SET {step}_completed_at = $2,"
@@ -773,7 +773,7 @@ async def test_funnel_query_and_kpis_agree(onboarding: Client, connection: async
         assert figures["onboarding_step_seconds", name][0] == pytest.approx(median, abs=1e-3)
 
 
-# Who may what. "token": with a session's token beside the credentials; what is answered follows from it alone.
+# Access. "token": with a session's token besides the credentials; the answer depends on the token alone.
 
 MATRIX = """
                           anon  customer  analyst  admin  service  write  read  admin_key
@@ -801,7 +801,7 @@ def bearer(role: str, **claims: Any) -> str:
     return jwt.encode({"role": role, "exp": time.time() + 600, "email": "ada@example.com", **claims}, SECRET, "HS256")
 
 
-async def test_who_may_what(start: Start, connection: asyncpg.Connection):
+async def test_the_table_of_callers_and_operations(start: Start, connection: asyncpg.Connection):
     client = await start(jwt_secret=SECRET, trusted_proxies=["127.0.0.1"])
     credentials = {
         "customer": bearer("authenticated"),
@@ -828,7 +828,7 @@ async def test_who_may_what(start: Start, connection: asyncpg.Connection):
             )
             found.setdefault(row, {})[caller] = answer.status
     assert found == expected
-    # Credentials that are none are refused also where the token would do.
+    # Invalid credentials are refused even where the token would be enough.
     answer = await client.get("/v1/onboarding/session", Authorization="Bearer nobody's", **visitor.headers)
     assert answer.status == 401
 
@@ -842,7 +842,7 @@ async def test_servers_begin_sessions_without_limit(start: Start, connection: as
     assert len(await client.fetch("SELECT FROM onboarding.sessions")) == 8
 
 
-async def test_ids_of_the_visitor_that_are_none(client: Client):
+async def test_placeholders_for_the_visitors_ids(client: Client):
     for value in ("", "ada@example.com", "a b", "x" * 256, 5, ["a"], "é"):
         for name in ("anonymous_id", "session_id"):
             answer = await client.post({name: value}, "/v1/onboarding/sessions")

@@ -1,4 +1,4 @@
-"""One person over HTTP: all that is held on them, and gone; also what still waited in a journal."""
+"""One person over HTTP: everything stored about them, exported and erased, including events waiting in a journal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADMIN = "an-admin-key"
 ADDRESS = "ann@shop.example"
 EVENT = {"name": "signed_up", "type": "user_action", "properties": {"email": ADDRESS}}
 BLOCK = "LOCK TABLE analytics.journals IN ACCESS EXCLUSIVE MODE"
-"""While somebody holds this, nothing is stored, and nobody sees that nothing is."""
+"""While this lock is held nothing is stored, and nothing shows that."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def test_everything_stored_is_exported_and_erased(client: Client):
     held = answer.json()
     assert held["email"] == ADDRESS
     assert [row["first_name"] for row in held["marketing.leads"]] == ["Ann"]
-    # Found by the visit that left the lead, which names nobody.
+    # Found by the visit of the lead, which identifies nobody.
     assert sorted(event["name"] for event in held["analytics.events"]) == ["lead_created", "page"]
 
     erased = await ask(client, "DELETE", "Ann@Shop.Example")
@@ -100,7 +100,7 @@ async def test_what_comes_later_is_not_waited_for(client: Client, connection: as
     await client.settled()
 
 
-async def test_what_is_not_stored_in_time_is_an_honest_503(
+async def test_events_not_stored_in_time_are_an_honest_503(
     client: Client, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("ingest.features.people.JOURNAL_SECONDS", 0.1)
@@ -134,7 +134,7 @@ async def test_the_journals_of_siblings_are_waited_for(client: Client, connectio
     await worker.stop()
 
 
-async def test_a_journal_that_nobody_holds_is_waited_for(client: Client, connection: asyncpg.Connection):
+async def test_a_journal_without_a_worker_is_waited_for(client: Client, connection: asyncpg.Connection):
     worker = await sibling(client)
     other = Client(worker, client.session, client.worker.config.database_url or "")
     folder = worker.journal.folder
@@ -177,7 +177,7 @@ async def test_one_person_at_a_time(client: Client, connection: asyncpg.Connecti
     assert (await asked).status == 200
 
 
-async def test_no_address_is_no_question(client: Client):
+async def test_an_address_is_required(client: Client):
     for query in (
         "",
         "?email=",
@@ -197,7 +197,7 @@ async def test_no_address_is_no_question(client: Client):
     assert await client.fetch("SELECT FROM marketing.leads") == []
 
 
-async def test_an_international_address_is_theirs_in_each_form(client: Client):
+async def test_an_international_address_is_found_in_each_form(client: Client):
     written, sent = "bob@b\u00fccher.example", "bob@xn--bcher-kva.example"
     decomposed = unicodedata.normalize("NFD", written)
     for asked in (written, sent, decomposed, f"{written}.", "BOB@B\u00dcCHER.EXAMPLE"):

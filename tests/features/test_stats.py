@@ -1,4 +1,4 @@
-"""Statistics over HTTP: from a real worker, with buckets that the real rollup made of real events."""
+"""Statistics over HTTP: from a real worker, with buckets that the real rollup made from real events."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def next_day(day: str) -> str:
 
 @settings(deadline=None)
 @given(MOMENTS, st.sampled_from(ZONES), st.sampled_from(["day", "week", "month"]))
-def test_buckets_follow_each_other_and_hold_their_moments(moment: datetime, name: str, granularity: str):
+def test_buckets_follow_each_other_and_hold_their_times(moment: datetime, name: str, granularity: str):
     zone = times.zone_of(name)
     start = times.begin(moment, granularity, zone)
     end = times.after(start, granularity, zone)
@@ -114,7 +114,7 @@ def test_buckets_follow_each_other_and_hold_their_moments(moment: datetime, name
     assert times.begin(end, granularity, zone) == end
     local = start.astimezone(zone)
     if granularity == "week":
-        # Where a Monday was left out, as the one of Samoa was not, the week would begin later.
+        # In a zone that skipped a Monday the week would begin later; Samoa skipped another day.
         assert local.weekday() == 0
     elif granularity == "month":
         assert local.day == 1
@@ -122,7 +122,7 @@ def test_buckets_follow_each_other_and_hold_their_moments(moment: datetime, name
 
 @settings(deadline=None)
 @given(MOMENTS, MOMENTS, st.sets(st.integers(0, 300)), st.sampled_from(["minute", "hour", "day"]))
-def test_what_covers_a_range_is_the_range(one: datetime, other: datetime, behind: set[int], granularity: str):
+def test_parts_cover_exactly_the_range(one: datetime, other: datetime, behind: set[int], granularity: str):
     first, last = sorted((times.begin(one, granularity), times.begin(other, granularity)))
     stale = {("month", times.begin(first + timedelta(days=30 * days), "month")) for days in behind}
     stale |= {("week", times.begin(first + timedelta(days=7 * days), "week")) for days in behind}
@@ -134,11 +134,11 @@ def test_what_covers_a_range_is_the_range(one: datetime, other: datetime, behind
     for part in parts:
         assert times.begin(part.start, part.granularity) == part.start < part.end
         assert times.begin(part.end, part.granularity) == part.end
-    # Never finer than it must be.
+    # Never finer than necessary.
     assert {part.granularity for part in parts} <= set(times.GRANULARITIES[times.GRANULARITIES.index(granularity) :])
 
 
-def test_what_begins_between_minutes_is_not_covered():
+def test_ranges_between_minutes_are_not_covered():
     start = at("2024-01-01T00:00:01")
     assert times.cover(start, at("2024-01-02"), ()) is None
     assert times.cover(at("2023-12-01"), start, ()) is None
@@ -168,7 +168,7 @@ def test_times_are_read_as_people_write_them():
 
 
 def some_events(start: datetime, end: datetime, count: int) -> list[Event]:
-    """The same each time: some at the borders to the microsecond, the rest anywhere."""
+    """The same in each run: some at the borders to the microsecond, the rest anywhere."""
     random = Random(5)
     borders = [start, start - timedelta(microseconds=1), end - timedelta(microseconds=1), end]
     anywhere = [start + random.random() * (end - start) for _ in range(count - len(borders))]
@@ -188,7 +188,7 @@ def some_events(start: datetime, end: datetime, count: int) -> list[Event]:
 
 
 def counted(some: Iterable[Event], of: Sequence[Event]) -> dict[str, int]:
-    """What of some events is counted, of all there are."""
+    """The counts of these events."""
     known = recognised(of)
     did = [known[id(event)] for event in some]
     return {
@@ -232,7 +232,7 @@ async def test_each_bucket_holds_its_own_events(
         expected = counted([event for event in events if start <= event.created_at < end], events)
         assert point == {"bucket": point["bucket"], **expected}
         assert start.astimezone(ZoneInfo(zone)).isoformat() == point["bucket"]
-    # All but the two at the borders that are outside.
+    # All except the two just outside the borders.
     assert sum(point["events"] for point in found["points"]) == len(events) - 2
 
 
@@ -318,7 +318,7 @@ async def test_minutes_are_read_while_they_are_kept(ask: Asker, connection: asyn
     found = await ask("timeseries", from_=start.isoformat(), to=end.isoformat(), granularity="minute")
     assert (found["source"], len(found["points"])) == ("aggregates", 174)
     assert sum(point["events"] for point in found["points"]) == inside["events"]
-    # Half an hour off, the hours of the zone are made of minutes.
+    # With an offset of half an hour, the hours of the zone consist of minutes.
     found = await ask(
         "timeseries", from_=start.isoformat(), to=end.isoformat(), granularity="hour", timezone="Asia/Kolkata"
     )
@@ -333,7 +333,7 @@ async def test_as_of_says_what_is_rolled_up(ask: Asker, connection: asyncpg.Conn
     flushed_at = await connection.fetchval("SELECT flushed_at FROM analytics.flushes")
     found = await ask("totals", **FEBRUARY)
     assert (found["events"], datetime.fromisoformat(found["as_of"])) == (0, flushed_at)
-    # Events themselves are there at once.
+    # Events are readable at once.
     found = await ask("totals", from_="2024-02-03", to="2024-02-03T00:00:01")
     assert (found["events"], found["source"]) == (1, "events")
     await Rollup(DIMENSION_NAMES, ROOM).run_once(connection)
@@ -382,7 +382,7 @@ def column(event: Event, name: str) -> Any:
     return getattr(event, "name" if name == "event" else name)
 
 
-async def test_more_filters_than_buckets_have_are_for_a_month_at_most(ask: Asker):
+async def test_several_filters_are_answered_for_a_month_at_most(ask: Asker):
     both = {"country": "DE", "os": "Linux"}
     assert (await ask("totals", from_="2024-03-01", to="2024-04-01", timezone="Europe/Berlin", **both))["events"] == 0
     status, code, message = await ask.refused("totals", from_="2024-03-01", to="2024-04-02", **both)
@@ -403,7 +403,7 @@ async def test_a_dimension_that_is_not_rolled_up_is_read_from_events(start: Star
     assert status == 400 and "rollup_dimensions" in message
 
 
-async def test_a_name_that_had_no_room_is_found_all_the_same(ask: Asker, connection: asyncpg.Connection):
+async def test_a_name_without_room_is_still_found(ask: Asker, connection: asyncpg.Connection):
     events = [Event(at("2024-02-03"), "often")] * 3 + [Event(at("2024-02-03"), "seldom", country="DE")]
     await store(connection, *events, room=Room(names=1, values=1))
     found = await ask("totals", **FEBRUARY, event="seldom")
@@ -419,7 +419,7 @@ async def test_a_name_that_had_no_room_is_found_all_the_same(ask: Asker, connect
     assert found["other"]["events"] == 1
 
 
-async def test_a_value_that_had_no_room_is_found_all_the_same(ask: Asker, connection: asyncpg.Connection):
+async def test_a_value_without_room_is_still_found(ask: Asker, connection: asyncpg.Connection):
     countries = ["DE", "DE", "BR"]
     await store(connection, *[Event(at("2024-02-03"), country=one) for one in countries], room=Room(10, 1))
     found = await ask("totals", **FEBRUARY, country="BR")
@@ -431,12 +431,12 @@ async def test_a_value_that_had_no_room_is_found_all_the_same(ask: Asker, connec
 # Pages.
 
 
-async def test_pages_of_points_give_each_once(ask: Asker, connection: asyncpg.Connection):
+async def test_pages_of_points_give_each_point_once(ask: Asker, connection: asyncpg.Connection):
     await store(connection, *some_events(at("2024-10-26", "Europe/Berlin"), at("2024-10-29", "Europe/Berlin"), 60))
     asked = {"from_": "2024-10-26", "to": "2024-10-29", "granularity": "hour", "timezone": "Europe/Berlin"}
     whole = (await ask("timeseries", **asked))["points"]
     assert len(whole) == 73
-    # A cursor that is no bucket's beginning, or not of this range.
+    # A cursor that is not at the start of a bucket, or not in this range.
     inside = {**asked, "after": cursors.encode("2024-10-28T22:59:59.5+00:00")}
     assert (await ask("timeseries", **inside))["points"] == []
     inside["after"] = cursors.encode("2024-10-28T20:59:59.5+00:00")
@@ -459,7 +459,7 @@ RANKINGS: list[tuple[dict[str, str], str]] = [
 
 async def test_rankings(ask: Asker, connection: asyncpg.Connection):
     events = some_events(at("2024-02-01"), at("2024-02-08"), 100)
-    # Of equal counts, and in an order that a database's language may see in another way.
+    # Equal counts, in an order that depends on the database's locale.
     events += [Event(at("2024-02-02"), name, country=name[:2].upper()) for name in ("Zoë", "zoo", "äh", "'; --", "é")]
     await store(connection, *events)
     week = {"from_": "2024-02-01", "to": "2024-02-08"}
@@ -476,7 +476,7 @@ async def test_rankings(ask: Asker, connection: asyncpg.Connection):
 
 
 def ranking(asked: dict[str, str], events: Iterable[Event], of: Sequence[Event]) -> list[dict[str, Any]]:
-    """What a ranking of these events must be."""
+    """The expected ranking of these events."""
     groups: dict[str | None, list[Event]] = {}
     for event in events:
         if all(column(event, name) == value for name, value in asked.items() if name != "dimension"):
@@ -488,7 +488,7 @@ def ranking(asked: dict[str, str], events: Iterable[Event], of: Sequence[Event])
 # Funnels.
 
 
-async def test_a_funnel_counts_who_did_the_steps_in_order(ask: Asker, connection: asyncpg.Connection):
+async def test_a_funnel_counts_people_who_did_the_steps_in_order(ask: Asker, connection: asyncpg.Connection):
     def did(person: str, *steps: tuple[str, int]) -> list[Event]:
         return [Event(at("2024-02-03") + timedelta(minutes=minute), name, user_id=person) for name, minute in steps]
 
@@ -520,7 +520,7 @@ async def test_a_step_may_have_a_comma_in_its_name(ask: Asker, connection: async
     assert [(step["step"], step["people"]) for step in found["steps"]] == [("a", 1), ("b,c", 1)]
 
 
-async def test_a_funnel_counts_what_trying_every_way_counts(ask: Asker, connection: asyncpg.Connection):
+async def test_a_funnel_counts_the_same_as_trying_every_combination(ask: Asker, connection: asyncpg.Connection):
     random = Random(7)
     start, within = at("2024-02-03"), timedelta(minutes=30)
     steps = ["a", "b", "a", "c"]
@@ -635,11 +635,11 @@ async def test_metrics(ask: Asker, connection: asyncpg.Connection):
     found = await ask("metrics", **FEBRUARY, name="lag")
     assert [(row["value"], row["details"], row["end"]) for row in found["metrics"]] == [(0.5, {"p50": 1}, None)]
     assert (await ask("metrics", from_="2024-02-01", to="2024-02-01T00:00:01", granularity="hour"))["metrics"] == []
-    # A name that is known, where it has nothing.
+    # A known name, in a range without rows.
     assert (await ask("metrics", from_="2023-02-01", to="2023-03-01", name="leads"))["metrics"] == []
 
 
-async def test_pages_of_metrics_give_each_once(ask: Asker, connection: asyncpg.Connection):
+async def test_pages_of_metrics_give_each_row_once(ask: Asker, connection: asyncpg.Connection):
     await put_metrics(connection)
     whole = (await ask("metrics", **FEBRUARY))["metrics"]
     assert len(whole) == 11
@@ -647,7 +647,7 @@ async def test_pages_of_metrics_give_each_once(ask: Asker, connection: asyncpg.C
         assert await all_pages(ask, "metrics", "metrics", **FEBRUARY, limit=limit) == whole
 
 
-async def test_a_metric_that_there_is_not(ask: Asker, connection: asyncpg.Connection):
+async def test_an_unknown_metric(ask: Asker, connection: asyncpg.Connection):
     assert await ask.refused("metrics", name="leads") == (
         404,
         "unknown_metric",
@@ -659,7 +659,7 @@ async def test_a_metric_that_there_is_not(ask: Asker, connection: asyncpg.Connec
     assert message == "unknown metric 'laeds'; did you mean leads? There are lag, leads"
 
 
-# Bad questions.
+# Bad queries.
 
 SQL = "'; DROP TABLE analytics.events; --"
 
@@ -743,7 +743,7 @@ async def test_refusals_of_bad_queries_say_what_is_allowed(ask: Asker):
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-async def test_sql_in_any_parameter_is_a_text_or_refused(ask: Asker, connection: asyncpg.Connection, endpoint: str):
+async def test_sql_in_any_parameter_is_text_or_refused(ask: Asker, connection: asyncpg.Connection, endpoint: str):
     await store(connection, Event(at("2024-02-03"), user_id="ada"))
     takes = parameters.ENDPOINTS[endpoint]
     free = {"event", "return_event", "steps", *DIMENSION_NAMES, "dimension.x", f"dimension.{SQL}"}
@@ -757,11 +757,11 @@ async def test_sql_in_any_parameter_is_a_text_or_refused(ask: Asker, connection:
     assert await connection.fetchval("SELECT count(*) FROM analytics.events") == 1
 
 
-# Who may ask, and when there is no answer.
+# Access, and failures.
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-async def test_who_has_no_admin_key_learns_nothing(start: Start, endpoint: str):
+async def test_without_a_key_nothing_is_answered(start: Start, endpoint: str):
     client = await start(admin_keys=["another", KEY], write_keys=["a write key"])
     path = f"/v1/stats/{endpoint}?{ENDPOINTS[endpoint]}"
     for header in ("", "Bearer", "Bearer a write key", f"Bearer {KEY}x", basic("nobody"), KEY, "Bearer é"):
@@ -776,7 +776,7 @@ async def test_who_has_no_admin_key_learns_nothing(start: Start, endpoint: str):
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-async def test_without_admin_keys_nobody_may_ask_but_who_has_an_api_key(start: Start, connection: asyncpg.Connection):
+async def test_without_admin_keys_only_api_keys_may_ask(start: Start, connection: asyncpg.Connection):
     client = await start()
     answer = await client.get("/v1/stats/totals", **BEARER)
     assert (answer.status, answer.json()["code"]) == (401, "unauthorized")
@@ -798,14 +798,14 @@ async def test_while_the_database_is_away(start: Start, postgres: Server, connec
     answer = await ask.answer("totals")
     assert (answer.status, answer.json()["code"]) == (503, "database_unavailable")
     assert int(answer.headers["Retry-After"]) > 0
-    # Bad questions are refused all the same, and events accepted.
+    # Bad queries are still refused, and events accepted.
     assert (await ask.refused("totals", from_="never"))[0] == 400
     assert (await ask.client.post({"name": "x"})).status == 200
     await execute(postgres.dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     assert (await ask("totals", **FEBRUARY))["events"] == 0
 
 
-async def test_what_takes_too_long_is_ended(start: Start, connection: asyncpg.Connection):
+async def test_a_query_that_takes_too_long_is_cancelled(start: Start, connection: asyncpg.Connection):
     ask = Asker(await start(admin_keys=[KEY], stats_timeout_seconds=0.1))
     async with connection.transaction():
         await connection.execute("LOCK TABLE analytics.event_aggregations IN ACCESS EXCLUSIVE MODE")
@@ -843,7 +843,7 @@ async def test_nothing_can_be_written(database_url: str):
         await pool.close()
 
 
-async def test_questions_at_once(ask: Asker, connection: asyncpg.Connection):
+async def test_concurrent_queries(ask: Asker, connection: asyncpg.Connection):
     await store(connection, *some_events(at("2024-02-01"), at("2024-03-01"), 100))
     found = await asyncio.gather(*[ask("timeseries", **FEBRUARY) for _ in range(20)])
     assert all(one["points"] == found[0]["points"] for one in found)
