@@ -58,8 +58,7 @@ class NewLead(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     referrer: Link | None = None
     landing_page: Link | None = None
     user_agent: (
-        Annotated[str, fields.text("The visitor's, if a server sends this for them", high=MAX_USER_AGENT_CHARACTERS)]
-        | None
+        Annotated[str, fields.text("The visitor's user agent, from a server", high=MAX_USER_AGENT_CHARACTERS)] | None
     ) = None
     country_code: Country | None = None
     region: Annotated[str, fields.text("ISO 3166-2 without the country, or a name", high=100)] | None = None

@@ -299,8 +299,8 @@ def check_transition(before: str, after: str) -> None:
     """Raise a Problem 409 unless a lead's status may change from `before` to `after`, or is the same."""
     allowed = TRANSITIONS[before]
     if after != before and after not in allowed:
-        may = f"can become {' or '.join(allowed)}" if allowed else "can no longer change"
-        raise Problem(409, "transition_not_allowed", f"a lead that is {before} {may}; {after} is not possible")
+        may = f"can become {' or '.join(allowed)}, not {after}" if allowed else "keeps this status"
+        raise Problem(409, "transition_not_allowed", f"a lead that is {before} {may}")
 
 
 async def interact(call: Call) -> web.StreamResponse:

@@ -39,7 +39,7 @@ Consent = Annotated[
         examples=[{"newsletter": True}],
     ),
 ]
-Campaign = Annotated[str, Meta(max_length=MAX_VALUE_CHARACTERS, description="Campaign parameter")]
+Campaign = Annotated[str, Meta(max_length=MAX_VALUE_CHARACTERS, description="From the campaign link")]
 Link = Annotated[str, Meta(max_length=MAX_URL_CHARACTERS)]
 Timestamp = Annotated[datetime, Meta(tz=True)]
 

@@ -126,7 +126,11 @@ def operations(cipher: Cipher | None, placeholders: Placeholders) -> list[Operat
             body=Activity,
             session=True,
             description="At most 100 an hour in one session.",
-            answers={201: Documented("Recorded", Noted), 404: gone, 409: Documented("session_completed")},
+            answers={
+                201: Documented("Recorded", Noted),
+                404: gone,
+                409: Documented("session_completed: onboarding is over"),
+            },
         ),
     ]
 

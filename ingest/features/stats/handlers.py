@@ -106,10 +106,10 @@ def _description(name: str, dimensions: Sequence[str]) -> str:
         return f"only events without a value of one of {', '.join(dimensions)}; may be given several times"
     if name == "other":
         return f"only events whose value aggregates had no room for, of one of {', '.join((*dimensions, 'event'))}"
+    if name == "steps":
+        return "2 to 10 steps in order, separated by commas: an event's name, type:TYPE or page:PATH"
+    if name == "step":
+        return "one step, given 2 to 10 times, instead of steps"
     if name == "dimension":
         return f"one of {', '.join((*dimensions, 'event'))}"
-    return (
-        "2 to 10 steps in order, separated by commas: an event's name, type:TYPE or page:PATH"
-        if name == "steps"
-        else f"only this {name}"
-    )
+    return f"only this {name}"
