@@ -44,9 +44,16 @@ PURE = (
     "api.contact_fields",
     "api.mailbox",
     "api.tokens",
+    "features.leads.lead",
     "features.onboarding.steps",
     "features.onboarding.activities",
     "features.onboarding.journey",
+    "features.stats.cursors",
+    "features.stats.parameters",
+    "features.stats.parsing",
+    "features.stats.query",
+    "features.stats.steps",
+    "features.stats.times",
 )
 IMPURE = {"aiohttp", "asyncpg", "asyncio", "socket", "time", "threading", "prometheus_client"}
 READS_CONFIG = ("base.config", "base.config_sources", "service", "commands", "__main__")
