@@ -1,4 +1,4 @@
-"""POST /v1/events and Segment's HTTP API: from a request to durable lines in the journal, then the answer."""
+"""POST /v1/events and Segment's HTTP API: from a request to durable lines in the journal, then the response."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ SEGMENT_CALLS: Final = {
     "/v1/alias": "alias",
     "/v1/a": "alias",
 }
-"""Path of Segment's API -> the call it stands for; None where each message names its own."""
+"""Path of Segment's API -> its call; None where each message names its own."""
 
-_VOLUME: Final = "events, or bytes of them,"
+_VOLUME: Final = "events or bytes"
 _MANY_OBJECTS: Final = 500
-"""A body with more of them may hold as many events, which take several bites however short they are."""
+"""A body with more objects may hold more events than one bite can process, however short they are."""
 SETTINGS_PATH: Final = "/v1/projects/{key}/settings"
 _PROJECTS: Final = "/v1/projects/"
 
@@ -73,7 +73,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 class CollectSettings(NamedTuple):
-    """What of the configuration the handlers need."""
+    """The part of the configuration that the handlers need."""
 
     max_body_bytes: int
     max_event_bytes: int
@@ -86,12 +86,12 @@ class CollectSettings(NamedTuple):
 
 
 class CollectHandler:
-    """Handles every route that takes events: who asks, the body, and the answer. The intake does the rest."""
+    """Handles every route that takes events: the client, the body, and the response. The intake does the rest."""
 
     def __init__(
         self, settings: CollectSettings, intake: Intake, budget: Budget, observe: Callable[[float], None]
     ) -> None:
-        """`observe`: how long an acknowledgement took, in seconds."""
+        """`observe`: takes the seconds until the acknowledgement."""
         self._settings = settings
         self._intake = intake
         self._budget = budget
@@ -157,7 +157,7 @@ class CollectHandler:
                 hold.release()
             if submission.refused is not None:
                 if submission.retry_after_seconds is not None:
-                    self._tell_of_proxy(request)
+                    self._warn_of_proxy(request)
                 return refuse(submission.refused, submission.retry_after_seconds)
             if not submission.durable:
                 return refuse(NOT_WRITTEN)
@@ -172,19 +172,19 @@ class CollectHandler:
         self, what: str, wait: float, path: str, request: web.BaseRequest | None = None
     ) -> web.Response:
         if request is not None:
-            self._tell_of_proxy(request)
+            self._warn_of_proxy(request)
         seconds = int(wait) + 1
         detail = f"too many {what} from one address; try again in {seconds} s"
         return self._refuse(Refusal(RejectReason.RATE_LIMITED, detail), path, seconds)
 
-    def _tell_of_proxy(self, request: web.BaseRequest) -> None:
-        """Whoever forgot to say that there is one finds all clients limited as if they were one."""
+    def _warn_of_proxy(self, request: web.BaseRequest) -> None:
+        """Log that there may be a proxy missing in trusted_proxies, in which case all its clients share one limit."""
         if "X-Forwarded-For" in request.headers and self._quiet.due():
             peer = _peer(request)
             if not is_proxy(peer, self._settings.trusted_proxies):
                 logger.warning(
-                    "%s sends too much for one address, and names others in X-Forwarded-For;"
-                    " if it is a proxy of yours, list it in trusted_proxies",
+                    "%s exceeds the limit of one address and sends X-Forwarded-For;"
+                    " if it is your proxy, list it in trusted_proxies",
                     anonymise(peer) if public_address(peer) else peer,
                 )
 
@@ -195,10 +195,10 @@ class CollectHandler:
         self._intake.refuse(refusal, path)
         return refuse(refusal, retry_after_seconds)
 
-    # Who is asking.
+    # The client.
 
     def address_of(self, request: web.BaseRequest) -> str:
-        """The client's address, "" where it has none: behind trusted proxies the one that they name."""
+        """The client's address, as named by trusted proxies if it is behind any; "" if it has none."""
         address = _peer(request)
         forwarded = None
         if self._settings.trusted_proxies:
@@ -206,23 +206,24 @@ class CollectHandler:
         return client_address(address, forwarded, self._settings.trusted_proxies)
 
     def _sender_of(self, request: web.BaseRequest) -> tuple[str, str]:
-        """The client's address, and what shares its limits."""
+        """The client's address, and the key under which its limits are counted."""
         if self._settings.trusted_proxies:
             address = self.address_of(request)
             return address, rate_limit_key(address)
         return _sender_at(_peer(request))
 
     def country_of(self, request: web.BaseRequest) -> str | None:
-        """The country that a trusted proxy names; None if there is none, or no such proxy."""
+        """The country named by a trusted proxy; None if it names none, or there is no such proxy."""
         trusted = self._settings.trusted_proxies
         return country_from_headers(request.headers) if trusted and is_proxy(_peer(request), trusted) else None
 
     def _header_key(self, request: web.BaseRequest) -> str | None:
-        """The write key that headers or query name; these win over the body, where some clients mask it."""
+        """The write key from headers or query. It takes precedence over the one in the body, which some clients
+        mask."""
         headers = request.headers
         credentials = headers.get("Authorization")
         key = (authorization_key(credentials) if credentials else None) or headers.get("X-Write-Key")
-        # To parse an address takes longer than to see that it names nothing.
+        # Checking for a query first is faster than parsing the URL.
         if key or "?" not in request.raw_path:
             return key
         return request.query.get("writeKey") or request.query.get("write_key")
@@ -235,14 +236,14 @@ def _sender_at(peer: str) -> tuple[str, str]:
 
 
 def _peer(request: web.BaseRequest) -> str:
-    """Who is connected, "" if by a Unix socket."""
+    """The address of the connection's other end, "" for a Unix socket."""
     peer = request.transport.get_extra_info("peername") if request.transport else None
     return peer[0] if isinstance(peer, tuple) else ""
 
 
 def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: int) -> tuple[Decode, bool]:
-    """What decodes this body: also what was done to its JSON on the way is undone, if it is not JSON as it stands.
-    And whether that takes bites, or may make much of little."""
+    """The decoder for this body, which first unpacks and unwraps it unless it is plain JSON; and whether decoding it
+    takes several bites, or may use much more memory than the body."""
     headers = request.headers
     encoding = headers.get("Content-Encoding")
     if not is_packed(body, encoding) and is_json(body):
@@ -262,7 +263,7 @@ _ALL_ACCEPTED = {n: b'{"accepted":%d,"rejected":[]}' % n for n in range(1, 1001)
 
 
 def _answer(accepted: int, duplicates: int, refusals: list[tuple[int, Refusal]]) -> web.Response:
-    """`accepted` counts the duplicates, too: they are in the table once, as promised."""
+    """`accepted` includes duplicates: they are in the table once, as promised."""
     if not refusals and not duplicates:
         body = _ALL_ACCEPTED.get(accepted) or b'{"accepted":%d,"rejected":[]}' % accepted
         return Brief(body)
@@ -280,16 +281,18 @@ def _answer(accepted: int, duplicates: int, refusals: list[tuple[int, Refusal]])
 
 
 async def _answer_replay(submission: Submission, watch: Watch) -> web.Response:
-    """Whoever replays a refused event wants to know whether its row is stored now."""
+    """The response to a replay, which also says whether the rows are stored by now."""
     if not await replays.outcome(watch):
-        return problem(503, "not_stored", "it is durable, but not known to be stored yet; replay it again later")
+        return problem(
+            503, "not_stored", "the event is durable, but not known to be stored yet; replay it again later"
+        )
     refused = [(0, Refusal(RejectReason.DATABASE_REFUSED, why)) for why in watch.refused.values()]
     accepted = submission.accepted - len(refused)
     return _answer(accepted, submission.duplicates, [*submission.refusals, *refused])
 
 
 def takes_events(path: str) -> bool:
-    """Whether pages of other sites send events to this path, or ask there where to send them."""
+    """Whether pages of other sites send events to this path, or read there where to send them."""
     return path == NATIVE_PATH or path in SEGMENT_CALLS or path.startswith(_PROJECTS)
 
 
@@ -316,7 +319,7 @@ def segment_settings(public: PublicAddress) -> Callable[[web.Request], Awaitable
                 "legacyVideoPluginsEnabled": False,
                 "remotePlugins": [],
             },
-            # Only what no request has a say in may be kept for others.
+            # Cacheable only if it does not depend on the request.
             {"Cache-Control": "public, max-age=300" if public.is_configured else "no-store", "Vary": "Origin"},
         )
 
@@ -324,7 +327,7 @@ def segment_settings(public: PublicAddress) -> Callable[[web.Request], Awaitable
 
 
 async def root(request: web.Request) -> web.Response:
-    """What there is, for who opens the address in a browser."""
+    """A summary of the service, for anyone who opens its address in a browser."""
     return answer(
         200,
         {"service": "ingest", "events": f"POST {NATIVE_PATH}", "documentation": "/docs", "openapi": "/openapi.json"},
@@ -332,7 +335,7 @@ async def root(request: web.Request) -> web.Response:
 
 
 async def unknown_route(request: web.Request) -> web.Response:
-    """Any other path, or another method of one of ours."""
+    """Respond to an unknown path with 404, and to an unsupported method with 405."""
     methods: set[str] = set()
     for resource in request.app.router.resources():
         if resource.canonical != "/{anything}":
@@ -340,7 +343,5 @@ async def unknown_route(request: web.Request) -> web.Response:
     if methods:
         allow = {"Allow": ", ".join(sorted(methods | {"OPTIONS"}))}
         return problem(405, "method_not_allowed", f"{request.path} takes {' or '.join(sorted(methods))}", allow)
-    detail = (
-        f"there is nothing at {request.path}; events go to POST {NATIVE_PATH}, and /docs tells what else there is"
-    )
+    detail = f"there is no route {request.path}; events go to POST {NATIVE_PATH}, and /docs lists all other routes"
     return problem(404, "unknown_route", detail)

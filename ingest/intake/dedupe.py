@@ -1,7 +1,8 @@
 """The window of recent message ids, which catches most retries before the database has to.
 
 An id counts as seen only once its record is durable: a retry after a failed fsync is not a duplicate. While the
-record is on its way, the retry waits for it. Nor is an event seen that the table refused: it can be sent again.
+record is in flight, the retry waits for it. An event that the table refused does not count as seen: it can be sent
+again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from ingest.journal.open_record import OpenRecord
 
 
 class DedupeWindow:
-    """The last ids, between half and all of `capacity`; 16 bytes each. Changed on the event loop's thread."""
+    """The most recent ids, between half of `capacity` and all of it; 16 bytes each. Changed on the event loop's
+    thread."""
 
     __slots__ = ("_current", "_half", "_in_flight", "_previous")
 
@@ -30,31 +32,31 @@ class DedupeWindow:
         return key in self._current or key in self._previous
 
     def in_flight(self, key: bytes) -> OpenRecord | None:
-        """The record that is being made durable with this id in it."""
+        """The record with this id that is not durable yet, if any."""
         return self._in_flight.get(key)
 
     def sets(self) -> tuple[set[bytes], set[bytes], dict[bytes, OpenRecord]]:
-        """(durable, durable, in flight) for many questions in a row; to be read only, and before the next await."""
+        """(durable, durable, in flight) for many lookups in a row. Read only, and valid until the next await."""
         return self._current, self._previous, self._in_flight
 
     def forget(self, keys: Iterable[bytes]) -> None:
-        """These events turned out not to be kept: the next with their ids are new."""
+        """Forget the ids of events that turned out not to be stored: the next events with these ids are new."""
         for key in keys:
             self._current.discard(key)
             self._previous.discard(key)
 
     def clear(self) -> None:
-        """Forget all durable ids: some of them are not kept, nobody knows which."""
+        """Forget all durable ids, because unknown ones among them were not stored."""
         self._current.clear()
         self._previous.clear()
 
     def begin(self, keys: Iterable[bytes], record: OpenRecord) -> None:
-        """These ids were appended to this record."""
+        """Mark these ids, which were appended to this record, as in flight."""
         if self._half:
             self._in_flight.update(dict.fromkeys(keys, record))
 
     def settle(self, record: OpenRecord) -> None:
-        """The record is durable, or never will be."""
+        """Move the ids of the record to the durable ones, or drop them if it failed."""
         if not self._half:
             return
         for key in record.keys:

@@ -1,4 +1,4 @@
-"""Events of the service's own, such as lead_created: through the same steps and the same journal as everybody's."""
+"""Internal events, such as lead_created: they go through the same steps and journal as those of clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Emitter:
-    """Puts events into the journal. `can_accept` tells whether that would work now."""
+    """Puts internal events into the journal. `can_accept` says whether that would work now."""
 
     def __init__(self, intake: Intake, can_accept: Callable[[], bool]) -> None:
         self._intake = intake
@@ -35,9 +35,9 @@ class Emitter:
     ) -> None:
         """Return when the events, in the native dialect, are on stable storage.
 
-        To be called after the transaction that they tell of: an event of what was then rolled back would be a lie.
-        When the journal fails in between, the event is missing, and that is logged and counted as a refusal; what
-        it tells of is in its table all the same. `unseen`: it was a bot that did it, whatever the headers say.
+        Call it after the transaction that the events report has been committed: it could still be rolled back. If the
+        journal fails in between, the events are lost, which is logged and counted as a refusal; the committed rows
+        are not affected. `unseen`: a bot did it, whatever the headers say.
         """
         if not events:
             return
@@ -61,4 +61,4 @@ class Emitter:
         await settled
         if submission.refused is not None or submission.refusals or not submission.durable:
             refusal = submission.refused or next((each for _, each in submission.refusals), NOT_WRITTEN)
-            logger.error("events of our own were not stored: %s", refusal.detail)
+            logger.error("internal events were not stored: %s", refusal.detail)

@@ -1,13 +1,12 @@
-"""Between a request and its record: bodies wait here until the end of the loop's turn and are processed together.
+"""Between a request and its record: the bodies submitted in one turn of the event loop are processed together.
 
 Measured on single-event requests: decoding and the steps cost 15 µs when run back to back for the requests of one
 turn, and 70 µs when each request ran them by itself between two system calls, because by then the processor's
-caches held something else. So a handler only reads its body and submits it; one callback a turn does the rest, for
-TURN_SECONDS, and then gives the loop to others.
+caches held something else. So a handler only reads its body and submits it; one callback per turn does the rest, for
+at most TURN_SECONDS, and then yields the loop.
 
-What is long is done in bites, and after each of them it is the others' turn: a body takes as long as it takes, but
-none waits for it. How many are unpacked and decoded at once is bounded, see `waiting.py` and `budget.py`; the rest
-waits as it was sent.
+Long bodies are processed in bites, taking turns, so that no request waits for a whole long one. `waiting.py` and
+`budget.py` bound how many are unpacked and decoded at once; the others wait in the form they were sent in.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ from ingest.journal.open_record import OpenRecord
 logger = logging.getLogger(__name__)
 
 TURN_SECONDS: Final = 0.01
-"""When the rest of the loop gets its turn. The bite that is under way then is finished first."""
+"""How long one turn may hold the event loop. A bite that has started by then is finished first."""
 NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written")
 
 
 class Intake:
-    """Processes what is submitted, each a bite at a time, for some milliseconds a turn of the event loop."""
+    """Processes submissions a bite at a time, for some milliseconds per turn of the event loop."""
 
     def __init__(
         self,
@@ -66,15 +65,15 @@ class Intake:
         self._budget = settings.budget
         self._opener = Opener(journal, accounts, settings)
         self._refused = RefusedEvents(accounts, settings.limits, settings.keep_rejected)
-        # Submissions whose events are not all appended yet, the first has waited longest for its bite; except those
-        # that still wait to be decoded.
+        # Submissions whose events are not all appended yet, the one that has waited longest for its next bite first.
+        # Those in `_waiting` are not in it.
         self._queue: deque[Submission] = deque()
         self._waiting = Waiting()
-        # Those in the queue of which something is in memory besides what was sent, the oldest first.
+        # Queued submissions that hold memory besides their body, oldest first.
         self._working: dict[Submission, None] = {}
 
     def submit(self, submission: Submission) -> None:
-        """Process it at the end of this turn of the loop, or when its turn comes; await its `settled`."""
+        """Process the submission at the end of this turn of the loop, or later if it has to wait. Await `settled`."""
         if not self._queue:
             asyncio.get_running_loop().call_soon(self._run_turn)
         if submission.request.is_long:
@@ -84,7 +83,7 @@ class Intake:
             self._queue.append(submission)
 
     def refuse(self, refusal: Refusal, path: str, sender: Sender | None = None) -> None:
-        """Book a request that is refused whole as one event, and keep what it held if that is worth it."""
+        """Count a request refused as a whole as one event, and keep its text if it is worth keeping."""
         self._accounts.received += 1
         self._accounts.reject(refusal.reason)
         if self._tail.followed:
@@ -103,10 +102,11 @@ class Intake:
             try:
                 self._journal.append((), 0, [], rejected_lines=(line,), rejected=1)
             except JournalFull:
-                pass  # It is refused and counted all the same; only its text is not kept.
+                pass  # The refusal is counted all the same; only its text is lost.
 
     def _run_turn(self) -> None:
-        """Some of what waits, appended without giving up the loop: batch_id and books stay true."""
+        """Process part of the queue and append it without an await in between, so that batch_id and accounts stay
+        correct."""
         turn = Turn(self._journal.batch_id, moment_of(datetime.now(UTC), self._settings.limits))
         queue, budget = self._queue, self._budget
         deadline = self._clock() + TURN_SECONDS
@@ -120,7 +120,7 @@ class Intake:
                 submission.refused = refused.refusal
                 done = True
             except Exception:
-                # A bug of ours must not affect the other requests of the turn.
+                # A bug must not affect the other requests of the turn.
                 logger.exception("a payload could not be decoded")
                 submission.refused = Refusal(RejectReason.INTERNAL_ERROR, OUR_FAULT, _not_taken(submission))
                 done = True
@@ -144,7 +144,7 @@ class Intake:
     # Memory.
 
     def _admit(self) -> None:
-        """Let those that wait begin, in order, while there is room."""
+        """Let waiting submissions begin, in order, while there is room."""
         while self._waiting and (self._budget.worked < self._budget.work_room or not self._working):
             submission = self._waiting.begin()
             if submission is None:
@@ -152,8 +152,8 @@ class Intake:
             self._queue.append(submission)
 
     def _must_wait(self, submission: Submission) -> bool:
-        """Whether there is no room for more of it, in which case it is put back. The oldest always goes on, and
-        what is short never waits: whoever fills the memory holds up only those who need much of it."""
+        """Whether there is no room to continue this one, in which case it is put back. The oldest always continues,
+        and short ones never wait: filling the memory delays only requests that need a lot of it."""
         oldest = next((each for each in self._working if each.request.is_long), None)
         if oldest is None or oldest is submission:
             return False
@@ -166,7 +166,7 @@ class Intake:
         submission.counted = submission.grown
 
     def _leave(self, submission: Submission) -> None:
-        """It is done, and what there is of it goes; others may begin."""
+        """Release the memory of a finished submission, so that others can begin."""
         self._working.pop(submission, None)
         self._budget.worked -= submission.counted
         submission.counted = 0
@@ -175,7 +175,8 @@ class Intake:
         self._admit()
 
     def _advance(self, submission: Submission, turn: Turn) -> bool:
-        """One bite of a submission, or all of it if it is small; whether it is done. Raises PayloadRefused."""
+        """Process one bite of a submission, or all of it if it is small. Returns whether it is done. Raises
+        PayloadRefused."""
         opened = submission.opened
         if opened is None and (opened := self._opener.open(submission, turn.moment)) is None:
             return False
@@ -183,7 +184,8 @@ class Intake:
         return drafts is not None and self._take(submission, opened, drafts, turn)
 
     def _take(self, submission: Submission, opened: Opened, drafts: list[Drafts | None], turn: Turn) -> bool:
-        """Book and keep what became of the events in `taken`; whether there are no more."""
+        """Count the outcome of the events in `taken`, and add their lines to the turn. Returns whether those were the
+        last."""
         events = submission.taken
         if len(drafts) == 1 and drafts[0] is not None:
             well_formed = len(drafts[0].raws)
@@ -221,7 +223,7 @@ class Intake:
         return True
 
     def _append(self, turn: Turn) -> None:
-        """Give the turn's lines to the journal, and its submissions to the record they wait for."""
+        """Append the turn's lines to the journal, and settle its submissions with the record that holds them."""
         record: OpenRecord | None = None
         full: Refusal | None = None
         if turn.lines or turn.rejected_lines:
@@ -237,7 +239,7 @@ class Intake:
             except JournalFull as error:
                 full = Refusal(error.reason, str(error))
                 self._accounts.reject(error.reason, len(turn.lines))
-                # Large ones of which this turn took a part: the rest of them is not looked at any more.
+                # The rest of the large submissions that this turn took a part of is not processed.
                 for submission in turn.begun:
                     self._queue.remove(submission)
                     turn.done.append(submission)
@@ -253,7 +255,7 @@ class Intake:
             self._settle(submission, record, full)
 
     def _publish(self, entries: list[TailEntry], record: OpenRecord | None, full: Refusal | None) -> None:
-        """Give them to the tail once it is known what became of the turn's lines."""
+        """Publish entries to the tail once the outcome of the turn's lines is known."""
         if record is None:
             self._tail.publish(entries, full)
             return
@@ -273,19 +275,19 @@ class Intake:
         elif submission.waits and record is not None:
             submission.records.append(record)
         if self._settings.replays is not None:
-            # Before its record can be stored. An event that is a duplicate is in it, or in one before it.
+            # Must precede the storing of its record. The original of a duplicate is in this record or an earlier one.
             submission.watch = self._settings.replays.watch(self._journal.newest_record, submission.keys)
             if self._journal.is_stored(submission.watch.through):
                 self._settings.replays.flushed(submission.watch.through, {})
         hold = submission.request.hold
         if submission.refusals and hold is not None:
-            # They are kept until the answer is made of them.
+            # They are in memory until the response is built.
             hold.add(EVENT_BYTES * len(submission.refusals))
         submission.let_go()
         self._journal.settle_with(submission.records, submission.settled)
 
 
 def _not_taken(submission: Submission) -> bytes:
-    """The body; b"" if it has several parts, as some of them may have been taken."""
+    """The body, to be kept for replay; b"" if it has several parts, some of which may have been taken."""
     opened = submission.opened
     return submission.request.body if opened is None or len(opened.payload.parts) == 1 else b""

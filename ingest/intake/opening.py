@@ -1,4 +1,4 @@
-"""From a body to what its events share: decoded, paid for, and with a time and a sender."""
+"""From a body to what its events share: decodes it, charges its volume, and works out its time and sender."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalFull
 
 _LINES_PER_BODY: Final = 2
-"""Lines have the body's texts, doubled backslashes, and columns of our own."""
+"""Bytes of lines per byte of body: the body's texts, doubled backslashes, and the columns that ingest adds."""
 LINE_BYTES: Final = 240
-"""Of a line, besides the texts of its event and the user agent: ids, times, and what is empty."""
+"""Bytes of a line besides the texts of its event and the user agent: ids, times, and empty columns."""
 RECEIVED_AT_HEADER: Final = "X-Ingest-Received-At"
 SENT_AT_HEADER: Final = "X-Ingest-Sent-At"
-"""By these a replay says when the event first came, and when it was sent by the client's clock: its time is put
-right as it would have been then."""
+"""In these, a replay gives the time at which the event first arrived, and the time of sending by the client's clock,
+so that its time is corrected as it would have been then."""
 
 
 class Opener:
-    """Opens submissions, each in as many bites as its decoding takes."""
+    """Decodes submissions, in as many bites as each one takes, and works out what their events share."""
 
     def __init__(self, journal: Journal, accounts: Accounts, settings: IntakeSettings) -> None:
         self._journal = journal
@@ -34,7 +34,7 @@ class Opener:
         self._settings = settings
 
     def open(self, submission: Submission, moment: Moment) -> Opened | None:
-        """A bite of it: what its events share, None if that was not the last bite. Raises PayloadRefused."""
+        """Do one bite. Returns what the events share, or None if there are more bites. Raises PayloadRefused."""
         request = submission.request
         sender = submission.sender
         payload: Payload | None
@@ -61,7 +61,7 @@ class Opener:
     def _share(self, submission: Submission, payload: Payload, sender: Sender, moment: Moment) -> Opened:
         """Work out what the events of a decoded submission share. Raises PayloadRefused."""
         settings, request = self._settings, submission.request
-        # The service needs no key to say something itself.
+        # The service's own events need no key.
         authenticated = not request.own and settings.write_keys.check(request.header_key or payload.write_key)
         events = payload.total
         if events > 1:
@@ -91,8 +91,8 @@ class Opener:
         return Opened(payload, arrival)
 
     def _check_room(self, payload: Payload) -> None:
-        """It may take several turns and several records. Better refused whole now than half-way: what was taken of
-        it by then would be stored again when the client, as it should, sends all of it again."""
+        """Raise PayloadRefused if the journal has no room for all of it. It may take several turns and records, and
+        if it were refused half-way, the events taken by then would be stored twice when the client retries."""
         try:
             self._journal.check_room(_LINES_PER_BODY * payload.size)
         except JournalFull as error:
@@ -100,19 +100,19 @@ class Opener:
 
 
 def _observe_own(settings: IntakeSettings, event: RawEvent, moment: Moment) -> None:
-    """When an event was sent, by what it says itself."""
+    """Observe the clock skew of a single event that has a sentAt itself."""
     sent_at = event.sentAt if event.sentAt is not None else event.sent_at
     if sent_at is not None and (by_client := parse_time(sent_at)) is not None:
         settings.observe_skew((moment.at - by_client).total_seconds())
 
 
 def _charge(submission: Submission, volume: VolumeLimit, events: int, sent_bytes: int, sender: Sender) -> None:
-    """What its address may send is less by it. Raises PayloadRefused, before anything of it is taken."""
+    """Charge its address for the submission. Raises PayloadRefused, before any of its events is taken."""
     size = sent_bytes + events * (LINE_BYTES + len(sender.user_agent))
     wait = volume.take(submission.request.share, events, size)
     if wait:
         submission.retry_after_seconds = seconds = int(wait) + 1
-        detail = f"too many events, or bytes of them, from one address; try again in {seconds} s"
+        detail = f"too many events or bytes from one address; try again in {seconds} s"
         raise PayloadRefused(RejectReason.RATE_LIMITED, detail)
     submission.charged = size
 

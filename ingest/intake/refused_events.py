@@ -1,4 +1,4 @@
-"""What is refused on its way in: counted, and kept for replay if that is allowed and there is something to keep."""
+"""Events refused by the intake: counted, and kept for replay if allowed and if there is something to keep."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NOT_JSON: Final = {RejectReason.MALFORMED_JSON, RejectReason.NOT_AN_OBJECT, Rej
 
 
 class RefusedEvents:
-    """Books refusals and makes lines for `analytics.rejected_events` of them."""
+    """Counts refusals and makes their lines for `analytics.rejected_events`."""
 
     def __init__(self, accounts: Accounts, limits: Limits, keep_rejected: Callable[[int], bool]) -> None:
-        """`keep_rejected`: whether one more, of this many bytes, may be kept."""
+        """`keep_rejected`: whether one more refused event, of this many bytes, may be kept."""
         self._accounts = accounts
         self._limits = limits
         self._keep_rejected = keep_rejected
@@ -32,8 +32,8 @@ class RefusedEvents:
     def book(
         self, submission: Submission, opened: Opened, refusals: list[tuple[int, Refusal]], ending: str
     ) -> tuple[list[tuple[int, Refusal]], list[str]]:
-        """Count refused events of the part that is next: the same refusals with what was sent in them, and the lines
-        of those that are kept, which end with `ending`."""
+        """Count refused events of the next part. Returns the same refusals with `raw` filled in, and the lines of
+        those that are kept, which end with `ending`."""
         arrival = opened.arrival
         if submission.sent is None:
             submission.sent = pieces(opened.payload.parts[submission.part])
@@ -53,14 +53,15 @@ class RefusedEvents:
             )
             if line is not None:
                 lines.append(line)
-        # The answer says why. What was sent is kept, or it is not.
+        # The response needs only the reasons.
         submission.refusals += [(index, refusal._replace(raw=b"")) for index, refusal in refusals]
         return refusals, lines
 
     def line(
         self, refusal: Refusal, sender: Sender, *, path: str, received_at: str, sent_at: str | None, ending: str
     ) -> str | None:
-        """The line for analytics.rejected_events; None when it is not kept: too many at once, or nothing in it."""
+        """The line for analytics.rejected_events; None if it is not kept: its reason is in NOT_KEPT, it is empty, or
+        there are too many at once."""
         limit = self._limits.max_event_bytes
         payload, detail = strip_credentials(refusal.raw[:limit]), refusal.detail
         size = len(payload) + len(detail) + len(sender.user_agent) + LINE_BYTES
@@ -84,14 +85,15 @@ class RefusedEvents:
 
 
 def _concealed(payload: bytes, reason: RejectReason) -> bytes:
-    """What is kept of something refused, without addresses. In what is no JSON nobody can say what names one."""
+    """What is kept of a refused event, without addresses. If it is not JSON, it is searched as plain text, since it
+    has no members to go by."""
     if reason in _NOT_JSON:
         return conceal_text(payload.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     return conceal_members(payload)
 
 
 def _utc_text(time: str | int | float | None) -> str | None:
-    """A time as Postgres reads it; None also for one that no UTC date can be."""
+    """A time as Postgres reads it; None also if it is out of range in UTC."""
     moment = parse_time(time) if time is not None else None
     try:
         return moment.astimezone(UTC).isoformat() if moment is not None else None

@@ -1,5 +1,5 @@
-"""Who sent a request, and where an address that an event names is: country from the CDN or the MaxMind file, then the
-address anonymised if it is to be."""
+"""Who sent a request, and the location of an address named in an event: country from the CDN or the MaxMind file,
+then the address, anonymised if configured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest.http.prefetch import is_made_ahead
 
 
 class Senders:
-    """Describes senders, as far as their requests say."""
+    """Describes senders from their requests."""
 
     def __init__(self, countries: CountryDatabase | None, *, anonymises: bool) -> None:
         """`countries`: None if only the CDN names them.  `anonymises`: whether addresses lose their last part."""
@@ -22,7 +22,7 @@ class Senders:
         self._conceal = anonymise if anonymises else str
 
     def describe(self, address: str, headers: Mapping[str, str], country: str | None) -> Sender:
-        """The sender of a request that came from this address ("" if unknown). `country`: as the CDN has named it."""
+        """The sender of a request from this address ("" if unknown). `country`: named by the CDN, if at all."""
         region = None
         if country is None and self._countries is not None and address:
             country, region = self._countries.locate(address)
@@ -32,7 +32,7 @@ class Senders:
         return Sender(self._conceal(address), cut, country, region, own, ahead)
 
     def locate(self, text: str) -> Place | None:
-        """Where an address is that an event names itself; None if it is no public one."""
+        """The location of an address that an event names; None if it is not a public address."""
         address = public_address(text)
         if not address:
             return None

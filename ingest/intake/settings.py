@@ -1,4 +1,4 @@
-"""What the intake needs to know besides its parts."""
+"""The settings of the intake."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ingest.journal.replays import Replays
 
 
 class VolumeLimit(Protocol):
-    """What an address may send."""
+    """The limit on what an address may send."""
 
     def take(self, share: str, events: int, size: int) -> float:
-        """Charge for this many events and bytes: 0.0 if they may come, else the seconds until they may."""
+        """Charge for this many events and bytes. Returns 0.0 if they are allowed, else the seconds until they are."""
 
     def add(self, share: str, size: int) -> None:
-        """Charge for this many bytes more, of what has come."""
+        """Charge for this many more bytes, after the fact."""
 
 
 class IntakeSettings(NamedTuple):
-    """keep_rejected: whether one more refused event, of this many bytes, may be kept for replay.  observe_skew: in
-    seconds.  budget: memory for what is unpacked and decoded.  volume: what an address may send, None for no limit.
-    replays: where it is reported what becomes of them, if what comes was refused once, and came long ago."""
+    """keep_rejected: whether one more refused event, of this many bytes, may be kept for replay.  observe_skew: takes
+    seconds.  budget: memory for unpacked and decoded bodies.  volume: what an address may send, None for no limit.
+    replays: where outcomes are reported if all requests are replays of events refused earlier, else None."""
 
     limits: Limits
     senders: Senders

@@ -1,4 +1,4 @@
-"""Events of a body that go through the steps together, a slice at a time, and what became of them."""
+"""Slices: events of a body that go through the steps together, and their outcome."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ingest.intake.submission import Opened, Submission
 logger = logging.getLogger(__name__)
 
 SLICE: Final = 500
-"""Events that go through the steps together, if they are of one part of a body: 5 ms, if they are small."""
+"""The most events, of one part of a body, that go through the steps together: 5 ms, if they are small."""
 _SLICE_BYTES: Final = 32 * 1024
-"""Of their properties and contexts, unless one event has more: up to 0.5 µs a byte, if they were made for it."""
-OUR_FAULT: Final = "a bug of the collector, which has logged it"
+"""The most bytes of their properties and contexts, unless one event has more: 0.5 µs a byte in the worst case."""
+OUR_FAULT: Final = "internal error: a bug in the collector, which has been logged"
 
 
 def slice_of(part: Part, start: int) -> list[RawEvent | Refusal]:
-    """The events of a part, from one on, that go through the steps together."""
+    """The events of a part, from `start` on, that go through the steps together."""
     events, end = part.events, start + SLICE
     if _is_heavy(part):
-        # The last one may be long, also in what has no name of ours.
+        # The last one goes alone: it may be long in members that are not counted here.
         end = min(end, max(start + 1, len(events) - 1))
         size = 0
         for index in range(start, end):
@@ -41,13 +41,13 @@ def slice_of(part: Part, start: int) -> list[RawEvent | Refusal]:
 
 
 def _is_heavy(part: Part) -> bool:
-    """Whether its events may be long: for their text, or for what is next to the batch and all of them have."""
+    """Whether its events may be long, because of their own text or of members next to the batch that they share."""
     return len(part.text) > _SLICE_BYTES or part.hazards is ALL_HAZARDS
 
 
 def draft(submission: Submission, opened: Opened) -> list[Drafts | None] | None:
-    """Take a slice of events through the steps, or on from where they stopped: what became of them, None if that was
-    not the last bite."""
+    """Take the next slice of events through the steps, or continue one. Returns its drafts, None in the place of an
+    event that met a bug; or returns None if there are more bites."""
     if submission.work is None:
         part, arrival = opened.payload.parts[submission.part], opened.arrival
         heavy = _is_heavy(part)
@@ -70,7 +70,7 @@ def draft(submission: Submission, opened: Opened) -> list[Drafts | None] | None:
 
 
 def _pause(drafts: Drafts) -> Bites[list[Drafts | None]]:
-    """Their lines are written in a bite of its own."""
+    """Put the writing of their lines into a separate bite."""
     yield
     return [drafts]
 
@@ -83,8 +83,8 @@ def _rest(raws: list[RawEvent], arrival: Arrival, work: Bites[Drafts]) -> Bites[
 
 
 def _alone(raws: list[RawEvent], arrival: Arrival) -> Bites[list[Drafts | None]]:
-    """A bug of ours costs the event that meets it, not its neighbours: each goes through the steps by itself, and
-    None is in the place of what does not come through."""
+    """Take each event through the steps by itself, so that a bug costs only the event that meets it. None is in the
+    place of an event that failed."""
     alone: list[Drafts | None] = []
     for raw in raws:
         try:
@@ -98,8 +98,8 @@ def _alone(raws: list[RawEvent], arrival: Arrival) -> Bites[list[Drafts | None]]
 
 
 def write_lines_apart(drafts: list[Drafts | None], arrival: Arrival, ending: str, first: int) -> Processed:
-    """The lines of events that went through the steps one by one. What did not come through is refused and kept, to
-    be replayed when the bug is fixed."""
+    """The lines of events that went through the steps one by one. Those that failed are refused and kept, to be
+    replayed when the bug is fixed."""
     all_of_them = Processed([], [], {})
     for index, each in enumerate(drafts):
         if each is not None:
@@ -116,8 +116,8 @@ def write_lines_apart(drafts: list[Drafts | None], arrival: Arrival, ending: str
 def refusals_in(
     events: Sequence[RawEvent | Refusal], start: int, refused: Mapping[int, Refusal]
 ) -> list[tuple[int, Refusal]]:
-    """(place in the body, refusal) of the events that were malformed or refused by a step, in order. `start` is the
-    place of the first; `refused` counts the well-formed ones only."""
+    """(index in the body, refusal) of the events that were malformed or refused by a step, in order. `start` is the
+    index of the first event; the keys of `refused` count well-formed events only."""
     refusals: list[tuple[int, Refusal]] = []
     well_formed = 0
     for place, event in enumerate(events, start):

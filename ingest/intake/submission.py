@@ -1,7 +1,7 @@
-"""A request's body on its way from the handler to its records: what the two say to each other about it.
+"""A request on its way from the handler to its records: what handler and intake exchange about it.
 
-What does not change is a Struct: the constructor is no Python call, and these are made for each request. What
-changes is a class with slots, which are seven times as fast to set as a Struct's fields.
+The immutable parts are Structs: they are made for each request, and their constructor is no Python call. The mutable
+one is a class with slots, which are seven times as fast to set as a Struct's fields.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ingest.journal.replays import Watch
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What came: a body, and what the request says besides.
+    """A body, and what else the request says.
 
-    share: whose turn it is when it is this body's, see Waiting.  is_long: whether it takes bites to decode.
-    country: of the client, if a trusted proxy named it.  own: whether it is the service's, not a client's.
-    unseen: whether nobody saw what it is about.  hold: on the memory for bodies, if it is a client's.
+    share: the key for rate limits and for taking turns, see Waiting.  is_long: whether decoding takes bites.
+    country: of the client, if a trusted proxy named it.  own: whether the service itself made it, not a client.
+    unseen: whether no person saw what it reports.  hold: on the memory for bodies, if it comes from a client.
     """
 
     path: str
@@ -44,17 +44,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A request that is decoded and may come in: what its events share. `arrival` is of the part that is next."""
+    """A request that is decoded and admitted: what its events share. `arrival` is for the next part."""
 
     payload: Payload
     arrival: Arrival
 
 
 class Submission:
-    """A request, and what becomes of it. Made by the handler, changed by the intake only.
+    """A request and its outcome. Made by the handler, changed by the intake only.
 
-    `settled` is done when the outcome is known: `refused` says that and why nothing of it was accepted; otherwise
-    `durable` says whether the journal kept its promise, and `refusals` which events were not accepted.
+    `settled` is done when the outcome is known: `refused` is set if the whole request was refused; otherwise
+    `durable` says whether the accepted events are on stable storage, and `refusals` lists the others.
     """
 
     __slots__ = (
@@ -91,33 +91,33 @@ class Submission:
         self.refused: Refusal | None = None
         self.retry_after_seconds: int | None = None
         self.refusals: list[tuple[int, Refusal]] = []
-        # Events that were there already, by their id and time, as far as could be seen at once.
+        # Duplicates, by id and time, that the dedupe window and the turn know of.
         self.duplicates = 0
-        # How many of its events are through the steps.
+        # How many of its events have gone through the steps.
         self.position = 0
-        # The records that hold something of it, and whether the one of this turn will be another.
+        # The records that hold events of it, and whether this turn's record will be one of them.
         self.records: list[OpenRecord] = []
         self.waits = False
-        # Of a replay: the ids in it, and what becomes of them.
+        # For a replay: its ids, and their outcome.
         self.keys: list[bytes] = []
         self.watch: Watch | None = None
 
-        # The way there. `sender` is set when the decoding begins, `opened` when it is done.
+        # Progress. `sender` is set when decoding begins, `opened` when it is done.
         self.sender: Sender | None = None
         self.opened: Opened | None = None
-        # What is going on: the decoding, or the steps of the events in `taken`. None in between.
+        # The work under way: decoding, or the steps of the events in `taken`. None in between.
         self.work: Bites[Any] | None = None
         self.taken: list[RawEvent | Refusal] = []
-        # Which part is next, how far it is, and its events as they were sent, once one of them is refused.
+        # The next part, how many of its events were taken, and its events as sent, once one of them is refused.
         self.part = 0
         self.within = 0
         self.sent: list[bytes] | None = None
         # Whether it had to wait until it could begin.
         self.admitted = False
-        # Bytes that there are of it in memory besides the body, and how many of them the budget knows of.
+        # Bytes of memory that it holds besides the body, and how many of them are in the budget.
         self.grown = 0
         self.counted = 0
-        # Bytes of lines that its address was charged for, and those that there are; 0 where there is no limit.
+        # Bytes of lines that its address was charged for, and bytes written; 0 without a limit.
         self.charged = 0
         self.written = 0
 
@@ -132,16 +132,16 @@ class Submission:
 
     @property
     def durable(self) -> bool:
-        """Whether every record that holds something of it is on stable storage. Ask when it is settled."""
+        """Whether every record that holds events of it is on stable storage. Valid once it is settled."""
         for record in self.records:  # noqa: SIM110 - a generator is two more calls for each request.
             if not record.outcome:
                 return False
         return True
 
     def bite(self) -> Any:
-        """Go on with `work`: its result, after which there is none, or None if there is more."""
+        """Continue `work` for one bite. Returns its result and clears it, or returns None if there is more."""
         if self.work is None:
-            raise RuntimeError("nothing was begun")
+            raise RuntimeError("no work is under way")
         try:
             self.grown += next(self.work) or 0
         except StopIteration as end:
@@ -150,7 +150,7 @@ class Submission:
         return None
 
     def pass_taken(self, opened: Opened) -> bool:
-        """Go on behind the events that were taken; whether there are no more."""
+        """Move past the events in `taken`. Returns whether they were the last."""
         count, parts = len(self.taken), opened.payload.parts
         self.position += count
         self.within += count
@@ -165,6 +165,6 @@ class Submission:
         return False
 
     def let_go(self) -> None:
-        """Its events are appended or refused: what waits for an fsync need not hold what was decoded."""
+        """Drop what was decoded: its events are appended or refused, and only the fsync is still awaited."""
         self.opened = self.sent = self.work = None
         self.taken = []

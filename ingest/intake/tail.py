@@ -14,12 +14,10 @@ from ingest.events.anonymity import conceal_text
 from ingest.events.row import EVENT_COLUMNS, event_of_line, split_line
 
 _QUEUE: Final = 2000
-"""Lines a slow follower may be behind; past it lines are left out, and the follower reads how many."""
+"""How many lines a slow follower may lag behind. Further lines are skipped, and the follower gets their number."""
 _SHOWN: Final = ("created_at", "type", "name", "user_id", "anonymous_id", "properties", "page_path", "id")
-
-
 _SHOWN_BYTES: Final = 500
-"""Of what was refused."""
+"""How much of a refused event is shown."""
 
 
 class TailEntry(NamedTuple):
@@ -31,17 +29,17 @@ class TailEntry(NamedTuple):
 
 
 class Tail:
-    """Hands what the collector does to whoever follows. Costs nothing while nobody does."""
+    """Publishes the outcome of events to followers. Costs nothing without followers."""
 
     def __init__(self, conceals: bool = True) -> None:
-        """`conceals`: whether addresses in what was refused lose their last part."""
+        """`conceals`: whether addresses in refused events lose their last part."""
         self._conceals = conceals
         self._followers: dict[asyncio.Queue[bytes], int] = {}
-        # Whether anybody follows: asked for every request.
+        # Whether there are followers: read for every request.
         self.followed = False
 
     def publish(self, entries: Iterable[TailEntry], failure: Refusal | None = None) -> None:
-        """Show the followers what became of some requests' events; `failure` is why the lines were not kept."""
+        """Show followers the outcome of some requests' events. `failure` is why the lines were not kept."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         for path, lines, refusals in entries:
             for line in lines:
@@ -71,14 +69,14 @@ class Tail:
                 queue.put_nowait(line)
 
     def close(self) -> None:
-        """End every follower's lines: the service stops."""
+        """End every follower's stream, because the service stops."""
         for queue in self._followers:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(b"")
 
     async def follow(self) -> AsyncGenerator[bytes, None]:
-        """JSON lines, as they come, until the caller stops asking."""
+        """Yield JSON lines as they come, until the tail is closed or the caller stops reading."""
         queue: asyncio.Queue[bytes] = asyncio.Queue(_QUEUE)
         self._followers[queue] = 0
         self.followed = True

@@ -1,4 +1,4 @@
-"""What one turn of the event loop has of all requests together, on its way into the journal's open record."""
+"""What one turn of the event loop collects from all its requests, to be appended to the journal's open record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ingest.intake.tail import TailEntry
 
 
 class Turn:
-    """Filled by the intake while the turn lasts, then appended and forgotten."""
+    """Filled by the intake during the turn, then appended and dropped."""
 
     __slots__ = ("begun", "done", "ending", "for_tail", "keys", "lines", "moment", "rejected_lines")
 
@@ -21,17 +21,17 @@ class Turn:
         self.keys: dict[bytes, None] = {}
         self.rejected_lines: list[str] = []
         self.done: list[Submission] = []
-        # Those that are not done, of which some lines are here.
+        # Submissions that are not done but have lines in this turn.
         self.begun: dict[Submission, None] = {}
-        # For the tail, if anybody follows.
+        # For the tail, if it has followers.
         self.for_tail: list[TailEntry] = []
 
     def take_new(self, submission: Submission, processed: Processed, window: DedupeWindow) -> list[str]:
-        """The lines that are neither refused nor duplicates; their keys are this turn's from now on."""
+        """The lines that are neither refused nor duplicates. Their keys are added to those of this turn."""
         lines, keys, refused = processed
         recent, older, in_flight = window.sets()
         if len(keys) == 1 and not refused:
-            # As with most requests; the same as below.
+            # A fast path for most requests, with the same result as below.
             key = keys[0]
             if key is not None and not (key in self.keys or key in recent or key in older or key in in_flight):
                 self.keys[key] = None
@@ -62,7 +62,7 @@ class Turn:
                     submission.waits = True
                     continue
                 if key in in_flight:
-                    # A retry that came before the first try was durable: it waits for that one.
+                    # A retry that came before the first attempt was durable: it waits for that record.
                     submission.records.append(in_flight[key])
                     continue
                 self.keys[key] = None

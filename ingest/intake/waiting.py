@@ -1,7 +1,7 @@
-"""Bodies that wait, as they were sent, until there is room to unpack and decode them.
+"""Bodies that wait, in the form they were sent in, until there is room to unpack and decode them.
 
-One of each address at a time, and so many in all: who sends many of them keeps their own waiting, and the others for
-no longer than one takes. What is short and not packed does not wait here.
+One per address is processed at a time, and MOST_AT_ONCE in all: a sender of many bodies delays its own, and others
+only by the time that one takes. Short, uncompressed bodies do not wait here.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ MOST_AT_ONCE: Final = 4
 
 
 class Waiting:
-    """Who is next. Changed by the intake only."""
+    """Decides which waiting submission is next. Changed by the intake only."""
 
     def __init__(self) -> None:
-        # By address, whose turn is next first; those of an address in order.
+        # By address, the one whose turn is next first; the submissions of each address in order.
         self._waiting: dict[str, deque[Submission]] = {}
-        # The addresses of those that have begun.
+        # The addresses of submissions that have begun.
         self._begun: set[str] = set()
 
     def __bool__(self) -> bool:
@@ -30,7 +30,7 @@ class Waiting:
         self._waiting.setdefault(submission.share, deque()).append(submission)
 
     def begin(self) -> Submission | None:
-        """The next one, unless it has to wait."""
+        """Take the next submission; None if it has to wait, or there is none."""
         if len(self._begun) >= MOST_AT_ONCE:
             return None
         share = next((each for each in self._waiting if each not in self._begun), None)
@@ -45,5 +45,5 @@ class Waiting:
         return submission
 
     def done(self, submission: Submission) -> None:
-        """One that has begun is done."""
+        """End the turn of a submission that has begun."""
         self._begun.discard(submission.share)

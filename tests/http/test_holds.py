@@ -27,7 +27,7 @@ from ingest.events.steps import take_through_steps, write_lines
 from ingest.http import connections
 from ingest.http.encodings import gunzip
 from ingest.intake import intake, slices
-from ingest.intake.dialects.arrays import CannotTell, Scan
+from ingest.intake.dialects.arrays import CannotSplit, Scan
 from ingest.intake.dialects.batches import PART_BYTES
 from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
 from ingest.intake.dialects.native import read_native
@@ -99,7 +99,7 @@ def test_steps_grow_with_the_text_and_no_faster(piece):
             while True:
                 next(work)
                 bites += 1
-        except (StopIteration, CannotTell):
+        except (StopIteration, CannotSplit):
             return before - scan._steps, bites
 
     small, large = steps(400_000), steps(800_000)

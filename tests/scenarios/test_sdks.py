@@ -223,7 +223,7 @@ async def test_a_wrong_write_key_is_reported_and_stores_nothing(service, stored,
     assert sum(error["messages"] for error in summary["errors"]) == 3
     assert all("401" in str(error["error"]) for error in summary["errors"])
     if sdk == "python":
-        assert "the write key is not one of ours" in summary["errors"][0]["error"]
+        assert "the write key is not valid" in summary["errors"][0]["error"]
     after = service.wait_stored()['ingest_events_rejected_total{reason="unauthorized"}']
     # Once per request, without a retry.
     assert after - before == (3 if mode == "sync" else 1)

@@ -1,1 +1,1 @@
-"""What clients of each kind send, translated to raw events. One module a dialect; the others are what they share."""
+"""From what each kind of client sends to raw events. One module per dialect; the other modules are shared by them."""

@@ -1,8 +1,8 @@
-"""The events of a body whose text is read part by part: because it is long, or cannot be read as a whole. Pure.
+"""Decodes the events of a body part by part, because it is long or cannot be decoded as a whole. Pure.
 
-A long text is cut where an event seems to end, some `PART_BYTES` further on. If the cut is right, what stands before
-it reads as an array; if it is inside a string or a deeper bracket, it cannot, since something is left open. Then, and
-in a text that is broken, the events are told apart one by one.
+A long text is cut where an event seems to end, about every `PART_BYTES`. If the cut is right, the text before it
+decodes as an array; if it is inside a string or a deeper bracket, it does not, since something is left open. Then,
+and in malformed text, the events are split one by one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from ingest.base.bites import Bites
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
 from ingest.events.hazards import NO_HAZARDS, clean_in_bites, find_hazards
 from ingest.events.payload import Part
-from ingest.intake.dialects.arrays import CannotTell, Scan
+from ingest.intake.dialects.arrays import CannotSplit, Scan
 from ingest.intake.dialects.spellings import UNREADABLE, Spellings, respell
 
 PART_BYTES: Final = 32 * 1024
-"""What is decoded in one go: 2 ms, if it is as many empty objects as there can be; 7 ms, if all of it is escapes."""
+"""Bytes decoded at once: 2 ms if they are all empty objects, 7 ms if they are all escapes."""
 _LOOK_BACK: Final = 8 * 1024
-"""Before the end of a part, where an event may end. Most events are much shorter."""
+"""Bytes before the end of a part in which the end of an event is searched. Most events are much shorter."""
 _PIECES_AT_ONCE: Final = 64
-"""Elements that are decoded one by one in a bite; an error costs some 5 µs."""
+"""Elements that are decoded one by one in a bite; an error costs about 5 µs."""
 LONGEST_MEMBER: Final = 4096
-"""Of the members beside a batch, which are a time and a key, and perhaps what all its events share."""
+"""Maximum bytes of a member next to a batch: a time, a key, or a field that all its events share."""
 MOST_BESIDE: Final = 50
+"""Maximum number of members that the events of a batch may share."""
 
 _BETWEEN = re.compile(rb"\}[ \t\r\n]{0,64}+,[ \t\r\n]{0,64}+(?=\{)")
 _WHITESPACE: Final = b" \t\r\n"
@@ -38,9 +39,9 @@ _COMMA, _CLOSED_ARRAY, _CLOSED_OBJECT = b",]}"
 
 
 class Decoders(NamedTuple):
-    """How a dialect's events are decoded. reason_of: of msgspec's message, why an event is refused.
+    """How a dialect's events are decoded. reason_of: JSON path in msgspec's message -> reject reason.
 
-    spellings: what to make of fields that the decoders do not know; None: they know all that may be.
+    spellings: how to treat fields that the decoders do not know; None if such fields are refused.
     """
 
     array: msgspec.json.Decoder[list[Any]]
@@ -50,15 +51,15 @@ class Decoders(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """What a body may hold: events, and bytes of one of them, which is not looked at if it is longer."""
+    """Limits of a body: the number of events, and the bytes of each. A longer event is refused undecoded."""
 
     events: int
     event_bytes: int
 
 
 class Found(NamedTuple):
-    """What a body holds. parts: None if it is an object without a batch.  members: the text of those of its members
-    that were asked for.  cleaned: escapes that were replaced.  beside: names and texts of the other members."""
+    """What a body holds. parts: None if it is an object without a batch.  members: the texts of the requested
+    members.  cleaned: how many escapes were replaced.  beside: (name, text) of the other members."""
 
     parts: list[Part] | None
     members: dict[str, bytes]
@@ -67,10 +68,9 @@ class Found(NamedTuple):
 
 
 def read_parts(body: bytes, decoders: Decoders, bounds: Bounds, names: dict[bytes, str]) -> Bites[Found | None]:
-    """The events of a text that begins as an array or an object does; None if they cannot be told apart.
+    """The events of a text that begins like an array or an object; None if it cannot be split.
 
-    names: of the members that are wanted, as they are written -> as they are called. Raises PayloadRefused when there
-    are too many events.
+    names: the requested members, JSON text of the name -> name. Raises PayloadRefused if there are too many events.
     """
     reading = _Reading(body, decoders, bounds)
     try:
@@ -80,28 +80,28 @@ def read_parts(body: bytes, decoders: Decoders, bounds: Bounds, names: dict[byte
                 return None
             return Found(reading.parts, {}, reading.cleaned)
         return (yield from reading.envelope(names))
-    except CannotTell:
+    except CannotSplit:
         return None
 
 
 class _Reading:
-    """One body's parts in the making."""
+    """Collects the parts of one body."""
 
     def __init__(self, body: bytes, decoders: Decoders, bounds: Bounds) -> None:
         self.parts: list[Part] = []
         self.cleaned = 0
-        # Bytes of parts that were not told of by a `yield` yet.
+        # Bytes of parts that were not reported by a `yield` yet.
         self._grown = 0
         self._count = 0
         self._body = body
         self._decoders = decoders
         self._bounds = bounds
         self._scan = Scan(body)
-        # What is short was tried as a whole.
+        # A short text was tried as a whole before.
         self._guesses = len(body) > PART_BYTES
 
     def envelope(self, names: dict[bytes, str]) -> Bites[Found]:
-        """The batch and the wanted members of the object that the body is."""
+        """The batch and the requested members of a body that is an object."""
         body, scan = self._body, self._scan
         at, mark = 0, _COMMA
         parts: list[Part] | None = None
@@ -110,13 +110,13 @@ class _Reading:
         while mark == _COMMA:
             key, at = scan.member(at + 1)
             if key == _BATCH and body.startswith(b"[", at):
-                # Of several the last counts, as with a decoder.
+                # The last of several counts, as with a decoder.
                 self.parts, self._count = [], 0
                 at = yield from self.array(at)
                 parts = self.parts
                 end = yield from scan.end_of_value(at)
                 if body[at : min(end, at + LONGEST_MEMBER)].strip(_WHITESPACE):
-                    raise CannotTell
+                    raise CannotSplit
             else:
                 end = yield from scan.end_of_value(at)
                 if key in names:
@@ -125,11 +125,11 @@ class _Reading:
                     beside.append((key, body[at : min(end, at + LONGEST_MEMBER + 1)].strip(_WHITESPACE)))
             at, mark = end, body[end]
         if mark != _CLOSED_OBJECT or at + 1 != len(body):
-            raise CannotTell
+            raise CannotSplit
         return Found(parts, members, self.cleaned, beside)
 
     def array(self, at: int) -> Bites[int]:
-        """Take the elements of the array that begins at `at`; where it ends."""
+        """Take the elements of the array that begins at `at`. Returns the position after it."""
         body = self._body
         at += 1
         while True:
@@ -147,7 +147,7 @@ class _Reading:
             yield self._take_grown()
 
     def _take(self, text: bytes) -> Bites[bool]:
-        """Whether the text is an array of events, which are then a part."""
+        """Add the text as a part if it decodes as an array of events. Returns whether it did."""
         text, cleaned = yield from clean_in_bites(text)
         yield self._take_grown()
         try:
@@ -156,7 +156,7 @@ class _Reading:
             return False
         if events:
             self._add(Part(text, events, find_hazards(text)), cleaned)
-        # What has none is left to be looked at closely: there may be a comma before it.
+        # An empty array is left to _one_by_one: there may be a comma before it.
         return bool(events)
 
     def _add(self, part: Part, cleaned: int) -> None:
@@ -171,8 +171,8 @@ class _Reading:
         return grown
 
     def _one_by_one(self, start: int) -> Bites[tuple[int, bool]]:
-        """Take the elements from `start` on until they are a part or the array ends: where that is, and whether it
-        does."""
+        """Take the elements from `start` on until there are enough for a part or the array ends. Returns (position,
+        whether the array has ended)."""
         body, most = self._body, self._bounds.event_bytes
         ends: list[int] = []
         at, mark = start, _COMMA
@@ -182,9 +182,10 @@ class _Reading:
             if end - at > most:
                 if ends:
                     yield from self._take_pieces(start, ends)
-                # Of what is refused for its length, enough is kept to see that it was too long.
+                # Enough of it is kept to show that it was too long.
                 piece = body[at : at + most + 1].strip(_WHITESPACE)
-                refusal = Refusal(RejectReason.EVENT_TOO_LARGE, f"the event has {end - at} bytes, at most {most}")
+                detail = f"the event has {end - at} bytes, at most {most} are allowed"
+                refusal = Refusal(RejectReason.EVENT_TOO_LARGE, detail)
                 self._add(Part(piece, [refusal], NO_HAZARDS, [piece]), 0)
                 start, ends = end + 1, []
             else:
@@ -192,18 +193,18 @@ class _Reading:
                 check_count(self._count + len(ends), self._bounds.events)
             at = end + 1
         if mark not in (_COMMA, _CLOSED_ARRAY):
-            raise CannotTell
+            raise CannotSplit
         closed = mark == _CLOSED_ARRAY
         if closed and not self._count and len(ends) == 1 and not body[start : ends[0]].strip(_WHITESPACE):
-            # There is nothing in it.
+            # The array is empty.
             return at, True
         if ends:
             yield from self._take_pieces(start, ends)
         return at, closed
 
     def _take_pieces(self, start: int, ends: list[int]) -> Bites[None]:
-        """Decode the elements that end there one by one, as a part."""
-        # What replaces an escape is as long.
+        """Decode the elements that end at `ends` one by one, as a part."""
+        # An escape and its replacement have the same length, so that `ends` stay valid.
         text, cleaned = yield from clean_in_bites(self._body[start : ends[-1]])
         pieces: list[bytes] = []
         at = 0
@@ -211,7 +212,7 @@ class _Reading:
             pieces.append(text[at : end - start].strip(_WHITESPACE))
             at = end - start + 1
         if b"" in pieces:
-            raise CannotTell
+            raise CannotSplit
         if self._guesses and (yield from self._take(b"[%b]" % text)):
             self.cleaned += cleaned
             return
@@ -226,9 +227,9 @@ class _Reading:
 
 
 def decode_piece(piece: bytes, decoders: Decoders) -> Any:
-    """An event, or the Refusal of what is none."""
+    """An event, or the Refusal of a piece that is not one."""
     if not piece.startswith(b"{"):
-        return Refusal(RejectReason.NOT_AN_OBJECT, "an event is a JSON object")
+        return Refusal(RejectReason.NOT_AN_OBJECT, "an event must be a JSON object")
     try:
         return decoders.one.decode(piece)
     except msgspec.ValidationError as error:
@@ -242,7 +243,7 @@ def decode_piece(piece: bytes, decoders: Decoders) -> Any:
 def decode_respelled(
     piece: bytes, decoders: Decoders, spellings: Spellings, beside: Mapping[str, Raw] | None = None
 ) -> Any:
-    """An event that has fields of other names, or shares what stands `beside` its batch."""
+    """An event with fields spelled differently, or with shared members from `beside` its batch."""
     try:
         text = respell(piece, spellings, beside)
         return text if isinstance(text, Refusal) else decoders.one.decode(text)
@@ -254,7 +255,7 @@ def decode_respelled(
 
 def _refusal_of_text(error: Exception) -> Refusal:
     if isinstance(error, RecursionError):
-        return Refusal(RejectReason.NESTED_TOO_DEEP, "nested too deep to read")
+        return Refusal(RejectReason.NESTED_TOO_DEEP, "the event is nested too deeply")
     # msgspec 0.23 raises DecodeError for it: "Invalid UTF-8 encoded string".
     is_not_utf8 = isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error)
     return Refusal(RejectReason.INVALID_UTF8 if is_not_utf8 else RejectReason.MALFORMED_JSON, str(error))
@@ -269,6 +270,5 @@ def _refusal_of_field(error: msgspec.ValidationError, decoders: Decoders) -> Ref
 def check_count(count: int, max_events: int) -> None:
     """Raises PayloadRefused if there are too many events."""
     if count > max_events:
-        raise PayloadRefused(
-            RejectReason.TOO_MANY_EVENTS, f"over {max_events} events in one request, which is the most that is taken"
-        )
+        detail = f"over {max_events} events, which is the maximum per request"
+        raise PayloadRefused(RejectReason.TOO_MANY_EVENTS, detail)

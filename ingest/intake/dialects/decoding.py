@@ -1,8 +1,8 @@
 """From JSON text to raw events. Pure: bytes in, values out.
 
-Two dialects: `read_native` for POST /v1/events and `read_segment` for Segment's HTTP API. Both give
-a Payload whose events are in our own field names; one malformed event refuses that event, not the batch.
-`properties` and `context` stay raw JSON bytes: later steps check them, nobody re-encodes them.
+Two dialects use it: `read_native` for POST /v1/events and `read_segment` for Segment's HTTP API. Both return a
+Payload whose events have native field names; a malformed event is refused by itself, not with its batch.
+`properties` and `context` stay raw JSON bytes: later steps check them, nothing re-encodes them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from ingest.intake.dialects.spellings import CREDENTIALS, UNREADABLE, Spellings
 
 
 class _Batch(msgspec.Struct, gc=False):
-    """A body that is an object, for its batch as it was sent."""
+    """A body that is an object, for reading its batch as sent."""
 
     batch: Raw = NOTHING
 
 
 class _Sent(msgspec.Struct, gc=False):
-    """An event, for when it was sent."""
+    """An event, for reading its time of sending."""
 
     sentAt: str | int | float | None = None
     sent_at: str | int | float | None = None
@@ -61,22 +61,22 @@ _scalar = msgspec.json.Decoder(str | int | float | None)
 
 MAX_EVENT_BYTES = 64 * 1024
 BESIDE_BYTES = 256 * 1024
-"""What an event may have beside its properties and context, which are checked by themselves. What is longer than all
-of that together is refused for its length alone."""
+"""The maximum for an event without its properties and context, which have a limit of their own. An event longer than
+both together is refused without being decoded."""
 
 
 _OF_A_BATCH = frozenset({"batch", "sentAt", "sent_at", *CREDENTIALS, "integrations", "_metadata"})
 
 
 def shares(parsed: msgspec.Struct) -> bool:
-    """Whether something stands beside a batch that its events share."""
+    """Whether there are members next to a batch that its events share."""
     return any(getattr(parsed, name) for name in parsed.__struct_fields__ if name not in _OF_A_BATCH)
 
 
 def whole(
     text: bytes, events: list[Any], sent_at: str | int | float | None, key: str | None, cleaned: int, max_events: int
 ) -> Payload:
-    """The payload of a text that was decoded in one go."""
+    """The payload of a text that was decoded as a whole."""
     if not 0 < len(events) <= max_events:
         _refuse_count(len(events), max_events)
     return Payload([Part(text, events, find_hazards(text))], sent_at, key, cleaned, len(text))
@@ -85,11 +85,11 @@ def whole(
 def _refuse_count(count: int, max_events: int) -> None:
     check_count(count, max_events)
     if count == 0:
-        raise PayloadRefused(RejectReason.EMPTY_PAYLOAD, "there is no event in the body")
+        raise PayloadRefused(RejectReason.EMPTY_PAYLOAD, "the body holds no event")
 
 
 def sent_at_in(piece: bytes) -> str | int | float | None:
-    """When an event was sent, by what it says itself, though the rest of it may be malformed."""
+    """The time of sending that an event gives, even if the rest of it is malformed."""
     try:
         sent = _sent.decode(piece)
     except UNREADABLE:
@@ -98,7 +98,7 @@ def sent_at_in(piece: bytes) -> str | int | float | None:
 
 
 def pieces(part: Part) -> list[bytes]:
-    """The events of a part as they were sent, in order: what is kept of those that are refused."""
+    """The events of a part as sent, in order, to be kept if they are refused."""
     text = part.text
     if part.split is not None:
         return part.split
@@ -125,7 +125,7 @@ _BESIDE = {**_TIMES, **_KEYS, b'"batch"': "batch"}
 
 
 def decode_apart(body: bytes, decoders: Decoders, bounds: Bounds, error: Exception | None) -> Bites[Payload]:
-    """A body that is too long to be read in one go, or cannot be, for which reason `error` is there."""
+    """Decode a body that is too long to be decoded as a whole, or could not be: `error` says why."""
     found = yield from read_parts(body, decoders, bounds, _BESIDE)
     if found is None:
         raise _refusal_of_body(error, body)
@@ -151,28 +151,28 @@ def decode_apart(body: bytes, decoders: Decoders, bounds: Bounds, error: Excepti
 
 
 _SHARED_BYTES = 4 * 1024 * 1024
-"""What stands beside a batch is as long as that at the most when each of its events has it."""
+"""The maximum for the members next to a batch, multiplied by the number of its events."""
 _SHARED_AT_ONCE = 64
 
 
 def _beside(members: Sequence[tuple[bytes, bytes]], count: int) -> dict[str, Raw]:
-    """What the events of a batch share. Raises PayloadRefused if it is too much."""
+    """The members that the events of a batch share. Raises PayloadRefused if they are too many or too long."""
     longest = max([len(value) for _, value in members])
     size = sum([len(name) + len(value) for name, value in members])
     if longest > LONGEST_MEMBER or len(members) > MOST_BESIDE or size * count > _SHARED_BYTES:
         name = max(members, key=lambda member: len(member[1]))[0].decode("utf-8", "replace")
-        detail = f"what stands beside `batch`, such as {name[:60]}, is too long to be repeated for each of its events"
+        detail = f"members next to `batch`, such as {name[:60]}, are too long to be repeated for each of its events"
         raise PayloadRefused(RejectReason.BODY_TOO_LARGE, detail)
     found: dict[str, Raw] = {}
     for member in members:
-        # What is no JSON does no harm to the events.
+        # A malformed member must not cost the events.
         with contextlib.suppress(*UNREADABLE):
             found |= beside_members.decode(clean_escapes(b"{%b:%b}" % member)[0])
     return found
 
 
 def _share(part: Part, beside: dict[str, Raw], decoders: Decoders, known: Spellings) -> Bites[Part]:
-    """The part, each of its events with what stands beside the batch."""
+    """The part with the shared members added to each of its events."""
     sent = pieces(part)
     size = 2 * sum(map(len, beside.values())) + EVENT_BYTES
     events: list[Any] = []
@@ -180,14 +180,14 @@ def _share(part: Part, beside: dict[str, Raw], decoders: Decoders, known: Spelli
         for piece, event in zip(sent[start : start + _SHARED_AT_ONCE], part.events[start:], strict=False):
             events.append(event if isinstance(event, Refusal) else decode_respelled(piece, decoders, known, beside))
         yield size * len(events[start:])
-    # The hazards of what is shared are not known.
+    # The hazards of the shared members are not known.
     return Part(part.text, events, ALL_HAZARDS, sent)
 
 
 def _alone(body: bytes, decoders: Decoders, bounds: Bounds) -> Bites[tuple[Part, int]]:
-    """The part of a body that is one event, and the escapes replaced in it."""
+    """The part of a body that is one event, and how many escapes were replaced in it."""
     if len(body) > bounds.event_bytes:
-        detail = f"the event has {len(body)} bytes, at most {bounds.event_bytes}"
+        detail = f"the event has {len(body)} bytes, at most {bounds.event_bytes} are allowed"
         piece = body[: bounds.event_bytes + 1]
         return Part(piece, [Refusal(RejectReason.EVENT_TOO_LARGE, detail)], NO_HAZARDS, [piece]), 0
     text, cleaned = yield from clean_in_bites(body)
@@ -201,11 +201,11 @@ _OF_THE_BODY = (RejectReason.MALFORMED_JSON, RejectReason.NESTED_TOO_DEEP)
 
 
 def _refusal_of_body(error: Exception | None, body: bytes) -> PayloadRefused:
-    """For a body whose events cannot even be told apart."""
+    """For a body that cannot be split into events."""
     if isinstance(error, RecursionError):
-        return PayloadRefused(RejectReason.NESTED_TOO_DEEP, "the body is nested too deep to read")
+        return PayloadRefused(RejectReason.NESTED_TOO_DEEP, "the body is nested too deeply")
     if error is None or isinstance(error, msgspec.ValidationError | UnicodeDecodeError):
-        # It is about the first thing that was wrong, which is not why the rest cannot be read.
+        # Its message is about the first bad value, which is not why the body cannot be split.
         return PayloadRefused(RejectReason.MALFORMED_JSON, "JSON is malformed: brackets or quotes do not match", body)
     return PayloadRefused(RejectReason.MALFORMED_JSON, str(error), body)
 

@@ -1,8 +1,8 @@
 """From what pages, beacons and forms can send to JSON text in UTF-8, in bites. Pure.
 
-Nearly all bodies are that already, and are seen to be by their first byte; nothing here is called for them.
-What a body is, it says itself: its Content-Type is needed for nothing but the boundary of a multipart body, because
-clients that must avoid a preflight call everything text/plain or a form.
+Nearly all bodies are JSON in UTF-8 already, which their first byte shows; for them, only `is_json` is called. The
+format is detected from the body. Content-Type is used only for the boundary of a multipart body, because clients that
+must avoid a preflight declare everything as text/plain or a form.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ingest.base.refusals import PayloadRefused, RejectReason
 FIELDS: Final = ("data", "events", "event", "batch", "payload", "json")
 """The fields of a form that may hold the events."""
 KEY_FIELDS: Final = ("writeKey", "write_key", "api_key", "token")
-"""Those that may name the write key, unless the events do."""
+"""The fields that may hold the write key, if the events do not."""
 MAX_FIELDS: Final = 200
 TAKEN: Final = (
     "a body is JSON in UTF-8, UTF-16 or UTF-32; or a form, URL-encoded or multipart/form-data, with JSON or base64 "
     f"of JSON in one of the fields {', '.join(FIELDS)}"
 )
 _AT_ONCE: Final = 8 * 1024
-"""Bytes of a bite: 5 ms, if they are percent sequences. A multiple of 4, for UTF-32 and base64."""
+"""Bytes per bite: 5 ms if they are percent sequences. A multiple of 4, for UTF-32 and base64."""
 _MAX_HEAD_BYTES: Final = 4096
 _JSON: Final = (b"{", b"[")
 _FORM = re.compile(rb"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,63}=|%7B|%5B", re.IGNORECASE)
@@ -41,14 +41,14 @@ _BASE64 = bytes.maketrans(b"-_ ", b"+/+")
 
 
 def is_json(body: bytes) -> bool:
-    """Whether the first byte that counts is one of JSON's, in UTF-8."""
+    """Whether the first byte, after a byte order mark and whitespace, begins a JSON object or array in UTF-8."""
     if body[:1] not in _JSON:
         body = body[:64].removeprefix(codecs.BOM_UTF8).lstrip()
     return body[:1] in _JSON and body[1:2] != b"\x00"
 
 
 def to_json(body: bytes, content_type: str, max_bytes: int) -> Bites[bytes]:
-    """The JSON text of a body. Raises PayloadRefused, saying what is taken, if there is none in it."""
+    """The JSON text of a body. Raises PayloadRefused, listing the accepted formats, if it holds none."""
     if is_json(body) or not (start := body.lstrip()[:_MAX_HEAD_BYTES]) or is_json(start):
         return body
     if b"\x00" in start[:4] or start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -60,13 +60,13 @@ def to_json(body: bytes, content_type: str, max_bytes: int) -> Bites[bytes]:
     else:
         text = b""
     if not is_json(text):
-        raise PayloadRefused(RejectReason.MALFORMED_JSON, f"there is no JSON object or array in it: {TAKEN}", body)
+        raise PayloadRefused(RejectReason.MALFORMED_JSON, f"the body holds no JSON object or array: {TAKEN}", body)
     return text
 
 
 def _from_unicode(body: bytes, max_bytes: int) -> Bites[bytes]:
-    """The text of UTF-16 or UTF-32, with a byte order mark or without: what JSON begins with tells. What is no
-    character becomes U+FFFD."""
+    """The text of UTF-16 or UTF-32, with or without a byte order mark: the first bytes of JSON show which. Invalid
+    sequences become U+FFFD."""
     decoder = codecs.getincrementaldecoder(json.detect_encoding(body))("replace")
     pieces: list[bytes] = []
     size = 0
@@ -81,7 +81,7 @@ def _from_unicode(body: bytes, max_bytes: int) -> Bites[bytes]:
 
 
 def _from_form(body: bytes) -> Bites[bytes]:
-    """The events of a URL-encoded form; also where a whole text was encoded, without a field."""
+    """The events of a URL-encoded form, or of JSON that was URL-encoded as a whole, without a field."""
     pairs = body.split(b"&", MAX_FIELDS)
     _check_fields(len(pairs), body)
     if pairs[0][:1] == b"%":
@@ -98,8 +98,8 @@ def _from_form(body: bytes) -> Bites[bytes]:
 
 
 def _from_multipart(body: bytes, content_type: str) -> Bites[bytes]:
-    """The events of a multipart/form-data body: of a field that may hold them, of a part that says it is JSON, or of
-    the only part."""
+    """The events of a multipart/form-data body: from a field that may hold them, a part declared as JSON, or the only
+    part."""
     named = _BOUNDARY.search(content_type[:_MAX_HEAD_BYTES])
     first = _FIRST_LINE.match(body.lstrip()[:_MAX_HEAD_BYTES])
     if named is None and first is None:
@@ -148,14 +148,14 @@ def _check_fields(count: int, body: bytes) -> None:
 
 
 def _unquote(text: bytes) -> Bites[bytes]:
-    """Percent sequences and + undone."""
+    """Decode percent sequences and +."""
     pieces: list[bytes] = []
     at = 0
     while at < len(text):
         piece = text[at : at + _AT_ONCE]
         cut = piece.find(b"%", _AT_ONCE - 2)
         if cut >= 0:
-            # Not in the middle of a sequence.
+            # Do not cut inside a sequence.
             piece = piece[:cut]
         pieces.append(unquote_to_bytes(piece.replace(b"+", b" ")))
         at += len(piece)
@@ -164,7 +164,7 @@ def _unquote(text: bytes) -> Bites[bytes]:
 
 
 def _unwrap(text: bytes) -> Bites[bytes]:
-    """The text if it is JSON, else what it is the base64 of, of either alphabet, with padding or without."""
+    """The text if it is JSON, else decoded from base64 of either alphabet, with or without padding."""
     text = text.strip()
     if not text or is_json(text):
         return text
@@ -181,7 +181,7 @@ def _unwrap(text: bytes) -> Bites[bytes]:
 
 
 def _with_key(text: bytes, key: bytes) -> bytes:
-    """The JSON with the write key that stood beside it; what is in the JSON itself comes later and wins."""
+    """The JSON with the write key from the form put in front, so that one in the JSON itself wins."""
     if not key or not is_json(text):
         return text
     named = orjson.dumps(key.decode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""Our own dialect, POST /v1/events: one event, an array of events, or a batch. Pure: bytes in, values out."""
+"""The native dialect, POST /v1/events: one event, an array of events, or a batch. Pure: bytes in, values out."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from ingest.intake.dialects.spellings import UNREADABLE, differing, spellings, w
 
 
 class SegmentMessage(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """One message of Segment's spec. `integrations` and `_metadata` tell Segment what to do, and are not stored."""
+    """One message of Segment's spec. `integrations` and `_metadata` are instructions for Segment and not stored."""
 
     type: str | None = None
     event: str | None = None
@@ -92,7 +92,7 @@ def read_segment(body: bytes, call: str | None, max_events: int, max_event_bytes
 
 
 def _translate(payload: Payload, messages: list[Any], call: str | None) -> Payload:
-    """Segment's messages, which are replaced, as events."""
+    """Replace Segment's messages by events, in place."""
     messages[:] = [m if isinstance(m, Refusal) else _from_segment(m, call) for m in messages]
     return payload
 
@@ -111,7 +111,7 @@ def _translate_in_bites(work: Payload | Bites[Payload], call: str | None) -> Bit
 
 
 def _decode_messages(body: bytes, max_events: int, max_event_bytes: int) -> Payload | Bites[Payload]:
-    """A body of Segment's, its parts still Segment's messages."""
+    """Decode a body; the parts of the payload hold Segment's messages."""
     error: Exception | None = None
     if len(body) <= PART_BYTES:
         text, cleaned = clean_escapes(body)
@@ -135,7 +135,7 @@ _CALLS = frozenset({"track", "page", "screen", "identify", "group", "alias"})
 def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refusal:
     kind = call or message.type
     if kind not in _CALLS:
-        detail = f"type is {str(kind)[:60]!r}; one of {', '.join(sorted(_CALLS))} is wanted"
+        detail = f"type is {str(kind)[:60]!r}, must be one of {', '.join(sorted(_CALLS))}"
         return Refusal(RejectReason.INVALID_TYPE, detail)
     name = message.event if kind == "track" else _title(message.name) if kind in ("page", "screen") else None
     if kind == "track" and not name:
@@ -146,7 +146,7 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
         if kind not in ("identify", "group"):
             extra["traits"] = message.traits
         else:
-            # Their properties are the traits; what else was given as properties is kept with them, or apart.
+            # The traits are stored as properties. Properties given besides are merged in, or kept as one member.
             properties, extra = message.traits, _members_of(message.properties, message.traits)
     if message.groupId or message.previousId or message.category or message.name or kind != "track":
         extra |= _beside_the_name(message, kind)
@@ -155,7 +155,7 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
     if message.originalTimestamp not in (None, message.timestamp) and message.timestamp is not None:
         extra["originalTimestamp"] = message.originalTimestamp
     if kind in ("page", "screen") and message.name and len(message.name.strip()) > MAX_NAME_CHARACTERS:
-        # It is whole beside what was cut.
+        # The full name is kept as a property, because the column has it cut.
         named = differing(properties, {"name": Raw(msgspec.json.encode(message.name))})
         extra["page_name" if named else "name"] = message.name
     if extra:
@@ -175,12 +175,12 @@ def _from_segment(message: SegmentMessage, call: str | None) -> RawEvent | Refus
 
 
 def _title(name: str | None) -> str | None:
-    """The name of a page, which is its title and may be longer than a name can be; None if it is blank."""
+    """The name of a page, cut to the maximum length because it is usually the page's title; None if it is blank."""
     return (name.strip()[:MAX_NAME_CHARACTERS].strip() or None) if name else None
 
 
 def _beside_the_name(message: SegmentMessage, kind: str) -> dict[str, object]:
-    """Fields of a message that have no column and are not its name."""
+    """Fields of a message that have no column and are not used as the event's name."""
     named = {"groupId": message.groupId, "previousId": message.previousId, "category": message.category}
     if kind != "track":
         named["event"] = message.event

@@ -1,8 +1,8 @@
-"""Fields that a dialect does not know by that name: its own in another spelling, and what becomes a property. Pure.
+"""Fields not spelled as in the dialect: other spellings of its fields, and fields that become properties. Pure.
 
-Nothing of an event is dropped in silence. A field is known in any case and with or without `_` and `-` (userId,
-USER_ID, user-id), and under a few other names. What is still unknown becomes a property of its name. The exceptions
-are credentials, which are never stored, and what each dialect lists as ignored.
+No field of an event is dropped silently. A field is recognised in any case, with or without `_` and `-` (userId,
+USER_ID, user-id), and under a few aliases. Any other field becomes a property of that name. The exceptions are
+credentials, which are never stored, and the fields that each dialect lists as ignored.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from msgspec import Raw
 from ingest.base.refusals import Refusal, RejectReason
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What a decoder raises on reading a body or an event; UnicodeDecodeError, from releases of msgspec
-before 0.23, is a text that is not UTF-8."""
+"""What a decoder raises when it cannot read a body or an event. UnicodeDecodeError comes from msgspec before 0.23,
+for text that is not UTF-8."""
 _members = msgspec.json.Decoder(dict[str, Raw])
 _NULL: Final = b"null"
 CREDENTIALS: Final = ("writeKey", "write_key", "api_key", "token")
 
 
 class Spellings(NamedTuple):
-    """fields: of the dialect.  others: more names, folded -> field.  ignored: folded names of what is not stored."""
+    """fields: of the dialect.  others: folded name -> field.  ignored: folded names of fields that are not stored."""
 
     fields: frozenset[str]
     others: dict[str, str]
@@ -32,7 +32,7 @@ class Spellings(NamedTuple):
 
 
 def spellings(fields: tuple[str, ...], others: Mapping[str, str], ignored: tuple[str, ...]) -> Spellings:
-    """Those of a dialect with these fields."""
+    """The Spellings of a dialect. others: alias -> field.  ignored: names of fields that are not stored."""
     own = {_fold(field): field for field in fields if not field.startswith("_")}
     folded = {_fold(name): field for name, field in others.items()} | own
     return Spellings(frozenset(fields), folded, frozenset(map(_fold, (*ignored, *CREDENTIALS))))
@@ -43,8 +43,8 @@ def _fold(name: str) -> str:
 
 
 def respell(text: bytes, known: Spellings, beside: Mapping[str, Raw] | None = None) -> bytes | Refusal:
-    """An event's text in its dialect's own names, the rest in `properties`. `beside` holds for what it does not have
-    itself. Raises what a decoder raises."""
+    """An event's text with the names of its dialect, and all other fields in `properties`. Members of `beside` are
+    added unless the event has them itself. Raises UNREADABLE."""
     fields, rest = _sorted(_members.decode(text), known)
     if beside:
         shared, more = _sorted(beside, known)
@@ -59,14 +59,14 @@ def respell(text: bytes, known: Spellings, beside: Mapping[str, Raw] | None = No
         properties = fields.get("properties", Raw(b""))
         twice = differing(properties, rest)
         if twice is not None:
-            detail = f"`{twice[:60]}` stands beside `properties` and in it, with different values"
+            detail = f"`{twice[:60]}` has different values in `properties` and next to it"
             return Refusal(RejectReason.INVALID_FIELD, detail)
         fields["properties"] = with_fields(properties, rest)
     return msgspec.json.encode(fields)
 
 
 def _sorted(members: Mapping[str, Raw], known: Spellings) -> tuple[dict[str, Raw], dict[str, Raw]]:
-    """What is a field of the dialect, by its name there, and what is none."""
+    """(fields of the dialect by their names there, all other members)."""
     fields = {name: value for name, value in members.items() if name in known.fields}
     rest: dict[str, Raw] = {}
     for name, value in members.items():
@@ -79,7 +79,7 @@ def _sorted(members: Mapping[str, Raw], known: Spellings) -> tuple[dict[str, Raw
         elif not _has(fields, field):
             fields[field] = value
         elif bytes(value) not in (_NULL, bytes(fields[field])):
-            # Both names are used, for different things.
+            # Both names are used, with different values.
             rest[name] = value
     return fields, rest
 
@@ -92,12 +92,12 @@ def _decoded_members(properties: Raw | None) -> dict[str, Raw]:
     try:
         return _members.decode(properties) if properties else {}
     except UNREADABLE:
-        # It is no object, or none that can be read, which is another step's to refuse.
+        # It is not an object, or unreadable. A later step refuses it.
         return {}
 
 
 def differing(properties: Raw, extra: Mapping[str, Raw]) -> str | None:
-    """A name that both have, with different values."""
+    """A name that is in both with different values, if any."""
     own = _decoded_members(properties)
     for name in extra.keys() & own.keys():
         if not _are_equal(bytes(own[name]), bytes(extra[name])):
@@ -111,12 +111,12 @@ def _are_equal(first: bytes, second: bytes) -> bool:
     try:
         return bool(msgspec.json.decode(first) == msgspec.json.decode(second))
     except UNREADABLE:
-        # A number that only jsonb can hold, or what another step refuses: then by how it is written.
+        # A number that only jsonb can hold, or a value that a later step refuses: its text decides.
         return False
 
 
 def with_fields(properties: Raw, extra: Mapping[str, object]) -> Raw:
-    """Put fields that stand beside the properties in front of them, without re-encoding the rest. In front, because
+    """Put fields that are next to the properties in front of them, without re-encoding the rest. In front, because
     jsonb keeps the last of two equal names: what the client put in its properties wins."""
     text = bytes(properties)
     if not text or text == _NULL:
@@ -125,7 +125,7 @@ def with_fields(properties: Raw, extra: Mapping[str, object]) -> Raw:
 
 
 def _joined(first: Raw, second: Raw) -> Raw:
-    """One object of the members of both, the first's in front; the second, if one is no object."""
+    """One object with the members of both, the first's in front; the second alone if either is not an object."""
     head, tail = bytes(first).strip(), bytes(second).strip()
     if not (head.startswith(b"{") and tail.startswith(b"{")):
         return second
