@@ -1,4 +1,4 @@
-"""What an event is, and how a raw one becomes a row of COPY text.
+"""Events: their fields and limits, and the steps from a raw event to a row of COPY text.
 
-Pure: clock, address and limits come in as values.
+Pure: clock, address and limits are passed in as values.
 """

@@ -1,8 +1,8 @@
-"""Full addresses taken out of what is stored, wherever a client wrote them. Pure.
+"""Removes full IP addresses from everything that is stored, wherever a client wrote them. Pure.
 
-Two rules: what stands under a name such as `ip`, `clientIp` or `x-forwarded-for`, in properties and contexts however
-deep; and the sender's own address, wherever it stands and however it is spelled. Version numbers look like addresses,
-so others stay. All of it is linear in the text, some 200 ns a byte at the worst.
+Two rules: addresses under a name such as `ip`, `clientIp` or `x-forwarded-for`, at any depth of properties and
+contexts; and the sender's own address, anywhere and in any spelling. Other addresses stay, because version numbers
+look like them. All of it is linear in the text, about 200 ns a byte in the worst case.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ _NAMES = re.compile(
 _CAMEL = re.compile(r"[a-z0-9]I[pP]s?(?:$|[A-Z_])")
 _PART_OF_V4 = re.compile(rb"\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")
 _PART_OF_V6 = re.compile(rb":(?:[0-9A-Fa-f]?:|[0-9A-Fa-f]{3,4}:|[0-9A-Fa-f]{2}:[0-9A-Fa-f]{0,4}:)")
-"""They begin with a literal, so that a search goes on at memory speed. No time of day is taken for an address."""
+"""They begin with a literal, so that a search runs at memory speed. Times of day do not match."""
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _V4 = re.compile(rf"(?<![0-9A-Za-z.])((?:{_OCTET}\.){{3}}){_OCTET}(?![0-9A-Za-z]|\.[0-9])")
-# The whole of a run is taken whatever it is, so that nothing is looked at twice.
+# A whole run is matched, whatever it is, so that nothing is scanned twice.
 _V6 = re.compile(
     r"(?:(?<![0-9A-Za-z.:])|(?<=[A-Za-z]:))([0-9A-Fa-f]{0,4}+:[0-9A-Fa-f]{0,4}+:[0-9A-Fa-f:.]*+)([G-Zg-z]?)"
 )
 _MAX_READ: Final = 100
-"""IPv6 addresses of one text that are read, 3 µs each. The others are cut as they are written."""
+"""How many IPv6 addresses of one text are parsed, at 3 µs each. Further ones are cut unparsed."""
 _LONG_NAME_BYTES: Final = 256
-"""A member's name that is longer may be that of an address."""
+"""A longer member name is assumed to name an address."""
 
-# An address's characters as they may be written in a URL, encoded more than once too, and in JSON; COPY text doubles
-# the backslash.
+# The characters of an address as escaped in JSON, or percent-encoded, perhaps more than once; COPY text doubles the
+# backslash.
 _HEX = "(?:3[0-9]|2[Ee]|[46][1-6])"
 _ENCODED = re.compile(rf"%(?:25)*+{_HEX}")
 _ENCODED_COLON = re.compile(r"%(?:25)*+3[Aa]")
 _ESCAPED = re.compile(rf"\\u00(?:{_HEX}|3[Aa])")
 _ONE_ENCODED = re.compile(rf"(?:%(?:25)*+|\\{{1,4}}+u00)({_HEX}|3[Aa])")
 _UNIT = rf"(?:%(?:25)*+|\\{{1,4}}+u00)(?:{_HEX}|3[Aa])"
-# What is written with an escape and is no character of an address is passed over: its last digits belong to it.
+# Escapes of other characters are skipped as a whole: their last digits are not part of an address.
 _SPELLED = re.compile(
     rf"((?:[0-9A-Fa-f:.]|{_UNIT}){{7,}}+)|(?:(?!{_UNIT})(?:%[0-9A-Fa-f]{{2}}|\\{{1,4}}+(?:u[0-9A-Fa-f]{{4}}|[bf])))+"
 )
@@ -54,17 +54,17 @@ _BEFORE_OWN = r"(?:(?<=%[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4})|(?<=\\[bf])|(?<![
 
 
 def may_hold_addresses(text: bytes) -> bool:
-    """Whether something in a text may be an address. At memory speed, and sometimes wrong about it."""
+    """Whether there may be an address in a text. At memory speed, with false positives."""
     if b"\\u00" in text:
         return True
     if _PART_OF_V4.search(text):
         return True
-    # Most colons stand between a member's name and its value, and are counted faster than looked at.
+    # Most colons are between a member's name and its value, and counting them is faster than matching.
     return text.count(b":") != text.count(b'":') and _PART_OF_V6.search(text) is not None
 
 
 def conceal_members(text: bytes) -> bytes:
-    """A JSON text in which addresses under names of addresses have lost their last part. Else it stays as it is."""
+    """A JSON text in which addresses under names of addresses have lost their last part, otherwise unchanged."""
     named = False
     read = _Reader()
 
@@ -84,21 +84,21 @@ def conceal_members(text: bytes) -> bytes:
 
 
 def conceal_text(text: str) -> str:
-    """A text in which whatever is written like an address has lost its last part."""
+    """A text in which everything that looks like an address has lost its last part."""
     return _conceal_text(text, _Reader())
 
 
 @lru_cache(maxsize=4096)
 def own_address(address: str) -> str:
-    """What must not be stored of a client whose address this is: all of it, or "" if that tells nobody more than its
-    concealed form, or is this machine's."""
+    """The address that must not be stored for a client with this address; "" if it is the same as its concealed form,
+    or a loopback address."""
     concealed = anonymise(address)
     return "" if concealed in ("", address) or ip_address(address).is_loopback else address
 
 
 def conceal_own(text: str, own: str) -> str:
-    """A text in which this one address (canonical, or "") has lost its last part: in either case, with zeros written
-    out, percent-encoded, and with the escapes of JSON and of COPY text."""
+    """A text in which this address (canonical, or "") has lost its last part, in any of its spellings: upper or lower
+    case, zeros written out, percent-encoded, with the escapes of JSON and of COPY text."""
     if not own:
         return text
     if own in text:
@@ -107,12 +107,13 @@ def conceal_own(text: str, own: str) -> str:
 
 
 def conceal_own_lines(lines: list[str], own: str, escaped: bool) -> list[str]:
-    """The same of lines of COPY text. `escaped`: the body they come from has escapes beside those of quotes."""
+    """`conceal_own` for lines of COPY text. `escaped`: their body has escapes other than those of quotes and
+    slashes."""
     if not own:
         return lines
     if escaped:
         return [conceal_own(line, own) for line in lines]
-    # A long text is found fastest, and a single character.
+    # Searching for a long text or a single character is fastest.
     lower, upper = _needles(own)
     if lower == upper:
         return [conceal_own(line, own) if lower in line or "%" in line else line for line in lines]
@@ -121,12 +122,12 @@ def conceal_own_lines(lines: list[str], own: str, escaped: bool) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def own_number(own: str) -> bytes:
-    """The same address as one number, in decimal digits."""
+    """The address as one number, in decimal digits."""
     return b"%d" % int(ip_address(own))
 
 
 def conceal_own_number(text: bytes, own: str) -> bytes:
-    """A JSON text in which this number, under names of addresses, has lost its last part."""
+    """A JSON text in which this address, written as a number under the name of an address, has lost its last part."""
     if not own or (number := own_number(own)) not in text:
         return text
     named = False
@@ -144,7 +145,7 @@ def conceal_own_number(text: bytes, own: str) -> bytes:
 
 
 def _concealed(value: bytes, read: _Reader) -> bytes:
-    """The inside of a JSON string."""
+    """The content of a JSON string, with the addresses in it concealed."""
     if b"\\" not in value:
         return _conceal_text(value.decode("utf-8", "surrogateescape"), read).encode("utf-8", "surrogateescape")
     try:
@@ -166,7 +167,7 @@ def _first_three(match: re.Match[str]) -> str:
 
 
 class _Reader:
-    """Takes IPv6 addresses for their concealed form; so many of one text, as what is shorter costs less."""
+    """Replaces IPv6 addresses by their concealed form; parses at most _MAX_READ of them per text."""
 
     __slots__ = ("_left",)
 
@@ -179,7 +180,7 @@ class _Reader:
             return match[0]
         colons = run.count(":")
         if colons < 6 and "::" not in run:
-            # A time of day, or the address of a network card.
+            # A time of day, or a MAC address.
             return match[0]
         self._left -= 1
         if colons > 8 or self._left < 0:
@@ -194,7 +195,7 @@ class _Reader:
 
 
 def _concealed_v6(text: str) -> str:
-    """What `anonymise` makes of an IPv6 address, in a tenth of the time; "" if it is none."""
+    """As `anonymise` for IPv6 addresses, in a tenth of the time; "" if it is not one."""
     head, compressed, tail = text.partition("::")
     groups, last = head.split(":") if head else [], tail.split(":") if tail else []
     ending = last or groups
@@ -223,7 +224,7 @@ def _concealed_v6(text: str) -> str:
 
 
 def _cut(run: str) -> str:
-    """The first three groups of it, without looking whether it is an address."""
+    """The first three groups of a run, whether it is an address or not."""
     kept = ""
     for group in run[:15].split(":", 3)[:3]:
         if not 0 < len(group) < 5:
@@ -248,7 +249,7 @@ def _cached_names(name: bytes) -> bool:
     return "version" not in lower and (_NAMES.search(lower) is not None or _CAMEL.search(text) is not None)
 
 
-# The own address.
+# The sender's own address.
 
 
 @lru_cache(maxsize=4096)
@@ -260,8 +261,8 @@ def _pattern_of(own: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=4096)
 def _needles(own: str) -> tuple[str, str]:
-    """Of this text, in lower and upper case, something is in every spelling that encodes nothing: all of an IPv4
-    address, and the most neighbouring groups of an IPv6 address that begin with no zero."""
+    """A text, in lower and in upper case, that is in every unencoded spelling of an address: all of an IPv4 address,
+    or the longest run of four-digit groups of an IPv6 address."""
     if ":" not in own:
         return own, own
     runs = re.findall(r"(?<![0-9a-f])[0-9a-f]{4}(?::[0-9a-f]{4})*+(?![0-9a-f])", own)
@@ -311,7 +312,8 @@ def _conceal_spelled(text: str, own: str) -> str:
 
 
 def _parts_of(run: str) -> Iterator[str]:
-    """What of it may be an address: a word and a colon may stand before that, and a colon or a port behind it."""
+    """The parts of a run that may be an address: there may be a word and a colon before it, and a colon or port after
+    it."""
     for start in (run, run.partition(":")[2]):
         yield from (start, start.removesuffix(":"), start.rpartition(":")[0])
 

@@ -1,4 +1,4 @@
-"""A request as the steps see it: when it came and from whom, and what an event may be. Pure."""
+"""A request as the steps see it: its time, its sender, and the limits for its events. Pure."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def _nowhere(text: str) -> Place | None:
 
 
 class Limits(NamedTuple):
-    """What an event may be, from the configuration.
+    """The limits and rules for events, from the configuration.
 
-    locate: what may be stored of an address that an event names itself, None if it is no public one.
-    placeholders: the ids that are nobody's.  conceals: whether addresses lose their last part.
-    own_hosts: whose pages are no sources.
+    locate: what may be stored of an address that an event names, None if it is not a public one.
+    placeholders: values that are not real ids.  conceals: whether addresses lose their last part.
+    own_hosts: hosts that do not count as sources of visits.
     """
 
     max_event_bytes: int
@@ -40,10 +40,10 @@ class Limits(NamedTuple):
 
 
 class Sender(NamedTuple):
-    """Who sent a request, as far as the request tells; the same for each of its events.
+    """Who sent a request, as far as it says; the same for each of its events.
 
-    `address` is what may be stored (already anonymised if it is to be), "" if unknown. `own` is the whole address if
-    it must not be stored, wherever a client wrote it. `ahead`: nobody saw it, it was prefetched or prerendered.
+    `address` is what may be stored (anonymised if configured), "" if unknown. `own` is the full address if it must
+    not be stored anywhere, "" otherwise. `ahead`: the page was prefetched or prerendered, and nobody saw it.
     """
 
     address: str
@@ -55,7 +55,7 @@ class Sender(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """When a request came, and the times that are accepted from then on; shared by requests that came together."""
+    """When a request was received, and the range of times accepted then; shared by all requests of a turn."""
 
     at: datetime
     text: str
@@ -64,10 +64,10 @@ class Moment(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A request as the steps see it: when it came, from whom, and what its body may hide.
+    """A request as the steps see it: its time, its sender, and the hazards of its body.
 
     sent_at: by the client's clock, None if it did not say.  authenticated: whether it carried a credential that is
-    not public.  first_came: when it came first, for a replay.  own: whether it is the service's, not a client's.
+    not public.  first_came: for a replay, when it first came.  own: whether the service itself made it, not a client.
     """
 
     moment: Moment
@@ -82,7 +82,7 @@ class Arrival(NamedTuple):
 
 
 def moment_of(received_at: datetime, limits: Limits) -> Moment:
-    """What follows from our clock."""
+    """The Moment of a request received at this time."""
     return Moment(
         received_at, received_at.isoformat(), received_at - limits.retention, received_at + limits.max_future
     )
@@ -98,7 +98,8 @@ def arrive(
     first_came: datetime | None = None,
     own: bool = False,
 ) -> Arrival:
-    """Work out once for a request what all its events share. `first_came` is ignored if it is no time to be kept."""
+    """Work out once per request what all its events share. `first_came` is ignored unless it is between the oldest
+    accepted time and now."""
     if first_came is not None and not moment.oldest <= first_came <= moment.at:
         first_came = None
     sender_fields = sender_fields_of(sender)
@@ -109,6 +110,6 @@ def arrive(
 def sender_fields_of(sender: Sender) -> str:
     device = describe_user_agent(sender.user_agent) if sender.user_agent else NO_DEVICE
     if sender.ahead:
-        # By the rule for bots it counts nowhere. Browser and system tell it apart from one.
+        # Bots are not counted anywhere. Browser and system distinguish it from a real bot.
         device = device._replace(device_type="bot")
     return fields(sender.user_agent or None, *device, sender.address or None, sender.country, sender.region)

@@ -1,4 +1,4 @@
-"""What the context of an event, in Segment's spec, tells about page, campaign, device, address and session. Pure."""
+"""Facts about page, campaign, device, address and session from an event's context, as in Segment's spec. Pure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _ContextLibrary(msgspec.Struct, gc=False):
 
 
 class _Context(msgspec.Struct, gc=False):
-    """What Segment's spec puts into a context and we have a column for."""
+    """The members of a context, by Segment's spec, that have columns."""
 
     page: _ContextPage | None = None
     campaign: _ContextCampaign | None = None
@@ -53,9 +53,9 @@ class _Context(msgspec.Struct, gc=False):
 
 
 class ContextFacts(NamedTuple):
-    """What a context tells about page, campaign (source, medium, name, term, content, each in its one form), device,
-    session and the address of the person it is about. place: the page's path and search.  of_server: a server's
-    library sent it, so that the request's own address and user agent are that server's."""
+    """Facts from a context: page, campaign (source, medium, name, term, content, each normalised), device, session,
+    and the user's address. place: the page's path and search.  of_server: a server's library sent it, so that the
+    address and user agent of the request are that server's."""
 
     url: str | None = None
     place: str | None = None
@@ -69,18 +69,16 @@ class ContextFacts(NamedTuple):
 
 NO_FACTS = ContextFacts()
 _CACHED_CONTEXT_BYTES = 2048
-
-
 _ESCAPES = NO_HAZARDS._replace(escapes=True, special=True)
 
 
 def read_context(
     raw: Raw, careful: bool, max_depth: int, conceals: bool = False
 ) -> tuple[str | RejectReason, ContextFacts]:
-    """The COPY text of a context, or why Postgres would not take it; and what its known fields tell.
+    """The COPY text of a context, or why Postgres would not accept it; and the facts from its known members.
 
-    `careful`: its body has white space or long numbers. `conceals`: addresses in it lose their last part; the facts
-    have the whole one, to look up where it is. What has an unexpected type is left where it is.
+    `careful`: its body has whitespace or long numbers. `conceals`: addresses in its text lose their last part; the
+    facts keep the full one, for looking up its location. Members of unexpected types are stored and give no facts.
     """
     if not raw:
         return "{}", NO_FACTS
@@ -90,12 +88,12 @@ def read_context(
     return _read_context.__wrapped__(context, careful, max_depth, conceals)
 
 
-# 2 kB a key at most: this cache stays under some 10 MB whatever a client sends.
+# Keys have at most 2 kB: the cache stays under about 10 MB whatever clients send.
 @lru_cache(maxsize=2048)
 def _read_context(
     context: bytes, careful: bool, max_depth: int, conceals: bool
 ) -> tuple[str | RejectReason, ContextFacts]:
-    # Not the hazards of its body, because the answer is kept for other bodies with the same context.
+    # Not the hazards of its body, because the result is cached for other bodies with the same context.
     stored = strip_credentials(context)
     if conceals and may_hold_addresses(stored):
         stored = conceal_members(stored)
@@ -148,13 +146,13 @@ def _place_of(page: _ContextPage) -> str | None:
     if path and not path.startswith("/"):
         path = f"/{path}"
     if search and not search.startswith("?"):
-        # By itself it is what somebody looked for.
+        # Without a path it is a search term, not a query string.
         search = f"?{search}" if path else ""
     return f"{path}{search}" or None
 
 
 class _Reader(NamedTuple):
-    """How objects of one kind are read: all at once, or member by member where one has another type."""
+    """Decodes objects of one kind: as a whole, or member by member if one has an unexpected type."""
 
     whole: msgspec.json.Decoder[Any]
     apart: msgspec.json.Decoder[Any]
@@ -177,7 +175,7 @@ def _member_reader(hint: Any) -> Callable[[Raw], Any]:
 
 
 def _read(kind: type[S], raw: bytes | Raw) -> S | None:
-    """An object, without the members whose type is not what it should be; None if it is none."""
+    """The object without members of unexpected types; None if it is not an object."""
     if not raw:
         return None
     reader = _READERS[kind]
@@ -202,7 +200,6 @@ _READERS: Final[dict[Any, _Reader]] = {
 
 
 def page_of_properties(properties: bytes) -> tuple[str | None, str | None, str | None]:
-    """(url, referrer, path and search) of a page call, which carries them in its properties; mobile and server SDKs
-    only there."""
+    """(url, referrer, path and search) from the properties of a page call."""
     page = _read(_ContextPage, properties)
     return (page.url, page.referrer, _place_of(page)) if page is not None else (None, None, None)

@@ -1,4 +1,4 @@
-"""The events of one body on their way through the steps, and the lines they end as. Pure."""
+"""The events of one body on their way through the steps, and their lines in the end. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NOTHING: Final = RawEvent(name="-", type="system")
 
 
 class Drafts:
-    """The events of one body in the making, a column a field; each value is COPY text already, so that a line is one
-    join at the end. The steps fill the columns, in order; `refused` has the first objection to an event.
+    """The events of one body as columns of fields. Values are COPY text already, so that a line is one join at the
+    end. The steps fill the columns in order; `refused` has the first refusal of each refused event.
 
-    A step goes through all the events of a body: a call for each would cost as much as what it does.
+    Each step loops over all events: a call per event would cost as much as the step's own work.
     """
 
     __slots__ = (
@@ -42,10 +42,10 @@ class Drafts:
     def __init__(self, raws: Sequence[RawEvent]) -> None:
         self.raws = raws
         self.ids: list[str] = []
-        # What an event is known by: 16 bytes of the client's message id, then its own time; None when the id is ours.
+        # The dedupe keys: 16 bytes of the client's message id, then its own time; None if the client gave no id.
         self.keys: list[bytes | None] = []
         self.created_at: list[str] = []
-        # What the client gave as the time, where created_at is not that.
+        # The client's own time, where it differs from created_at.
         self.client_times: list[str] = ["\\N"] * len(raws)
         self.types: list[str] = []
         self.names: list[str] = []
@@ -54,27 +54,27 @@ class Drafts:
         self.session_ids: list[str] = []
         self.properties: list[str] = []
         self.contexts: list[str] = []
-        # What the contexts tell.
+        # Facts from the contexts.
         self.facts: list[ContextFacts] = []
         self.pages: list[str] = []
         self.senders: list[str] = []
         self.refused: dict[int, Refusal] = {}
-        # How many of them `raws` does not have any more.
+        # How many refused events have been removed from `raws`.
         self._left_out = 0
 
     def refuse(self, column: list[str], reason: RejectReason, detail: str) -> None:
-        """Object to the event whose turn it is in `column`, which gets no value worth having."""
+        """Refuse the event that is next in `column`, which gets an empty value for it."""
         self.refused.setdefault(len(column), Refusal(reason, detail))
         column.append("")
 
     def leave_out_refused(self) -> None:
-        """What is refused is not worked on any more: an event with nothing in it stands in its place."""
+        """Replace refused events by an empty one, so that later steps do no work for them."""
         if len(self.refused) > self._left_out:
             self._left_out = len(self.refused)
             self.raws = [_NOTHING if index in self.refused else raw for index, raw in enumerate(self.raws)]
 
     def lines(self, received_at: str, first: int, ending: str) -> list[str]:
-        """The lines of all of them; those of refused events mean nothing. `first` is the place of the first."""
+        """The lines of all events; those of refused events are meaningless. `first` is the position of the first."""
         columns = zip(
             range(first, first + len(self.raws)),
             self.ids,

@@ -1,4 +1,4 @@
-"""What a body may contain that a row must not, found once for the whole body. Pure: bytes in, values out."""
+"""Hazards: what a body may contain that a row must not, found once for the whole body. Pure: bytes in, values out."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ingest.base.bites import Bites, finish
 _FOLD = bytes(ord("0") if chr(i) in "0123456789" else ord("e") if chr(i) == "E" else i for i in range(256))
 _PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _BAD_ESCAPE = rb"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})"
-# Up to a thousand neighbours together, because a call of Python for each of them would take ten times as long.
+# Matches up to a thousand neighbours at once, because a Python call for each of them would take ten times as long.
 _ESCAPES = re.compile(
     rb"(?:[^\\]+|\\[^u]|%b|(?!%b)\\u){1,1000}|((?:(?!%b)%b){1,1000})" % (_PAIR, _BAD_ESCAPE, _PAIR, _BAD_ESCAPE),
     re.DOTALL,
 )
 LONG_NUMBER_DIGITS = 6_000
 _MATCHES_AT_ONCE = 1024
-"""2 ms."""
+"""Per bite: 2 ms."""
 _REPLACEMENT = b"\\ufffd"
-"""As long as what it replaces, so that places in a text stay the same."""
+"""Has the length of the escapes that it replaces, so that positions in a text stay valid."""
 _LONG_NUMBER = b"0" * LONG_NUMBER_DIGITS
 _LONG_EXPONENT = b"0e00000"
 _DIGIT_STEP = 500
@@ -29,10 +29,10 @@ _MOST_LOOKS = 64
 
 
 class Hazards(NamedTuple):
-    """What a body may contain that a row must not; found once for the body, so that a clean event pays nothing.
+    """What a body may contain that a row must not; found once for the body, so that clean events cost nothing.
 
-    escapes: some string has a backslash escape.  special: some escape is not that of a quote or a slash, so that a
-    decoded text may hold what COPY text must escape.  whitespace: a line break or tab stands between tokens.
+    escapes: some string has a backslash escape.  special: some escape is not that of a quote or a slash, so decoded
+    text may hold characters that COPY text must escape.  whitespace: there is a line break or tab between tokens.
     numbers: a number may be too large for Postgres.  invalid_utf8: some byte sequence is not UTF-8.
     """
 
@@ -48,7 +48,7 @@ ALL_HAZARDS = Hazards(True, True, True, True, True)
 
 
 def find_hazards(body: bytes) -> Hazards:
-    """Look once over a whole body, at memory speed, for what the steps must then check event by event."""
+    """Scan a whole body once, at memory speed, for what the steps must then check event by event."""
     invalid_utf8 = False
     if not body.isascii():
         try:
@@ -57,46 +57,46 @@ def find_hazards(body: bytes) -> Hazards:
             invalid_utf8 = True
     whitespace = b"\n" in body or b"\t" in body or b"\r" in body
     escapes = b"\\" in body
-    # A backslash that is escaped itself counts twice on the left only.
+    # An escaped backslash counts twice on the left, and not on the right.
     special = escapes and body.count(b"\\") != body.count(b'\\"') + body.count(b"\\/")
     return Hazards(escapes, special, whitespace, has_long_number(body), invalid_utf8)
 
 
 def has_long_number(text: bytes) -> bool:
-    """Whether a number in it may have five digits of exponent, or LONG_NUMBER_DIGITS in a row.
+    """Whether a number in the text may have a five-digit exponent, or LONG_NUMBER_DIGITS in a row.
 
-    Cheap, and sometimes wrong about a text in hex.
+    Cheap, with false positives for some hex texts.
     """
     folded = text.translate(_FOLD, b"+-")
     at, looks = folded.find(_LONG_EXPONENT), 0
     while at >= 0:
-        # The hex digits of a UUID look like that, too. A number begins after one of these, or is very long.
+        # Hex digits of a UUID may look like this too. A number begins after one of these characters, or is very long.
         before = folded[max(0, at - _LOOK_BACK) : at + 1].rstrip(b"0.")
         looks += 1
         if looks > _MOST_LOOKS or len(before) == 0 or before[-1] in b":,[ \t\r\n":
             return True
         at = folded.find(_LONG_EXPONENT, at + 1)
-    # So many digits in a row are hit by this many of the samples in a row, which other text hardly ever is.
+    # LONG_NUMBER_DIGITS in a row contain that many samples in a row; other text hardly ever does.
     return _DIGIT_SAMPLES in folded[::_DIGIT_STEP] and _LONG_NUMBER in folded
 
 
 def clean_escapes(body: bytes) -> tuple[bytes, int]:
-    r"""Replace \u0000 and lone surrogates, which Postgres refuses, by \ufffd; return the body and how many.
+    r"""Replace \u0000 and lone surrogates, which Postgres refuses, by \ufffd. Returns (body, number of replacements).
 
-    The same as JavaScript's toWellFormed(): a text cut in the middle of an emoji is an accident, not an attack,
-    and losing the event for it would be worse than the replacement character. 200 ns a byte at the worst.
+    Like JavaScript's toWellFormed(): a text cut in the middle of an emoji is an accident, not an attack, and losing
+    the event would be worse than the replacement character. 200 ns a byte in the worst case.
     """
     return finish(clean_in_bites(body)) if _has_bad_escapes(body) else (body, 0)
 
 
 def _has_bad_escapes(body: bytes) -> bool:
-    """Whether it may have."""
-    # The search for one byte is the fastest, and the next rules out most of what is left.
+    """Whether the body may have escapes to replace."""
+    # The search for one byte is the fastest, and the next one rules out most remaining bodies.
     return b"\\" in body and b"\\u" in body and (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body)
 
 
 def clean_in_bites(body: bytes) -> Bites[tuple[bytes, int]]:
-    """The same for a long body."""
+    """`clean_escapes` in bites, for a long body."""
     if not _has_bad_escapes(body):
         return body, 0
     pieces: list[bytes] = []

@@ -1,6 +1,6 @@
-"""Whether Postgres will take a JSON object as jsonb. Pure: raw JSON in, COPY text or the reason out.
+"""Whether Postgres accepts a JSON object as jsonb. Pure: raw JSON in, COPY text or the reject reason out.
 
-msgspec has checked the syntax; here is what jsonb refuses beyond it.
+msgspec has checked the syntax; this checks what else jsonb refuses.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ingest.events.row import json_field
 
 
 def check_object(raw: Raw, hazards: Hazards, max_depth: int) -> str | RejectReason:
-    """COPY text of a JSON object that jsonb will take, or why it will not; INVALID_FIELD when it is no object.
+    """COPY text of a JSON object that jsonb accepts, or why it does not; INVALID_FIELD if it is not an object.
 
-    `hazards` are those of the body it came in. Nothing at all and null are an empty object.
+    `hazards` are those of the body that it came in. Empty text and null count as an empty object.
     """
     if not raw:
         return "{}"
@@ -28,7 +28,7 @@ def check_object(raw: Raw, hazards: Hazards, max_depth: int) -> str | RejectReas
         return RejectReason.INVALID_UTF8
     if text[0] != "{":
         return "{}" if text == "null" else RejectReason.INVALID_FIELD
-    # Two characters a level: what is shorter cannot be deeper. Most objects are flat, which is seen fastest.
+    # A level takes two characters, so a shorter text cannot be deeper. Most objects are flat, which is checked next.
     if (
         len(text) > 2 * max_depth
         and ("[" in text or text.rfind("{") > 0)
@@ -43,12 +43,12 @@ def check_object(raw: Raw, hazards: Hazards, max_depth: int) -> str | RejectReas
 
 _STRINGS = re.compile(r'"(?:[^"\\]+|\\.)*+"', re.DOTALL)
 _HUGE_NUMBER = re.compile(rf"[eE][+-]?[0-9]{{5}}|(?<![0-9])[0-9]{{{LONG_NUMBER_DIGITS}}}")
-"""jsonb numbers are numeric: 131,072 digits before the point, 16,383 after it. An exponent of four digits, which
-moves the point by 9,999, and under 6,000 digits on either side of it stay inside both. Digits are counted from the
-first of a row on: from each of them, it would take as many steps as they have digits, squared."""
+"""jsonb numbers are numeric: 131,072 digits before the point, 16,383 after it. A four-digit exponent, which moves the
+point by up to 9,999, and fewer than 6,000 digits on either side of it stay within both. The lookbehind starts each
+match at the first digit of a run; otherwise long runs would take quadratic time."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
-"""One down and, as a signed byte, one up."""
+"""+1 for an opening bracket and, as a signed byte, -1 for a closing one."""
 
 
 def _has_huge_number(text: str) -> bool:
@@ -60,6 +60,6 @@ def _has_huge_number(text: str) -> bool:
 def _is_deeper(text: str, max_depth: int) -> bool:
     """Whether brackets nest deeper than `max_depth`: 25 ns a bracket, however deep."""
     brackets = _STRINGS.sub("", text).encode().translate(_AS_STEPS, _NO_BRACKETS)
-    # The innermost pairs are taken out at memory speed: one level, and most of what is wide.
+    # Removing the innermost pairs, at memory speed, takes away one level and most brackets of wide objects.
     steps = memoryview(brackets.replace(b"\x01\xff", b"")).cast("b")
     return 1 + max(accumulate(steps), default=0) > max_depth

@@ -1,4 +1,4 @@
-"""Where an event happened and where the visit came from: eleven columns as COPY text, shared by many events. Pure."""
+"""The page of an event and the source of the visit: eleven columns as COPY text, shared by many events. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CACHED_URL_CHARACTERS: Final = 512
 def page_fields(url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None, own: OwnHosts) -> str:
     """url, referrer, page_host … source as COPY text."""
     if len(url or "") + len(referrer or "") <= _CACHED_URL_CHARACTERS:
-        # A campaign's fields are cut.
+        # The campaign does not count here, because its fields are short: they were cut before.
         return make_page_fields(url, referrer, campaign, own)
     return make_page_fields.__wrapped__(url, referrer, campaign, own)
 
@@ -32,7 +32,8 @@ def page_fields(url: str | None, referrer: str | None, campaign: tuple[str | Non
 def make_page_fields(
     url: str | None, referrer: str | None, campaign: tuple[str | None, ...] | None, own: OwnHosts
 ) -> str:
-    """A campaign named in the context wins over the one in the address, field by field."""
+    """`page_fields` without a limit on the keys of its cache. A campaign named in the context takes precedence over
+    the one in the URL, field by field."""
     page = describe_page(url) if url else NO_PAGE
     utm: tuple[str | None, ...] = page[2:7]
     if campaign is not None:

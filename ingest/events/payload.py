@@ -1,4 +1,4 @@
-"""What a body holds, decoded: raw events in our own field names, in parts."""
+"""A decoded body: raw events with native field names, in parts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ingest.base.refusals import Refusal
 from ingest.events.hazards import Hazards
 
 EVENT_BYTES: Final = 600
-"""What a decoded event costs at the most, beside its text: the object, its fields, perhaps its refusal."""
+"""The most memory that a decoded event takes besides its text: the object, its fields, perhaps its refusal."""
 NOTHING = Raw(b"")
 
 
 class RawEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """One event as a client sent it, in the native dialect's names. Types are checked, values are not."""
+    """One event as a client sent it, with native field names. Types are checked, values are not."""
 
     name: str | None = None
     type: str | None = None
@@ -34,9 +34,9 @@ class RawEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 
 class Part(NamedTuple):
-    """Neighbouring events of a body, decoded; a Refusal stands where one was malformed.
+    """Consecutive events of a body, decoded; a Refusal is in the place of a malformed one.
 
-    `text` is what they were decoded from, and `split` the text of each if they had to be told apart for that.
+    `text` is what they were decoded from, and `split` the text of each if it had to be split for that.
     """
 
     text: bytes
@@ -46,15 +46,15 @@ class Part(NamedTuple):
 
     @property
     def memory_bytes(self) -> int:
-        """What it costs at the most: its text, again in pieces or with fields of other names, and as texts of events,
-        where a character takes four bytes if one of them is off Latin-1."""
+        """The most memory it takes: its text, a copy of that in pieces or respelled, and the strings of its events,
+        with four bytes a character if one is outside Latin-1."""
         return len(self.text) * (3 if self.text.isascii() else 7) + EVENT_BYTES * len(self.events)
 
 
 class Payload(NamedTuple):
-    """A decoded body, its events in order, in parts. cleaned: escapes that were replaced.  size: its bytes.
+    """A decoded body: its events in order, in parts. cleaned: how many escapes were replaced.  size: in bytes.
 
-    sent_at: the whole body's; an event may have one of its own, which is by the clock that it was stamped by.
+    sent_at: of the whole body; an event may have its own, by the clock that its timestamp comes from.
     """
 
     parts: list[Part]
@@ -65,11 +65,11 @@ class Payload(NamedTuple):
 
     @property
     def total(self) -> int:
-        """How many events it holds."""
+        """The number of events."""
         parts = self.parts
         return len(parts[0].events) if len(parts) == 1 else sum([len(part.events) for part in parts])
 
     @property
     def events(self) -> list[RawEvent | Refusal]:
-        """All of them; a Refusal stands where one was malformed."""
+        """All events; a Refusal is in the place of a malformed one."""
         return [event for part in self.parts for event in part.events]

@@ -1,7 +1,7 @@
-"""Ids that are nobody's: what a client sends for a user, a visitor or a session when it has none. Pure.
+"""Placeholder ids: what clients send for a user, a visitor or a session when they have no id. Pure.
 
-`String(user.id)` of somebody who is not signed in is "undefined"; taken for a person, everybody who is not signed in
-would be one. The same rule is `ingest.is_placeholder_id()` in SQL; a test compares the two.
+`String(user.id)` of a user who is not signed in is "undefined"; stored as an id, it would merge all such users into
+one person. `ingest.is_placeholder_id()` is the same rule in SQL; a test compares the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 NAMES: Final = (
-    # What "no value" is called by languages and databases, and Go's way to print it.
+    # Names of "no value" in languages and databases, and how Go prints it.
     "null",
     "undefined",
     "none",
@@ -42,7 +42,7 @@ NAMES: Final = (
     "notspecified",
     "notapplicable",
     "notdefined",
-    # What applications call somebody whom they do not know.
+    # What applications call an unknown user.
     "anonymous",
     "anonymoususer",
     "guest",
@@ -82,25 +82,25 @@ NAMES: Final = (
     "object",
     "f" * 32,
 )
-"""Compared without case, and without anything of ASCII that is neither letter nor digit: `N/A`, `(null)`, `<nil>`,
-`not set`, `"undefined"` and `{{user_id}}` are all on it. The last is the greatest UUID."""
+"""Compared case-insensitively and without ASCII characters other than letters and digits: `N/A`, `(null)`, `<nil>`,
+`not set`, `"undefined"` and `{{user_id}}` all match. The last is the greatest UUID."""
 
 _ASCII_DECORATION: Final = bytes(each for each in range(128) if not chr(each).isalnum())
 _LOWER: Final = bytes(range(256)).lower()
 _UNSEEN = re.compile("[\\u0080-\\u00a0\\u1680\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u2064\\u3000\\ufeff]+")
-"""White space beyond ASCII, and what is not seen at all."""
+"""Whitespace outside ASCII, and invisible characters."""
 _SEPARATORS: Final = re.compile("[,;|]")
 _BLANKS: Final = re.compile(r"[\t-\r \u0085\u1680\u2028\u2029]+")
 _COMPOUND: Final = re.compile(r"[\t-\r ,;|%\[{$#<]|[^\x00-\x7f]")
-"""What there is in every id that is more than one word, or written in another way."""
+"""Matches in every id that has several words, or is encoded in some way."""
 _TEMPLATED: Final = re.compile(r"[\t-\r ,;|]*[\[{$#<]")
 _UNFILLED: Final = re.compile(r"\[object [A-Za-z]*\]|\{\{[^{}]*\}\}|[$#]\{[^{}]*\}|<%[^%]*%>")
 _NORMALISED_CHARACTERS: Final = 255
-"""No id has more. Putting many combining marks in order takes time by the square of their number."""
+"""No id has more. Ordering combining marks takes time quadratic in their number."""
 
 _INFINITE: Final = re.compile(r"[+-]?[19](\.[019]{0,20})?e\+?(9[019]{2}|[19][019]{3,7})", re.IGNORECASE)
-"""A number that no float is large enough for, in the digits that people write one with (1e999, -1e1000): with any
-others, it would be as likely an id in hex."""
+"""A number too large for any float, in the digits that people use for one (1e999, -1e1000): with other digits it
+could just as well be an id in hex."""
 _NUMBER_DIGITS: Final = frozenset("019")
 
 
@@ -111,7 +111,7 @@ def _key(text: str) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """Without percent sequences, and each character in its plainest form: full-width letters are letters."""
+    """Percent-decoded, and in compatibility form, which turns full-width letters into plain ones."""
     if "%" in text:
         text = unquote(text.replace("%00", " "), errors="replace")
     return normalize("NFKC", text)
@@ -121,11 +121,11 @@ _KEYS: Final = frozenset(map(_key, NAMES))
 
 
 class Placeholders:
-    """The list, and what a configuration adds to it.
+    """The list of placeholders, extended by the configuration.
 
-    `real_ends` and `real_starts` are letters and digits that no placeholder ends or begins with, `real` those that
-    are in none, as most digits are: nearly all ids are seen to be real by one of them, without a call. They do not
-    tell of an id with a percent sign.
+    `real_ends` and `real_starts` are the letters and digits that no placeholder ends or begins with, and `real` those
+    that no placeholder contains, as most digits. They show for nearly all ids, without a call, that they are real;
+    they do not apply to ids with a percent sign.
     """
 
     def __init__(self, more: Iterable[str] = ()) -> None:
@@ -136,9 +136,9 @@ class Placeholders:
         self.real_starts = frozenset(ascii_letters + digits) - _both_cases(key[:1] for key in keys) - _NUMBER_DIGITS
 
     def has(self, text: str) -> bool:
-        """Whether this is no id: empty, white space or punctuation alone, nothing but zeros, -1, no finite number, a
-        JavaScript object or a template that was not filled in, or on the list; or several of these, with blanks,
-        commas, semicolons or bars between them. Percent-encoded, twice at most, and in full width, too."""
+        """Whether this is a placeholder: empty, only whitespace, punctuation or zeros, -1, an infinite number, a
+        JavaScript object, an unfilled template, or on the list; or several of these, separated by blanks, commas,
+        semicolons or bars. Also if it is percent-encoded, up to twice, or in full-width characters."""
         if self._is_word(text) or _INFINITE.fullmatch(text):
             return True
         if not _COMPOUND.search(text):
@@ -156,7 +156,7 @@ class Placeholders:
         return key in self._keys or not key.strip(b"0") or text == "-1"
 
     def known(self, text: str | None) -> str | None:
-        """The id, or None where it is nobody's."""
+        """The id, or None if it is a placeholder."""
         return None if text is None or self.has(text) else text
 
 

@@ -1,4 +1,4 @@
-"""From an event to one line of Postgres COPY text format, once. Nothing downstream looks inside it again.
+"""From an event to one line of Postgres COPY text format, once. Nothing downstream parses it again.
 
 Format: https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS (text format).
 """
@@ -61,13 +61,13 @@ REJECTED_COLUMNS = (
 )
 
 NO_TIME = "-infinity"
-"""What client_time says of an event that came with an id but without a time."""
+"""The client_time of an event that came with an id but without a time."""
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\x00": "\ufffd"})
 
 
 def field(text: str | None) -> str:
-    """One field of COPY text: NULL for None, else the text with what the format reserves escaped."""
+    """One field of COPY text: NULL for None, else the text with the format's special characters escaped."""
     if text is None:
         return "\\N"
     if text.isprintable() and "\\" not in text:
@@ -76,21 +76,21 @@ def field(text: str | None) -> str:
 
 
 def fields(*texts: str | None) -> str:
-    """Several neighbouring fields, joined, without a tab at either end."""
+    """Adjacent fields joined by tabs, without a tab at either end."""
     return "\t".join([field(text) for text in texts])
 
 
 def json_field(text: str) -> str:
-    """A field that holds checked JSON text.
+    """A field that holds valid JSON text.
 
-    Only whitespace between tokens can be a line break or a tab here (JSON forbids them inside strings), so
-    they become spaces; backslashes are doubled.
+    Line breaks and tabs can only be whitespace between tokens here (JSON forbids them inside strings), so they become
+    spaces; backslashes are doubled.
     """
     return text.replace("\n", " ").replace("\t", " ").replace("\r", " ").replace("\\", "\\\\")
 
 
 def event_of_line(values: dict[str, str | None]) -> str:
-    """The native event (JSON) that would give these values again, so that a refused line can be replayed."""
+    """The native event (JSON) from which the same values would be made, so that a refused line can be replayed."""
     event: dict[str, Any] = {
         key: values[column]
         for key, column in (
@@ -105,7 +105,8 @@ def event_of_line(values: dict[str, str | None]) -> str:
         )
         if values.get(column) is not None
     }
-    # Its own time, by which it is known; the caller tells when it was sent, so that it is corrected as before.
+    # The client's own time, which is part of the event's identity. The caller passes on the time of sending, so that
+    # it is corrected as before.
     timestamp = values.get("client_time") or values.get("created_at")
     if timestamp is not None and timestamp != NO_TIME:
         event["timestamp"] = timestamp
@@ -116,7 +117,7 @@ def event_of_line(values: dict[str, str | None]) -> str:
 
 
 def split_line(line: bytes, columns: tuple[str, ...]) -> dict[str, str | None]:
-    """Read a line back, for people and for rejected_events: {column: text or None}."""
+    """Parse a line for display and for rejected_events: {column: text or None}."""
     values = line.rstrip(b"\n").decode("utf-8", "replace").split("\t")
     return {column: _unescape(value) for column, value in zip(columns, values, strict=False)}
 

@@ -1,11 +1,12 @@
 """From a raw event to one line of the journal: a short list of steps, each of which may refuse the event.
 
-Pure: the clock, the client's address and the limits come in as values. To add a step, write a function
+Pure: the clock, the client's address and the limits are passed in as values. To add a step, write a function
 `(drafts, arrival) -> None` named by its effect and put it into STEPS.
 
-An event is known by its client's id and its own `timestamp`, or the lack of one. Both are the same in each delivery,
-whenever it comes, in any worker and with any sentAt, which created_at is not: the id and `client_time`, or created_at
-where that is NULL. Two events of one id and different times are two events. See `times.py` for when one happened.
+An event is identified by its client's id and its own `timestamp`, or the lack of one. Unlike created_at, both are the
+same in each delivery, at any time, in any worker and with any sentAt. In the table they are the id and `client_time`,
+or created_at where that is NULL. Two events with one id and different times are two events. For how created_at is
+determined, see `times.py`.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ from ingest.events.values.urls import (
 
 
 class Processed(NamedTuple):
-    """What became of the events of a body: for each its line, if it is not in `refused`, and what it is known by if
-    the client gave it an id: the id in 16 bytes, and its own time as text."""
+    """The outcome of the events of a body: the line of each, unless it is in `refused`, and its dedupe key if the
+    client gave it an id: the id in 16 bytes, then its own time as text."""
 
     lines: list[str]
     keys: list[bytes | None]
@@ -59,7 +60,7 @@ Step = Callable[[Drafts, Arrival], None]
 
 
 def process(raws: Sequence[RawEvent], arrival: Arrival, ending: str = "", first: int = 0) -> Processed:
-    """`take_through_steps` and `write_lines` in one go."""
+    """`take_through_steps` and `write_lines` in one call."""
     drafts = take_through_steps(raws, arrival)
     return write_lines(drafts if isinstance(drafts, Drafts) else finish(drafts), arrival, ending, first)
 
@@ -75,8 +76,9 @@ def take_through_steps(raws: Sequence[RawEvent], arrival: Arrival) -> Drafts | B
 
 
 def write_lines(drafts: Drafts, arrival: Arrival, ending: str, first: int) -> Processed:
-    """`ending` is what follows the last tab of each line, `first` the first event's place in the record."""
-    # False is what nobody but the service writes; see the column.
+    """Make the lines. `ending` follows the last tab of each line; `first` is the first event's position in the
+    record."""
+    # Only the service's own events have false; see the column.
     authenticated = "t" if arrival.authenticated else "f" if arrival.own else "\\N"
     ending = f"{authenticated}\t{ending}"
     lines = drafts.lines(arrival.moment.text, first, ending)
@@ -94,7 +96,7 @@ def set_name(drafts: Drafts, arrival: Arrival) -> None:
         if name is None or not (name := name.strip()):
             drafts.refuse(names, RejectReason.MISSING_NAME, "an event needs a `name`")
         elif len(name) > MAX_NAME_CHARACTERS:
-            detail = f"`name` has {len(name)} characters, at most {MAX_NAME_CHARACTERS}"
+            detail = f"`name` has {len(name)} characters, at most {MAX_NAME_CHARACTERS} are allowed"
             drafts.refuse(names, RejectReason.INVALID_NAME, detail)
         else:
             names.append(field(name) if special else name)
@@ -107,7 +109,7 @@ def set_type(drafts: Drafts, arrival: Arrival) -> None:
         if kind is None:
             kind = "page_view" if (raw.name or "").strip() == "page_view" else "user_action"
         elif kind not in EVENT_TYPES:
-            detail = f"`type` is one of {', '.join(sorted(EVENT_TYPES))}"
+            detail = f"`type` must be one of {', '.join(sorted(EVENT_TYPES))}"
             drafts.refuse(types, RejectReason.INVALID_TYPE, detail)
             continue
         if conversions and kind == "user_action" and (raw.name or "").strip() in conversions:
@@ -116,7 +118,7 @@ def set_type(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_id(drafts: Drafts, arrival: Arrival) -> None:
-    """Which event it is. An id that is nobody's is none: all events that have it would be each other's duplicates."""
+    """The event's id. A placeholder is treated as no id: all events that have it would be each other's duplicates."""
     ids, keys, placeholders = drafts.ids, drafts.keys, arrival.limits.placeholders
     least, greatest = NO_IDS
     for raw in drafts.raws:
@@ -134,7 +136,7 @@ def set_id(drafts: Drafts, arrival: Arrival) -> None:
             ids.append(fresh_id(arrival.moment.at))
         elif len(text := str(message_id)) > MAX_ID_CHARACTERS:
             key = None
-            detail = f"`id` has {len(text)} characters, at most {MAX_ID_CHARACTERS}"
+            detail = f"`id` has {len(text)} characters, at most {MAX_ID_CHARACTERS} are allowed"
             drafts.refuse(ids, RejectReason.INVALID_ID, detail)
         elif ("%" in text or text[-1] not in placeholders.real_ends) and placeholders.has(text):
             key = None
@@ -159,7 +161,7 @@ def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
             continue
         moment = parse_time(timestamp)
         if moment is None:
-            detail = f"`timestamp` is no ISO 8601 or RFC 2822 time, and no Unix time: {str(timestamp)[:60]!r}"
+            detail = f"`timestamp` is not an ISO 8601, RFC 2822 or Unix time: {str(timestamp)[:60]!r}"
             drafts.refuse(created_at, RejectReason.INVALID_TIMESTAMP, detail)
             continue
         if oldest <= moment <= newest:
@@ -186,7 +188,7 @@ def check_size(drafts: Drafts, arrival: Arrival) -> None:
     for index, raw in enumerate(drafts.raws):
         size = len(raw.properties) + len(raw.context)
         if size > most:
-            detail = f"properties and context have {size} bytes, at most {most}"
+            detail = f"`properties` and `context` have {size} bytes, at most {most} are allowed"
             drafts.refused.setdefault(index, Refusal(RejectReason.EVENT_TOO_LARGE, detail))
     if drafts.refused:
         drafts.leave_out_refused()
@@ -217,7 +219,7 @@ def set_properties(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_context(drafts: Drafts, arrival: Arrival) -> None:
-    """The context, and what it tells of page, campaign, device, address and session."""
+    """The context, and its facts about page, campaign, device, address and session."""
     careful, max_depth = arrival.hazards.whitespace or arrival.hazards.numbers, arrival.limits.max_depth
     contexts, facts, conceals = drafts.contexts, drafts.facts, arrival.limits.conceals
     for raw in drafts.raws:
@@ -234,7 +236,8 @@ def set_context(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_person(drafts: Drafts, arrival: Arrival) -> None:
-    """Who it was. An id that is nobody's is not stored: it would make one person of all who have none."""
+    """The ids of user, browser and session. Placeholders are not stored: they would merge all users without an id
+    into one."""
     special, placeholders = arrival.hazards.special, arrival.limits.placeholders
     real_ends, real_starts, real = placeholders.real_ends, placeholders.real_starts, placeholders.real
     is_placeholder = placeholders.has
@@ -252,7 +255,7 @@ def set_person(drafts: Drafts, arrival: Arrival) -> None:
                 (
                     text[-1] not in real_ends
                     and text[0] not in real_starts
-                    # Whatever is in a template that was not filled in, it is none.
+                    # An unfilled template may contain any character, but does not begin with a letter or digit.
                     and (real.isdisjoint(text) or not text[0].isalnum())
                 )
                 or "%" in text
@@ -261,7 +264,7 @@ def set_person(drafts: Drafts, arrival: Arrival) -> None:
             elif len(text) <= MAX_ID_CHARACTERS:
                 column.append(field(text) if special else text)
             else:
-                detail = f"`{name}` has over {MAX_ID_CHARACTERS} characters"
+                detail = f"`{name}` has {len(text)} characters, at most {MAX_ID_CHARACTERS} are allowed"
                 drafts.refuse(column, RejectReason.FIELD_TOO_LONG, detail)
     for index, facts in enumerate(drafts.facts):
         if facts.session_id and drafts.session_ids[index] == "\\N" and not is_placeholder(facts.session_id):
@@ -269,13 +272,13 @@ def set_person(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_page(drafts: Drafts, arrival: Arrival) -> None:
-    """The page the event happened on, and the source of the visit: the event's own words, else the context's."""
+    """The page of the event, and the source of the visit: from the event's own fields, else from its context."""
     pages, own = drafts.pages, arrival.limits.own_hosts
     for raw, facts, kind in zip(drafts.raws, drafts.facts, drafts.types, strict=True):
         url, referrer, campaign = raw.url or facts.url, raw.referrer, facts.campaign
         seen_from, place = facts.referrer, facts.place
         if not url and kind == "page_view" and raw.properties:
-            # Segment's page calls carry the address in the properties; mobile and server SDKs only there.
+            # Segment's page calls have the URL in their properties; those of mobile and server SDKs only there.
             url, named, path = page_of_properties(bytes(raw.properties))
             seen_from, place = named or seen_from, place or path
         url, referrer = url or place, referrer or seen_from
@@ -286,7 +289,7 @@ def set_page(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_sender(drafts: Drafts, arrival: Arrival) -> None:
-    """The device and the address it came from: what the request's headers say, if no context says anything."""
+    """Device and address, from the request itself unless some context names a sender."""
     for facts in drafts.facts:
         if facts.user_agent or facts.ip or facts.of_server:
             return
@@ -294,9 +297,9 @@ def set_sender(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def _set_senders_in_contexts(drafts: Drafts, arrival: Arrival) -> Bites[Drafts]:
-    """The same where contexts do: their words go first.
+    """Device and address where contexts name a sender, which takes precedence over the request.
 
-    A bite for each sender that is new: user agents made for that purpose keep the parser busy for 3 ms each.
+    One bite per new sender: hostile user agents cost the parser 3 ms each.
     """
     sender_fields, senders = arrival.sender_fields, drafts.senders
     known: dict[tuple[str | None, str | None, bool], str] = {}
@@ -332,10 +335,10 @@ STEPS: Final[tuple[Step, ...]] = (
 
 
 def _sender_in_context(facts: ContextFacts, arrival: Arrival) -> Sender:
-    """The sender that a context names: a server's SDK names the device and the address of its user there.
+    """The sender that a context names: a server's SDK puts the device and address of its user there.
 
-    Without, a server's own address and user agent are nobody's. Anybody may name any address, as in other fields. It
-    is stored, and that is all: limits go by the connection.
+    If it does not, none are stored, because the server's own are not those of any user. Clients may name any address,
+    as in other fields. It is only stored: limits apply to the connection's address.
     """
     sender = Sender("", "", None, None, ahead=arrival.sender.ahead) if facts.of_server else arrival.sender
     place = arrival.limits.locate(facts.ip) if facts.ip else None
@@ -347,8 +350,8 @@ def _sender_in_context(facts: ContextFacts, arrival: Arrival) -> Sender:
 
 
 _DETAILS = {
-    RejectReason.INVALID_FIELD: "`{}` is a JSON object",
-    RejectReason.NESTED_TOO_DEEP: "`{}` is nested too deep",
+    RejectReason.INVALID_FIELD: "`{}` must be a JSON object",
+    RejectReason.NESTED_TOO_DEEP: "`{}` is nested too deeply",
     RejectReason.NUMBER_OUT_OF_RANGE: "`{}` has a number that Postgres cannot hold",
     RejectReason.INVALID_UTF8: "`{}` is not UTF-8",
 }

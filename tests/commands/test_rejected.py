@@ -34,7 +34,7 @@ async def test_refused_events_are_listed_and_replayed_once(ingest, database_url,
         wait_until(is_kept, 10, "five refused events are kept")
         listed = rejected().out
         assert "4  too_old" in listed and "1  invalid_type" in listed and listed.index("#5") < listed.index("#1 ")
-        assert '{"name": "old 2"' in listed and "the oldest that is kept" in listed and "/v1/batch" in listed
+        assert '{"name": "old 2"' in listed and "the oldest time that is accepted" in listed and "/v1/batch" in listed
         assert rejected("--limit", "1").out.count("\n#") == 1
         only = rejected("list", "--reason", "invalid_type").out
         assert "too_old" not in only and only.count("\n#") == 1

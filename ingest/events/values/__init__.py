@@ -1,4 +1,4 @@
-"""What single values say: message ids, timestamps, user agents, pages, locations.
+"""Parsing and normalising single values: message ids, timestamps, user agents, pages, locations.
 
-Pure, bounded, and nothing raises.
+Pure and bounded; nothing raises.
 """

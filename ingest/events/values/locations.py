@@ -1,7 +1,7 @@
-"""Where a request comes from: the client's address behind proxies, what may be kept of it, and its country.
+"""Where a request comes from: the client's address behind proxies, what may be stored of it, and its country.
 
-Pure but for the MaxMind file, which is mapped into memory. Headers are written by anyone: no text raises, and
-every cache is bounded in entries and in the length of its keys.
+Pure except for the MaxMind file, which is mapped into memory. Anyone can write headers: no text raises, and every
+cache is bounded in entries and in the length of its keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COUNTRY_HEADERS: Final = (
     "Client-Geo-Country",  # by convention in Fastly's VCL
     "X-Country-Code",
 )
-"""Headers in which content delivery networks name the client's country, in the order they are believed."""
+"""Headers in which content delivery networks name the client's country, in order of precedence."""
 
 _CODES: Final = """
 AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ
@@ -37,7 +37,7 @@ PY QA RE RO RS RU RW SA SB SC SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY
 TN TO TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS YE YT ZA ZM ZW
 """
 COUNTRIES: Final = frozenset(_CODES.split())
-"""The codes that ISO 3166-1 has assigned. EU and AP are none, XX and ZZ mean unknown, Cloudflare's T1 is Tor."""
+"""The codes assigned by ISO 3166-1. Not EU, AP, XX and ZZ (unknown), and Cloudflare's T1 (Tor)."""
 
 _MAX_ADDRESS_CHARACTERS: Final = 64
 """An IPv6 address has at most 45; the rest is for brackets, a port and a zone."""
@@ -49,7 +49,7 @@ _MAX_REGION_CHARACTERS: Final = 100
 
 
 class Place(NamedTuple):
-    """What is stored of an address: itself, without its last part if it is to be, and where it is."""
+    """What is stored of an address: the address, anonymised if configured, and its location."""
 
     address: str
     country: str | None
@@ -62,12 +62,12 @@ class Place(NamedTuple):
 def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Network]) -> str:
     """The address of the client, in canonical form: the peer's, unless the peer is a trusted proxy.
 
-    `forwarded_for` is the value of X-Forwarded-For, several lines joined by commas. Each proxy appends who
-    connected to it, so it is read from the right as far as the entries are trusted: what stands further left may
-    be invented. If all are trusted, or one is no address, it is the last that was good.
+    `forwarded_for` is the value of X-Forwarded-For, several lines joined by commas. Each proxy appends the address
+    that connected to it, so it is read from the right as long as the entries are trusted: anything further left may
+    be forged. If all are trusted, or one is not an address, the result is the last valid one.
 
-    A peer without an address came through a Unix socket. That is a proxy on this machine, and is trusted if
-    anything is; "" stands for it when no header says more.
+    A peer without an address came through a Unix socket. That is a proxy on this machine, which is trusted if any
+    proxy is; the result is "" if the header does not name the client.
     """
     if not trusted:
         return _canonical(peer) if len(peer) <= _MAX_ADDRESS_CHARACTERS else ""
@@ -77,40 +77,40 @@ def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Netwo
 
 
 def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
-    """Whether a peer is of one of these networks."""
+    """Whether a peer is in one of these networks."""
     address = _parse(peer) if trusted else None
     return address is not None and _is_trusted(address, tuple(trusted))
 
 
 def anonymise(address: str) -> str:
-    """The address without its last octet (IPv4) or but for its first 48 bits (IPv6); "" if it is no address."""
+    """The address without its last octet (IPv4), or only its first 48 bits (IPv6); "" if it is not an address."""
     return _anonymised(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""
 
 
 def canonical(address: str) -> str:
-    """The one text of an address, see `client_address`; "" if it is no address."""
+    """The canonical text of an address, without zone and as IPv4 if it is mapped; "" if it is not an address."""
     return _canonical(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""
 
 
 def public_address(text: str) -> str:
-    """The first address of the internet in it, in canonical form; "" if there is none.
+    """The first public address in a text, in canonical form; "" if there is none.
 
-    Read as X-Forwarded-For is, which servers pass on: a list, in which the client is the first; ports, brackets,
-    quotes and blanks.
+    The text is read like X-Forwarded-For, which servers pass on: a list with the client first, perhaps with ports,
+    brackets, quotes and blanks.
     """
     return _public(text) if len(text) <= _MAX_NAMED_CHARACTERS else ""
 
 
 def rate_limit_key(address: str) -> str:
-    """What shares a rate limit: an IPv4 address, or an IPv6 network of 64 bits, the least that a line is given.
+    """The key of a rate limit: an IPv4 address, or an IPv6 /64 network, the smallest that a customer is assigned.
 
-    Whatever is no address shares the key "".
+    Anything that is not an address shares the key "".
     """
     return _limit_key(address) if len(address) <= _MAX_ADDRESS_CHARACTERS else ""
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Networks such as 10.0.0.0/8, or single addresses. Raises ValueError, whose one line names the bad one."""
+    """Parse networks such as 10.0.0.0/8, or single addresses. Raises ValueError with one line, naming the bad one."""
     return tuple(_parse_network(text) for text in texts)
 
 
@@ -121,7 +121,7 @@ def _parse_network(text: str) -> Network:
         raise ValueError(f"not an address or network: {text!r} ({error})") from None
     if isinstance(network, IPv6Network):
         mapped = network.network_address.ipv4_mapped
-        # Clients' addresses lose that mapping, so a network must lose it too, or it would match nothing.
+        # Clients' addresses are unmapped, so a network must be too, or it would match nothing.
         if mapped is not None and network.prefixlen >= 96:
             return IPv4Network((mapped, network.prefixlen - 96))
     return network
@@ -143,7 +143,7 @@ def _find_client(peer: str, forwarded_for: str | None, trusted: tuple[Network, .
 
 
 def is_proxy(peer: str, trusted: Sequence[Network]) -> bool:
-    """Whether this peer is a trusted proxy, whose headers are believed. One without an address came through a Unix
+    """Whether this peer is a trusted proxy, whose headers are accepted. A peer without an address came through a Unix
     socket, see `client_address`."""
     return bool(trusted) and _cached_is_proxy(peer[:_MAX_ADDRESS_CHARACTERS], tuple(trusted))
 
@@ -215,8 +215,8 @@ def _limit_key(text: str) -> str:
 def country_from_headers(headers: Mapping[str, str]) -> str | None:
     """The client's country (ISO 3166, two capitals) as a content delivery network names it, None if unknown.
 
-    `headers` compares names as HTTP does, without regard to case. To be asked only about what a trusted proxy sent:
-    any client can send these headers.
+    `headers` must be case-insensitive, as in HTTP. Call it only for requests of a trusted proxy: any client can send
+    these headers.
     """
     for name in COUNTRY_HEADERS:
         country = headers.get(name)
@@ -233,7 +233,7 @@ def _country(text: object) -> str | None:
 
 
 class CountryDatabase:
-    """A MaxMind file of countries or cities, of MaxMind itself, DB-IP or IPinfo. Raises ValueError if it is none.
+    """A MaxMind file of countries or cities, from MaxMind, DB-IP or IPinfo. Raises ValueError if it is not one.
 
     The file is mapped into memory: replace it by renaming a new one over it and restarting, never by writing into it.
     """
@@ -245,7 +245,7 @@ class CountryDatabase:
             raise ValueError(f"cannot read the country database {path}: {error.strerror or error}") from None
         except (maxminddb.InvalidDatabaseError, ValueError):
             raise ValueError(f"{path} is not a MaxMind database (.mmdb)") from None
-        # Of the instance, so that it goes when the database goes.
+        # Per instance, so that it is freed with the database.
         self._cached = lru_cache(maxsize=_CACHED_ENTRIES)(self._look_up)
 
     def locate(self, address: str) -> tuple[str | None, str | None]:
@@ -263,7 +263,7 @@ class CountryDatabase:
         try:
             found: Any = self._reader.get(parsed)
         except (ValueError, maxminddb.InvalidDatabaseError):
-            # An IPv6 address and a file of IPv4 only; a damaged or a closed file.
+            # An IPv6 address in an IPv4-only file, or a damaged or closed file.
             return None, None
         return (_country_of(found), _region_of(found)) if isinstance(found, dict) else (None, None)
 

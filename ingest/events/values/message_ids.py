@@ -1,4 +1,4 @@
-"""Message ids: those that clients send, as UUIDs, and fresh ones for events that came without."""
+"""Message ids: those that clients send, as UUIDs, and new ones for events that came without one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 from uuid import UUID
 
 MESSAGE_ID_NAMESPACE: Final = UUID("6ba3a1f2-5d0e-5c55-9d3a-8f6a1c0b7e11")
-"""Namespace of the UUIDv5 that stands for a message id that is not a UUID. Never change it: retries depend on it."""
+"""Namespace of the UUIDv5 for a message id that is not a UUID. Never change it: retries depend on it."""
 NO_IDS: Final = bytes(16), b"\xff" * 16
-"""The least UUID and the greatest, which programs have where they have none."""
+"""The nil UUID and the greatest one, which programs use for "no id"."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def uuid_bytes(text: str) -> bytes | None:
-    """The 16 bytes of a UUID of 36 characters; None if it is none."""
+    """The 16 bytes of a UUID of 36 characters; None if it is not a UUID."""
     digits = text.replace("-", "")
     if len(digits) != 32 or text[8:24:5] != "----":
         return None
@@ -23,7 +23,7 @@ def uuid_bytes(text: str) -> bytes | None:
         key = bytes.fromhex(digits)
     except ValueError:
         return None
-    # fromhex passes over white space, which a UUID has none of.
+    # fromhex skips whitespace, which is not allowed in a UUID.
     return key if len(key) == 16 else None
 
 

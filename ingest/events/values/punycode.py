@@ -1,4 +1,4 @@
-"""Punycode, in which domain names off ASCII are written. Pure.
+"""Punycode, the ASCII form of other characters in domain names. Pure.
 
 https://www.rfc-editor.org/rfc/rfc3492
 """
@@ -12,10 +12,10 @@ _DIGITS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def punycode(label: str) -> str:
-    """As the codec of that name, which takes the square of the label's length."""
+    """As Python's codec of that name, which takes time quadratic in the label's length."""
     basic = [place for place, character in enumerate(label) if character < "\x80"]
     encoded = [label[place] for place in basic] + ["-"] * bool(basic)
-    # Section 6.3; `handled` are the places of what is encoded already, in order.
+    # Section 6.3; `handled` are the positions of the characters encoded so far, in order.
     handled = basic
     least, delta, bias, before, adapted = 127, 0, 72, len(basic) + 1, False
     for point, place in sorted([(ord(each), place) for place, each in enumerate(label) if each >= "\x80"]):
@@ -23,7 +23,7 @@ def punycode(label: str) -> str:
         if point == least:
             delta += at - before
         else:
-            # The rest of the round before, those between, and this one as far as here.
+            # The rest of the previous round, the rounds between, and this one up to here.
             delta += len(handled) - before + 1 + (point - least - 1) * (len(handled) + 1) + at
         rest, base = delta, 36
         while rest >= (threshold := 1 if base <= bias else base - bias if base < bias + 26 else 26):

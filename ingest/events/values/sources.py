@@ -1,7 +1,7 @@
-"""Where a visit came from, in one word: `analytics.events.source`. Pure.
+"""The source of a visit, in one word: `analytics.events.source`. Pure.
 
-docs/reference/sources.md is the table of these rules. `ingest.source_of()` of the database is the same in SQL, with
-the lists that are here; tests/events/test_sources.py compares both.
+docs/reference/sources.md is the table of these rules. `ingest.source_of()` is the same in SQL, with the same lists;
+tests/events/test_sources.py compares both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from ingest.events.values.urls import host_form
 
 _CACHED_ENTRIES: Final = 4096
-"""Keys are hosts and texts of a campaign, which are at most 255 characters."""
+"""Keys are hosts and campaign fields, which have at most 255 characters."""
 NAMES: Final[dict[str, tuple[str, ...]]] = {
     "baidu": ("baidu.com",),
     "bing": ("bing.com",),
@@ -65,7 +65,7 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
     "yandex": ("ya.ru",),
     "youtube": ("youtube.com", "youtu.be", "com.google.android.youtube"),
 }
-"""Well-known sources and their hosts; hosts below these are theirs, too."""
+"""Well-known sources and their hosts, which include subdomains."""
 ALIASES: Final = {
     "fb": "facebook",
     "ig": "instagram",
@@ -79,7 +79,7 @@ ALIASES: Final = {
     "stack overflow": "stackoverflow",
     "duck duck go": "duckduckgo",
 }
-"""What people call them besides."""
+"""Other names of these sources."""
 SHARED: Final = (
     "github.io",
     "gitlab.io",
@@ -118,13 +118,13 @@ SHARED: Final = (
     "ngrok.io",
     "ngrok-free.app",
 )
-"""Domains below which everybody has a site of their own."""
+"""Domains whose subdomains belong to different sites."""
 
 _NAME_OF: Final = {host: name for name, hosts in NAMES.items() for host in hosts}
 _ANY_COUNTRY: Final = re.compile(
     r"(?:.*\.)?(amazon|ebay|google|pinterest|yahoo|yandex)\.(?:com|(?:com?\.)?[a-z]{2})", re.DOTALL
 )
-# Registrars sell below these second levels of countries: example.co.uk.
+# Registrars sell domains below these second levels of country domains: example.co.uk.
 _SITE: Final = re.compile(
     r"[^.]+\.(?:(?:ac|co|com|edu|gob|gov|go|gouv|id|ltd|me|mil|net|ne|nom|or|org|plc|sch|web)\.[a-z]{2}|"
     rf"{'|'.join(map(re.escape, SHARED))}|[^.]+)$"
@@ -139,11 +139,11 @@ _FROM_PAGES: Final = re.compile(r"\s*(?:https?:|android-app:|ios-app:)?[/\\]{2}"
 
 
 class OwnHosts(frozenset[str]):
-    """The hosts whose pages are no sources, in their one form; what is below them is theirs."""
+    """Hosts that do not count as sources, normalised; they include subdomains."""
 
     @classmethod
     def of(cls, hosts: Iterable[str]) -> OwnHosts:
-        """Of hosts as people write them."""
+        """From hosts as people write them."""
         return cls(form for host in hosts if (form := host_form(host)))
 
 
@@ -158,15 +158,15 @@ def source_of(
     page_host: str | None,
     own: OwnHosts = NO_HOSTS,
 ) -> str | None:
-    """What brought a visitor to a page: the campaign's source, else the hint of the address, else the referrer's
-    host (`came_from`); None if nothing did, or the site itself.
+    """What brought a visitor to a page: the campaign's source, else the hint in the URL, else the referrer's host
+    (`came_from`); None if there is none of these, or it is the site itself.
 
-    A hint does not count on the way from one page of the site to another.
+    A hint does not count between two pages of the same site.
     """
     if utm_source and (name := _named(utm_source, page_host, own)):
         return name
     if came_from is not None and (referrer is None or not _FROM_PAGES.match(referrer)):
-        # An extension, a file.
+        # For example a browser extension, or a file.
         came_from = None
     if came_from is not None and is_own(came_from, page_host, own):
         return None
@@ -176,7 +176,7 @@ def source_of(
 
 
 def source_name(text: str | None) -> str | None:
-    """A campaign's source, folded, by its well-known name or its host, if it is one of these."""
+    """A campaign's source (folded) as its well-known name, or as its host if it is a host or URL; else unchanged."""
     if text is None:
         return None
     host = _read_host_in(text)
@@ -184,7 +184,7 @@ def source_name(text: str | None) -> str | None:
 
 
 def is_own(host: str, page_host: str | None, own: OwnHosts = NO_HOSTS) -> bool:
-    """Whether a host is of the site that the page is of, or below one of our own."""
+    """Whether a host belongs to the same site as the page, or to one of the own hosts."""
     if page_host is not None and (host == page_host or site_of(host) == site_of(page_host)):
         return True
     if not own:
@@ -197,17 +197,17 @@ def is_own(host: str, page_host: str | None, own: OwnHosts = NO_HOSTS) -> bool:
 
 
 def site_of(host: str) -> str:
-    """The domain that somebody has registered, as far as that can be told without a list of all suffixes."""
+    """The registered domain of a host, as far as that can be determined without a list of all suffixes."""
     return _read_site(host)
 
 
 def name_of_host(host: str) -> str:
-    """The well-known source whose host it is, else the host."""
+    """The well-known source that the host belongs to, else the host."""
     return _read_name(host)
 
 
 def _named(text: str, page_host: str | None, own: OwnHosts) -> str | None:
-    """The same; None if it is the site itself."""
+    """`source_name`, but None for the site itself."""
     host = _read_host_in(text)
     return None if host is not None and is_own(host, page_host, own) else source_name(text)
 
@@ -235,6 +235,6 @@ def _read_name(host: str) -> str:
 
 @lru_cache(maxsize=_CACHED_ENTRIES)
 def _read_host_in(text: str) -> str | None:
-    """The host of a source that is given as one, or as a URL: `LinkedIn.com`, `https://t.co/x`."""
+    """The host of a source given as a host or URL: `LinkedIn.com`, `https://t.co/x`; None for other texts."""
     match = _WITH_HOST.fullmatch(text)
     return host_form(match[1]) if match else None

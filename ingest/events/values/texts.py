@@ -1,13 +1,13 @@
-"""Texts as Postgres takes them: without NUL, and without lone surrogates, which UTF-8 cannot hold.
+"""Texts that Postgres accepts: without NUL, and without lone surrogates, which UTF-8 cannot encode.
 
-They come from bytes that are no UTF-8, in headers, forms and queries, and from escapes in JSON.
+Those come from bytes that are not UTF-8, in headers, forms and queries, and from escapes in JSON.
 """
 
 from __future__ import annotations
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether it has no lone surrogate."""
+    """Whether the text has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -21,5 +21,5 @@ def well_formed(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """The text with NUL, too, replaced by U+FFFD."""
+    """The text with NUL and each lone surrogate replaced by U+FFFD."""
     return text if text.isprintable() else well_formed(text.replace("\x00", "\ufffd"))

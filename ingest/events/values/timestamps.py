@@ -1,4 +1,4 @@
-"""The times that clients send, in the forms they send them. Pure."""
+"""Parses times in the forms in which clients send them. Pure."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def parse_time(value: str | int | float) -> datetime | None:
-    """An ISO 8601 text (UTC where it names no zone), an RFC 2822 date, or a Unix time in seconds, milliseconds or
-    microseconds, told apart by size, as a number or as text; None if it is none of them."""
+    """Parse an ISO 8601 text (UTC if it names no zone), an RFC 2822 date, or a Unix time in seconds, milliseconds or
+    microseconds, distinguished by size, as a number or as text; None for anything else."""
     try:
         if isinstance(value, str):
-            # Some Unix times would pass for ISO 8601, which may leave out all that is no digit. A day has eight.
+            # Some Unix times would pass for ISO 8601 without separators. A date of that form has eight digits.
             if value.isdigit() and len(value) != _DAY_DIGITS:
                 return _parse_unusual(value)
             moment = datetime.fromisoformat(value)
@@ -34,7 +34,7 @@ def parse_time(value: str | int | float) -> datetime | None:
 
 
 def _parse_unusual(text: str) -> datetime | None:
-    """A Unix time that was sent as text, or an RFC 2822 date, as mail and HTTP have them."""
+    """A Unix time as text, or an RFC 2822 date, as in mail and HTTP."""
     if _UNIX_TIME.fullmatch(text):
         return parse_time(float(text) if "." in text else int(text))
     parts = _RFC_2822.fullmatch(text)
@@ -53,7 +53,7 @@ def _parse_iso(text: str) -> datetime | None:
 
 
 def is_javascript_time(text: str) -> bool:
-    """2026-01-02T03:04:05.678Z, as Date.toISOString() writes it: Postgres reads the same moment as Python does.
+    """Whether it looks like 2026-01-02T03:04:05.678Z, from Date.toISOString(): Postgres and Python read it alike.
 
     Other forms are rewritten: Python reads some that Postgres does not, and the other way round.
     """
@@ -61,7 +61,7 @@ def is_javascript_time(text: str) -> bool:
 
 
 def one_text_of(moment: datetime, text: str) -> str:
-    """The same text for a moment however it was written, given its ISO 8601 text in UTC: that of JavaScript for whole
-    milliseconds."""
+    """One text per moment, however the client wrote it: for whole milliseconds JavaScript's, else `text`, which is
+    its ISO 8601 text in UTC."""
     milliseconds, rest = divmod(moment.microsecond, 1000)
     return text if rest else f"{text[:19]}.{milliseconds:03}Z"

@@ -1,9 +1,9 @@
-"""Addresses of pages and of referrers in one form each, so that one page and one host are one value. Pure.
+"""Normalises the URLs of pages and referrers, so that one page and one host are one value. Pure.
 
 docs/reference/sources.md is the table of these rules. The database has the same in SQL; tests/events/test_sources.py
 compares both.
-Fed by anyone on the internet: no text raises, every scan is linear, every cache is bounded in entries and in the
-length of its keys. What comes out is text that Postgres takes.
+Input comes from anyone on the internet: no text raises, every scan is linear, every cache is bounded in entries and
+in the length of its keys. Results are texts that Postgres accepts.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ingest.events.values.texts import clean, well_formed
 
 MAX_HOST_CHARACTERS: Final = 253
 _MAX_READ_CHARACTERS: Final = 64 * 1024
-"""Of an address: a campaign may stand behind a click's id of some thousand characters."""
+"""Of a URL: the campaign may come after a click id of some thousand characters."""
 _MAX_ENCODED_CHARACTERS: Final = 12 * (MAX_VALUE_CHARACTERS + 1)
-"""A character is twelve at the most when it is percent-encoded."""
+"""A character has at most twelve when it is percent-encoded."""
 _MAX_PARAMETERS: Final = 20
-"""So many parameters of a query are looked at, of those that we know."""
+"""How many known parameters of a query are read."""
 _MAX_FOLDED_CHARACTERS: Final = 512
-"""Of a value. NFKC makes eighteen of some characters."""
+"""Of a value. NFKC expands some characters to eighteen."""
 _MAX_FOREIGN_CHARACTERS: Final = 32
-"""Of a host, off ASCII: each takes 3 µs to encode, and all of them are rarely over twenty."""
+"""Of a host, outside ASCII: each takes 3 µs to encode, and a host rarely has over twenty."""
 _CACHED_CHARACTERS: Final = 512
 _CACHED_ENTRIES: Final = 4096
 
 
 class Page(NamedTuple):
-    """Where an event happened, each part in its one form. `hint` is what else the address says of where the visit
-    came from: a `ref` or `source` parameter, or the network whose click id it carries."""
+    """The page of an event, each part normalised. `hint` is what else the URL says about the source of the visit: a
+    `ref` or `source` parameter, or the network whose click id it has."""
 
     host: str | None
     path: str | None
@@ -54,7 +54,7 @@ NO_PAGE: Final = Page(None, None, None, None, None, None, None)
 def describe_page(url: str) -> Page:
     """Host, path and campaign of an absolute URL, or of a relative one that begins with / or ?.
 
-    Anything else, and anything without a host that needs one (`mailto:`, `data:`), is a page of Nones.
+    Anything else, and a URL that lacks a host (`mailto:`, `data:`), gives NO_PAGE.
     """
     hierarchy, _, query = _trim(url[:_MAX_READ_CHARACTERS]).partition("#")[0].partition("?")
     parts = _split(hierarchy[:MAX_URL_CHARACTERS])
@@ -69,28 +69,28 @@ def describe_page(url: str) -> Page:
 
 
 def referrer_host(referrer: str) -> str | None:
-    """The host of an absolute URL in its one form; None for anything else."""
+    """The normalised host of an absolute URL; None for anything else."""
     if len(referrer) <= _CACHED_CHARACTERS:
         return _read_host(referrer)
     return _read_host.__wrapped__(referrer[:MAX_URL_CHARACTERS])
 
 
 def host_form(place: str) -> str | None:
-    """A host's one form, from `host` or `host:port`: lower case, in ASCII (xn--…), without port, the root's dot and
-    one `www.` in front of a domain. None if it is no host."""
+    """A host, normalised, from `host` or `host:port`: lower case, in ASCII (xn--…), without port, trailing dot, and
+    one `www.` in front of a domain. None if it is not a host."""
     return _read_form(place) if len(place) <= _CACHED_CHARACTERS else None
 
 
 def path_form(path: str) -> str:
-    """A path's one form: each character percent-encoded or not as RFC 3987 has it, no `.` and `..`, and no slash that
-    is doubled or at the end."""
+    """A path, normalised: each character percent-encoded or not as in RFC 3987, without `.` and `..`, and without
+    doubled and trailing slashes."""
     if len(path) <= MAX_URL_CHARACTERS and _PLAIN_PATH.fullmatch(path):
         return path.rstrip("/") or "/"
     return _read_path(path) if len(path) <= _CACHED_CHARACTERS else _read_path.__wrapped__(path)
 
 
 def folded(text: str | None) -> str | None:
-    """What people type in any case and width, such as a campaign's source, in one form; None if it is blank."""
+    """A text that people type in any case and width, such as a campaign's source, normalised; None if it is blank."""
     if not text:
         return None
     text = text[:_MAX_FOLDED_CHARACTERS]
@@ -101,7 +101,7 @@ def folded(text: str | None) -> str | None:
 
 
 def tidy(text: str | None) -> str | None:
-    """The text without blanks around it, those inside as one space, at most 255 characters; None if it is blank."""
+    """The text stripped, with runs of blanks as one space, cut to 255 characters; None if it is blank."""
     if not text:
         return None
     if not text.isprintable() or "  " in text:
@@ -110,21 +110,21 @@ def tidy(text: str | None) -> str | None:
 
 
 def without_credentials(url: str) -> str:
-    """The address without the user name and password in front of its host, which are nobody's to keep."""
+    """The URL without the user name and password in front of its host, which must not be stored."""
     return _CREDENTIALS.sub(r"\1", url) if "@" in url else url
 
 
 def strip_credentials(text: bytes) -> bytes:
-    """The same of every address in a JSON text."""
+    """A JSON text with the credentials removed from all URLs in it."""
     return _JSON_CREDENTIALS.sub(rb"\1", text) if may_hold_credentials(text) else text
 
 
 def may_hold_credentials(text: bytes) -> bool:
-    """Whether something in a JSON text may be an address with credentials. At memory speed."""
+    """Whether there may be a URL with credentials in a JSON text. At memory speed."""
     return (b"@" in text or b"\\u0040" in text) and (b"://" in text or b":\\/" in text)
 
 
-# What is removed from an address, and what is not part of it.
+# What is removed from a URL, and what surrounds it.
 
 _CREDENTIALS = re.compile(r"((?:^\s*|:)[/\\]{2,8})(?:[^/?#\"\\@ ]*@)+")
 # A slash may be escaped, and so may the @.
@@ -135,27 +135,27 @@ _BLANKS = re.compile("[\x01-\x20\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u2
 
 
 def _trim(url: str) -> str:
-    """As browsers do: white space and controls around an address do not count, nor line breaks inside it.
+    """Remove whitespace and controls around a URL, and line breaks and tabs inside it, as browsers do.
 
-    A NUL stays a character and becomes U+FFFD, like a lone surrogate.
+    A NUL inside it becomes U+FFFD, like a lone surrogate.
     """
     if url.isprintable():
         return url.strip(" ")
     return clean(url.strip(_SPACES)).translate(_REMOVED)
 
 
-# Its parts. urllib.parse raises on some texts, keeps a cache of its own and is slower.
+# The parts of a URL. urllib.parse raises on some texts, has its own cache, and is slower.
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:")
 
 
 def _split(hierarchy: str) -> tuple[str | None, str | None] | None:
-    """(host, path) of what stands before the query; None if it is neither a URL nor a path."""
+    """(host, path) of the part before the query; None if it is neither a URL nor a path."""
     if "\\" in hierarchy and hierarchy[:6].lower().startswith(("https:", "http:", "/")):
-        # Browsers take a backslash for a slash: what follows one is no host.
+        # Browsers treat a backslash as a slash, so the host ends there.
         hierarchy = hierarchy.replace("\\", "/")
     if hierarchy.startswith("https://"):
-        # Nearly all of them.
+        # A fast path for nearly all of them.
         authority, slash, path = hierarchy[8:].partition("/")
         host = _host(authority)
         return (host, f"/{path}") if host else None
@@ -169,7 +169,7 @@ def _split(hierarchy: str) -> tuple[str | None, str | None] | None:
     if not authority:
         return (None, f"/{path}") if scheme and scheme[0].lower() == "file:" and slash else None
     host = _host(authority)
-    # A browser's address always has a path; with "/" the root of a site is one page, however it was written.
+    # As in browsers, a URL without a path has the path "/", so that the root of a site is one page.
     return (host, f"/{path}") if host else None
 
 
@@ -181,11 +181,11 @@ def _read_host(referrer: str) -> str | None:
 
 # Hosts.
 
-# What the URL standard allows in a host, which is nearly everything: https://url.spec.whatwg.org/#host-miscellaneous
+# The URL standard allows nearly everything in a host: https://url.spec.whatwg.org/#host-miscellaneous
 _HOST = re.compile(r"([^\x00-\x20#%/:<>?@\[\\\]^|\x7f\ufffd]{1,253})(?::[0-9]{0,5})?")
 _ENCODED_HOST = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})+")
 _IPV6_HOST = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{0,5})?")
-# What the mapping of domain names (UTS 46) leaves out, and what it takes for a dot.
+# The characters that the mapping of domain names (UTS 46) removes, and those that it maps to a dot.
 _IGNORED_IN_HOSTS = re.compile("[\xad\u200b\u2060\ufeff]")
 _DOTS = re.compile("[\u3002\uff0e\uff61]")
 
@@ -224,7 +224,7 @@ def _ipv6_form(text: str) -> str | None:
     except ValueError:
         return None
     if address >> 16 and address >> 32 in (0, 0xFFFF):
-        # Of an IPv4 address in it there are as many forms as there are libraries.
+        # Libraries disagree on how to write an embedded IPv4 address, so it stays as it is.
         return text.lower()
     return str(IPv6Address(address))
 
@@ -233,21 +233,22 @@ def _ipv6_form(text: str) -> str | None:
 
 _OF_PATHS = r"A-Za-z0-9_~!$&'()*+,;=:@-"
 _PLAIN_PATH = re.compile(rf"(?:/[{_OF_PATHS}][.{_OF_PATHS}]*+)*+/?")
-# What is encoded: blanks, what cannot be seen, what belongs to no character, and what no URL may have in a path.
+# What is encoded: blanks, invisible characters, code points that are not characters, and characters not allowed in a
+# path.
 _ENCODED = re.compile(
     '[\x00-\x20"#<>?\\[\\\\\\]^`{|}\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000'
     "\ue000-\uf8ff\ufeff\ufff0-\ufffb\ufffe\uffff\udc80-\udcff]+"
 )
 _CUT_SEQUENCE = re.compile("%[0-9A-F]?$")
-_STANDS_IN_PATHS = re.compile(f"[.{_OF_PATHS}]")
+_ALLOWED_IN_PATHS = re.compile(f"[.{_OF_PATHS}]")
 _HEX = "0123456789ABCDEFabcdef"
 
 
 def _in_path(byte: int) -> str:
     if byte >= 0x80:
-        # As surrogateescape has it.
+        # As surrogateescape does.
         return chr(0xDC00 + byte)
-    return chr(byte) if _STANDS_IN_PATHS.fullmatch(chr(byte)) else f"%{byte:02X}\0"
+    return chr(byte) if _ALLOWED_IN_PATHS.fullmatch(chr(byte)) else f"%{byte:02X}\0"
 
 
 def _in_value(byte: int) -> str:
@@ -267,7 +268,7 @@ _PERCENT_BYTES: Final = [f"%{byte:02X}" for byte in range(256)]
 def _read_path(path: str) -> str:
     path = clean(path)
     if "%" in path:
-        # A NUL behind a sequence that stays keeps what combines with the letter before from taking one of it.
+        # A NUL after a sequence that stays encoded keeps NFC from combining its last digit with a following mark.
         path = _unescaped(path, _PATH_SEQUENCES, "%25\0")
     if not path.isascii():
         path = normalize("NFC", path)
@@ -285,7 +286,7 @@ def _read_path(path: str) -> str:
 
 
 def _unescaped(text: str, sequences: dict[str, str], percent: str) -> str:
-    """Percent sequences replaced, and a `%` of none; bytes that are no UTF-8 are as surrogateescape has them."""
+    """Replace percent sequences, and a stray `%` by `percent`. Invalid UTF-8 comes out as surrogateescape does it."""
     first, *rest = text.split("%")
     get = sequences.get
     pieces = [f"{found}{piece[2:]}" if (found := get(piece[:2])) else f"{percent}{piece}" for piece in rest]
@@ -315,15 +316,15 @@ CLICKS: Final = {
     "rdt_cid": "reddit",
     "sccid": "snapchat",
 }
-"""The parameters that networks add to the address of a click."""
+"""The parameters that ad networks add to the URL of a click."""
 _KNOWN: Final = frozenset(
     ["utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content", "ref", "source", *CLICKS]
 )
 
 
 def _parameters(query: str) -> tuple[str | None, ...] | None:
-    """The campaign's five and the hint; None if there is nothing of it. Of several with one name it is the first that
-    is not blank."""
+    """The campaign's five fields and the hint; None if there are none. Of several parameters with one name, the first
+    non-blank one counts."""
     found: dict[str, str] = {}
     clicked, looked_at = None, 0
     for parameter in query.split("&"):
@@ -365,6 +366,6 @@ def _value(text: str) -> str | None:
 
 
 def _percent_decoded(text: str) -> str:
-    """Decoded once; what is no UTF-8, and NUL, becomes U+FFFD, and a % of no sequence stays."""
+    """Percent-decoded once. Invalid UTF-8 and NUL become U+FFFD, and a stray % stays."""
     text = _unescaped(text, _VALUE_SEQUENCES, "%")
     return text if text.isascii() else well_formed(text)

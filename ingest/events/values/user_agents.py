@@ -1,7 +1,7 @@
-"""What a user agent tells: device, browser and system.
+"""Device, browser and system from a user agent.
 
-Pure, and fed by anyone on the internet: no text raises, input is cut before it is parsed, and every cache is
-bounded in entries and in the length of its keys. What comes out is text that Postgres takes.
+Pure, for input from anyone on the internet: no text raises, input is cut before it is parsed, and every cache is
+bounded in entries and in the length of its keys. Results are texts that Postgres accepts.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final, NamedTuple
 from ua_parser.core import Domain
 from ua_parser.loaders import load_lazy_builtins
 
-# By name, not the parser's own choice: that falls back to pure Python in silence, 1.1 ms a miss for 16 µs.
+# By name, because the parser's own choice silently falls back to pure Python, with 1.1 ms a miss instead of 16 µs.
 from ua_parser.regex import Resolver
 
 from ingest.events.limits import MAX_VALUE_CHARACTERS, READ_USER_AGENT_CHARACTERS
 from ingest.events.values.texts import clean
 
 _CACHED_ENTRIES: Final = 4096
-"""Some 5 MB at the most if all keys are as long as they may be, and four times that off ASCII."""
+"""At most about 5 MB if all keys have the maximum length, and four times that outside ASCII."""
 
 
 class Device(NamedTuple):
@@ -35,17 +35,17 @@ NO_DEVICE: Final = Device(None, None, None)
 
 
 def describe_user_agent(user_agent: str) -> Device:
-    """Device, browser and system behind a user agent; all None for an empty one."""
+    """Device, browser and system of a user agent; all None for an empty one."""
     return _read_device(user_agent[:READ_USER_AGENT_CHARACTERS])
 
 
 def warm_up() -> None:
-    """Make what would keep the first request waiting: 0.2 s."""
+    """Load the parser, for which the first request would otherwise wait 0.2 s."""
     _resolver()
 
 
-# User agents. Each tuple holds words in lower case, looked for with `in`: linear, and faster than one regular
-# expression of alternatives. ua-parser knows most bots by name; these are those it does not.
+# User agents. Each tuple holds lower-case words, searched with `in`: linear, and faster than one regular expression
+# of alternatives. ua-parser knows most bots by name; these are the others.
 
 _AUTOMATED = (
     "headless",
@@ -64,9 +64,9 @@ _AUTOMATED = (
     "blackbox exporter",
     "prometheus/",
 )
-# A word that ends in bot; CUBOT makes phones, robots.txt is a file. And those that call themselves otherwise:
-# crawlers of search engines and of AI, previews of links, monitors, scanners. ua-parser looks for "bot" in any word.
-# The same rule is in ingest.device_of() of the database; a test compares them.
+# Words that end in bot, except such as CUBOT, which makes phones, and robots.txt, a file. And bots by other names:
+# crawlers of search engines and of AI, link previews, monitors, scanners. ua-parser looks for "bot" in any word.
+# ingest.device_of() in the database has the same rule; a test compares them.
 _BOT = re.compile(
     r"(?<!cu)(?<!tal)(?<!tur)(?<!ab)(?<!\bro)bots?\b|\brobot/|\bbot[-_/]|crawl(?:er|ers|ing)?\b|spiders?\b|slurp\b"
     r"|\bgoogleother\b|\bgoogle-[a-z]|\b(?:apis|mediapartners|feedfetcher|appengine)-google\b"
@@ -86,7 +86,7 @@ _BOT = re.compile(
     r"|\(compatible;[^()]{0,250}\+https?://"
 )
 
-# The start of what HTTP libraries and SDKs call themselves. ua-parser takes some of them for spiders.
+# How user agents of HTTP libraries and SDKs begin. ua-parser takes some of them for spiders.
 _LIBRARIES = (
     "@segment/",
     "analytics-",
@@ -174,10 +174,10 @@ _BROWSER_DESKTOPS = ("linux", "x11", "cros ", "bsd", "haiku", "sunos")
 
 @lru_cache(maxsize=1)
 def _resolver() -> Resolver:
-    """The compiled patterns of ua-parser: 0.2 s and 26 MB. `warm_up` makes them before anybody waits.
+    """The compiled patterns of ua-parser: 0.2 s and 26 MB. `warm_up` loads them before any request waits for them.
 
-    Patterns keep scratch memory of their own from the user agents they have seen: up to 100 MB more under a
-    flood of texts made for that purpose, a few in ordinary traffic.
+    Patterns keep scratch memory from the user agents they have seen: up to 100 MB more under a flood of hostile
+    texts, a few MB in ordinary traffic.
     """
     return Resolver(load_lazy_builtins())
 
@@ -194,13 +194,13 @@ def _read_device(user_agent: str) -> Device:
 
 
 def _named(family: str | None) -> str | None:
-    # Families are mostly from a list, but some are a piece of the text itself.
+    # Families are mostly from a list, but some are part of the text itself.
     return family[:MAX_VALUE_CHARACTERS] if family and family != "Other" else None
 
 
 def _device_type(text: str, system: str | None) -> str:
-    """The first rule that knows wins; `text` is in lower case. The order matters: bots imitate phones,
-    television sets call themselves Android."""
+    """By the first rule that matches; `text` is in lower case. The order matters: bots imitate phones, and television
+    sets call themselves Android."""
     if _mentions(text, _AUTOMATED) or _BOT.search(text):
         return "bot"
     if text.startswith(_LIBRARIES):
@@ -218,11 +218,11 @@ def _portable(text: str, system: str | None) -> str | None:
     # Internet Explorer on a desktop says "Tablet PC 2.0".
     if _mentions(text, _TABLETS) or "tablet" in text.replace("tablet pc", ""):
         return "tablet"
-    # CFNetwork, the library of Apple's apps, says iOS only by the version of its kernel.
+    # CFNetwork, the library of Apple's apps, reveals iOS only by its kernel version.
     if _mentions(text, _PHONES) or system == "iOS":
         return "mobile"
     if "android" in text:
-        # Chrome leaves "Mobile" out on tablets. Apps that do not imitate a browser never say it.
+        # Chrome omits "Mobile" on tablets. Apps that do not imitate a browser never have it.
         return "tablet" if text.startswith("mozilla/") else "mobile"
     return None
 

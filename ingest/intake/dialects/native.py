@@ -54,7 +54,7 @@ _native_body = msgspec.json.Decoder(NativeBody)
 
 
 def decode_native(body: bytes, max_events: int, max_event_bytes: int = MAX_EVENT_BYTES) -> Payload:
-    """`read_native` in one go."""
+    """`read_native` in one call."""
     found = read_native(body, max_events, max_event_bytes)
     return found if isinstance(found, Payload) else finish(found)
 

@@ -75,7 +75,7 @@ _MESSAGES_AT_ONCE = 500
 
 
 def decode_segment(body: bytes, call: str | None, max_events: int, max_event_bytes: int = MAX_EVENT_BYTES) -> Payload:
-    """`read_segment` in one go."""
+    """`read_segment` in one call."""
     found = read_segment(body, call, max_events, max_event_bytes)
     return found if isinstance(found, Payload) else finish(found)
 
