@@ -365,8 +365,8 @@ async def test_no_spelling_of_it_is_stored(start: Start, connection: asyncpg.Con
     rows = await everything(connection)
     written = [row for texts in rows.values() for row in texts if spelled_in(row.replace("\\\\", "\\"), own)]
     assert written == []
-    stored = await connection.fetch("SELECT properties::text || context::text AS told FROM analytics.events")
-    assert stored and not [row["told"] for row in stored if str(number) in row["told"]]
+    stored = await connection.fetch("SELECT properties::text || context::text AS stored_text FROM analytics.events")
+    assert stored and not [row["stored_text"] for row in stored if str(number) in row["stored_text"]]
     assert await connection.fetch("SELECT 1 FROM analytics.rejected_events")
 
 

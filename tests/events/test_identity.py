@@ -55,8 +55,8 @@ class Happening(NamedTuple):
         return self.happened + self.ahead if self.timed else None
 
     def sent(self) -> dict[str, Any]:
-        told = {"timestamp": self.own.isoformat()} if self.own is not None else {}
-        return {"name": "a", "id": self.id, **told}
+        time = {"timestamp": self.own.isoformat()} if self.own is not None else {}
+        return {"name": "a", "id": self.id, **time}
 
 
 def sent_at(rng: random.Random, one: Happening, received_at: datetime) -> str | int | None:
@@ -330,14 +330,14 @@ async def test_what_the_table_refused_is_new_when_it_comes_again(
     assert all(await deliver(client, events, (BASE + FUTURE + timedelta(minutes=1)).isoformat()))
     assert await client.names() == ["good", "good too", "poison", "poison of now", "poison too"]
     # And what was kept of them is the same events still.
-    headers = "SELECT payload, received_at, sent_at FROM analytics.rejected_events ORDER BY id"
-    for kept in await client.fetch(headers):
-        told = {"X-Ingest-Received-At": kept["received_at"].isoformat()}
+    query = "SELECT payload, received_at, sent_at FROM analytics.rejected_events ORDER BY id"
+    for kept in await client.fetch(query):
+        headers = {"X-Ingest-Received-At": kept["received_at"].isoformat()}
         if kept["sent_at"] is not None:
-            told["X-Ingest-Sent-At"] = kept["sent_at"].isoformat()
+            headers["X-Ingest-Sent-At"] = kept["sent_at"].isoformat()
         async with (
             client.control() as session,
-            session.post("http://worker/v1/events", data=kept["payload"], headers=told) as response,
+            session.post("http://worker/v1/events", data=kept["payload"], headers=headers) as response,
         ):
             assert response.status == 200
     assert await client.names() == ["good", "good too", "poison", "poison of now", "poison too"]
@@ -373,8 +373,8 @@ def record(lines: bytes, columns: tuple[str, ...] = row.EVENT_COLUMNS) -> Record
     )
 
 
-def line(created: str, told: str = "\\N", columns: tuple[str, ...] = row.EVENT_COLUMNS) -> bytes:
-    known = {"id": "i", "created_at": created, "client_time": told, "properties": '{"-infinity":"\\\\N"}'}
+def line(created: str, client_time: str = "\\N", columns: tuple[str, ...] = row.EVENT_COLUMNS) -> bytes:
+    known = {"id": "i", "created_at": created, "client_time": client_time, "properties": '{"-infinity":"\\\\N"}'}
     return ("\t".join(known.get(column, "\\N") for column in columns) + "\n").encode()
 
 

@@ -247,18 +247,18 @@ async def test_nobody_is_a_unit_of_an_experiment(start: Start):
         for path in ("assignments", "exposures"):
             shown = {"experiment": "button"} if path == "exposures" else {}
             for unit in ({"session_id": text}, {"session_id": text, "user_id": nil}):
-                told = await client.post({**shown, **unit}, f"/v1/experiments/{path}", **trusted)
-                assert (told.status, told.json()["errors"][0]["field"]) == (422, "session_id")
+                answer = await client.post({**shown, **unit}, f"/v1/experiments/{path}", **trusted)
+                assert (answer.status, answer.json()["errors"][0]["field"]) == (422, "session_id")
         for path in ("/ofrep/v1/evaluate/flags", "/ofrep/v1/evaluate/flags/button"):
-            told = await client.post({"context": {"targetingKey": text}}, path)
-            assert (told.status, told.json()["errorCode"]) == (400, "TARGETING_KEY_MISSING")
+            answer = await client.post({"context": {"targetingKey": text}}, path)
+            assert (answer.status, answer.json()["errorCode"]) == (400, "TARGETING_KEY_MISSING")
         in_sql = await client.fetch("SELECT auto_assign_experiments(session_id := $1) AS given", text)
         assert in_sql[0]["given"] == "{}"
         in_sql = await client.fetch("SELECT * FROM record_exposure('button', session_id := $1)", text)
         assert in_sql[0]["variant_id"] is None
     assert await client.fetch("SELECT FROM experiments.assignments") == []
-    told = await client.post({"context": {"targetingKey": "s-1"}}, "/ofrep/v1/evaluate/flags/button")
-    assert told.json()["variant"] == "b"
+    answer = await client.post({"context": {"targetingKey": "s-1"}}, "/ofrep/v1/evaluate/flags/button")
+    assert answer.json()["variant"] == "b"
 
 
 async def test_nobody_begins_onboarding(start: Start):

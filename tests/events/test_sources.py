@@ -231,8 +231,8 @@ def test_the_table_of_the_documents_is_what_happens() -> None:
     for written, form in examples:
         url, _, referrer = written.partition(" from ")
         page = describe_page(url)
-        told = {page.path, page.host, source(url, referrer or None) or "NULL", without_credentials(url)}
-        assert form in told, (written, form, told)
+        stored_forms = {page.path, page.host, source(url, referrer or None) or "NULL", without_credentials(url)}
+        assert form in stored_forms, (written, form, stored_forms)
 
 
 # And the database says the same.
@@ -435,8 +435,8 @@ def test_the_database_says_the_same_of_contexts_and_properties(module_url: str) 
     for shape, stored in zip(SHAPES, found[0], strict=True):
         row = accepted({"name": "x", "type": "user_action", **shape})
         # Nothing is NULL in the database, and what is empty may be either.
-        told = {name: row[name] or None for name in STORED}
-        assert {name: value or None for name, value in zip(STORED, stored, strict=True)} == told, shape
+        in_database = {name: row[name] or None for name in STORED}
+        assert {name: value or None for name, value in zip(STORED, stored, strict=True)} == in_database, shape
 
 
 async def test_the_database_has_the_same_lists(connection: asyncpg.Connection) -> None:
@@ -479,7 +479,7 @@ async def test_no_credentials_of_an_address_are_in_any_table(client: Client) -> 
     assert (await client.post(lead, "/v1/leads")).status == 201
     rows = await client.fetch(
         "INSERT INTO analytics.events (type, name, url, referrer, properties, context)"
-        " SELECT 'user_action', 'plain', $1, $1, told, told FROM jsonb_build_object('u', $1::text) AS told"
+        " SELECT 'user_action', 'plain', $1, $1, texts, texts FROM jsonb_build_object('u', $1::text) AS texts"
         " RETURNING events::text",
         secret,
     )
@@ -492,7 +492,7 @@ async def test_no_credentials_of_an_address_are_in_any_table(client: Client) -> 
 
 async def test_every_way_in_has_the_same_source(start: Start) -> None:
     client = await start(own_hosts=["ours.example"], cors_origins=["https://partner.example"])
-    told: list[tuple[dict[str, Any], str | None]] = [
+    ways: list[tuple[dict[str, Any], str | None]] = [
         ({"referrer": "https://www.LinkedIn.com/"}, "linkedin"),
         ({"referrer": "https://blog.ours.example/"}, None),
         ({"referrer": "https://www.partner.example/"}, None),
@@ -500,9 +500,9 @@ async def test_every_way_in_has_the_same_source(start: Start) -> None:
         ({"context": {"page": {"path": "/%F0%9F%92%A5-neu", "search": "?ref=ProductHunt"}}}, "producthunt"),
         ({"url": "/💥-neu/?gclid=x", "context": {"campaign": {"source": "LinkedIn", "name": []}}}, "linkedin"),
     ]
-    body = [{"name": f"{number}", "url": "https://shop.example/", **event} for number, (event, _) in enumerate(told)]
+    body = [{"name": f"{number}", "url": "https://shop.example/", **event} for number, (event, _) in enumerate(ways)]
     body[4].pop("url")
-    assert (await client.post(body)).json()["accepted"] == len(told)
+    assert (await client.post(body)).json()["accepted"] == len(ways)
     rows = await client.fetch("SELECT name, source, page_path FROM analytics.events ORDER BY name")
-    assert [row["source"] for row in rows] == [source for _, source in told]
+    assert [row["source"] for row in rows] == [source for _, source in ways]
     assert [row["page_path"] for row in rows[4:]] == ["/💥-neu", "/💥-neu"]

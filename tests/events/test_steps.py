@@ -474,9 +474,9 @@ CLOCKS = [
 @pytest.mark.parametrize("own", ["sentAt", "sent_at", None])
 def test_an_impossible_time_is_put_right_by_the_clock_that_told_it(clock, own):
     happened = NOW - timedelta(seconds=10)
-    sent, told = (happened - clock).isoformat(), NOW - clock
-    how = {"sent_at": told} if own is None else {"sent_at": NOW}
-    event = {"timestamp": sent, "id": UUID4, **({own: told.isoformat()} if own else {})}
+    sent, sent_at = (happened - clock).isoformat(), NOW - clock
+    how = {"sent_at": sent_at} if own is None else {"sent_at": NOW}
+    event = {"timestamp": sent, "id": UUID4, **({own: sent_at.isoformat()} if own else {})}
     row = accepted(event, **how)
     assert (row["created_at"], row["client_time"]) == (happened.isoformat(), sent)
     # What has no time of its own happened by our clock.
@@ -862,10 +862,10 @@ def test_a_field_of_a_campaign_that_is_odd_costs_that_field_alone(field, odd):
         "content": "banner",
     }
     expected = tuple(None if name == field else value for name, value in campaign.items())
-    told = {"context": {"campaign": {**campaign, field: odd}}}
-    assert cells(accepted(told), UTM) == expected
+    sent = {"context": {"campaign": {**campaign, field: odd}}}
+    assert cells(accepted(sent), UTM) == expected
     # What the campaign does not tell, the address does.
-    row = accepted({**told, "url": "https://shop.example/?" + "&".join(f"{name}=x" for name in UTM)})
+    row = accepted({**sent, "url": "https://shop.example/?" + "&".join(f"{name}=x" for name in UTM)})
     assert cells(row, UTM) == tuple(value or "x" for value in expected)
 
 
@@ -910,7 +910,7 @@ def test_a_whole_address_wins_over_a_path():
 
 
 def test_where_a_visit_came_from():
-    told: list[tuple[dict[str, Any], str | None]] = [
+    visits: list[tuple[dict[str, Any], str | None]] = [
         ({"url": "https://shop.example/", "referrer": "https://www.LinkedIn.com/feed"}, "linkedin"),
         ({"url": "https://shop.example/?utm_source=LinkedIn"}, "linkedin"),
         ({"url": "https://shop.example/", "context": {"campaign": {"source": "linkedin.com"}}}, "linkedin"),
@@ -919,7 +919,7 @@ def test_where_a_visit_came_from():
         ({"url": "https://shop.example/"}, None),
         ({}, None),
     ]
-    for event, source in told:
+    for event, source in visits:
         assert accepted(event)["source"] == source
     ours = LIMITS._replace(own_hosts=OwnHosts.of(["ours.example"]))
     event = {"url": "https://shop.example/", "referrer": "https://blog.ours.example/"}

@@ -41,9 +41,9 @@ ACCEPTED_ONE = {"accepted": 1, "rejected": []}
 
 def assert_refused(answer: Answer, status: int, reason: str) -> None:
     """A request nothing of which was accepted, as every SDK must find it."""
-    told = answer.json()
-    assert (answer.status, told["code"], told["accepted"]) == (status, reason, 0), told
-    assert told["message"] and told["rejected"][0]["reason"] == reason
+    outcome = answer.json()
+    assert (answer.status, outcome["code"], outcome["accepted"]) == (status, reason, 0), outcome
+    assert outcome["message"] and outcome["rejected"][0]["reason"] == reason
     assert answer.headers["X-Reject-Reason"] == reason
     assert answer.headers["Content-Type"].startswith("application/problem+json")
 
@@ -131,8 +131,8 @@ async def test_damaged_compression_is_a_400_on_a_connection_that_goes_on(client:
             await raw.send(f"POST /v1/events HTTP/1.1\r\nHost: x\r\n{head}".encode())
             await raw.send(b"Content-Length: %d\r\n\r\n" % len(content), content)
             answer = await raw.answer()
-            told = answer.json()
-            assert (answer.status, told["code"]) == (400, "bad_encoding"), (content, headers, told)
+            outcome = answer.json()
+            assert (answer.status, outcome["code"]) == (400, "bad_encoding"), (content, headers, outcome)
             assert "connection" not in answer.headers
         await raw.send(b'POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n{"name": "last"}')
         assert (await raw.answer()).status == 200
@@ -197,16 +197,16 @@ async def test_bad_events_are_refused_by_index_and_the_rest_is_stored(client: Cl
     ]
     for body in (mixed, {"batch": mixed}):
         answer = await client.post(body)
-        told = answer.json()
-        assert answer.status == 200 and told["accepted"] == 2
-        assert [(each["index"], each["reason"]) for each in told["rejected"]] == [
+        outcome = answer.json()
+        assert answer.status == 200 and outcome["accepted"] == 2
+        assert [(each["index"], each["reason"]) for each in outcome["rejected"]] == [
             (1, "missing_name"),
             (2, "not_an_object"),
             (3, "invalid_timestamp"),
             (4, "invalid_properties"),
             (6, "invalid_type"),
         ]
-        assert all(each["detail"] for each in told["rejected"])
+        assert all(each["detail"] for each in outcome["rejected"])
         assert answer.headers["X-Reject-Reason"] == "missing_name"
     assert await client.names() == ["good"] * 4
 
@@ -216,9 +216,9 @@ async def test_the_index_is_right_beyond_the_first_slice(client: Client):
     bad = [3, 499, 500, 501, 999, 1000, 1799]
     for index in bad:
         events[index] = {"properties": {"at": index}}
-    told = (await client.post(events)).json()
-    assert told["accepted"] == len(events) - len(bad)
-    assert [each["index"] for each in told["rejected"]] == bad
+    outcome = (await client.post(events)).json()
+    assert outcome["accepted"] == len(events) - len(bad)
+    assert [each["index"] for each in outcome["rejected"]] == bad
     rows = await client.rejected()
     assert [json.loads(row["payload"])["properties"]["at"] for row in rows] == bad
 
@@ -439,8 +439,8 @@ async def test_every_path_of_segment(client: Client):
     found = [(row["type"], row["name"]) for row in rows]
     assert found == [kinds.get(call or "identify", ("system", call or "identify")) for call in SEGMENT_CALLS.values()]
     assert {row["user_id"] for row in rows} == {"u1"}
-    told = {"plan": "pro", "event": "Bought", "name": "Home", "groupId": "g1", "previousId": "p1"}
-    assert json.loads(rows[0]["properties"]) == told
+    properties = {"plan": "pro", "event": "Bought", "name": "Home", "groupId": "g1", "previousId": "p1"}
+    assert json.loads(rows[0]["properties"]) == properties
 
 
 async def test_a_segment_batch_mixes_calls_and_refuses_what_is_none(client: Client):
@@ -456,9 +456,9 @@ async def test_a_segment_batch_mixes_calls_and_refuses_what_is_none(client: Clie
         },
         "/v1/batch",
     )
-    told = answer.json()
-    assert (answer.status, told["accepted"]) == (200, 2)
-    assert [(each["index"], each["reason"]) for each in told["rejected"]] == [
+    outcome = answer.json()
+    assert (answer.status, outcome["accepted"]) == (200, 2)
+    assert [(each["index"], each["reason"]) for each in outcome["rejected"]] == [
         (1, "invalid_type"),
         (2, "missing_name"),
     ]
@@ -1029,15 +1029,15 @@ async def test_only_a_replay_may_tell_when_it_first_came(client: Client):
     slow = timedelta(days=100)
     came, sent = now - timedelta(hours=1), now - timedelta(hours=1) - slow
     event = {"name": "a", "timestamp": (now - timedelta(hours=5) - slow).isoformat()}
-    told = {RECEIVED_AT_HEADER: came.isoformat(), SENT_AT_HEADER: sent.isoformat()}
-    answers = [await client.post(event, **{name.replace("-", "_"): value for name, value in told.items()})]
+    replayed = {RECEIVED_AT_HEADER: came.isoformat(), SENT_AT_HEADER: sent.isoformat()}
+    answers = [await client.post(event, **{name.replace("-", "_"): value for name, value in replayed.items()})]
     assert answers[0].status == 400
     async with client.control() as session:
         for body, headers in (
-            (event, told),
-            (event, {**told, SENT_AT_HEADER: "0001-01-01T00:00:00Z"}),
-            ({"name": "b"}, told),
-            ({"name": "c"}, {**told, RECEIVED_AT_HEADER: "soon"}),
+            (event, replayed),
+            (event, {**replayed, SENT_AT_HEADER: "0001-01-01T00:00:00Z"}),
+            ({"name": "b"}, replayed),
+            ({"name": "c"}, {**replayed, RECEIVED_AT_HEADER: "soon"}),
         ):
             async with session.post("http://worker/v1/events", json=body, headers=headers) as response:
                 assert response.status in (200, 400)
@@ -1061,8 +1061,8 @@ async def test_a_replay_needs_no_key_and_has_no_limit(start: Start):
         for _ in range(3):
             assert await replay({"name": "replayed"}) == (200, ACCEPTED_ONE)
         assert await replay({"name": "large", "properties": {"filler": "x" * 2_000_000}}) == (200, ACCEPTED_ONE)
-        status, told = await replay({"name": ""})
-        assert (status, told["code"]) == (400, "missing_name")
+        status, outcome = await replay({"name": ""})
+        assert (status, outcome["code"]) == (400, "missing_name")
     assert await client.names() == ["large", "replayed", "replayed", "replayed"]
     # Refused once more, it is not kept twice.
     assert await client.rejected() == []

@@ -24,7 +24,7 @@ def native(body: Any, **how: Any) -> list[RawEvent | Refusal]:
     return decode_native(json.dumps(body).encode(), 10_000, **how).events
 
 
-def told(event: RawEvent | Refusal) -> dict[str, Any]:
+def fields_of(event: RawEvent | Refusal) -> dict[str, Any]:
     """What an event has, properties and context decoded."""
     assert isinstance(event, RawEvent), event
     found = {field: getattr(event, field) for field in event.__struct_fields__}
@@ -47,13 +47,13 @@ def test_the_example():
     body = {"name": "x", "userId": "U", "anonymousId": "A", "sessionId": "S", "messageId": "m-1"}
     wanted = {"name": "x", "user_id": "U", "anonymous_id": "A", "session_id": "S", "id": "m-1"}
     for sent in envelopes(body):
-        assert told(native(sent)[-1]) == wanted
+        assert fields_of(native(sent)[-1]) == wanted
 
 
 @pytest.mark.parametrize("how", range(5))
 def test_fields_in_other_spellings(how: int):
     for sent in envelopes({respelled(name, how): value for name, value in FIELDS.items()}):
-        assert told(native(sent)[-1]) == FIELDS
+        assert fields_of(native(sent)[-1]) == FIELDS
     for other, field in (
         ("event", "name"),
         ("eventName", "name"),
@@ -61,7 +61,7 @@ def test_fields_in_other_spellings(how: int):
         ("uuid", "id"),
     ):
         event = {"name": "n", **({} if field == "name" else {other: "v"})} if field != "name" else {other: "v"}
-        assert told(native(event)[0])[field] == "v"
+        assert fields_of(native(event)[0])[field] == "v"
 
 
 def test_nothing_vanishes():
@@ -89,22 +89,22 @@ def test_nothing_vanishes():
             assert any(name in found.detail for name in event)
             continue
         kept += 1
-        values = [*told(found).values(), *told(found).get("properties", {}).values()]
+        values = [*fields_of(found).values(), *fields_of(found).get("properties", {}).values()]
         for name, value in event.items():
             if name == "properties":
-                assert told(found)["properties"].items() >= event["properties"].items()
+                assert fields_of(found)["properties"].items() >= event["properties"].items()
             else:
                 assert value in values, (event, found)
     assert kept > 300 and refused > 5
 
 
 def test_two_names_for_one_thing():
-    assert told(native({"name": "x", "user_id": "u", "userId": "u"})[0]) == {"name": "x", "user_id": "u"}
-    found = told(native({"name": "x", "user_id": "u", "userId": "v", "event": "e"})[0])
+    assert fields_of(native({"name": "x", "user_id": "u", "userId": "u"})[0]) == {"name": "x", "user_id": "u"}
+    found = fields_of(native({"name": "x", "user_id": "u", "userId": "v", "event": "e"})[0])
     assert found == {"name": "x", "user_id": "u", "properties": {"userId": "v", "event": "e"}}
-    assert told(native({"name": "x", "user_id": None, "userId": "v"})[0]) == {"name": "x", "user_id": "v"}
+    assert fields_of(native({"name": "x", "user_id": None, "userId": "v"})[0]) == {"name": "x", "user_id": "v"}
     same = {"name": "x", "plan": [1.0, "\u00e9"], "properties": {"plan": [1, "é"]}}
-    assert told(native(same)[0])["properties"] == {"plan": [1, "é"]}
+    assert fields_of(native(same)[0])["properties"] == {"plan": [1, "é"]}
     (refused,) = native({"name": "x", "plan": "a", "properties": {"plan": "b"}})
     assert isinstance(refused, Refusal) and "`plan`" in refused.detail
 
@@ -112,7 +112,7 @@ def test_two_names_for_one_thing():
 def test_credentials_are_never_stored():
     event = {"name": "x", "plan": "a", "writeKey": "k", "write_key": "k", "apiKey": "k", "api_key": "k", "token": "k"}
     for sent in envelopes(event):
-        assert told(native(sent)[-1]) == {"name": "x", "properties": {"plan": "a"}}
+        assert fields_of(native(sent)[-1]) == {"name": "x", "properties": {"plan": "a"}}
     assert decode_native(json.dumps(event).encode(), 1).write_key == "k"
 
 
@@ -138,8 +138,8 @@ def test_what_stands_beside_a_batch_holds_for_its_events(count: int, behind: boo
     found = native({**batch, **shared} if behind else {**shared, **batch})
     assert len(found) == 2 * count
     context = {"a": 1, "b": {"c": 2}}
-    assert told(found[0]) == {"name": "x", "user_id": "u", "context": context, "properties": {"plan": "p"}}
-    assert told(found[-1]) == {
+    assert fields_of(found[0]) == {"name": "x", "user_id": "u", "context": context, "properties": {"plan": "p"}}
+    assert fields_of(found[-1]) == {
         "name": "named", "user_id": "own", "context": {"a": 5, "b": {"c": 2}}, "properties": {"plan": "q"},
     }  # fmt: skip
 
@@ -159,7 +159,7 @@ def test_what_stands_beside_a_batch_is_bounded():
 def test_a_malformed_neighbour_is_refused_alone():
     first, second, third = native({"batch": [{"name": 5}, 7, {"name": "x"}], "userId": "u"})
     assert isinstance(first, Refusal) and isinstance(second, Refusal)
-    assert told(third) == {"name": "x", "user_id": "u"}
+    assert fields_of(third) == {"name": "x", "user_id": "u"}
 
 
 # Segment.
@@ -185,7 +185,7 @@ def test_nothing_of_a_segment_message_vanishes(kind: str, shape: str):
     message: dict[str, Any] = {"type": kind, **COMMON, "timestamp": "2026-01-02", **BESIDE, **CALLS[kind]}
     message |= {"traits": {"t": 1}, "properties": {"p": 2}, "integrations": {"All": True}, "_metadata": {"n": 1}}
     body = {"alone": message, "batch": {"batch": [message], "writeKey": "k"}, "list": [message]}[shape]
-    found = told(decode_segment(json.dumps(body).encode(), None, 10).events[0])
+    found = fields_of(decode_segment(json.dumps(body).encode(), None, 10).events[0])
     wanted = {name: value for name, value in BESIDE.items() if name not in CALLS[kind]}
     merged = {"t": 1} if kind in ("identify", "group") else {"traits": {"t": 1}}
     assert found.pop("properties") == {**wanted, **merged, "p": 2}
@@ -202,7 +202,7 @@ def test_segments_fields_in_other_spellings():
         "message_id": "m",
         "session_id": "s",
     }
-    found = told(decode_segment(json.dumps([message]).encode(), None, 10).events[0])
+    found = fields_of(decode_segment(json.dumps([message]).encode(), None, 10).events[0])
     assert {name: found.get(name) for name in ("user_id", "anonymous_id", "id", "session_id")} == {
         "user_id": "u", "anonymous_id": "a", "id": "m", "session_id": "s",
     }  # fmt: skip
@@ -211,12 +211,12 @@ def test_segments_fields_in_other_spellings():
 
 def test_the_type_of_a_message_that_the_path_overrides_is_kept():
     body = json.dumps({"type": "page", "event": "e"}).encode()
-    assert told(decode_segment(body, "track", 10).events[0])["properties"] == {"type": "page"}
+    assert fields_of(decode_segment(body, "track", 10).events[0])["properties"] == {"type": "page"}
 
 
 def test_a_context_beside_segments_batch_is_that_of_its_messages():
     body = {"batch": [{"type": "track", "event": "e"}], "context": {"ip": "1.2.3.4"}, "integrations": {"All": False}}
-    assert told(decode_segment(json.dumps(body).encode(), None, 10).events[0])["context"] == {"ip": "1.2.3.4"}
+    assert fields_of(decode_segment(json.dumps(body).encode(), None, 10).events[0])["context"] == {"ip": "1.2.3.4"}
 
 
 UNREADABLE = {
