@@ -1,4 +1,4 @@
-"""With anonymise_ip on, no whole address of a client is anywhere: tables, journals, log, tail."""
+"""With anonymise_ip on, no full address of a client is anywhere: tables, journals, log, tail."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def test_an_address_under_its_name_is_concealed(name: str):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_only_looks_like_an_address_stays(name: str):
+def test_texts_that_only_look_like_addresses_stay(name: str):
     for text in ('{"%s":"1.2.3.4"}', '{"a":{"ip":"8.8.8.0","%s":["1.2.3.4"]}}', '{"ip":null,"%s":"1.2.3.4"}'):
         sent = (text % name).encode()
         assert conceal_members(sent) == sent
 
 
-def test_what_is_no_address_stays_whatever_it_is_called():
+def test_values_that_are_not_addresses_stay_under_any_name():
     tree = {
         "ip": "1.2.3",
         "address": "1 Main St, 12:34",
@@ -108,7 +108,7 @@ def test_no_text_raises(text: str):
     conceal_members(text.encode("utf-8", "surrogatepass"))
 
 
-def test_neighbours_of_an_own_address_are_others():
+def test_addresses_next_to_the_own_address_stay():
     text = "81.2.69.142 181.2.69.142 81.2.69.1421 81.2.69.142.5 81.2.69.142:80 81.2.69.142"
     assert (
         conceal_own(text, "81.2.69.142") == "81.2.69.0 181.2.69.142 81.2.69.1421 81.2.69.142.5 81.2.69.0:80 81.2.69.0"
@@ -117,7 +117,7 @@ def test_neighbours_of_an_own_address_are_others():
 
 
 def spellings(own: str) -> dict[str, str]:
-    """One address in ways that programs write it."""
+    """Spellings of one address that programs use."""
     address = ip_address(own)
     return {
         "canonical": own,
@@ -135,7 +135,7 @@ def spellings(own: str) -> dict[str, str]:
 
 
 def json_spellings(own: str) -> dict[str, str]:
-    """The inside of a JSON string."""
+    """The content of a JSON string."""
     escaped = {
         "last": own[:-1] + f"\\u{ord(own[-1]):04x}",
         "first": f"\\u{ord(own[0]):04X}" + own[1:],
@@ -156,20 +156,20 @@ OWNS = ["81.2.69.142", "203.0.113.77", "2a02:8108:96c0:1234:a1b2:c3d4:e5f6:7890"
 
 
 @pytest.mark.parametrize("own", OWNS)
-def test_the_own_address_stays_in_no_spelling(own: str):
+def test_the_own_address_is_concealed_in_every_spelling(own: str):
     for name, spelled in json_spellings(own).items():
         for around in AROUND:
             sent = around.format(spelled)
             found = conceal_own(sent, own_address(own))
             assert anonymise(own) in found and not spelled_in(found, own), (name, sent, found)
-            # As COPY text has it.
+            # As in COPY text.
             line = f"x\t{sent}\t\\N\n".replace("\\", "\\\\")
             assert conceal_own_lines([line, "y"], own, "\\" in sent) == [conceal_own(line, own), "y"]
             assert not spelled_in(conceal_own(line, own).replace("\\\\", "\\"), own), (name, line)
 
 
 def spelled_in(text: str, own: str) -> bool:
-    """Whether anybody who decodes a text would find the address."""
+    """Whether the address can be found by decoding a text."""
     for _ in range(3):
         text = unquote(re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text))
     lower = text.lower()
@@ -196,7 +196,7 @@ def test_any_own_address_in_any_mixture_of_spellings(address: Any, random: Any, 
 
 
 @pytest.mark.parametrize("own", OWNS)
-def test_others_stay_where_an_own_address_is_looked_for(own: str):
+def test_other_addresses_stay_when_the_own_address_is_concealed(own: str):
     texts = [
         "https%3A%2F%2Fe.com%2F%3Fa%3D2a01%253A4f8%26b=%31%32", "\\u0031.2.3.4 \\u00e9", "%2581.2.69.14", "%",
         "a1b2:c3d4:e5f6:7891 1234:A1B2 2A02:8108:97C0:1234:A1B2:C3D4:E5F6:7890", "\\\\", "%3", "\\u003",
@@ -226,7 +226,7 @@ def test_a_long_name_hides_nothing():
     assert conceal_members(sent) == sent
 
 
-def test_many_addresses_are_concealed_like_few():
+def test_many_addresses_are_concealed_like_a_few():
     texts = [f"2a02:8108:{index:x}:1234::{index:x}" for index in range(1, 3000)]
     texts += [f"{index % 200}.2.69.{index % 255 + 1}" for index in range(3000)]
     for sent in (json.dumps({"ips": texts}), json.dumps({"ip": " ".join(texts)})):
@@ -236,7 +236,7 @@ def test_many_addresses_are_concealed_like_few():
 
 
 @given(st.text(alphabet="0123456789abcdefABCDEF:.g", max_size=60))
-def test_an_address_is_told_as_python_tells_it(text: str):
+def test_addresses_are_recognised_as_by_python(text: str):
     try:
         address = ip_address(text)
     except ValueError:
@@ -264,8 +264,8 @@ RUNS = [
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_no_long_run_is_looked_at_twice(run: str):
-    """What is not linear would take hours."""
+def test_long_runs_take_linear_time(run: str):
+    """An algorithm that is not linear would take hours."""
     text = run * (300_000 // len(run))
     conceal_text(text)
     conceal_members(f'{{"ip":"{text}"}}'.encode())
@@ -274,8 +274,8 @@ def test_no_long_run_is_looked_at_twice(run: str):
         conceal_own_number(f'{{"ip":"{text}",{int(ip_address(own))}'.encode(), own)
 
 
-def test_long_texts_take_no_time_of_anybody():
-    """What is not linear would take hours."""
+def test_long_texts_take_linear_time():
+    """An algorithm that is not linear would take hours."""
     texts = [
         '"' * 300_000, '{"ip":"' + "1." * 300_000, "ip" * 300_000, '"ip":[' + '"a",' * 100_000, ":" * 300_000,
         '"' + "\\" * 300_001, "1.2.3." * 100_000, '"ip":"' + "\\\\" * 200_000 + '"',
@@ -307,7 +307,7 @@ async def everything(connection: asyncpg.Connection) -> dict[str, list[str]]:
 
 
 async def use_every_route(client: Client, peer: str, person: str) -> None:
-    """As one who is behind a proxy, and writes their address wherever it can be written."""
+    """Send requests through a proxy, with the client's address wherever it can be written."""
     via = {"X_Forwarded_For": f"{peer}", "User_Agent": f"Mozilla/5.0 (from {peer})"}
     context = {"ip": peer, "device": {"ip": peer}, "headers": {"X-Forwarded-For": f"{peer}, 10.0.0.1"}}
     event = {
@@ -371,7 +371,7 @@ async def test_no_spelling_of_it_is_stored(start: Start, connection: asyncpg.Con
 
 
 @pytest.mark.parametrize("peer", [*V4[:2], *V6[:2], "::ffff:81.2.71.255", "81.2.72.131:4711"])
-async def test_nothing_of_it_is_anywhere(
+async def test_no_full_address_is_left_anywhere(
     start: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture, peer: str, tmp_path: Path
 ):
     caplog.set_level(logging.DEBUG)
@@ -409,7 +409,7 @@ async def test_nothing_of_it_is_anywhere(
     assert any(address in row for name, texts in rows.items() if name.startswith("analytics.events") for row in texts)
 
 
-async def test_off_means_whole(start: Start):
+async def test_addresses_are_stored_in_full_if_it_is_off(start: Start):
     client = await start(trusted_proxies=["127.0.0.1"], anonymise_ip=False)
     via = {"X_Forwarded_For": "81.2.69.142"}
     assert (await client.post({"name": "x", "context": {"ip": "8.8.4.4"}}, **via)).status == 200
@@ -423,8 +423,8 @@ async def test_off_means_whole(start: Start):
     assert [row["ip"] for row in rows] == ["81.2.69.142"]
 
 
-async def test_limits_by_address_still_tell_addresses_apart(start: Start):
-    """Neighbours share what is stored of their address, and not what they may do."""
+async def test_limits_still_distinguish_full_addresses(start: Start):
+    """Neighbours have the same stored address, but separate limits."""
     client = await start(trusted_proxies=["127.0.0.1"])
     for host in (1, 2):
         answers = [
@@ -441,7 +441,7 @@ async def test_limits_by_address_still_tell_addresses_apart(start: Start):
             ip_address(row["subject"])
 
 
-async def test_a_plain_insert_keeps_no_whole_address(connection: asyncpg.Connection):
+async def test_a_plain_insert_stores_no_full_address(connection: asyncpg.Connection):
     await connection.execute("SELECT analytics.ensure_events_partition((now() AT TIME ZONE 'UTC')::date)")
     insert = """INSERT INTO analytics.events (type, name, ip_address, context) VALUES ('system', 'x', $1, $2)"""
     for address in ("81.2.69.142", "2a02:8108:96c0:1234::7"):

@@ -1,4 +1,5 @@
-"""One event is one row, however often it is delivered, when, by which clock and to which worker; right times stay."""
+"""One event is one row, however often and whenever it is delivered, by any clock and to any worker; correct times are
+not changed."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ KNOWN = "SELECT id, coalesce(client_time, created_at) AS own, count(*) AS n FROM
 
 
 class Clock(datetime):
-    """The collectors' clock, which tests set; it goes on by a microsecond each time that it is asked."""
+    """The collectors' clock, which tests set; it advances by a microsecond with each call."""
 
     at: datetime = BASE
 
@@ -42,7 +43,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Clock]]:
 
 
 class Happening(NamedTuple):
-    """An event of a client: how far its clock is ahead, when it happened by ours, its id, whether it tells a time."""
+    """A client's event: how far the client's clock is ahead, when it happened by the server's clock, its id, and
+    whether it has a timestamp."""
 
     ahead: timedelta
     happened: datetime
@@ -51,7 +53,7 @@ class Happening(NamedTuple):
 
     @property
     def own(self) -> datetime | None:
-        """The time that its client gives it."""
+        """The time that the client gives it."""
         return self.happened + self.ahead if self.timed else None
 
     def sent(self) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class Happening(NamedTuple):
 
 
 def sent_at(rng: random.Random, one: Happening, received_at: datetime) -> str | int | None:
-    """Fixed at capture, fresh, or nonsense."""
+    """A sentAt: fixed at capture, new for each delivery, or nonsense."""
     return rng.choice(
         (
             (one.happened + one.ahead).isoformat(),
@@ -72,7 +74,8 @@ def sent_at(rng: random.Random, one: Happening, received_at: datetime) -> str | 
 
 
 def happenings(rng: random.Random, count: int) -> list[Happening]:
-    """With clocks that are right, a little wrong, and wrong by years; some ids twice, at different times."""
+    """Events with clocks that are correct, slightly off, or off by more than a year; some ids twice, at different
+    times."""
     found: list[Happening] = []
     for n in range(count):
         ahead = rng.choice((timedelta(), timedelta(minutes=rng.uniform(-400, 400)), DAY * rng.uniform(-400, 400)))
@@ -84,7 +87,7 @@ def happenings(rng: random.Random, count: int) -> list[Happening]:
 
 
 async def deliver(client: Client, events: Sequence[dict[str, Any]], sent: object) -> list[bool]:
-    """Whether each was accepted."""
+    """Send events, and return whether each was accepted."""
     answer = await client.post({"batch": events, "sentAt": sent})
     refused = {one["index"] for one in answer.json()["rejected"]}
     assert answer.status in (200, 400), answer
@@ -127,7 +130,7 @@ async def test_each_event_is_stored_once_whatever_its_clock_and_its_deliveries(
     right = [one for one in events if one.timed and not one.ahead]
     assert right and set(right) <= accepted
     assert [times[one.id, one.happened] for one in right] == [one.happened for one in right]
-    # Nobody whose time is possible from its first to its last delivery is refused, or moved.
+    # No event whose time is possible from its first to its last delivery is refused or corrected.
     steady = [one for one in events if one.own and -40 * DAY < one.ahead < timedelta(hours=1)]
     assert set(steady) <= accepted and all(times[one.id, one.own] == one.own for one in steady)
     assert len({one for one in accepted if one.own and times[one.id, one.own] != one.own}) > 3
@@ -137,7 +140,7 @@ async def test_each_event_is_stored_once_whatever_its_clock_and_its_deliveries(
 
 FUTURE = timedelta(hours=2)
 DELIVERIES = {
-    # When it is received, and the client's sentAt: of an event whose client says FUTURE.
+    # (when it is received, the client's sentAt) of an event with the timestamp FUTURE.
     "corrected": (timedelta(), FUTURE),
     "corrected again": (timedelta(minutes=1), FUTURE),
     "possible by now": (timedelta(hours=1, minutes=30), FUTURE),
@@ -163,7 +166,7 @@ async def test_deliveries_of_one_event_that_are_stored_at_once(
                 after, sent = DELIVERIES[way]
                 clock.at = BASE + after
                 assert all(await deliver(client, events, (BASE + sent).isoformat()))
-                # In another order, so that each may wait for the other.
+                # In a different order, so that each may wait for the other.
                 events = events[::-1]
         for client in workers:
             await client.settled()
@@ -172,8 +175,8 @@ async def test_deliveries_of_one_event_that_are_stored_at_once(
     assert sum(client.worker.accounts.duplicate_in_database for client in workers) == total
 
 
-async def test_both_ways_in_one_flush(start: Start, clock: type[Clock], connection: asyncpg.Connection):
-    """Whichever is first in the journal: without a window, and without a break between them."""
+async def test_both_deliveries_in_one_flush(start: Start, clock: type[Clock], connection: asyncpg.Connection):
+    """In either order in the journal, without a dedupe window, and without a break between them."""
     client = await start(dedupe_window_events=0)
     own = (BASE + FUTURE).isoformat()
     for ways in (
@@ -199,7 +202,7 @@ PLAIN = "INSERT INTO analytics.events (type, name, created_at, id, batch_id) VAL
 
 
 async def waits_for_a_lock(connection: asyncpg.Connection, pid: int) -> None:
-    """Return when this process of the server waits for an advisory lock."""
+    """Return when this Postgres backend waits for an advisory lock."""
     query = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND locktype = 'advisory' AND NOT granted)"
     async with asyncio.timeout(20):
         while not await connection.fetchval(query, pid):  # noqa: ASYNC110
@@ -271,8 +274,8 @@ async def test_different_events_with_one_id_are_different_events(start: Start, c
 
 
 @pytest.mark.parametrize("batched", [True, False])
-async def test_events_of_one_id_that_our_clock_would_give_one_time(start: Start, clock: type[Clock], batched: bool):
-    """Each was sent the moment it happened, by a clock that stands at 1970 or so: they all happened as they came."""
+async def test_events_of_one_id_that_are_received_at_one_time(start: Start, clock: type[Clock], batched: bool):
+    """Each was sent the moment it happened, by a clock at about 1970, so they all happened on arrival."""
     client = await start(dedupe_window_events=0)
     moments = [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=n) for n in range(50)]
     events = [
@@ -291,7 +294,7 @@ async def test_events_of_one_id_that_our_clock_would_give_one_time(start: Start,
     assert client.worker.accounts.duplicate_in_database == len(events)
 
 
-async def test_each_message_is_put_right_by_its_own_sent_at(start: Start, clock: type[Clock]):
+async def test_each_message_is_corrected_by_its_own_sent_at(start: Start, clock: type[Clock]):
     client = await start()
     ahead = (timedelta(hours=5), DAY * 30, -DAY * 200, timedelta())
     messages = []
@@ -307,11 +310,11 @@ async def test_each_message_is_put_right_by_its_own_sent_at(start: Start, clock:
             assert abs(rows[name] - (BASE - timedelta(minutes=n))) < timedelta(seconds=1), name
 
 
-# What the table refuses is not known.
+# Events that the table refused.
 
 
 @pytest.mark.parametrize("window", [0, 1000])
-async def test_what_the_table_refused_is_new_when_it_comes_again(
+async def test_an_event_that_the_table_refused_is_new_when_sent_again(
     start: Start, clock: type[Clock], connection: asyncpg.Connection, window: int
 ):
     client = await start(dedupe_window_events=window)
@@ -329,7 +332,7 @@ async def test_what_the_table_refused_is_new_when_it_comes_again(
     clock.at = BASE + timedelta(minutes=1)
     assert all(await deliver(client, events, (BASE + FUTURE + timedelta(minutes=1)).isoformat()))
     assert await client.names() == ["good", "good too", "poison", "poison of now", "poison too"]
-    # And what was kept of them is the same events still.
+    # Those kept in rejected_events are still the same events.
     query = "SELECT payload, received_at, sent_at FROM analytics.rejected_events ORDER BY id"
     for kept in await client.fetch(query):
         headers = {"X-Ingest-Received-At": kept["received_at"].isoformat()}
@@ -345,7 +348,7 @@ async def test_what_the_table_refused_is_new_when_it_comes_again(
     assert all(abs(at - BASE) < timedelta(minutes=2) for at in times.values()), times
 
 
-async def test_keys_go_with_their_events(connection: asyncpg.Connection):
+async def test_keys_are_deleted_with_their_events(connection: asyncpg.Connection):
     now = datetime.now(UTC)
     for days in (0, 89, 92, 400):
         await connection.execute(
@@ -356,7 +359,7 @@ async def test_keys_go_with_their_events(connection: asyncpg.Connection):
     assert sorted(row["created_at"] for row in left) == [now - DAY * 89, now]
 
 
-# What a flush holds.
+# The contents of a flush.
 
 
 def record(lines: bytes, columns: tuple[str, ...] = row.EVENT_COLUMNS) -> Record:
@@ -378,7 +381,7 @@ def line(created: str, client_time: str = "\\N", columns: tuple[str, ...] = row.
     return ("\t".join(known.get(column, "\\N") for column in columns) + "\n").encode()
 
 
-def test_lines_are_told_apart():
+def test_plain_and_keyed_lines_are_distinguished():
     plain = [line("2026-01-02T03:04:05.678Z"), line("2026-01-02T03:04:59+00:00"), line("2026-01-03T00:00:00+00:00")]
     keyed = [line("2026-01-04T00:00:00+00:00", "-infinity"), line("2026-01-04T00:00:01+00:00", "1970-01-01T00:00:00")]
     found = event_keys.examine(
@@ -400,8 +403,8 @@ def test_lines_of_an_older_release_are_all_plain(columns):
 
 
 @pytest.mark.parametrize("minutes", [3, 2000])
-async def test_what_was_stored_corrected_is_found_among_many(connection: asyncpg.Connection, minutes: int):
-    """Of a flush over many minutes, and of keys that are like those of its events in all but one thing."""
+async def test_only_known_events_of_a_flush_are_dropped(connection: asyncpg.Connection, minutes: int):
+    """In a flush over many minutes, with keys that differ from those of its events in only one respect."""
     spans = [datetime(2026, 1, 2, tzinfo=UTC) + timedelta(minutes=n) for n in range(minutes)]
     await partitions.ensure(connection, sorted({at.date() for at in spans}))
     ids = [uuid4() for _ in spans]

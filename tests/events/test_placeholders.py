@@ -1,4 +1,4 @@
-"""Ids that are nobody's: recognised however they are written, in Python and SQL alike, and never anybody's."""
+"""Placeholder ids: recognised in every spelling, in Python and SQL alike, and never stored as ids."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INFINITE = ["1e999", "-1e999", "+1E999", "9e999", "1.0e+999", "9.99E9999", "1e10
 
 
 def several() -> list[str]:
-    """Placeholders one after the other, in full width, percent-encoded once and twice, and all of it."""
+    """Several placeholders in a row, in full width, percent-encoded once and twice, and all of these together."""
     lists = [*ONES, *INFINITE, "not provided", *UNFILLED]
     for one in ONES:
         for other in (one, "null"):
@@ -58,11 +58,11 @@ def test_a_name_is_recognised_in_every_spelling(name: str):
     assert [text for text in spellings(name) if not LISTED.has(text)] == []
 
 
-def test_several_are_nobody_however_they_are_encoded():
+def test_several_placeholders_are_one_in_every_encoding():
     assert [text for text in SEVERAL if not LISTED.has(text)] == []
 
 
-def test_one_person_among_them_is_somebody():
+def test_one_real_id_among_placeholders_is_not_one():
     chance = random.Random(7)
     for _ in range(2000):
         words = [*chance.choices(ONES, k=2), f"ada{chance.randrange(100)}"]
@@ -73,12 +73,12 @@ def test_one_person_among_them_is_somebody():
 
 
 @pytest.mark.parametrize("text", [*UNFILLED, *NOTHING])
-def test_what_holds_no_name_at_all(text: str):
+def test_empty_texts_and_unfilled_templates_are_placeholders(text: str):
     assert LISTED.has(text) and LISTED.known(text) is None
 
 
 @pytest.mark.parametrize("text", PEOPLE)
-def test_ids_of_people_stay(text: str):
+def test_real_ids_stay(text: str):
     assert not LISTED.has(text) and LISTED.known(text) == text
 
 
@@ -89,8 +89,8 @@ def test_uuids_and_numbers_stay():
 
 
 @pytest.mark.parametrize("listed", [LISTED, Placeholders(["Demo User", "x9"])])
-def test_an_id_that_is_seen_to_be_real_by_its_characters_is_real(listed: Placeholders):
-    """The steps ask only about ids whose characters may be a placeholder's."""
+def test_ids_that_look_real_by_their_characters_are_real(listed: Placeholders):
+    """The steps check only ids whose characters may be those of a placeholder."""
     for text in [
         *EVERY_SPELLING,
         *UNFILLED,
@@ -117,7 +117,7 @@ def test_the_list_can_be_extended():
 
 
 def generated() -> list[str]:
-    """Texts near the rule's edges: pieces of names and of decoration, put together by chance."""
+    """Texts near the edges of the rule: random combinations of pieces of names and punctuation."""
     chance = random.Random(4)
     pieces = [
         *NAMES, *UNFILLED, *NOTHING, *"01f9axZ", *" \t\n'\"()<>[]{}$#%*&@!?.,;:/\\|+-=_~^`", "\u00a0", "\u200d", "é",
@@ -139,7 +139,7 @@ async def test_the_database_has_the_same_rule(connection: asyncpg.Connection):
     assert await connection.fetchval("SELECT ingest.known_id(NULL)") is None
 
 
-async def test_the_database_can_be_told_more(connection: asyncpg.Connection):
+async def test_the_list_in_the_database_can_be_extended(connection: asyncpg.Connection):
     await connection.execute("SET app.placeholder_ids = 'Demo User, x9'")
     texts = ["demo_user", "DEMO USER", "x9", "demo", "x", "user-7"]
     found = await connection.fetchval(
@@ -150,7 +150,7 @@ async def test_the_database_can_be_told_more(connection: asyncpg.Connection):
     assert found == [None, None, None, "demo", "x", "user-7"]
 
 
-# Whatever way it comes in.
+# By every way in.
 
 SOME = [
     "null",
@@ -175,7 +175,7 @@ SOME = [
 IDS = ("user_id", "anonymous_id", "session_id")
 
 
-async def test_nobody_is_not_a_person(start: Start):
+async def test_placeholders_are_not_stored_as_ids(start: Start):
     client = await start(placeholder_ids=["demo-user"])
     texts: list[Any] = [*SOME, 0, -1, "Demo User"]
     body = [{"name": "native", **dict.fromkeys(IDS, text)} for text in texts]
@@ -192,8 +192,8 @@ async def test_nobody_is_not_a_person(start: Start):
     assert len(rows) == 2 * len(texts) + 1
 
 
-async def test_events_with_an_id_that_is_nobodys_are_no_duplicates(start: Start):
-    """Of three people, sent by each of them twice, at once and one after the other."""
+async def test_events_with_placeholder_ids_are_not_duplicates(start: Start):
+    """Events of three people, each sent twice, at once and one after the other."""
     client = await start(placeholder_ids=["demo-message"])
     encoded = ["%22null%22", "%7B%7Bmessage.id%7D%7D", "%27undefined%27", "%5Bobject%20Object%5D"]
     plain = [0, -1, "Demo Message", "[object Object]", "{{message.id}}", str(UUID(int=0))]
@@ -210,7 +210,7 @@ async def test_events_with_an_id_that_is_nobodys_are_no_duplicates(start: Start)
                 (await client.post({"batch": segment}, "/v1/batch")).json(),
             ]
             assert [answer["accepted"] for answer in answers] == [3, 1, 3], text
-    # An id stays one.
+    # A real id still identifies its event.
     for _ in range(2):
         await client.post([{"name": "real", "id": "1"}, {"name": "real", "id": 7}, {"name": "real", "id": "null-1"}])
     await client.settled()
@@ -224,7 +224,7 @@ async def test_events_with_an_id_that_is_nobodys_are_no_duplicates(start: Start)
     assert counts == wanted
 
 
-async def test_nobody_in_a_plain_insert(connection: asyncpg.Connection):
+async def test_placeholders_in_a_plain_insert(connection: asyncpg.Connection):
     await connection.execute("SELECT analytics.ensure_events_partition((now() AT TIME ZONE 'UTC')::date)")
     for number, text in enumerate([*SOME, "ada"]):
         await connection.execute(
@@ -238,7 +238,7 @@ async def test_nobody_in_a_plain_insert(connection: asyncpg.Connection):
     assert [tuple(row) for row in rows] == [("ada", "ada", "ada"), (None, None, None)]
 
 
-async def test_nobody_is_a_unit_of_an_experiment(start: Start):
+async def test_placeholders_are_not_units_of_experiments(start: Start):
     client = await start(admin_keys=(ADMIN_KEY,))
     await run(client, "button", **EVERYBODY_B)
     trusted = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -261,7 +261,7 @@ async def test_nobody_is_a_unit_of_an_experiment(start: Start):
     assert answer.json()["variant"] == "b"
 
 
-async def test_nobody_begins_onboarding(start: Start):
+async def test_placeholders_cannot_begin_onboarding(start: Start):
     client = await start()
     for number, text in enumerate(["undefined", "null", "{{id}}", "ada"]):
         body = {"anonymous_id": text, "session_id": text}

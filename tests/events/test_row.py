@@ -1,4 +1,4 @@
-"""What Postgres reads from a line is what the client sent; and it reads every line that the steps let through."""
+"""Postgres reads from a line what the client sent, and accepts every line that the steps accept."""
 
 from __future__ import annotations
 
@@ -137,12 +137,12 @@ def test_a_line_is_read_back(texts):
         (b"a\tb\tc\n", ["a", "b"]),
     ],
 )
-def test_what_a_damaged_or_foreign_line_reads_as(line, values):
+def test_reading_damaged_and_foreign_lines(line, values):
     read = split_line(line, ("one", "two"))
     assert list(read.values()) == values
 
 
-def test_columns_are_named_once():
+def test_column_names_are_unique():
     assert len(set(EVENT_COLUMNS)) == len(EVENT_COLUMNS)
     assert EVENT_COLUMNS[-1] == REJECTED_COLUMNS[-1] == "batch_id"
 
@@ -160,7 +160,7 @@ async def test_columns_are_those_of_the_tables(connection: asyncpg.Connection):
 
 
 def lines_of(payload: Payload, sender: Sender = NOBODY, sent_at: datetime | None = None) -> list[str | Refusal]:
-    """Each event's line up to its batch_id, or its refusal."""
+    """The line of each event, up to its batch_id, or its refusal."""
     arrival = arrive(moment_of(NOW, LIMITS), sent_at, sender, payload.parts[0].hazards, LIMITS)
     lines, _, refused = process([event for event in payload.events if not isinstance(event, Refusal)], arrival)
     processed = iter([refused.get(index, line) for index, line in enumerate(lines)])
@@ -192,14 +192,14 @@ async def find_refused(connection: asyncpg.Connection, lines: list[bytes]) -> in
 
 @pytest.fixture
 async def events(connection: asyncpg.Connection) -> asyncpg.Connection:
-    """Takes every day within the limits, and the same event any number of times."""
+    """A table that accepts every day within the limits, and the same event any number of times."""
     days = {NOW.date() + timedelta(days=offset) for offset in range(-2, 2)}
     await partitions.ensure(connection, sorted(days))
     await connection.execute("ALTER TABLE analytics.events DROP CONSTRAINT events_pkey")
     return connection
 
 
-# Rather what hurts than what is usual: each of these has a meaning to JSON, to COPY, to UTF-8 or to Postgres.
+# Dangerous rather than usual characters: each is special in JSON, COPY text, UTF-8 or Postgres.
 NASTY = st.sampled_from(
     [
         *"\x00\t\n\r\\\"'\x01\x1f\x7f\x85\u2028\ufeff\ufffe\uffff\ud800\udbff\udc00\udfffé😀 ",
@@ -220,7 +220,7 @@ VALUES = st.recursive(
 )
 OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=5)
 SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (",\n\t", "\r\n:\t"), ("\r,", " :\n")])
-# Credentials in addresses do not come back: tests/events/test_urls.py.
+# Without credentials, which are not stored: tests/events/test_urls.py.
 ADDRESSES = TEXTS.map(lambda text: text.replace("@", "a"))
 SENT = st.fixed_dictionaries(
     {"name": TEXTS.filter(lambda text: clean(text).strip())},
@@ -239,7 +239,7 @@ SENT = st.fixed_dictionaries(
 
 
 def clean(text: str) -> str:
-    """JavaScript's toWellFormed(), and U+0000 replaced."""
+    """As JavaScript's toWellFormed(), and with U+0000 replaced."""
     paired = re.sub(
         "[\ud800-\udbff][\udc00-\udfff]",
         lambda pair: chr(0x10000 + (ord(pair[0][0]) - 0xD800) * 0x400 + ord(pair[0][1]) - 0xDC00),
@@ -249,7 +249,7 @@ def clean(text: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """A JSON value as it is to come back; numbers exactly, so that a float is what its text says."""
+    """A JSON value as it should be read back, with numbers exactly as in their text."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, float):
@@ -265,7 +265,7 @@ PLACEHOLDERS = Placeholders()
 
 
 def stored(sent: dict[str, Any]) -> dict[str, Any]:
-    """The columns that an event is to have, as far as they follow from the event alone."""
+    """The expected columns of an event, as far as they follow from the event alone."""
     wanted = {column: cleaned(sent.get(column, {})) for column in ("properties", "context")}
     for column in ("user_id", "anonymous_id", "session_id", "url", "referrer"):
         value = sent.get(column)
@@ -275,7 +275,7 @@ def stored(sent: dict[str, Any]) -> dict[str, Any]:
     wanted["name"] = clean(sent["name"]).strip()
     if "timestamp" in sent:
         wanted["created_at"] = datetime.fromisoformat(sent["timestamp"]).replace(tzinfo=UTC)
-    # A message id that is nobody's is none: the event gets one of ours.
+    # An event with a placeholder as its id gets a new one.
     if "id" in sent and not PLACEHOLDERS.has(clean(str(sent["id"]))):
         try:
             wanted["id"] = uuid.UUID(sent["id"]) if len(str(sent["id"])) == 36 else None
@@ -285,7 +285,7 @@ def stored(sent: dict[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-async def test_what_is_sent_comes_back(events: asyncpg.Connection):
+async def test_events_are_stored_as_sent(events: asyncpg.Connection):
     lines: list[bytes] = []
     wanted: list[dict[str, Any]] = []
 
@@ -294,7 +294,7 @@ async def test_what_is_sent_comes_back(events: asyncpg.Connection):
     def send(sent, separators, ascii_only, user_agent, copies):
         text = json.dumps(sent, separators=separators, ensure_ascii=ascii_only)
         if not ascii_only:
-            # A lone surrogate has no UTF-8: those are always escaped.
+            # A lone surrogate cannot be encoded in UTF-8, so it is always escaped.
             text = re.sub("[\ud800-\udfff]", lambda one: f"\\u{ord(one[0]):04x}", text)
         payload = decode_native(b"[%s]" % b",\n".join([text.encode()] * copies), 10)
         for line in lines_of(payload, Sender("192.0.2.1", user_agent, "DE", None)):
@@ -313,7 +313,7 @@ async def test_what_is_sent_comes_back(events: asyncpg.Connection):
             if column in ("properties", "context"):
                 read = json.loads(read, parse_float=Decimal)
             assert read == value, (column, line)
-        # And for people: the line itself says the same, and gives the same event again when it is replayed.
+        # The line can also be parsed for display, and gives the same event when it is replayed.
         values = split_line(line, EVENT_COLUMNS)
         assert (values["name"], values["user_id"], values["url"]) == (row["name"], row["user_id"], row["url"])
         again = lines_of(decode_native(event_of_line(values).encode(), 1))[0]
@@ -346,8 +346,8 @@ SEGMENT_BODIES = [
     b'"context":{"page":{"url":"u","referrer":"r"},"campaign":{"source":"s"},"userAgent":"\\u0041"},"anonymousId":5}',
     b'[{"type":"alias","previousId":"old\\t","userId":"new"},{"type":"identify","traits":{"e":"\\\\"},"userId":9}]',
 ]
-# What is put into a body, by where it stands a chance to be JSON: most of these mean something there to JSON,
-# COPY, UTF-8, an address, a time or Postgres.
+# What is inserted into a body, by where it may still be JSON: most of these are special in JSON, COPY text, UTF-8,
+# URLs, times or Postgres.
 IN_TEXTS = [
     *rb"\u0000 \ud800 \uDFFF \uD83D\uDE00 \\u0000 \\\u0000 \u007f \u2028 \ufeff".split(),
     *rb"\N \\N \. \\. \n \t \r \\ \" \/".split(),
@@ -376,13 +376,13 @@ MEMBERS = b"name id timestamp user_id properties context url session_id userAgen
 TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 VALUE = re.compile(rb'(?<=:)(?:"(?:[^"\\]|\\.)*"|[-+0-9.eE]+)')
 BETWEEN = re.compile(rb"(?<=[\[{,:])(?=[\[{\"0-9])")
-# Two characters of a UUID, replaced by two: its length stays what it was.
+# Two characters of a UUID are replaced by two, so that its length stays the same.
 UUID_DIGITS = re.compile(rb'(?<=[0-9a-f-])[0-9a-f]{2}(?=[0-9a-f-]*")')
 OPENING = re.compile(rb"\{(?=\")")
 
 
 def mutate(random: Random, body: bytes) -> bytes:
-    """A body with one to three changes: most of them leave it JSON, some anything at all."""
+    """A body with one to three changes: most of them leave valid JSON, some leave anything at all."""
     for _ in range(random.choice((1, 1, 2, 3))):
         pattern = random.choice((TEXT, TEXT, VALUE, VALUE, BETWEEN, OPENING, UUID_DIGITS, None))
         places = [match.span() for match in pattern.finditer(body)] if pattern else []
@@ -463,7 +463,7 @@ EDGES = [
 
 @pytest.mark.parametrize("text", EDGES, ids=[text[:20] for text in EDGES])
 @pytest.mark.parametrize("column", ["properties", "context"])
-async def test_the_largest_and_strangest_that_is_accepted(events: asyncpg.Connection, column: str, text: str):
+async def test_extreme_values_are_stored(events: asyncpg.Connection, column: str, text: str):
     line = lines_of(decode_native(b'{"name":"a","%s":%s}' % (column.encode(), text.encode()), 1))[0]
     assert isinstance(line, str), line
     await copy(events, [f"{line}1\n".encode()])
@@ -472,12 +472,12 @@ async def test_the_largest_and_strangest_that_is_accepted(events: asyncpg.Connec
 
 
 def exactly(text: str) -> Any:
-    """JSON with its numbers as Decimals: Python refuses to make an int of more than 4,300 digits."""
+    """JSON with its numbers as Decimals, because Python refuses to parse ints of more than 4,300 digits."""
     return json.loads(text, parse_float=Decimal, parse_int=Decimal)
 
 
 async def test_a_refused_line_can_be_kept_and_replayed(events: asyncpg.Connection):
-    """The last resort of the writer: a line becomes a native event again, and that is the same line."""
+    """The writer's last resort: a line becomes a native event again, which gives the same line."""
     body = rb'{"name":"a\tb\\","properties":{"x":"\\N\n\"","y":[1.50]},"url":"https://a.example/","id":"m"}'
     line = lines_of(decode_native(body, 1))[0]
     assert isinstance(line, str)

@@ -1,4 +1,4 @@
-"""Where visits came from: docs/reference/sources.md, rule by rule; the database says the same of every address."""
+"""Sources of visits: docs/reference/sources.md, rule by rule; the database agrees on every URL."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def source(url: str = SITE, referrer: str | None = None, own: OwnHosts = NO_HOST
     return source_of(page.utm_source, page.hint, referrer, referrer_host(referrer or ""), page.host, own)
 
 
-# One value each, however it is written.
+# One value for all spellings.
 
 ONE_SOURCE = {
     "linkedin": [
@@ -82,13 +82,13 @@ ONE_SOURCE = {
     "notlinkedin.com": ["notlinkedin.com", "www.NotLinkedIn.com"],
     "linkedin.com.evil.example": ["linkedin.com.evil.example"],
 }
-"""source -> how a campaign names it."""
+"""source -> its spellings in campaigns."""
 
 
 @pytest.mark.parametrize(
     ("name", "written"), [(name, written) for name, every in ONE_SOURCE.items() for written in every]
 )
-def test_a_source_is_one_however_it_is_written(name: str, written: str) -> None:
+def test_all_spellings_of_a_source_are_one_value(name: str, written: str) -> None:
     assert source_name(folded(written)) == name
     for spelled in (written, json.loads(json.dumps(written))):
         quoted = "".join([f"%{byte:02x}" for byte in spelled.encode()])
@@ -158,7 +158,7 @@ SITES = [
 
 
 @pytest.mark.parametrize(("host", "site"), SITES)
-def test_what_somebody_has_registered(host: str, site: str) -> None:
+def test_registered_domains(host: str, site: str) -> None:
     assert site_of(host) == site
 
 
@@ -183,19 +183,19 @@ def test_own_hosts(own: tuple[str, ...], page: str | None, host: str, is_ours: b
 
 
 RANKED = [
-    # What is there, from the weakest on: each wins over those before.
+    # In order of precedence, from lowest to highest.
     ("", "https://news.example/", "news.example"),
     ("gclid=x", "https://news.example/", "google"),
     ("fbclid=+&msclkid=x&gclid=x", "https://news.example/", "bing"),
     ("gclid=x&source=Partner", "https://news.example/", "partner"),
     ("gclid=x&source=Partner&ref=Ada", "https://news.example/", "ada"),
     ("gclid=x&source=Partner&ref=Ada&utm_source=Mail", "https://news.example/", "mail"),
-    # What is blank is not there.
+    # Blank values are ignored.
     ("utm_source=+&ref=%20&source=&fbclid=x", "https://news.example/", "facebook"),
-    # From page to page of the site only a campaign counts.
+    # Between two pages of the site only a campaign counts.
     ("gclid=x&source=Partner&ref=nav", "https://example.com/", None),
     ("gclid=x&utm_source=Mail", "https://example.com/", "mail"),
-    # The site itself is none.
+    # The site itself is not a source.
     ("utm_source=www.example.com", "https://news.example/", "news.example"),
     ("utm_source=https://example.com/&ref=blog.example.com", None, None),
     ("utm_medium=cpc", None, None),
@@ -203,11 +203,11 @@ RANKED = [
 
 
 @pytest.mark.parametrize(("query", "referrer", "name"), RANKED)
-def test_what_wins(query: str, referrer: str | None, name: str | None) -> None:
+def test_precedence_of_sources(query: str, referrer: str | None, name: str | None) -> None:
     assert source(f"{SITE}?{query}", referrer) == name
 
 
-def test_click_ids_and_well_known_names_lead_to_one_another() -> None:
+def test_click_ids_and_well_known_names_agree() -> None:
     known = {*NAMES, *ALIASES.values(), "amazon", "ebay"}
     assert {*urls.CLICKS.values()} <= known
     for name in known:
@@ -220,11 +220,11 @@ def test_click_ids_and_well_known_names_lead_to_one_another() -> None:
         assert site_of(f"ada.{host}") == f"ada.{host}"
 
 
-# Documents
+# Documentation
 
 
-def test_the_table_of_the_documents_is_what_happens() -> None:
-    """Each line of docs/reference/sources.md that has an example."""
+def test_the_examples_in_the_documentation_are_right() -> None:
+    """Every example in docs/reference/sources.md."""
     text = (Path(__file__).parents[2] / "docs" / "reference" / "sources.md").read_text()
     examples = re.findall(r"`([^`\n]+)` → `([^`\n]+)`", text)
     assert len(examples) >= 25
@@ -235,7 +235,7 @@ def test_the_table_of_the_documents_is_what_happens() -> None:
         assert form in stored_forms, (written, form, stored_forms)
 
 
-# And the database says the same.
+# The database agrees.
 
 PARTS = st.sampled_from(
     [
@@ -333,7 +333,7 @@ def module_url(postgres: Server, template: str) -> Iterator[str]:
 
 
 async def by_database(url: str, events: list[dict[str, Any]]) -> list[tuple[str | None, ...]]:
-    """What a plain INSERT of these makes of them."""
+    """The columns after a plain INSERT of these."""
     connection = await connections.connect(url, purpose="tests")
     try:
         await connection.execute("SELECT analytics.ensure_events_partition(current_date)")
@@ -371,11 +371,11 @@ def check(url: str, pairs: list[tuple[str, str]]) -> None:
 
     run_apart(ask)
     for pair, stored in zip(pairs, found[0], strict=True):
-        # An empty address is none in the database.
+        # An empty URL is NULL in the database.
         assert dict(zip(STORED, stored, strict=True)) == dict(zip(STORED, by_collector(*pair), strict=True)), pair
 
 
-def test_the_database_says_the_same_of_the_tables(module_url: str) -> None:
+def test_the_database_agrees_on_the_tables(module_url: str) -> None:
     check(
         module_url,
         [(SITE, text) for text in TABLE if text] + [(text, "https://news.example/") for text in TABLE if text],
@@ -384,7 +384,7 @@ def test_the_database_says_the_same_of_the_tables(module_url: str) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(ADDRESSES.filter(bool), ADDRESSES.filter(bool)), min_size=10, max_size=30))
-def test_the_database_says_the_same_of_any_address(module_url: str, pairs: list[tuple[str, str]]) -> None:
+def test_the_database_agrees_on_any_url(module_url: str, pairs: list[tuple[str, str]]) -> None:
     check(module_url, pairs)
 
 
@@ -425,7 +425,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def test_the_database_says_the_same_of_contexts_and_properties(module_url: str) -> None:
+def test_the_database_agrees_on_contexts_and_properties(module_url: str) -> None:
     found: list[list[tuple[str | None, ...]]] = []
 
     async def ask() -> None:
@@ -434,7 +434,7 @@ def test_the_database_says_the_same_of_contexts_and_properties(module_url: str) 
     run_apart(ask)
     for shape, stored in zip(SHAPES, found[0], strict=True):
         row = accepted({"name": "x", "type": "user_action", **shape})
-        # Nothing is NULL in the database, and what is empty may be either.
+        # A missing value is NULL in the database, and an empty one may be either.
         in_database = {name: row[name] or None for name in STORED}
         assert {name: value or None for name, value in zip(STORED, stored, strict=True)} == in_database, shape
 
@@ -457,11 +457,11 @@ async def test_the_database_has_the_same_lists(connection: asyncpg.Connection) -
     assert await connection.fetchval("SELECT ingest.is_own_host('notexample.com', NULL)") is False
 
 
-# All the way.
+# End to end.
 
 
-async def test_no_credentials_of_an_address_are_in_any_table(client: Client) -> None:
-    """Of events that are stored and refused, plain INSERTs and leads."""
+async def test_no_credentials_in_urls_are_in_any_table(client: Client) -> None:
+    """Stored and refused events, plain INSERTs, and leads."""
     secret = "https://ann:s3cret@shop.example/x"
     good = {
         "name": "a",
@@ -490,7 +490,7 @@ async def test_no_credentials_of_an_address_are_in_any_table(client: Client) -> 
     assert len([text for text in texts if "shop.example/x" in text]) >= 5
 
 
-async def test_every_way_in_has_the_same_source(start: Start) -> None:
+async def test_the_source_is_the_same_for_every_way_in(start: Start) -> None:
     client = await start(own_hosts=["ours.example"], cors_origins=["https://partner.example"])
     ways: list[tuple[dict[str, Any], str | None]] = [
         ({"referrer": "https://www.LinkedIn.com/"}, "linkedin"),

@@ -1,4 +1,4 @@
-"""The steps from a raw event to a line, one by one: what each fills in, and what it refuses."""
+"""The steps from a raw event to a line, one by one: what each one fills in, and what it refuses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def key_of(event: dict[str, Any]) -> bytes | None:
     return processed.keys[0]
 
 
-def test_the_least_an_event_may_be():
+def test_a_minimal_event():
     row = accepted({})
     assert uuid.UUID(row.pop("id"))
     assert {column: value for column, value in row.items() if value is not None} == {
@@ -64,7 +64,7 @@ def test_the_least_an_event_may_be():
     assert list(row) == [column for column in EVENT_COLUMNS if column != "id"]
 
 
-def test_nulls_are_the_same_as_nothing():
+def test_nulls_are_the_same_as_missing_fields():
     names = ("type", "id", "timestamp", "user_id", "anonymous_id", "session_id", "properties", "context", "url")
     row, least = accepted({**dict.fromkeys(names), "referrer": None}), accepted({})
     del row["id"], least["id"]
@@ -147,7 +147,7 @@ def test_bad_names(name, why):
         (" purchase\n", None, "conversion"),
         ("sign\\up", None, "conversion"),
         ("Purchase", None, "user_action"),
-        # A client that says what it is knows better.
+        # An explicit type takes precedence.
         ("purchase", "system", "system"),
         ("purchase", "page_view", "page_view"),
     ],
@@ -168,14 +168,14 @@ UUID4 = "e1f0c7a2-9d3a-4c55-8f6a-1c0b7e110001"
 
 
 @pytest.mark.parametrize("sent", [UUID4, UUID4.upper(), "E1f0C7a2-9D3a-4c55-8f6a-1c0B7e110001"])
-def test_a_uuid_is_the_id_in_any_case(sent):
+def test_a_uuid_is_kept_as_the_id_in_either_case(sent):
     row = accepted({"id": sent})
     assert uuid.UUID(row["id"]) == uuid.UUID(UUID4)
     assert key_of({"id": sent}) == uuid.UUID(UUID4).bytes
 
 
 @pytest.mark.parametrize("sent", ["ffffffff-ffff-ffff-ffff-fffffffffff0", "00000000-0000-0000-0000-000000000001"])
-def test_a_uuid_of_any_version_is_one(sent):
+def test_a_uuid_of_any_version_is_kept(sent):
     assert accepted({"id": sent})["id"] == sent
 
 
@@ -192,7 +192,7 @@ NOT_UUIDS = [
     f"{UUID4[:34]}\t ",
     f"{UUID4[:-2]}  ",
     UUID4.replace("-", "_"),
-    # A dash too early, each in turn.
+    # Each dash in turn is one place too early.
     *(f"{UUID4[: place - 1]}-{UUID4[place - 1]}{UUID4[place + 1 :]}" for place in (8, 13, 18, 23)),
     f"{UUID4[:9]}-{UUID4[10:]}",
     f"{UUID4[:-1]}-",
@@ -205,37 +205,37 @@ NOT_UUIDS = [
 
 
 @pytest.mark.parametrize("sent", NOT_UUIDS)
-def test_any_other_text_is_the_same_uuid_each_time(sent):
+def test_any_other_id_gives_the_same_uuid_each_time(sent):
     wanted = uuid.uuid5(MESSAGE_ID_NAMESPACE, sent)
     assert accepted({"id": sent})["id"] == str(wanted)
     assert key_of({"id": sent}) == wanted.bytes
 
 
 @pytest.mark.parametrize("sent", ["", " ", "\t \n", "\u3000"])
-def test_a_blank_id_is_none_or_all_events_that_have_it_would_be_duplicates(sent):
+def test_a_blank_id_is_treated_as_missing(sent):
     assert key_of({"id": sent}) is None
     assert accepted({"id": sent})["id"] != accepted({"id": sent})["id"]
 
 
 @pytest.mark.parametrize("sent", [*EVERY_SPELLING, *UNFILLED, *NOTHING, 0, -1])
-def test_an_id_that_is_nobodys_is_none(sent):
+def test_a_placeholder_id_is_treated_as_missing(sent):
     assert key_of({"id": sent}) is None
     assert uuid.UUID(accepted({"id": sent})["id"]).version == 7
 
 
 @pytest.mark.parametrize("sent", PEOPLE)
-def test_an_id_that_only_looks_like_one_stays(sent):
+def test_an_id_that_resembles_a_placeholder_is_kept(sent):
     assert key_of({"id": sent}) == uuid.UUID(accepted({"id": sent})["id"]).bytes
     assert accepted({"id": sent})["id"] == accepted({"id": sent})["id"]
 
 
 def test_the_namespace_of_message_ids_never_changes():
-    """Written out: with another namespace a retry after an update would be stored twice."""
+    """The value is spelled out: with another namespace a retry after an update would be stored twice."""
     assert accepted({"id": "msg-1"})["id"] == "eb499932-7068-5eb1-99cc-629a316b0923"
 
 
 @pytest.mark.parametrize("number", [1, 7, -7, 2**63, 2**64, 10**254])
-def test_a_number_is_the_id_it_would_be_as_text(number):
+def test_a_numeric_id_is_the_same_as_its_text(number):
     assert accepted({"id": number})["id"] == accepted({"id": str(number)})["id"]
 
 
@@ -273,7 +273,7 @@ def test_fresh_ids_differ_in_every_random_bit():
     for number in fresh:
         ever |= number
         always &= number
-    # 74 random bits: all but those of version and variant have been both 0 and 1.
+    # 74 random bits: all except those of version and variant have been both 0 and 1.
     assert ((ever & ~always) & ((1 << 80) - 1)).bit_count() == 74
 
 
@@ -379,7 +379,7 @@ NOT_TIMES = [
 
 
 @pytest.mark.parametrize("sent", NOT_TIMES, ids=lambda sent: repr(sent)[:40] if sent != 10**4000 else "10**4000")
-def test_what_is_no_time(sent):
+def test_invalid_times_are_refused(sent):
     refusal = run({"timestamp": sent})
     assert isinstance(refusal, Refusal)
     assert refusal.reason is RejectReason.INVALID_TIMESTAMP
@@ -414,8 +414,8 @@ def test_times_out_of_bounds(sent, why):
 
 @pytest.mark.parametrize("sent", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", 0, NOW.isoformat()])
 @pytest.mark.parametrize("offset", [timedelta(hours=14), timedelta(), timedelta(hours=-12)], ids=str)
-def test_a_clock_that_is_wrong_by_millennia(sent, offset):
-    """It may be put right, or be past what a date can be; it never raises."""
+def test_a_clock_off_by_millennia(sent, offset):
+    """The time may be corrected or be out of range; it never raises."""
     zone = timezone(offset)
     for sent_at in (datetime(1, 1, 1, tzinfo=zone), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=zone)):
         row = run({"timestamp": sent}, sent_at=sent_at)
@@ -434,7 +434,7 @@ def test_bounds_are_exact():
     assert reason({"timestamp": (newest + microsecond).isoformat()}) is RejectReason.IN_FUTURE
 
 
-def test_received_at_is_ours():
+def test_received_at_is_the_servers_time():
     row = accepted({"timestamp": "2026-01-02T03:04:05Z", "received_at": "2020-01-01"})
     assert row["received_at"] == NOW.isoformat()
 
@@ -451,12 +451,12 @@ SENT = [
     datetime(9999, 12, 31, tzinfo=UTC),
     datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=12))),
 ]
-"""What a sentAt may be, in earnest or not."""
+"""Values that a sentAt may have, plausible or not."""
 
 
 @pytest.mark.parametrize("sent_at", SENT, ids=str)
 @given(ago=st.timedeltas(-timedelta(hours=1), timedelta(days=90)))
-def test_a_possible_time_is_left_alone_whatever_sent_at_says(sent_at, ago):
+def test_a_possible_time_is_unchanged_whatever_sent_at_says(sent_at, ago):
     happened = NOW - ago
     row = accepted({"timestamp": happened.isoformat(), "id": UUID4}, sent_at=sent_at)
     assert datetime.fromisoformat(row["created_at"] or "") == happened
@@ -464,7 +464,7 @@ def test_a_possible_time_is_left_alone_whatever_sent_at_says(sent_at, ago):
 
 
 CLOCKS = [
-    # How far the client's clock is behind ours.
+    # How far the client's clock is behind the server's.
     timedelta(hours=-1, seconds=-20), timedelta(hours=-14), timedelta(days=-400), timedelta(days=-3000),
     timedelta(days=91), timedelta(days=400), timedelta(days=3000), NOW - datetime(1970, 1, 1, tzinfo=UTC),
 ]  # fmt: skip
@@ -472,14 +472,14 @@ CLOCKS = [
 
 @pytest.mark.parametrize("clock", CLOCKS, ids=str)
 @pytest.mark.parametrize("own", ["sentAt", "sent_at", None])
-def test_an_impossible_time_is_put_right_by_the_clock_that_told_it(clock, own):
+def test_an_impossible_time_is_corrected_by_sent_at_of_the_same_clock(clock, own):
     happened = NOW - timedelta(seconds=10)
     sent, sent_at = (happened - clock).isoformat(), NOW - clock
     how = {"sent_at": sent_at} if own is None else {"sent_at": NOW}
     event = {"timestamp": sent, "id": UUID4, **({own: sent_at.isoformat()} if own else {})}
     row = accepted(event, **how)
     assert (row["created_at"], row["client_time"]) == (happened.isoformat(), sent)
-    # What has no time of its own happened by our clock.
+    # An event without a timestamp has the server's time.
     row = accepted({"id": UUID4}, **how)
     assert (row["created_at"], row["client_time"]) == (NOW.isoformat(), "-infinity")
     assert accepted({}, **how)["client_time"] is None
@@ -494,7 +494,7 @@ def test_an_impossible_time_that_sent_at_does_not_explain_is_refused(sent_at, cl
 
 
 def test_a_corrected_time_is_within_bounds():
-    """It is within the retention, and not after it came but by the tolerance."""
+    """It is within the retention, and not later than the time of arrival plus the tolerance."""
     microsecond, year = timedelta(microseconds=1), timedelta(days=365)
     for clock in (year, -year):
         for happened in (NOW - timedelta(days=90), NOW - timedelta(days=1), NOW, NOW + timedelta(minutes=5)):
@@ -509,8 +509,8 @@ def test_a_corrected_time_is_within_bounds():
     "slow", [timedelta(), timedelta(hours=3), timedelta(days=-400), timedelta(days=400)], ids=str
 )
 @pytest.mark.parametrize("fresh", [True, False])
-def test_a_retry_is_known_by_the_same(slow, fresh):
-    """Whether its sentAt is that of the first try or a new one."""
+def test_a_retry_has_the_same_identity(slow, fresh):
+    """Whether its sentAt is that of the first attempt or a new one."""
     event = {"id": UUID4, "timestamp": (NOW - slow - timedelta(seconds=90)).isoformat()}
 
     def known_by(received_at: datetime, sent_at: datetime) -> tuple[Row, bytes | None]:
@@ -529,16 +529,16 @@ def test_a_retry_is_known_by_the_same(slow, fresh):
         assert (retry["id"], own[0]) == (first["id"], own[1])
 
 
-def test_an_event_is_known_by_its_id_and_its_own_time():
+def test_an_event_is_identified_by_its_id_and_its_own_time():
     times = [None, NOW.isoformat(), (NOW - timedelta(microseconds=1)).isoformat(), "2026-01-02T03:04:05.678Z"]
     keys = [key_of({"id": id_, "timestamp": time}) for id_ in (UUID4, "m-1") for time in times]
     assert len(set(keys)) == len(keys)
-    # One moment, written in other ways.
+    # The same moment in other spellings.
     for same in ("2026-01-02T03:04:05.678+00:00", "2026-01-02T05:04:05.678+02:00", 1767323045678, "1767323045.678"):
         assert key_of({"id": UUID4, "timestamp": same}) == key_of({"id": UUID4.upper(), "timestamp": times[3]})
 
 
-def test_a_replay_happened_when_it_first_came():
+def test_a_replay_has_the_time_of_its_first_arrival():
     came = NOW - timedelta(days=3)
     clock = timedelta(days=400)
 
@@ -558,7 +558,7 @@ def test_a_replay_happened_when_it_first_came():
         row = replayed(event, came, sent_at)
         assert not isinstance(row, Refusal)
         assert (row["created_at"], row["received_at"]) == (created.isoformat(), NOW.isoformat())
-    # Nobody's clock is believed that far.
+    # Times of first arrival outside the accepted range are ignored.
     for odd in (NOW - timedelta(days=91), NOW + timedelta(seconds=1), datetime(1, 1, 1, tzinfo=UTC)):
         row = replayed({}, odd, None)
         assert not isinstance(row, Refusal) and row["created_at"] == NOW.isoformat()
@@ -587,7 +587,7 @@ def test_parse_time(value, moment):
     assert parse_time(value) == moment
 
 
-# Persons.
+# Ids of users, browsers and sessions.
 
 IDS = ("user_id", "anonymous_id", "session_id")
 
@@ -611,14 +611,14 @@ IDS = ("user_id", "anonymous_id", "session_id")
         ("\x00\ud800", "\ufffd\ufffd"),
     ],
 )
-def test_persons(name, sent, stored):
+def test_user_ids(name, sent, stored):
     row = accepted({name: sent})
     assert {each: row[each] for each in IDS} == {**dict.fromkeys(IDS), name: stored}
 
 
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("sent", ["x" * 256, 10**255, 10**4200, "é" * 1000], ids=["text", "number", "long", "longer"])
-def test_persons_that_are_too_long(name, sent):
+def test_user_ids_that_are_too_long(name, sent):
     refusal = run({name: sent})
     assert isinstance(refusal, Refusal)
     assert refusal.reason is RejectReason.FIELD_TOO_LONG
@@ -649,13 +649,13 @@ def with_object(name: str, text: str | bytes) -> bytes:
         ('{"a":1,"a":2}', '{"a":1,"a":2}'),
     ],
 )
-def test_objects_stay_what_was_sent(name, sent, stored):
+def test_objects_are_stored_as_sent(name, sent, stored):
     assert accepted(with_object(name, sent))[name] == stored
 
 
 @pytest.mark.parametrize("name", OBJECTS)
 @pytest.mark.parametrize("sent", ["[]", '[{"a":1}]', '"{}"', "5", "true", "false", "-1.5e3", '""'])
-def test_what_is_no_object(name, sent):
+def test_values_other_than_objects_are_refused(name, sent):
     assert reason(with_object(name, sent)) is NOT_OBJECTS[name]
 
 
@@ -674,7 +674,7 @@ def test_the_size_of_properties_and_context_together():
 
 
 def nested(shape: str, depth: int) -> str:
-    """JSON that nests this deep; the shape's letters take turns: o for an object, a for an array."""
+    """JSON with this many levels, which cycle through the letters of `shape`: o for an object, a for an array."""
     text = ""
     for level in reversed(range(depth)):
         text = f'{{"k":{text or "1"}}}' if shape[level % len(shape)] == "o" else f"[{text}]"
@@ -706,7 +706,7 @@ def test_an_array_in_properties_counts_as_a_level():
         '{"a":"%s"}' % ("[" * 10_000),
     ],
 )
-def test_brackets_in_strings_and_neighbours_are_no_levels(text):
+def test_brackets_in_strings_and_siblings_do_not_count_as_levels(text):
     assert accepted(with_object("properties", text), limits=LIMITS._replace(max_depth=2))
 
 
@@ -751,7 +751,7 @@ def test_numbers_that_postgres_cannot_hold(name, number):
     ],
     ids=lambda text: text[:30],
 )
-def test_numbers_and_texts_that_only_look_like_it(name, text):
+def test_numbers_and_texts_that_only_look_too_large(name, text):
     assert accepted(with_object(name, text))[name] == text
 
 
@@ -762,7 +762,7 @@ def test_invalid_utf8_in_an_object(name, bad):
         assert reason(with_object(name, text % bad)) is RejectReason.INVALID_UTF8
 
 
-def test_hazards_of_a_neighbour_do_no_harm():
+def test_hazards_of_a_neighbour_do_not_affect_an_event():
     body = b'[{"name":"clean","properties":{"a":"1e9"}},{"name":"a","properties":{"x":1e99999,"y":"\\n\xff"}\n}]'
     payload = decode_native(body, 10)
     assert all(payload.parts[0].hazards)
@@ -812,18 +812,18 @@ ON_PAGE = (PAGE, REFERRER, "shop.example", "/cart", "search.example")
         },
     ],
 )
-def test_where_the_page_is_told(event):
+def test_where_the_page_is_given(event):
     row = accepted(event)
     assert cells(row, WHERE) == ON_PAGE
     assert cells(row, UTM) == ("mail", "email", "spring", "t", "c")
 
 
-def test_only_a_page_view_has_its_address_in_the_properties():
+def test_only_a_page_view_has_its_url_in_the_properties():
     for type_ in ("user_action", "conversion", "system", None):
         assert cells(accepted({"type": type_, "properties": {"url": PAGE}}), WHERE) == (None,) * 5
 
 
-def test_a_segment_page_call_has_its_address_in_the_properties():
+def test_a_segment_page_call_has_its_url_in_the_properties():
     body = json.dumps({"batch": [{"type": "page", "category": "c", "properties": {"url": PAGE}}]}).encode()
     payload = decode_segment(body, None, 10)
     row = row_of(payload.events[0], arrive(moment_of(NOW, LIMITS), None, NOBODY, payload.parts[0].hazards, LIMITS))
@@ -831,13 +831,13 @@ def test_a_segment_page_call_has_its_address_in_the_properties():
     assert (row["url"], row["page_host"], row["type"], row["name"]) == (PAGE, "shop.example", "page_view", "page")
 
 
-def test_a_campaign_in_the_context_wins_over_the_address():
+def test_a_campaign_in_the_context_wins_over_the_url():
     campaign = {"name": "winter", "source": "ads", "medium": None, "term": "", "content": "banner", "id": 5}
     row = accepted({"url": PAGE, "context": {"campaign": campaign}})
     assert cells(row, UTM) == ("ads", "email", "winter", "t", "banner")
 
 
-def test_a_campaign_needs_no_address():
+def test_a_campaign_needs_no_url():
     row = accepted({"context": {"campaign": {"source": "ads", "name": "x" * 300}}})
     assert cells(row, UTM) == ("ads", None, "x" * 255, None, None)
     assert cells(row, WHERE) == (None,) * 5
@@ -853,7 +853,7 @@ ODD: list[Any] = [True, None, [], {}, ["x"], {"x": 1}, [[]], ""]
 
 @pytest.mark.parametrize("field", ["source", "medium", "name", "term", "content"])
 @pytest.mark.parametrize("odd", ODD)
-def test_a_field_of_a_campaign_that_is_odd_costs_that_field_alone(field, odd):
+def test_a_campaign_field_of_a_wrong_type_costs_only_that_field(field, odd):
     campaign: dict[str, Any] = {
         "source": "ads",
         "medium": "cpc",
@@ -864,18 +864,18 @@ def test_a_field_of_a_campaign_that_is_odd_costs_that_field_alone(field, odd):
     expected = tuple(None if name == field else value for name, value in campaign.items())
     sent = {"context": {"campaign": {**campaign, field: odd}}}
     assert cells(accepted(sent), UTM) == expected
-    # What the campaign does not tell, the address does.
+    # Fields that the campaign lacks come from the URL.
     row = accepted({**sent, "url": "https://shop.example/?" + "&".join(f"{name}=x" for name in UTM)})
     assert cells(row, UTM) == tuple(value or "x" for value in expected)
 
 
-def test_numbers_of_a_campaign_are_its_texts():
+def test_numbers_in_a_campaign_are_stored_as_text():
     campaign = {"source": "ads", "name": 2026, "term": 1.5, "content": -1}
     assert cells(accepted({"context": {"campaign": campaign}}), UTM) == ("ads", None, "2026", "1.5", "-1")
 
 
 @pytest.mark.parametrize("odd", [5, True, None, [], {}, ""])
-def test_a_field_of_a_page_that_is_odd_costs_that_field_alone(odd):
+def test_a_page_field_of_a_wrong_type_costs_only_that_field(odd):
     page = {"url": odd, "path": "/cart", "search": "?utm_source=mail", "referrer": REFERRER}
     place = "/cart?utm_source=mail"
     for event in ({"context": {"page": page}}, {"type": "page_view", "properties": page}):
@@ -899,12 +899,12 @@ def test_a_field_of_a_page_that_is_odd_costs_that_field_alone(odd):
         ({"path": "/cart", "url": "https://shop.example/x"}, "https://shop.example/x"),
     ],
 )
-def test_a_path_and_a_search_are_an_address(page, url):
+def test_path_and_search_make_a_url(page, url):
     assert accepted({"context": {"page": page}})["url"] == url
     assert accepted({"type": "page_view", "properties": page})["url"] == url
 
 
-def test_a_whole_address_wins_over_a_path():
+def test_a_full_url_wins_over_a_path():
     row = accepted({"type": "page_view", "context": {"page": {"path": "/cart"}}, "properties": {"url": PAGE}})
     assert row["url"] == PAGE
 
@@ -931,7 +931,7 @@ SECRET_URL = "https://ann:se%63ret@shop.example/cart?utm_source=mail"
 
 
 @pytest.mark.parametrize("padding", [0, 5000], ids=["cached", "too long to be cached"])
-def test_no_credentials_of_an_address_are_stored(padding):
+def test_no_credentials_in_a_url_are_stored(padding):
     more = {"padding": "x" * padding, "other": [{"deep": SECRET_URL}, "ann@shop.example"]}
     page = {"url": SECRET_URL, "referrer": SECRET_URL}
     for event in (
@@ -946,14 +946,14 @@ def test_no_credentials_of_an_address_are_stored(padding):
 
 
 @pytest.mark.parametrize("length", [4095, 4096, 5000, 20_000])
-def test_long_addresses_are_cut(length):
+def test_long_urls_are_cut(length):
     url = "https://shop.example/".ljust(length, "é")
     row = accepted({"url": url, "referrer": url})
     assert (row["url"], row["referrer"]) == (url[:4096], url[:4096])
     assert (row["page_host"], row["referrer_host"]) == ("shop.example", "shop.example")
 
 
-def test_what_is_no_address_is_stored_and_describes_nothing():
+def test_an_invalid_url_is_stored_without_a_page():
     row = accepted({"url": "not an address", "referrer": "a\tb\\"})
     assert cells(row, WHERE) == ("not an address", "a\tb\\", None, None, None)
 
@@ -976,7 +976,7 @@ def test_a_device_in_the_context_wins_over_the_request():
 
 
 def found(text: str) -> Place | None:
-    """What stands in for the composition root's look-up."""
+    """Stands in for the look-up that the composition root provides."""
     return Place(f"near {text}", "JP", "13") if text.startswith("1.2.3") else None
 
 
@@ -985,7 +985,7 @@ WHERE_FROM = ("ip_address", "country", "region")
 
 
 def test_an_address_in_the_context_wins_over_the_connection():
-    """A server's SDK tells it of the person it speaks for; where the server stands says nothing."""
+    """A server's SDK sends its user's address; the server's own location is irrelevant."""
     row = accepted({"context": {"ip": "1.2.3.4"}}, sender=SENDER, limits=FINDING)
     assert cells(row, WHERE_FROM) == ("near 1.2.3.4", "JP", "13")
     assert cells(row, DEVICE) == (CHROME, "desktop", "Chrome", "Windows")
@@ -995,14 +995,14 @@ def test_an_address_in_the_context_wins_over_the_connection():
 
 
 @pytest.mark.parametrize("address", ["5.6.7.8", "", "junk", 5, None, ["1.2.3.4"], {"1.2.3.4": 1}])
-def test_an_address_in_the_context_that_is_none_changes_nothing(address):
+def test_an_invalid_address_in_the_context_changes_nothing(address):
     for limits in (FINDING, LIMITS):
         row = accepted({"context": {"ip": address}}, sender=SENDER, limits=limits)
         assert cells(row, WHERE_FROM) == ("203.0.113.0", "DE", "BE")
 
 
-def test_an_address_in_the_context_that_is_the_connections_keeps_what_is_known_of_it():
-    """The network in front may have told the country where no file does."""
+def test_the_connections_address_in_the_context_keeps_its_location():
+    """The CDN may have named the country although there is no file to look it up in."""
     limits = LIMITS._replace(locate=lambda text: Place("203.0.113.0", None, None))
     row = accepted({"context": {"ip": "203.0.113.9"}}, sender=SENDER, limits=limits)
     assert cells(row, WHERE_FROM) == ("203.0.113.0", "DE", "BE")
@@ -1013,7 +1013,7 @@ def test_a_long_user_agent_is_cut():
 
 
 def test_a_user_agent_header_that_is_not_utf8():
-    """The server hands bytes that are not UTF-8 on as lone surrogates."""
+    """The server passes on bytes that are not UTF-8 as lone surrogates."""
     assert accepted({}, sender=NOBODY._replace(user_agent="a\udcffb\tc"))["user_agent"] == "a\ufffdb\tc"
 
 
@@ -1040,7 +1040,7 @@ def test_a_session_in_the_context(context, session):
 
 @pytest.mark.parametrize("unexpected", [1.5, True, None, [], {}, [{"url": PAGE}], {"url": 5}, {"source": []}])
 @pytest.mark.parametrize("field", ["page", "campaign", "userAgent", "sessionId", "session_id", "ip"])
-def test_unexpected_types_in_a_context_are_left_where_they_are(field, unexpected):
+def test_unexpected_types_in_a_context_are_stored_unchanged(field, unexpected):
     context = {field: unexpected}
     row, least = accepted({"context": context}), accepted({})
     assert json.loads(row.pop("context") or "") == context
@@ -1054,7 +1054,7 @@ def test_one_unexpected_field_of_a_context_does_not_hide_the_others():
 
 
 @pytest.mark.parametrize("padding", [0, 5000], ids=["cached", "too long to be cached"])
-def test_facts_do_not_stick_to_the_next_event(padding):
+def test_facts_do_not_leak_into_the_next_event(padding):
     first = {"padding": "x" * padding, "page": {"url": PAGE}, "sessionId": "s1"}
     second = {"padding": "x" * padding, "page": {"url": "https://other.example/"}}
     for _ in range(2):
@@ -1078,7 +1078,7 @@ CLIENTS = [
 
 
 @pytest.mark.parametrize("library", SERVERS)
-def test_a_servers_own_address_and_user_agent_are_nobodys(library):
+def test_a_servers_own_address_and_user_agent_are_not_stored(library):
     context: dict[str, Any] = {"library": {"name": library, "version": "1.0"}}
     row = accepted({"context": context}, sender=SENDER, limits=FINDING)
     assert cells(row, (*WHERE_FROM, *DEVICE)) == (None,) * 7
@@ -1091,6 +1091,6 @@ def test_a_servers_own_address_and_user_agent_are_nobodys(library):
 
 
 @pytest.mark.parametrize("library", [{"name": name} for name in CLIENTS] + [{}, None, "analytics-python", 7, ["x"]])
-def test_a_clients_own_address_and_user_agent_are_its_own(library):
+def test_a_clients_own_address_and_user_agent_are_stored(library):
     row = accepted({"context": {"library": library}}, sender=SENDER, limits=FINDING)
     assert cells(row, (*WHERE_FROM, *DEVICE)) == ("203.0.113.0", "DE", "BE", CHROME, "desktop", "Chrome", "Windows")

@@ -1,5 +1,5 @@
-"""Addresses in one form: tables of what is seen in the wild, and the promises that no text raises, and that one form
-of another form is the same."""
+"""Normalised URLs: tables of examples seen in the wild, and the properties that no text raises and that normalising
+is idempotent."""
 
 from __future__ import annotations
 
@@ -210,13 +210,13 @@ for text in (
 """
 
 
-def test_no_pattern_goes_back_and_forth_over_a_long_text() -> None:
-    # Under a second. What is not linear in the length takes hours, and a process can be ended, a pattern not.
+def test_patterns_take_linear_time_on_long_texts() -> None:
+    # Takes under a second. A pattern that is not linear takes hours, and only a process of its own can be ended then.
     subprocess.run([sys.executable, "-c", LONG_TEXTS], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("before", ["gclid=" + "x" * 5000, "&".join(f"p{n}=v" for n in range(3000)), "x" * 60_000])
-def test_a_campaign_behind_a_long_query_is_read(before: str) -> None:
+def test_a_campaign_after_a_long_query_is_read(before: str) -> None:
     page = describe_page(f"https://example.com/a?{before}&utm_source=news")
     assert (page.host, page.path, page.utm_source) == ("example.com", "/a", "news")
 
@@ -235,7 +235,7 @@ def test_a_backslash_ends_a_host_as_in_browsers(url: str, host: str) -> None:
     assert (describe_page(url).host, referrer_host(url)) == (host, host)
 
 
-# One form.
+# Normalised forms.
 
 ONE_PATH = {
     "/💥-neu": [
@@ -274,7 +274,7 @@ ONE_PATH = {
 
 
 @pytest.mark.parametrize(("form", "written"), [(form, text) for form, every in ONE_PATH.items() for text in every])
-def test_a_page_is_one_however_it_is_written(form: str, written: str) -> None:
+def test_all_spellings_of_a_page_are_one_value(form: str, written: str) -> None:
     for url in (
         f"https://Example.com{written}",
         f"https://www.example.com:443{written}?a#b",
@@ -314,7 +314,7 @@ ONE_HOST = {
 
 
 @pytest.mark.parametrize(("form", "written"), [(form, text) for form, every in ONE_HOST.items() for text in every])
-def test_a_host_is_one_however_it_is_written(form: str, written: str) -> None:
+def test_all_spellings_of_a_host_are_one_value(form: str, written: str) -> None:
     assert host_form(written) == form
     assert referrer_host(f"https://u:p@{written}/x") == form
 
@@ -357,7 +357,7 @@ PATH_TEXT = st.lists(
 
 @given(PATH_TEXT)
 @settings(max_examples=400)
-def test_a_form_of_a_path_stays_as_it_is(text: str) -> None:
+def test_a_normalised_path_does_not_change(text: str) -> None:
     form = path_form("/" + text.replace("\\", "/").encode("utf-8", "replace").decode())
     assert path_form(form) == form
     assert len(form) <= limits.MAX_URL_CHARACTERS
@@ -368,16 +368,16 @@ def test_a_form_of_a_path_stays_as_it_is(text: str) -> None:
 
 @given(URL_TEXT)
 @settings(max_examples=400)
-def test_a_form_of_a_host_stays_as_it_is(text: str) -> None:
+def test_a_normalised_host_does_not_change(text: str) -> None:
     for host in (host_form(text), referrer_host(text), referrer_host(f"https://{text}")):
         if host is not None and ":" not in host:
             assert host == host.lower() and host.isascii()
-            # But for www., of which one goes.
+            # Except for www., one of which is removed.
             assert host_form(host) == (host[4:] if host.startswith("www.") and "." in host[4:] else host)
 
 
 @given(ANY_TEXT)
-def test_a_form_of_a_value_stays_as_it_is(text: str) -> None:
+def test_a_normalised_value_does_not_change(text: str) -> None:
     for form in (folded, tidy):
         once = form(text)
         check_text(once)
@@ -386,8 +386,8 @@ def test_a_form_of_a_value_stays_as_it_is(text: str) -> None:
 
 
 @given(st.text(max_size=40), st.data())
-def test_what_is_encoded_is_the_same_as_what_is_not(text: str, data: st.DataObject) -> None:
-    """Whichever of its characters somebody has encoded, in either case of the digits."""
+def test_encoded_and_plain_characters_are_the_same(text: str, data: st.DataObject) -> None:
+    """Whichever characters are encoded, and in either case of the digits."""
     text = text.replace("\x00", "").replace("%", "").replace("/", "").replace("\\", "")
     plain = path_form("/" + text)
     encoded = "".join(
@@ -412,7 +412,7 @@ SECRETS = [
     ("https://example.com/?next=https://u:secret@b.example/", "https://example.com/?next=https://b.example/"),
     ("postgresql://u:secret@db:5432/x", "postgresql://db:5432/x"),
     ("https://us\ter:secret@example.com/", "https://example.com/"),
-    # What is none.
+    # These are not credentials.
     ("https://example.com/@ada", "https://example.com/@ada"),
     ("https://a\\@evil.example/", "https://a\\@evil.example/"),
     ("https://example.com?to=ann@shop.example", "https://example.com?to=ann@shop.example"),
@@ -422,7 +422,7 @@ SECRETS = [
 
 
 @pytest.mark.parametrize(("url", "stored"), SECRETS)
-def test_credentials_in_an_address_are_not_kept(url: str, stored: str) -> None:
+def test_credentials_in_a_url_are_removed(url: str, stored: str) -> None:
     assert without_credentials(url) == stored == without_credentials(stored)
 
 
@@ -436,7 +436,7 @@ def test_credentials_in_an_address_are_not_kept(url: str, stored: str) -> None:
         (b'{"u":"https://example.com/@ada"}', b'{"u":"https://example.com/@ada"}'),
     ],
 )
-def test_credentials_in_json_are_not_kept(text: bytes, stored: bytes) -> None:
+def test_credentials_in_json_are_removed(text: bytes, stored: bytes) -> None:
     assert strip_credentials(text) == stored
 
 
@@ -445,6 +445,6 @@ def test_labels_are_encoded_as_the_codec_does(label: str) -> None:
     assert punycode(label) == label.encode("punycode").decode()
 
 
-def test_a_host_of_very_many_characters_off_ascii_is_none() -> None:
+def test_a_host_with_too_many_characters_outside_ascii_is_refused() -> None:
     assert host_form(f"{'ü' * 32}.example.com") is not None
     assert host_form(f"{'ü' * 17}.{'ü' * 16}.example.com") is None

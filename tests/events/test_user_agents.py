@@ -1,4 +1,4 @@
-"""Device, browser and system: tables of what is seen in the wild, and the promise that no text raises."""
+"""Device, browser and system: tables of examples seen in the wild, and the property that no text raises."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_crawlers_monitors_and_previews_are_bots(user_agent: str) -> None:
 
 
 @pytest.mark.parametrize("user_agent", PEOPLE)
-def test_who_only_sounds_like_a_bot_is_none(user_agent: str) -> None:
+def test_names_that_only_sound_like_bots_are_not_bots(user_agent: str) -> None:
     assert describe_user_agent(user_agent).device_type != "bot"
 
 

@@ -1,4 +1,4 @@
-"""Elements of broken arrays: told apart by quotes and brackets alone, in linear time, or not at all."""
+"""Malformed arrays are split into elements by quotes and brackets alone, in linear time, or refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ json_values = st.recursive(
 
 
 class Envelope(NamedTuple):
-    """An object around a batch: the elements of its array `batch`, None if it has none, and its wanted members."""
+    """An object with a batch: the elements of its array `batch`, None if it has none, and its requested members."""
 
     batch: list[bytes] | None
     members: dict[str, bytes]
@@ -42,7 +42,7 @@ RAW = Decoders(msgspec.json.Decoder(list[Event]), msgspec.json.Decoder(Event), {
 
 
 def split_envelope(text: bytes, most: int, names: list[str], event_bytes: int = 10**9) -> Envelope | None:
-    """What a text is taken apart into; None if it cannot be. Raises PayloadRefused past `most` elements."""
+    """The elements that a text is split into; None if it cannot be. Raises PayloadRefused past `most` elements."""
     found = finish(
         read_parts(text, RAW, Bounds(most, event_bytes), {b'"%b"' % name.encode(): name for name in names})
     )
@@ -58,7 +58,7 @@ def split_array(text: bytes, most: int) -> list[bytes] | None:
 
 
 @given(values=st.lists(json_values, max_size=8), spaces=st.booleans())
-def test_of_sound_text_they_are_what_a_decoder_finds(values, spaces):
+def test_well_formed_arrays_are_split_as_by_a_decoder(values, spaces):
     text = json.dumps(values, indent=2 if spaces else None, ensure_ascii=spaces).encode("utf-8", "surrogatepass")
     found = split_array(text, MOST)
     assert found is not None
@@ -70,7 +70,7 @@ def test_of_sound_text_they_are_what_a_decoder_finds(values, spaces):
 
 
 @given(text=st.binary(max_size=40) | st.text('[]{},:"\\ a1', max_size=40).map(str.encode))
-def test_whatever_the_text_nothing_of_it_is_lost_or_made_up(text):
+def test_no_text_is_lost_or_invented(text):
     found = split_array(text, MOST)
     if found is not None:
         assert text[1:-1].replace(b" ", b"") == b",".join(found).replace(b" ", b"")
@@ -95,7 +95,7 @@ def test_whatever_the_text_nothing_of_it_is_lost_or_made_up(text):
         (b"[1,", None),
         (b"[1}", None),
         (b"[{]}]", None),
-        # Of which kind a bracket is, whoever decodes the element will see.
+        # The kind of a bracket does not matter here; decoding the element finds the error.
         (b"[[},1]", [b"[}", b"1"]),
         (b'["]', None),
         (b'["a\\"]', None),
@@ -105,7 +105,7 @@ def test_whatever_the_text_nothing_of_it_is_lost_or_made_up(text):
         (b"[1]x", None),
     ],
 )
-def test_of_broken_text(text, wanted):
+def test_malformed_arrays(text, wanted):
     assert split_array(text, MOST) == wanted
     assert split_envelope(b'{"batch":%b,"x":1}' % text, MOST, ["x"]) == (
         None if wanted is None else Envelope(wanted, {"x": b"1"})
@@ -133,11 +133,11 @@ def test_of_broken_text(text, wanted):
         (b"{", None),
     ],
 )
-def test_of_envelopes(text, envelope):
+def test_envelopes(text, envelope):
     assert split_envelope(text, MOST, ["a", "c"]) == envelope
 
 
-def test_past_the_most_that_are_wanted_nothing_is_looked_at():
+def test_elements_past_the_maximum_are_not_scanned():
     text = b"[" + b"{}," * 10 + b'"never closed'
     for body in (text, b'{"a":1,"batch":' + text):
         with pytest.raises(PayloadRefused) as caught:
@@ -163,7 +163,7 @@ def events_of(count: int, **properties: Any) -> list[dict[str, Any]]:
     ],
     ids=["small", "events in texts and lists", "quotes", "deep", "others between", "long ones"],
 )
-def test_what_is_long_is_cut_at_its_events_and_nowhere_else(values, indent):
+def test_long_bodies_are_cut_only_between_events(values, indent):
     text = json.dumps(values, indent=indent).encode()
     assert len(text) > batches.PART_BYTES / 2
     for copies in (text, b"[%b,%b]" % (text[1:-1], text[1:-1])):
@@ -178,7 +178,7 @@ def test_what_is_long_is_cut_at_its_events_and_nowhere_else(values, indent):
 
 @pytest.mark.parametrize("broken", [b"{tru}", b"{,}", b'{"a":NaN}', b"{]", b'"a" "b"', b""])
 @pytest.mark.parametrize("place", [0, 450, 899])
-def test_what_is_broken_in_a_long_text_leaves_the_others_alone(broken, place):
+def test_a_malformed_event_in_a_long_body_does_not_affect_the_others(broken, place):
     events = [json.dumps(event).encode() for event in events_of(900, a="b" * 100)]
     text = b"[%b]" % b",".join([*events[:place], broken, *events[place:]])
     found = split_array(text, MOST)
@@ -186,14 +186,14 @@ def test_what_is_broken_in_a_long_text_leaves_the_others_alone(broken, place):
 
 
 @pytest.mark.parametrize("ending", [b",]", b"", b"}", b"]]", b"] x", b',"'])
-def test_long_texts_that_do_not_end_well(ending):
+def test_long_texts_with_bad_endings(ending):
     text = json.dumps(events_of(900, a="b" * 100)).encode()[:-1]
     assert split_array(text + b"]", MOST) is not None
     assert split_array(text + ending, MOST) is None
     assert split_envelope(b'{"batch":%b%b}' % (text, ending), MOST, []) is None
 
 
-def test_what_is_too_long_is_not_looked_at():
+def test_events_that_are_too_long_are_not_decoded():
     long = b'{"name":"a","properties":{"x":[%b{}]}}' % (b'{"a":"]}\\""},' * 100_000)
     text = b'[{"name":"b"},%b,{"name":"c"}]' % long
     envelope = split_envelope(text, MOST, [], 1000)
@@ -205,7 +205,7 @@ def test_what_is_too_long_is_not_looked_at():
     ]
 
 
-# A way through them that is not linear would take hours.
+# An algorithm that is not linear would take hours on these.
 HOSTILE = {
     "openings": b"[" * 1_000_000,
     "closed again": b"[" * 500_000 + b"]" * 500_000,
@@ -226,13 +226,13 @@ HOSTILE = {
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_texts_take_no_longer_than_others(text):
+def test_hostile_texts_take_linear_time(text):
     for body in (text, b'{"batch":' + text + b"}", b'{"a":' + text + b"}", b'{"a":1,' + text + b"}"):
         with contextlib.suppress(PayloadRefused):
             split_envelope(body, MOST, ["a"])
 
 
-def test_members_without_end():
+def test_very_many_members():
     text = b"{" + b'"a":1,' * 150_000
     assert split_envelope(text + b'"batch":[2]}', MOST, ["a"]) == Envelope([b"2"], {"a": b"1"})
     assert split_envelope(text, MOST, ["a"]) is None

@@ -1,4 +1,4 @@
-"""The collector over HTTP, from the request to the row: what clients send, what they are answered, what is stored."""
+"""The collector over HTTP, from the request to the row: requests, responses, and what is stored."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ACCEPTED_ONE = {"accepted": 1, "rejected": []}
 
 
 def assert_refused(answer: Answer, status: int, reason: str) -> None:
-    """A request nothing of which was accepted, as every SDK must find it."""
+    """Assert that nothing of a request was accepted, in the form in which every SDK must see it."""
     outcome = answer.json()
     assert (answer.status, outcome["code"], outcome["accepted"]) == (status, reason, 0), outcome
     assert outcome["message"] and outcome["rejected"][0]["reason"] == reason
@@ -50,7 +50,7 @@ def assert_refused(answer: Answer, status: int, reason: str) -> None:
 
 @contextlib.asynccontextmanager
 async def locked_events(database_url: str) -> AsyncIterator[None]:
-    """While this is open the writer cannot store anything: Postgres answers, but waits for a lock."""
+    """While this is open the writer cannot store anything: Postgres responds, but waits for a lock."""
     connection = await asyncpg.connect(database_url)
     try:
         async with connection.transaction():
@@ -87,7 +87,7 @@ def raw_deflate(body: bytes) -> bytes:
     return stream.compress(body) + stream.flush()
 
 
-async def test_compressed_bodies_say_so_or_not(client: Client):
+async def test_compressed_bodies_with_and_without_content_encoding(client: Client):
     def body(index: int) -> bytes:
         return json.dumps({"name": f"sent-{index}", "properties": {"filler": "x" * 1000}}).encode()
 
@@ -223,7 +223,7 @@ async def test_the_index_is_right_beyond_the_first_slice(client: Client):
     assert [json.loads(row["payload"])["properties"]["at"] for row in rows] == bad
 
 
-async def test_nothing_acceptable_is_a_400_that_names_the_first_reason(client: Client):
+async def test_a_400_names_the_first_reason_if_no_event_is_accepted(client: Client):
     answer = await client.post([{"name": ""}, 7])
     assert_refused(answer, 400, "missing_name")
     assert [each["index"] for each in answer.json()["rejected"]] == [0, 1]
@@ -235,7 +235,7 @@ async def test_nothing_acceptable_is_a_400_that_names_the_first_reason(client: C
     assert await client.events() == []
 
 
-async def test_too_many_events_are_refused_whole(start: Start):
+async def test_too_many_events_are_refused_as_a_whole(start: Start):
     client = await start(max_batch_events=3)
     assert (await client.post([{"name": "a"}] * 3)).json()["accepted"] == 3
     assert_refused(await client.post([{"name": "b"}] * 4), 413, "too_many_events")
@@ -248,7 +248,7 @@ async def test_too_many_events_are_refused_whole(start: Start):
 # Rows.
 
 
-async def test_a_country_is_believed_from_trusted_proxies_alone(start: Start):
+async def test_a_country_is_accepted_only_from_trusted_proxies(start: Start):
     strangers, behind = await start(), await start(trusted_proxies=["127.0.0.1"])
     elsewhere = await start(trusted_proxies=["10.0.0.0/8"])
     for client, name in ((strangers, "stranger"), (elsewhere, "elsewhere"), (behind, "behind")):
@@ -309,7 +309,7 @@ async def test_the_row_holds_what_event_and_request_say(start: Start):
 
 
 async def test_events_of_one_time_keep_the_order_in_which_they_were_sent(client: Client):
-    """In a batch of several turns of the loop, over requests of one connection, and with refused and repeated ones
+    """In a batch of several turns of the loop, across requests of one connection, and with refused and repeated ones
     between them."""
     at = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     sent: list[str] = []
@@ -320,7 +320,7 @@ async def test_events_of_one_time_keep_the_order_in_which_they_were_sent(client:
             sent.append(f"n{len(sent)}")
             event = {"name": sent[-1], "id": sent[-1], "timestamp": at}
             again = {"name": "again", "id": sent[len(sent) // 2], "timestamp": at}
-            # No step goes on with the second, and the third is known by then.
+            # The second is refused by a step, and the third is a duplicate.
             events += [event, {"name": ""}, again] if len(sent) % 3 == 0 else [event]
         return json.dumps(events).encode()
 
@@ -358,7 +358,7 @@ async def test_the_whole_address_is_kept_when_asked(start: Start):
 
 
 async def test_an_address_in_the_context_is_stored_like_the_connections(start: Start, tmp_path):
-    """A server sends its user's address; anonymised, and looked up where a file is configured."""
+    """A server sends its user's address; it is anonymised, and looked up if a file is configured."""
     message = {"type": "track", "event": "e", "userId": "u"}
     batch = [
         {**message, "event": "public", "context": {"ip": "1.2.3.4"}},
@@ -382,7 +382,7 @@ async def test_an_address_in_the_context_is_stored_like_the_connections(start: S
     ]
 
 
-async def test_an_address_in_the_context_is_nobody_to_the_rate_limit(start: Start):
+async def test_an_address_in_the_context_does_not_count_for_the_rate_limit(start: Start):
     client = await start(rate_limit_per_second=0.001, rate_limit_burst=2)
     answers = [await client.post({"name": "a", "context": {"ip": f"1.2.3.{index}"}}) for index in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 429]
@@ -401,7 +401,7 @@ async def test_forwarded_addresses_count_only_behind_a_trusted_proxy(start: Star
     assert [row["ip_address"] for row in rows] == ["198.51.100.0/32", "198.51.100.0/32", "2001:db8:1::/128"]
 
 
-async def test_a_header_that_is_not_utf_8_does_no_harm(client: Client, caplog):
+async def test_a_header_that_is_not_utf_8_is_harmless(client: Client, caplog):
     async with await client.raw() as raw:
         for name in (
             b"User-Agent",
@@ -443,7 +443,7 @@ async def test_every_path_of_segment(client: Client):
     assert json.loads(rows[0]["properties"]) == properties
 
 
-async def test_a_segment_batch_mixes_calls_and_refuses_what_is_none(client: Client):
+async def test_a_segment_batch_mixes_calls_and_refuses_unknown_ones(client: Client):
     answer = await client.post(
         {
             "batch": [
@@ -480,14 +480,14 @@ async def test_the_settings_document_points_the_browser_back_at_us(start: Start)
     answer = await public.get("/v1/projects/KEY/settings")
     named = answer.json()["integrations"]["Segment.io"]
     assert (named["apiHost"], named["protocol"]) == ("events.example.com/v1", "https")
-    # A cache must not give the answer without CORS headers, which a server asked for, to a browser.
+    # A cache must not give a browser the response without CORS headers that a server requested.
     assert "max-age" in answer.headers["Cache-Control"] and answer.headers["Vary"] == "Origin"
 
 
 # Write keys.
 
 
-async def test_the_write_key_may_stand_in_many_places(start: Start):
+async def test_the_write_key_is_accepted_in_many_places(start: Start):
     client = await start(write_keys=("first", "second"))
     event = {"name": "a"}
     welcome: list[Any] = [
@@ -501,7 +501,7 @@ async def test_the_write_key_may_stand_in_many_places(start: Start):
         (event, "?x=1&write_key=second", {}),
         *[({**event, name: "first"}, "", {}) for name in ("writeKey", "write_key", "api_key", "token")],
         ({"batch": [event], "writeKey": "first"}, "", {}),
-        # A header wins over the body, where some clients mask the key.
+        # A header takes precedence over the body, where some clients mask the key.
         ({**event, "writeKey": "****"}, "", {"Authorization": basic("first")}),
         ({**event, "writeKey": "****"}, "?writeKey=first", {}),
         (event, "", {"Authorization": "Digest x", "X_Write_Key": "first"}),
@@ -551,7 +551,7 @@ async def test_without_the_right_key_nothing_is_stored(start: Start):
 
 
 def assert_readable(answer: Answer, origin: str = ORIGIN) -> None:
-    """A page of this origin, which sends cookies, may read the answer."""
+    """Assert that a page of this origin, which sends cookies, may read the response."""
     headers = answer.headers
     assert headers["Access-Control-Allow-Origin"] == origin
     assert headers["Access-Control-Allow-Credentials"] == "true"
@@ -584,7 +584,7 @@ async def test_every_status_carries_cors_headers(start: Start, monkeypatch, capl
     assert [answer.status for answer in answers] == statuses
     for place, answer in enumerate(answers):
         if place in (4, 5, 8, 9, 13):
-            # What takes no events is for pages that api_origins lists.
+            # Routes that take no events are only for pages that api_origins lists.
             assert "Access-Control-Allow-Origin" not in answer.headers
         else:
             assert_readable(answer)
@@ -605,8 +605,8 @@ async def test_every_status_carries_cors_headers(start: Start, monkeypatch, capl
     ["HTTP/1.1", "HTTP/1.0", "HTTP/1.0\r\nConnection: keep-alive", "HTTP/1.1\r\nConnection: close"],
 )
 @pytest.mark.parametrize("origin", ["", "\r\nOrigin: https://shop.example"])
-async def test_the_usual_answer_has_the_head_of_any_other(client: Client, head: str, origin: str):
-    """It is written in a way of its own. One with a refusal in it, which is not, says the same."""
+async def test_the_usual_response_has_the_same_headers_as_others(client: Client, head: str, origin: str):
+    """It is written by a fast path. A response with a refusal, which is not, has the same headers."""
 
     def request(body: bytes) -> bytes:
         return f"POST /v1/events {head}\r\nHost: x{origin}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
@@ -648,7 +648,7 @@ async def test_only_listed_origins_may_read(start: Start):
             assert answer.headers["Vary"] == "Origin"
 
 
-async def test_a_preflight_grants_what_is_asked(client: Client):
+async def test_a_preflight_grants_what_is_requested(client: Client):
     wanted = "authorization,content-type,x-write-key,anonymousid,sentat"
     for path in ("/v1/events", "/v1/t"):
         answer = await client.request(
@@ -695,14 +695,14 @@ async def test_a_full_journal_is_an_honest_503_and_recovers(start: Start, databa
         assert_refused(answer, 503, "overloaded")
         assert int(answer.headers["Retry-After"]) >= 1
         assert accepted >= 12
-        # A single one still finds room where the batch did not, until there is none at all.
+        # A single event still fits where the batch did not, until the journal is full.
         while (await client.post({"name": "a", "properties": filler})).status == 200:
             accepted += 1
             assert accepted < 40
         ready = await client.get("/readyz")
         assert (ready.status, ready.json()["status"]) == (503, "not ready")
         assert (await client.get("/healthz")).status == 200
-        # What could never be accepted is told so, full or not.
+        # Invalid events get a 400, full or not.
         assert_refused(await client.post([{"name": ""}]), 400, "missing_name")
         assert_refused(await client.post(b"{"), 400, "malformed_json")
         assert client.worker.accounts.unaccounted == 0
@@ -814,7 +814,7 @@ async def test_without_the_window_the_database_catches_the_retry(start: Start):
     assert (accounts.stored, accounts.duplicate_at_door, accounts.duplicate_in_database) == (1, 0, 2)
 
 
-# Refused events are kept.
+# Refused events.
 
 
 async def test_refused_events_are_kept_as_they_were_sent(client: Client):
@@ -844,7 +844,7 @@ async def test_a_long_refused_event_is_cut_and_marked(start: Start):
     assert [(len(row["payload"]), row["payload_truncated"]) for row in rows] == [(2000, True)] * 2
 
 
-async def test_what_is_kept_of_refused_events_is_bounded(start: Start):
+async def test_kept_refused_events_are_bounded(start: Start):
     client = await start(rejected_kept_per_second=5)
     bad = [{"name": ""}] * 400
     for _ in range(3):
@@ -918,7 +918,7 @@ async def test_the_metrics_account_for_every_event(client: Client, database_url:
     assert all(sample.labels["worker"] == "0" for family in families.values() for sample in family.samples)
 
 
-async def test_clocks_that_are_ahead_and_behind_are_told_apart(client: Client):
+async def test_clocks_ahead_and_behind_are_counted_separately(client: Client):
     now = datetime.now(UTC)
     for skew in (timedelta(hours=-2), timedelta(hours=-3), timedelta(seconds=-2), timedelta(days=1)):
         answer = await client.post({"batch": [{"name": "a"}], "sentAt": (now + skew).isoformat()})
@@ -933,7 +933,7 @@ async def test_clocks_that_are_ahead_and_behind_are_told_apart(client: Client):
     assert (found["count", "behind", None], found["count", "ahead", None]) == (3, 1)
     assert (found["bucket", "behind", "3600.0"], found["bucket", "behind", "86400.0"]) == (1, 3)
     assert (found["bucket", "ahead", "3600.0"], found["bucket", "ahead", "86400.0"]) == (0, 1)
-    # Seconds of how wrong they were, so that a mean can be taken.
+    # The sums are in seconds, so that a mean can be calculated.
     assert found["sum", "behind", None] == pytest.approx(5 * 3600 + 2, abs=60)
     assert found["sum", "ahead", None] == pytest.approx(86_400, abs=60)
 
@@ -958,7 +958,7 @@ async def test_unknown_routes_and_methods_cannot_grow_the_metrics(client: Client
 # The control socket.
 
 
-async def test_the_control_socket_tells_metrics(client: Client):
+async def test_the_control_socket_serves_metrics(client: Client):
     async with client.control() as session, session.get("http://worker/metrics") as response:
         page = await response.text()
     assert response.status == 200 and "ingest_events_received_total" in page
@@ -982,7 +982,7 @@ async def test_tail_shows_what_is_accepted_and_what_is_refused(client: Client):
     assert json.loads(accepted["properties"]) == {"a": "tab\t\\"}
     assert (refused["result"], refused["reason"], refused["payload"]) == ("rejected", "missing_name", '{"name": ""}')
     assert (whole["reason"], whole["route"]) == ("malformed_json", "/v1/batch")
-    # Gone: after at most one more event nobody writes for this follower.
+    # The follower has gone: after at most one more event it is removed.
     await client.post([{"name": "unseen"}])
     async with asyncio.timeout(5):
         while client.worker.tail.followed:
@@ -1024,7 +1024,7 @@ async def test_when_it_was_sent_is_kept_with_a_refused_event(client: Client, sen
     assert [(row["reason"], row["sent_at"]) for row in rows] == [("missing_name", kept), ("invalid_type", kept)]
 
 
-async def test_only_a_replay_may_tell_when_it_first_came(client: Client):
+async def test_only_a_replay_may_say_when_it_first_came(client: Client):
     now = datetime.now(UTC).replace(microsecond=0)
     slow = timedelta(days=100)
     came, sent = now - timedelta(hours=1), now - timedelta(hours=1) - slow
@@ -1064,7 +1064,7 @@ async def test_a_replay_needs_no_key_and_has_no_limit(start: Start):
         status, outcome = await replay({"name": ""})
         assert (status, outcome["code"]) == (400, "missing_name")
     assert await client.names() == ["large", "replayed", "replayed", "replayed"]
-    # Refused once more, it is not kept twice.
+    # A replayed event that is refused again is not kept twice.
     assert await client.rejected() == []
 
 

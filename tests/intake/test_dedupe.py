@@ -17,7 +17,7 @@ def key(number: int) -> bytes:
 
 
 def begin(window: DedupeWindow, number: int, keys: Iterable[int]) -> OpenRecord:
-    """A record with these ids, on its way to the disk."""
+    """A record with these ids that is not on disk yet."""
     record = OpenRecord(number)
     record.keys = [key(each) for each in keys]
     window.begin(record.keys, record)
@@ -56,7 +56,7 @@ def test_an_id_whose_record_failed_is_new_again():
     assert window.seen(key(1))
 
 
-def test_records_settle_on_their_own():
+def test_records_settle_independently():
     window = DedupeWindow(100)
     first, second = begin(window, 1, [1]), begin(window, 2, [2])
     settle(window, second)
@@ -95,7 +95,7 @@ def test_between_half_and_all_of_the_capacity_is_remembered(capacity, sizes):
     for size in sizes:
         store(window, range(stored, stored + size))
         stored += size
-    # A record goes in whole, so one may carry the window over its capacity, by less than its own size.
+    # A record is added as a whole, so the window may exceed its capacity by less than the record's size.
     assert len(window) < capacity + 2 * 7
     recent = range(max(0, stored - capacity // 2), stored)
     assert all(window.seen(key(number)) for number in recent)

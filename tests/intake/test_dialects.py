@@ -1,4 +1,4 @@
-"""Bodies as clients send them, well and badly: which events they become, and which reason each refusal has."""
+"""Valid and malformed bodies as clients send them: the resulting events, and the reason of each refusal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def as_bytes(body: object) -> bytes:
 
 
 def fields_of(event: RawEvent | Refusal) -> dict[str, Any]:
-    """The fields of an event that were given, the raw ones parsed."""
+    """The fields of an event that are set, the raw ones parsed."""
     assert isinstance(event, RawEvent), event
     given = {}
     for name in RawEvent.__struct_fields__:
@@ -54,7 +54,7 @@ def fields_of(event: RawEvent | Refusal) -> dict[str, Any]:
 
 
 def reasons(payload: Payload) -> list[str | None]:
-    """In the order of the batch: an event's name, or why it was refused."""
+    """The name of each event in the batch, or why it was refused, in order."""
     return [event.reason if isinstance(event, Refusal) else event.name for event in payload.events]
 
 
@@ -104,7 +104,7 @@ def test_explicit_nulls_are_fields_not_given():
     assert (bytes(event.properties), bytes(event.context)) == (b"null", b"null")
 
 
-def test_fields_that_nobody_knows_are_properties():
+def test_unknown_fields_become_properties():
     event = native({"name": "click", "colour": {"a": [1]}, "batchId": 5}).events[0]
     assert fields_of(event) == {"name": "click", "properties": {"colour": {"a": [1]}, "batchId": 5}}
 
@@ -181,7 +181,7 @@ def test_an_array_has_neither_key_nor_time():
     ids=["BOM", "white space", "BOM and white space", "line breaks"],
 )
 @pytest.mark.parametrize("body", [b'{"name":"a","type":"page"}', b'[{"name":"a","type":"page"}]'])
-def test_what_editors_put_around_a_body_does_not_count(decode, around, body):
+def test_whitespace_and_byte_order_marks_around_a_body_are_ignored(decode, around, body):
     assert reasons(decode(around[0] + body + around[1])) == ["a"]
 
 
@@ -229,14 +229,14 @@ WHOLE_BODY = [
 
 @pytest.mark.parametrize("decode", [native, segment])
 @pytest.mark.parametrize(("body", "reason"), WHOLE_BODY, ids=[repr(body) for body, _ in WHOLE_BODY])
-def test_a_body_that_nobody_can_read_is_refused_as_a_whole(decode, body, reason):
+def test_an_unreadable_body_is_refused_as_a_whole(decode, body, reason):
     refusal = refused(decode, body)
     assert refusal.reason is reason
     assert refusal.detail
 
 
 @pytest.mark.parametrize("decode", [native, segment])
-def test_an_unreadable_body_is_handed_on_to_be_kept(decode):
+def test_an_unreadable_body_is_passed_on_to_be_kept(decode):
     assert refused(decode, b'\n{"name": "a').raw == b'{"name": "a'
 
 
@@ -339,7 +339,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("decode", [native, segment])
 @pytest.mark.parametrize("events", FLOODS.values(), ids=FLOODS.keys())
-def test_of_a_flood_of_events_no_objects_are_made(decode, events):
+def test_no_objects_are_made_of_a_flood_of_events(decode, events):
     for body in (b"[%s]" % events, b'{"x":[{}],"batch":[%s]}' % events):
         tracemalloc.start()
         try:
@@ -361,7 +361,7 @@ def test_many_objects_in_a_few_events_are_no_flood(decode):
 @pytest.mark.parametrize("decode", [native, segment])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 @pytest.mark.parametrize("levels", [10_000, 100_000])
-def test_so_many_levels(decode, opening, levels):
+def test_deep_nesting(decode, opening, levels):
     deep = opening * levels
     closed = deep + b"1" + (b"]" if opening == b"[" else b"}") * levels
     for body in (
@@ -369,18 +369,18 @@ def test_so_many_levels(decode, opening, levels):
         b'{"name":"a","unknown":%s}',
     ):
         if len(body % closed) > 2**18:
-            # Refused for its length alone.
+            # Refused because of its length alone.
             assert reasons(decode(body % closed)) == [RejectReason.EVENT_TOO_LARGE]
         else:
             assert refused(decode, body % closed).reason is RejectReason.NESTED_TOO_DEEP
-        # Never closed: whichever is noticed first.
+        # Never closed: either reason, whichever is found first.
         assert refused(decode, body % deep).reason in (RejectReason.NESTED_TOO_DEEP, RejectReason.MALFORMED_JSON)
 
 
 @pytest.mark.parametrize("decode", [native, segment])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 @pytest.mark.parametrize("levels", [5000, 100_000])
-def test_so_many_levels_in_one_event_leave_the_others_alone(decode, opening, levels):
+def test_deep_nesting_in_one_event_does_not_affect_the_others(decode, opening, levels):
     deep = opening * levels + b"1" + (b"]" if opening == b"[" else b"}") * levels
     events = b'[{"name":"a","type":"page"},%s,{"name":"b","type":"page","properties":%s}]' % (deep, deep)
     reason = RejectReason.NOT_AN_OBJECT if opening == b"[" else RejectReason.NESTED_TOO_DEEP
@@ -418,7 +418,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("decode", [native, segment])
 @pytest.mark.parametrize("bad", BROKEN, ids=[repr(bad) for bad in BROKEN])
-def test_a_broken_event_is_refused_and_its_neighbours_are_kept(decode, bad):
+def test_an_unparsable_event_is_refused_and_its_neighbours_are_kept(decode, bad):
     good = b'{"name":"%s", "type":"page","timestamp":5,"properties":{"x":"],\\"}"}}'
     sent = [good % b"before", bad, good % b"after"]
     events = b" , ".join(sent)
@@ -445,7 +445,7 @@ def test_each_of_several_bad_events_has_its_own_reason():
     ]
 
 
-def test_a_broken_envelope_around_sound_events():
+def test_a_broken_envelope_around_valid_events():
     payload = native(b'{"sentAt":NaN,"sent_at":5,"x":tru,"batch":[{"name":"a"}],"token":"K"}')
     assert (reasons(payload), payload.sent_at, payload.write_key) == (["a"], 5, "K")
 
@@ -466,22 +466,22 @@ def test_a_broken_envelope_around_sound_events():
         b'{"batch":[5}',
     ],
 )
-def test_a_broken_batch_whose_events_cannot_be_told_apart_is_refused_as_a_whole(decode, body):
+def test_a_broken_batch_that_cannot_be_split_is_refused_as_a_whole(decode, body):
     assert refused(decode, body) == (RejectReason.MALFORMED_JSON, refused(decode, body).detail, body)
 
 
 @pytest.mark.parametrize("decode", [native, segment])
 @pytest.mark.parametrize("bad", [b"NaN", b"5", b'{"name":5}', b'{"name":NaN}'])
-def test_no_more_events_are_told_apart_than_may_be_taken(decode, bad):
+def test_splitting_stops_at_the_maximum_of_events(decode, bad):
     good = b',{"type":"page","name":"a"}'
     for body in (b"[%s%s]", b'{"batch":[%s%s]}'):
         assert len(decode(body % (bad, good * (MAX_EVENTS - 1))).events) == MAX_EVENTS
         assert refused(decode, body % (bad, good * MAX_EVENTS)).reason is RejectReason.TOO_MANY_EVENTS
-        # Whatever comes after the last of them.
+        # Even if the body is cut off after them.
         assert refused(decode, (body % (bad, good * (MAX_EVENTS + 1)))[:-3]).reason is RejectReason.TOO_MANY_EVENTS
 
 
-def test_pieces_are_what_was_sent():
+def test_pieces_are_events_as_sent():
     body = b'[ {"name" : "a"} ,5, {"name":"b", "x":[1, 2]}]'
     wanted = [b'{"name" : "a"}', b"5", b'{"name":"b", "x":[1, 2]}']
     assert pieces(native(body).parts[0]) == wanted
@@ -545,7 +545,7 @@ CALLS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"previousId": "old"},
         {"name": "alias", "type": "system", "properties": {"previousId": "old"}},
     ),
-    # Fields that belong to other calls are properties of this one.
+    # Fields of other calls become properties.
     (
         "track",
         {"event": "e", "name": "n", "category": "c", "groupId": "g", "previousId": "p", "traits": {"t": 1}},
@@ -573,7 +573,7 @@ CALLS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("call", "message", "event"), CALLS, ids=[call for call, _, _ in CALLS])
-def test_what_each_call_becomes(call, message, event):
+def test_calls_as_events(call, message, event):
     for payload in (
         segment({"batch": [{**COMMON, **message, "type": call}], "sentAt": "2026-01-02T03:04:06Z"}),
         segment([{**COMMON, **message, "type": call}]),
@@ -699,7 +699,7 @@ def test_a_category_joins_the_properties_which_win(properties, stored):
 
 
 @pytest.mark.parametrize("properties", [b"5", b'"text"', b"[1]"])
-def test_properties_that_are_no_object_are_left_for_the_step_that_refuses_them(properties):
+def test_properties_other_than_objects_are_left_for_the_step_that_refuses_them(properties):
     event = segment(b'{"type":"page","category":"c","properties":%s}' % properties).events[0]
     assert isinstance(event, RawEvent)
     assert bytes(event.properties) == properties
@@ -710,7 +710,7 @@ def test_a_category_is_escaped_again():
     assert fields_of(payload.events[0])["properties"] == {"category": 'a"b\\\né', "x": 1}
 
 
-# What Postgres will not take.
+# What Postgres does not accept.
 
 CLEANED = [
     (rb"\u0000", rb"\ufffd", 1),
@@ -749,7 +749,7 @@ CLEANED = [
 @pytest.mark.parametrize(("body", "cleaned", "count"), CLEANED, ids=[body.decode() for body, _, _ in CLEANED])
 def test_escapes_that_postgres_refuses_become_the_replacement_character(body, cleaned, count):
     assert clean_escapes(body) == (cleaned, count)
-    # What is left is text, and the same text JavaScript's toWellFormed() would leave.
+    # The result is the text that JavaScript's toWellFormed() would return.
     text = json.loads(b'"%s"' % cleaned)
     assert "\x00" not in text
     text.encode()
@@ -828,7 +828,7 @@ def test_gzip_files_in_a_row_are_limited():
     one = gzip.compress(b"a")
     assert unzip(one * MAX_GZIP_MEMBERS, 10**6) == b"a" * MAX_GZIP_MEMBERS
     assert refused(unzip, one * (MAX_GZIP_MEMBERS + 1), 10**6).reason is RejectReason.BAD_ENCODING
-    # Five megabytes of them: refused before each has been looked at.
+    # Five megabytes of them: refused before all have been read.
     assert refused(unzip, gzip.compress(b"") * 250_000, 10**6).detail.endswith("gzip members")
 
 
@@ -858,8 +858,8 @@ def test_a_gzip_bomb_is_not_unpacked():
         tracemalloc.stop()
 
 
-def test_nothing_is_nothing():
-    """The steps ask `if raw.properties`."""
+def test_missing_properties_are_falsy():
+    """The steps check `if raw.properties`."""
     assert not NOTHING
     assert not RawEvent().properties
 
@@ -871,7 +871,7 @@ TITLES = ["x" * 101, "Überraschung " * 9, "💥" * 150, "  " + "y" * 100 + " z 
 
 @pytest.mark.parametrize("title", TITLES)
 @pytest.mark.parametrize("call", ["page", "screen"])
-def test_a_long_title_is_cut_and_kept_whole_beside(call, title):
+def test_a_long_title_is_cut_and_kept_in_full_as_a_property(call, title):
     for properties in (None, {}, {"plan": "pro"}, {"name": title}, {"name": "another"}, {"title": "another"}):
         message = {
             "type": call,
@@ -891,13 +891,13 @@ def test_a_long_title_is_cut_and_kept_whole_beside(call, title):
 @pytest.mark.parametrize(
     ("title", "name"), [("x" * 100, "x" * 100), (" Pricing ", "Pricing"), ("  ", "page"), ("", "page")]
 )
-def test_a_short_title_is_the_name_and_no_more(title, name):
+def test_a_short_title_is_only_the_name(title, name):
     (event,) = decode_segment(json.dumps({"type": "page", "name": title}).encode(), None, 10).events
     assert isinstance(event, RawEvent)
     assert (event.name, bytes(event.properties)) == (name, b"")
 
 
 def test_a_name_of_another_call_that_is_too_long_is_refused():
-    """It is what the event is, and not a title."""
+    """It identifies the kind of event, and is not a title."""
     (event,) = decode_segment(json.dumps({"type": "track", "event": "x" * 101}).encode(), None, 10).events
     assert isinstance(event, RawEvent) and event.name == "x" * 101

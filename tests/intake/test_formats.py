@@ -1,4 +1,4 @@
-"""Bodies as forms, beacons and other charsets bring them: the same JSON, or an error that says what is taken."""
+"""Bodies from forms and beacons and in other charsets: the same JSON, or an error that lists the accepted formats."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ WRAPPINGS: dict[str, Callable[[str], bytes]] = {
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS.values(), ids=WRAPPINGS.keys())
-def test_what_is_wrapped_is_the_same_json(wrapping):
+def test_wrapped_json_is_read_the_same(wrapping):
     for text in TEXTS:
         found = finish(to_json(wrapping(text), "", MOST))
         assert json.loads(found.decode("utf-8-sig")) == json.loads(text)
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_each_of_the_fields_is_taken(field):
+def test_each_of_the_fields_is_accepted(field):
     assert finish(to_json(f"a=1&{field}={quote(EVENT)}".encode(), "", MOST)) == EVENT.encode()
     head = f'Content-Disposition: form-data; name="{field}"'.encode()
     assert finish(to_json(multipart(EVENT.encode(), head), "", MOST)) == EVENT.encode()
@@ -76,7 +76,7 @@ def test_the_boundary_may_be_in_the_header(boundary):
 
 @pytest.mark.parametrize("name", KEY_FIELDS)
 @pytest.mark.parametrize("text", [EVENT, f"[{EVENT}]", "{}"])
-def test_the_key_may_stand_beside_the_events(name, text):
+def test_the_key_may_be_next_to_the_events(name, text):
     found = json.loads(finish(to_json(f"{name}=k%22%2B1&data={quote(text)}".encode(), "", MOST)))
     assert found.pop("writeKey") == 'k"+1'
     assert (found["batch"] if text.startswith("[") else found) == json.loads(text)
@@ -101,7 +101,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("body", OTHERS)
-def test_anything_else_is_told_what_is_taken(body):
+def test_the_refusal_of_anything_else_lists_the_accepted_formats(body):
     with pytest.raises(PayloadRefused) as caught:
         finish(to_json(body, "", MOST))
     refusal = caught.value.refusal
@@ -111,7 +111,7 @@ def test_anything_else_is_told_what_is_taken(body):
         assert all(word in refusal.detail for word in ("UTF-16", "multipart/form-data", "base64", "data"))
 
 
-def test_what_grows_is_bounded():
+def test_expansion_is_bounded():
     with pytest.raises(PayloadRefused) as caught:
         finish(to_json(("[" + "漢" * 1000).encode("utf-16"), "", 2100))
     assert caught.value.refusal.reason is RejectReason.BODY_TOO_LARGE

@@ -1,4 +1,4 @@
-"""What becomes of fields that a dialect does not know by that name: taken, made a property, or refused by name."""
+"""Fields that a dialect does not know by that name: recognised, stored as properties, or refused by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def native(body: Any, **how: Any) -> list[RawEvent | Refusal]:
 
 
 def fields_of(event: RawEvent | Refusal) -> dict[str, Any]:
-    """What an event has, properties and context decoded."""
+    """The fields of an event that are set, with properties and context decoded."""
     assert isinstance(event, RawEvent), event
     found = {field: getattr(event, field) for field in event.__struct_fields__}
     for field in ("properties", "context"):
@@ -64,8 +64,8 @@ def test_fields_in_other_spellings(how: int):
         assert fields_of(native(event)[0])[field] == "v"
 
 
-def test_nothing_vanishes():
-    """Whatever an event has is in a field, in a property of its name, or the event is refused and says by what."""
+def test_no_field_is_lost():
+    """Each member becomes a field or a property of its name, or the event is refused and the refusal names it."""
     rng = random.Random(7)
     names = [
         *FIELDS,
@@ -98,7 +98,7 @@ def test_nothing_vanishes():
     assert kept > 300 and refused > 5
 
 
-def test_two_names_for_one_thing():
+def test_two_names_for_one_field():
     assert fields_of(native({"name": "x", "user_id": "u", "userId": "u"})[0]) == {"name": "x", "user_id": "u"}
     found = fields_of(native({"name": "x", "user_id": "u", "userId": "v", "event": "e"})[0])
     assert found == {"name": "x", "user_id": "u", "properties": {"userId": "v", "event": "e"}}
@@ -127,12 +127,12 @@ def test_wrong_types_are_refused_and_unreadable_properties_too():
     assert bytes(native({"name": "x", "plan": 1, "properties": "text"})[0].properties) == b'"text"'  # type: ignore[union-attr]
 
 
-# What stands beside a batch.
+# Members next to a batch.
 
 
 @pytest.mark.parametrize("count", [1, 2, 700])
 @pytest.mark.parametrize("behind", [True, False])
-def test_what_stands_beside_a_batch_holds_for_its_events(count: int, behind: bool):
+def test_members_next_to_a_batch_apply_to_its_events(count: int, behind: bool):
     shared = {"userId": "u", "context": {"a": 1, "b": {"c": 2}}, "plan": "p", "event": "named"}
     batch = {"batch": [{"name": "x"}, {"user_id": "own", "context": {"a": 5}, "properties": {"plan": "q"}}] * count}
     found = native({**batch, **shared} if behind else {**shared, **batch})
@@ -144,7 +144,7 @@ def test_what_stands_beside_a_batch_holds_for_its_events(count: int, behind: boo
     }  # fmt: skip
 
 
-def test_what_stands_beside_a_batch_is_bounded():
+def test_members_next_to_a_batch_are_bounded():
     events = [{"name": "x"}]
     for body in (
         {"batch": events, "plan": "x" * 5000},
@@ -181,7 +181,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.parametrize("shape", ["alone", "batch", "list"])
-def test_nothing_of_a_segment_message_vanishes(kind: str, shape: str):
+def test_no_field_of_a_segment_message_is_lost(kind: str, shape: str):
     message: dict[str, Any] = {"type": kind, **COMMON, "timestamp": "2026-01-02", **BESIDE, **CALLS[kind]}
     message |= {"traits": {"t": 1}, "properties": {"p": 2}, "integrations": {"All": True}, "_metadata": {"n": 1}}
     body = {"alone": message, "batch": {"batch": [message], "writeKey": "k"}, "list": [message]}[shape]
@@ -214,7 +214,7 @@ def test_the_type_of_a_message_that_the_path_overrides_is_kept():
     assert fields_of(decode_segment(body, "track", 10).events[0])["properties"] == {"type": "page"}
 
 
-def test_a_context_beside_segments_batch_is_that_of_its_messages():
+def test_a_context_next_to_segments_batch_applies_to_its_messages():
     body = {"batch": [{"type": "track", "event": "e"}], "context": {"ip": "1.2.3.4"}, "integrations": {"All": False}}
     assert fields_of(decode_segment(json.dumps(body).encode(), None, 10).events[0])["context"] == {"ip": "1.2.3.4"}
 
@@ -231,8 +231,8 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("unreadable", UNREADABLE)
 @pytest.mark.parametrize("other", [b'{"a": 2}', b'{"b": 3}', *UNREADABLE.values()])
-def test_properties_that_cannot_be_read_raise_nothing_beside_other_fields(unreadable: str, other: bytes):
-    """Neither beside traits, nor beside fields of other names, nor in a batch with what stands beside it."""
+def test_unreadable_properties_raise_nothing_next_to_other_fields(unreadable: str, other: bytes):
+    """Next to traits, next to fields of other names, and in a batch with shared members."""
     raw = UNREADABLE[unreadable]
     for body in (
         b'{"type": "identify", "userId": "u", "traits": %b, "properties": %b}' % (raw, other),
