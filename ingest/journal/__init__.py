@@ -1,1 +1,1 @@
-"""The durable log between request and database: group commit, segments, recovery, and the books."""
+"""The durable log between request and database: group commit, segments, recovery, and accounting."""

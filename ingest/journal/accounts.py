@@ -1,7 +1,7 @@
-"""The books: every event that came in is stored, a duplicate, rejected with a reason, or pending. Always.
+"""Accounting: every event received is stored, a duplicate, rejected with a reason, or pending. Always.
 
-One Accounts a process, changed on the event loop's thread only, in the same turn of the loop as the thing it
-counts; a reader on that thread therefore always finds them balanced.
+One Accounts per process, changed only on the event loop's thread, in the same turn of the loop as the thing it
+counts, so a reader on that thread always finds it balanced.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from ingest.base.refusals import RejectReason
 
 
 class Accounts:
-    """Events counted since the process started. `recovered` are those it found in journals, received by an
-    earlier process; `duplicate_at_door` and `duplicate_in_database` say who caught the retry."""
+    """Events counted since the process started. `recovered`: events found in journals, received by an earlier
+    process. `duplicate_at_door` and `duplicate_in_database`: where the retry was caught."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -24,11 +24,11 @@ class Accounts:
         self.duplicate_in_database = 0
         self.rejected: Counter[RejectReason] = Counter()
         self.cleaned = 0
-        # Asked, not kept: journals count what waits in them.
+        # Callbacks, not counters: each journal counts its own pending events.
         self._pending: list[Callable[[], int]] = []
 
     def watch_pending(self, pending: Callable[[], int]) -> Callable[[], None]:
-        """Add a journal's count of pending events; call what is returned to take it out again."""
+        """Add a journal's count of pending events; returns a function that removes it again."""
         self._pending.append(pending)
         return lambda: self._pending.remove(pending)
 
@@ -41,7 +41,7 @@ class Accounts:
 
     @property
     def unaccounted(self) -> int:
-        """received - (stored + duplicate + rejected + pending). Zero, or there is a bug to report."""
+        """received - (stored + duplicate + rejected + pending). Anything but zero is a bug."""
         duplicate = self.duplicate_at_door + self.duplicate_in_database
         settled = self.stored + duplicate + self.rejected.total() + self.pending
         return self.received + self.recovered - settled

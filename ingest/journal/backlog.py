@@ -1,7 +1,8 @@
-"""What is durable in a journal and not stored yet: taken in order by the writer, forgotten once the ledger covers it.
+"""Records of a journal that are durable but not stored yet: the writer takes them in order, and they are forgotten
+once the ledger covers them.
 
 Records wait in memory up to a limit. Past it they are only on disk, and are read back in order when the writer
-gets there. A segment is deleted when all its records are forgotten.
+gets to them. A segment is deleted when all its records have been forgotten.
 
 Everything runs on the event loop's thread except the methods that end in `_in_thread`.
 """
@@ -25,12 +26,12 @@ from ingest.journal.survey import Gap
 
 logger = logging.getLogger(__name__)
 
-_GAPS_TOLD: Final = 20
+_GAPS_LOGGED: Final = 20
 _ALREADY_AT_ONCE: Final = 1000
 
 
 class Written(NamedTuple):
-    """A record that is durable, and where it stands: from `offset` to `end` of the segment `path`."""
+    """A durable record and where it is: from `offset` to `end` in the segment `path`."""
 
     record: Record
     path: Path
@@ -40,7 +41,7 @@ class Written(NamedTuple):
 
 
 class _ReadBack(NamedTuple):
-    """`offset` is where to go on; `last` the highest number that was read."""
+    """`offset` is where to continue, `last` the highest record number read."""
 
     records: list[Record]
     damages: list[Damage]
@@ -50,11 +51,11 @@ class _ReadBack(NamedTuple):
 
 
 class Backlog:
-    """Changed by the journal it belongs to only.
+    """Changed only by the journal it belongs to.
 
-    `events`, `rejected` and `bytes` count what is accepted and not yet stored, also what is not durable yet;
-    `rejected` are refused events on their way to their table. What is missing on disk is among them until the ledger
-    has told that it was not stored before.
+    `events`, `rejected` and `bytes` count what is accepted and not yet stored, including what is not durable yet;
+    `rejected` counts refused events on their way to their table. Records missing on disk are included until the
+    ledger shows whether they had been stored.
     """
 
     def __init__(
@@ -66,18 +67,18 @@ class Backlog:
         on_already_stored: Callable[[Record | Gap], None],
         on_lost: Callable[[int], None],
     ) -> None:
-        """`in_flight` returns events, rejected and bytes of what is counted here and not durable yet."""
+        """`in_flight` returns the events, rejected and bytes that are counted here but not durable yet."""
         self._name = name
         self.events = 0
         self.rejected = 0
         self.bytes = 0
         self.stored_through = 0
         self.corrupt_segments = 0
-        # Durable records that are gone, as far as can be told.
+        # Durable records that are known to be lost.
         self.lost_records = 0
-        # What the journal had had up to `stored_through`, if that is known.
+        # The journal's totals up to `stored_through`; None if unknown.
         self.stored_totals: Totals | None = Totals(0, 0, 0)
-        # Bytes of the lines held in memory, those of the taken records too; bytes of the segments on disk.
+        # Bytes of lines held in memory, including those of taken records; bytes of segments on disk.
         self.memory_bytes = 0
         self.disk_bytes = 0
         self._in_flight = in_flight
@@ -87,16 +88,16 @@ class Backlog:
         self._reading = WorkThread(f"{name}-read")
         # On disk, oldest first.
         self._segments: deque[KnownSegment] = deque()
-        # Durable records that the writer has not taken, oldest first. Whatever comes after them is only on disk, in
-        # these stretches of segments, in this order; numbers up to `_read_through` have been read there.
+        # Durable records that the writer has not taken, oldest first. Later ones are only on disk, in the stretches
+        # of `_spilled`, in this order; of those, numbers up to `_read_through` have been read back.
         self._memory: deque[Record] = deque()
         self._spilled: deque[Stretch] = deque()
         self._read_through = 0
         self._spilled_at_us = 0
         self._taken: list[Record] = []
-        # Records up to here were stored when we opened, and never counted.
+        # Records up to here were already stored when the journal was opened, and were never counted.
         self._counted_after = 0
-        # What is missing on disk, and whether the ledger has told yet how far we are stored.
+        # Records missing on disk, and whether the ledger's position is known yet.
         self._gaps: list[Gap] = []
         self._is_ledger_known = False
         self._layouts: Mapping[int, Layout] = {}
@@ -115,12 +116,12 @@ class Backlog:
 
     @property
     def holds_lines(self) -> bool:
-        """Whether there are lines in any segment, stored ones too."""
+        """Whether any segment has lines, including stored ones."""
         return any(one.holds_lines for one in self._segments)
 
     @property
     def awaits_ledger(self) -> bool:
-        """Whether records are missing that may be stored, which the ledger must tell."""
+        """Whether records are missing on disk and only the ledger can say whether they were stored."""
         return bool(self._gaps) and not self._is_ledger_known
 
     @property
@@ -134,17 +135,17 @@ class Backlog:
 
     @property
     def newest(self) -> Record | None:
-        """The last of the records that wait in memory and are not taken; None when there is none."""
+        """The newest record in memory that has not been taken; None when there is none."""
         return self._memory[-1] if self._memory else None
 
     def add(self, events: int, rejected: int, size: int) -> None:
-        """Count so many more."""
+        """Add to the counts."""
         self.events += events
         self.rejected += rejected
         self.bytes += size
 
     def keep(self, written: Written) -> None:
-        """A record is durable: it waits in memory if there is room, else where it stands."""
+        """A record has become durable: keep it in memory if there is room, otherwise only on disk."""
         record = written.record
         if not self._segments or self._segments[-1].path != written.path:
             self._segments.append(KnownSegment(written.path, record.number, 0))
@@ -170,7 +171,7 @@ class Backlog:
         self._spilled.append(Stretch(source, written.offset, written.end))
 
     def open(self, found: Recovered) -> None:
-        """Begin with what was found on disk."""
+        """Start with what recovery found on disk."""
         self.stored_through = self._counted_after = self._read_through = found.position
         self.stored_totals = found.at_position
         self.corrupt_segments = found.corrupt_segments
@@ -188,7 +189,7 @@ class Backlog:
             self._readable.set()
 
     def close(self) -> None:
-        """End the thread. Repeatable."""
+        """Stop the reading thread. Repeatable."""
         self._reading.close()
 
     # Taking.
@@ -198,9 +199,9 @@ class Backlog:
         await self._readable.wait()
 
     async def take(self, max_bytes: int) -> list[Record]:
-        """The oldest records that are not stored, in order, of one layout, some `max_bytes` together but at
-        least one; [] when there is none. They stay pending until they are forgotten."""
-        assert not self._taken, "forget what was taken first"
+        """The oldest records not yet stored, in order and of one layout: about `max_bytes` in total, at least one
+        record, [] when there is none. They stay pending until they are forgotten."""
+        assert not self._taken, "forget the taken records first"
         self._settle_gaps()
         if self._memory:
             size = 0
@@ -233,7 +234,7 @@ class Backlog:
         if stretch.start >= stretch.end:
             self._spilled.popleft()
         if not self._spilled:
-            # Caught up: what is appended from now on goes through memory again.
+            # Caught up: new records go through memory again.
             self._reconcile()
 
     def _read_back_in_thread(self, stretch: Stretch, end: int, max_bytes: int) -> _ReadBack:
@@ -271,7 +272,8 @@ class Backlog:
             log_damage(source.path, damage)
 
     def _reconcile(self) -> None:
-        """The disk is read to its end: what is pending beyond what we hold was damaged since it was found."""
+        """Everything on disk has been read: whatever is still counted beyond what we hold has been damaged since
+        recovery, and is lost."""
         events, rejected, size = self._in_flight()
         events += sum(record.events for record in self._taken) + sum(gap.events for gap in self._gaps)
         rejected += sum(record.rejected for record in self._taken) + sum(gap.rejected for gap in self._gaps)
@@ -280,13 +282,12 @@ class Backlog:
         self.add(-lost, rejected - self.rejected, size - self.bytes)
         if lost:
             logger.error("%d acknowledged events can no longer be read from the journal", lost)
-            # Or more: nobody knows how many they were in.
+            # At least one: the number of records is unknown.
             self.lost_records += 1
             self._on_lost(lost)
 
     def _settle_gaps(self) -> None:
-        """Book what is missing on disk, once the ledger has told which records had been stored before: as stored, or
-        as lost."""
+        """Account for records missing on disk as stored or as lost, once the ledger's position is known."""
         if not self._gaps or not self._is_ledger_known:
             return
         gaps, self._gaps = self._gaps, []
@@ -295,10 +296,10 @@ class Backlog:
             self.add(-gap.events, -gap.rejected, 0)
             if gap.last <= self.stored_through:
                 self._on_already_stored(gap)
-        for gap in lost[:_GAPS_TOLD]:
+        for gap in lost[:_GAPS_LOGGED]:
             logger.error("%s: %s", self._name, gap)
-        if len(lost) > _GAPS_TOLD:
-            logger.error("%s: %d more such gaps", self._name, len(lost) - _GAPS_TOLD)
+        if len(lost) > _GAPS_LOGGED:
+            logger.error("%s: %d more such gaps", self._name, len(lost) - _GAPS_LOGGED)
         self.lost_records += sum(gap.records for gap in lost)
         if events := sum(gap.events for gap in lost):
             self._on_lost(events)
@@ -306,8 +307,8 @@ class Backlog:
     # Forgetting.
 
     def forget(self, count: int) -> None:
-        """The first `count` of the taken records are stored: they are no longer pending, and segments all of
-        which is stored are deleted."""
+        """The first `count` taken records are stored: they are no longer pending, and fully stored segments are
+        deleted."""
         for record in self._taken[:count]:
             self.add(-record.events, -record.rejected, -record.size)
             self.memory_bytes -= record.size
@@ -328,9 +329,9 @@ class Backlog:
             self.stored_totals = record.after
 
     def delete_stored(self) -> None:
-        """Delete the segments before the newest all of which is stored; put aside those that are damaged."""
+        """Delete fully stored segments, except the newest; set aside the damaged ones instead."""
         held = {stretch.source for stretch in self._spilled}
-        # Where nothing waits, records beyond the position are empty.
+        # If nothing is pending, records beyond the position are empty.
         waits = self.events or self.rejected or self._taken or self._gaps
         while len(self._segments) > 1 and not (waits and self._segments[0].last > self.stored_through):
             if self._segments[0] in held:

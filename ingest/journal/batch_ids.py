@@ -1,4 +1,4 @@
-"""The number of a record in all journals: `analytics.events.batch_id`."""
+"""The number of a record across all journals: `analytics.events.batch_id`."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ RECORD_BITS: Final = 40
 
 
 def batch_id(journal: int, record: int) -> int:
-    """The journal's number, then the record's in 40 bits."""
+    """The journal's number, followed by the record's number in 40 bits."""
     return journal << RECORD_BITS | record

@@ -1,10 +1,9 @@
 """The durable log between the request and the database.
 
-`append` puts lines into the open record and gives a future that is done when they are on stable storage.
-While one record is being written and fsynced in a thread, the next one fills: group commit without a timer, so
-that the wait is one or two fsyncs at any load. What is durable goes to the Backlog, from which the writer takes
-records in order and forgets them once the ledger covers them: while Postgres is away memory stays bounded for as
-long as the disk lasts.
+`append` adds lines to the open record, and `wait` returns once that record is on stable storage. While one record is
+being written and fsynced in a thread, the next one fills up: group commit without a timer, so the wait is one or two
+fsyncs at any load. Durable records go to the Backlog, from which the writer takes them in order, and which forgets
+them once the ledger covers them: while Postgres is down, memory stays bounded and only the disk fills.
 
 Everything runs on the event loop's thread except the SegmentWriter's writes, and `recover`.
 """
@@ -34,29 +33,29 @@ from ingest.journal.survey import Gap
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_BYTES: Final = 8 * 1024 * 1024
-"""Lines that may wait for the fsync in flight. More means that the disk is far behind: answer 503 instead."""
+"""Lines that may wait for the fsync in flight. More means the disk is far behind: respond 503 instead."""
 STALLED_SECONDS: Final = 10.0
-"""A write that takes longer: the disk hangs, and who could send elsewhere should."""
+"""A write that takes longer means the disk hangs; clients that can send elsewhere should."""
 
 
 class JournalFull(Exception):
-    """There is no room: the byte limit is reached, or the disk does not keep up. Nothing was taken; try later."""
+    """No room: the byte limit is reached, or the disk does not keep up. Nothing was appended; try later."""
 
     reason = RejectReason.OVERLOADED
 
 
 class JournalClosed(JournalFull):
-    """Its position in the ledger is another process's. Nothing was taken."""
+    """Another process holds the journal's position in the ledger. Nothing was appended."""
 
     reason = RejectReason.JOURNAL_UNAVAILABLE
 
 
 class JournalFailed(Exception):
-    """The record could not be made durable: the disk is full or broken. Nothing of it is acknowledged."""
+    """The record could not be made durable: the disk is full or broken. None of it is acknowledged."""
 
 
 class Journal:
-    """One folder of segments, appended to by the process that has claimed it. `recover` it before use."""
+    """One folder of segments, appended to by the process that has claimed it. Call `recover` before use."""
 
     def __init__(
         self,
@@ -72,9 +71,9 @@ class Journal:
         self.layout = claimed.layout
         self.failed_writes = 0
         self.torn_bytes = 0
-        # Called after a write with its seconds and bytes; with a record, or some that are missing on disk, that the
-        # ledger turned out to cover although they were counted as pending.
+        # Called after each write with its seconds and bytes.
         self.on_fsync: Callable[[float, int], None] = lambda seconds, size: None
+        # Called with records, on disk or missing there, that were counted as pending and turn out to be stored.
         self.on_already_stored: Callable[[Record | Gap], None] = lambda stored: None
         self._on_settled = on_settled
         self._on_lost = on_lost
@@ -89,10 +88,10 @@ class Journal:
         self._thread = WorkThread(f"journal-{self.number}")
         self._claimed = claimed
         self._closed = False
-        # Used by the write in flight only.
+        # Used only by the write in flight.
         self._segment = SegmentWriter(claimed.folder, claimed.layout, segment_bytes)
         self._open = OpenRecord(1)
-        # The newest durable record, and what there has been up to it.
+        # The newest durable record, and the totals up to it.
         self._newest = 0
         self._totals = Totals(0, 0, 0)
         self._writing: OpenRecord | None = None
@@ -100,9 +99,9 @@ class Journal:
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
-        # Set once the journal's number is used by another process, too: nothing more is taken.
+        # Set once another process turns out to use the journal's number too: nothing more is accepted.
         self.is_taken = False
-        # How far the ledger is by the newest record.
+        # The ledger's position as noted in the newest record.
         self._noted = 0
 
     def __repr__(self) -> str:
@@ -114,17 +113,17 @@ class Journal:
 
     @property
     def stored_through(self) -> int:
-        """The ledger's position as far as we know it."""
+        """The ledger's position, as far as it is known here."""
         return self.backlog.stored_through
 
     @property
     def awaits_ledger(self) -> bool:
-        """Whether the ledger must be asked although there may be nothing to store; see Backlog.awaits_ledger."""
+        """Whether the ledger must be read even if there is nothing to store; see Backlog.awaits_ledger."""
         return self.backlog.awaits_ledger
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of lines held in memory: durable ones not stored yet, and those on their way to the disk."""
+        """Bytes of lines held in memory: durable but not stored yet, or on their way to the disk."""
         return self.backlog.memory_bytes + self._open.size + (self._writing.size if self._writing else 0)
 
     @property
@@ -134,31 +133,31 @@ class Journal:
 
     @property
     def newest_record(self) -> int:
-        """The number of the record that the newest lines are in, durable or not yet."""
+        """The number of the record with the newest lines, durable or not."""
         return self._open.number if self._open.opened_at_us else self._open.number - 1
 
     def is_stored(self, number: int) -> bool:
-        """Whether what there was up to this record is in the database, or could not be made durable."""
+        """Whether every record up to this one is in the database, or could not be made durable."""
         return not self.has_backlog or self.stored_through >= number
 
     @property
     def has_room(self) -> bool:
-        """Whether the byte limit leaves room for one more full record."""
+        """Whether one more full record fits within the byte limit."""
         return self.backlog.disk_bytes + min(MAX_OPEN_BYTES, self._max_bytes // 8) <= self._max_bytes
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the write in flight does not come to an end."""
+        """Whether the write in flight has been running for too long."""
         return self._writing is not None and time.monotonic() - self._writing_since > STALLED_SECONDS
 
     @property
     def has_backlog(self) -> bool:
-        """Whether anything waits to be stored."""
+        """Whether anything is waiting to be stored."""
         return bool(self.backlog.events or self.backlog.rejected)
 
     @property
     def batch_id(self) -> int:
-        """The batch_id of lines appended now, before anything else is awaited."""
+        """The batch_id for lines appended now, before the next await."""
         return batch_id(self.layout.journal, self._open.number)
 
     @property
@@ -181,10 +180,10 @@ class Journal:
         rejected_lines: Sequence[str] = (),
         rejected: int = 0,
     ) -> OpenRecord:
-        """Add lines to the open record; `wait` on the record that is returned to know when they are durable.
+        """Add lines to the open record and return it; `wait` on it to know when they are durable.
 
-        The lines end with the `batch_id` read since the last await. `keys` are the message ids in them.
-        Raises JournalFull, having taken nothing.
+        The lines must end with `batch_id` as read since the last await. `keys` are their message ids.
+        Raises JournalFull, in which case nothing was added.
         """
         record = self._open
         encoded, encoded_rejected = _encode(lines), _encode(rejected_lines)
@@ -202,20 +201,20 @@ class Journal:
         record.keys += keys
         self.backlog.add(events, rejected, size)
         if self._writing is None and not self._scheduled:
-            # Not at once: other requests that are ready in this turn of the loop join the record.
+            # Not immediately: other requests that are ready in this turn of the loop join the record.
             self._scheduled = True
             self._idle.clear()
             asyncio.get_running_loop().call_soon(self._begin_write)
         return record
 
     def take_positions(self, count: int) -> int:
-        """The first of `count` places in the open record, for lines that are appended before anything is awaited."""
+        """Reserve `count` positions in the open record and return the first, for lines appended before any await."""
         first = self._open.positions
         self._open.positions = first + count
         return first
 
     def check_room(self, size: int) -> None:
-        """Raise JournalFull unless there is room for so many bytes of lines."""
+        """Raise JournalFull unless there is room for `size` bytes of lines."""
         if self.is_taken:
             raise JournalClosed("the journal was taken over by another process")
         waiting = self._writing.size if self._writing else 0
@@ -223,9 +222,9 @@ class Journal:
             raise JournalFull("the journal has reached its byte limit")
 
     async def wait(self, record: OpenRecord) -> None:
-        """Return when the record is durable; raise JournalFailed if it could not be made so."""
+        """Return when the record is durable; raise JournalFailed if it could not be made durable."""
         if record.outcome is None:
-            # A future of one's own: a cancelled request must not cancel its neighbours'.
+            # One future per request: cancelling one must not cancel the others.
             waiter = asyncio.get_running_loop().create_future()
             record.waiters.append(waiter)
             await waiter
@@ -233,8 +232,8 @@ class Journal:
             raise JournalFailed("the journal could not be written")
 
     def settle_with(self, records: Sequence[OpenRecord], waiter: asyncio.Future[None]) -> None:
-        """Set the waiter's result when all these records are settled, one way or the other; see their `outcome`."""
-        # Records are settled in order, and hardly any request is in more than one.
+        """Set the waiter's result when all these records are settled, durable or not; see their `outcome`."""
+        # Records are settled in order, and few requests span more than one.
         newest = records[0] if len(records) == 1 else max(records, key=lambda record: record.number, default=None)
         if newest is not None and newest.outcome is None:
             newest.waiters.append(waiter)
@@ -242,9 +241,9 @@ class Journal:
             waiter.set_result(None)
 
     async def rotate(self) -> int:
-        """Begin a new segment, so that `delete_stored` deletes all lines that are durable now, once they are stored.
+        """Begin a new segment, so that once they are stored, `delete_stored` deletes all lines that are durable now.
 
-        The number of the first record in it. Raises as `append` and `wait`.
+        Returns the number of the new segment's first record. Raises what `append` and `wait` raise.
         """
         record = self.append((), 0, [])
         record.begins_segment = True
@@ -252,7 +251,7 @@ class Journal:
         return record.number
 
     def delete_stored(self) -> None:
-        """Delete the segments before the newest all of which is stored."""
+        """Delete fully stored segments, except the newest."""
         self.backlog.delete_stored()
 
     def _begin_write(self) -> None:
@@ -274,13 +273,13 @@ class Journal:
                 before=self._totals,
                 stored=self.backlog.stored_totals,
             )
-            # All of the computing is done here: while the loop is busy the thread waits for the interpreter's lock
-            # each time it needs it, so it should need it once, between two system calls.
+            # Encode here, not in the thread: while the loop is busy the thread waits for the interpreter lock each
+            # time it needs it, so it should need it only once, between two system calls.
             encoded = segments.encode(durable)
             work = partial(self._segment.write, durable, encoded, record.begins_segment)
             self._thread.submit(work, self._finish_write, partial(self._segment.mark, encoded))
         except Exception as error:
-            # Whatever it is, a bug of ours or no memory for a thread: nobody must wait for this record forever.
+            # Whatever failed, be it a bug or no memory for a thread: no request may wait for this record forever.
             self._finish_write(None, error)
 
     def _finish_write(self, written: Written | None, error: BaseException | None) -> None:
@@ -292,7 +291,7 @@ class Journal:
         except Exception:
             logger.exception("journal %d: settling record %d failed", self.number, record.number)
         finally:
-            # The lines are in the durable record now, or nowhere; a handle that lives on must not hold them.
+            # The lines are in the durable record now, or lost; a handle that lives on must not keep them in memory.
             record.lines, record.rejected_lines, record.keys = [], [], []
             for waiter in record.waiters:
                 if not waiter.done():
@@ -319,7 +318,7 @@ class Journal:
         self._on_settled(record)
 
     def _in_flight(self) -> tuple[int, int, int]:
-        """Events, refused events and bytes of what is not durable yet."""
+        """Events, rejected events and bytes that are not durable yet."""
         records = [self._open] if self._writing is None else [self._writing, self._open]
         return (
             sum(record.events for record in records),
@@ -334,27 +333,27 @@ class Journal:
         await self.backlog.wait_readable()
 
     async def take(self, max_bytes: int) -> list[Record]:
-        """The oldest records that are not stored; see Backlog.take."""
+        """The oldest records not yet stored; see Backlog.take."""
         return await self.backlog.take(max_bytes)
 
     def forget(self, count: int) -> None:
-        """The first `count` of the taken records are stored."""
+        """The first `count` taken records are stored."""
         self.backlog.forget(count)
 
     def advance(self, stored_through: int) -> None:
         """The ledger says that everything up to this record is stored."""
         self.backlog.advance(stored_through)
         if self._open.number <= stored_through:
-            # The ledger is ahead of the files: they were lost or restored from a copy. Never use a number twice.
+            # The ledger is ahead of the files, which were lost or restored from a copy. Never use a number twice.
             self._open.number = stored_through + 1
 
     # Opening and closing.
 
     def recover(self, stored_through: int | None) -> None:
-        """Read the segments that are on disk, before the first append. Synchronous: call it in a thread.
+        """Read the segments on disk, before the first append. Synchronous: call it in a thread.
 
-        `stored_through` is the ledger's position; None when the database cannot be asked yet: then the newest
-        record tells how far the ledger had come when it was written, and the writer learns the rest later.
+        `stored_through` is the ledger's position; None if the database cannot be reached yet. In that case the
+        position noted in the newest record is used, and the writer learns the current one later.
         """
         found = recover(self.folder, self.layout, stored_through)
         self._noted, self.torn_bytes = found.position, found.torn_bytes
@@ -363,16 +362,16 @@ class Journal:
         self.backlog.open(found)
 
     def skip_to(self, number: int) -> None:
-        """Before the first append: give the next record this number. Those in between are never used."""
+        """Give the next record this number, before the first append. The numbers skipped are never used."""
         self._open = OpenRecord(number)
 
     async def close(self) -> None:
-        """Wait for what is being written, note how far the ledger is, then let the folder go. Repeatable."""
+        """Wait for the write in flight, note the ledger's position, then release the folder. Repeatable."""
         await self._idle.wait()
         if self._closed:
             return
         if self.backlog.has_segments and self.stored_through > self._noted:
-            # An empty record: the next start knows without the database what is stored.
+            # An empty record notes the position, so that the next start knows it without the database.
             with contextlib.suppress(JournalFull, JournalFailed):
                 await self.wait(self.append((), 0, []))
             await self._idle.wait()
@@ -384,14 +383,15 @@ class Journal:
 
 
 def _encode(lines: Sequence[str]) -> list[bytes]:
-    """One by one: joined first, a single text outside Latin-1 would make the whole record wide and slow.
+    """Encode one by one: if they were joined first, a single character outside Latin-1 would make the whole string
+    wide and slow.
 
-    "replace" can never be needed, but one text that is not well-formed must not fail its neighbours.
+    "replace" should never be needed, but one malformed text must not fail the others.
     """
     return [line.encode("utf-8", "replace") for line in lines]
 
 
 def _now_us() -> int:
-    """Now, Unix microseconds. Before 1970, as on a machine that has just lost its clock, it is the first of them:
-    the header has no room for a sign, and 0 is a record that is not opened."""
+    """Now, in Unix microseconds, at least 1: a machine that has lost its clock may be before 1970, the header has no
+    room for a sign, and 0 means that a record is not opened."""
     return max(1, time.time_ns() // 1000)

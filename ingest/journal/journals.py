@@ -30,7 +30,7 @@ _IDENTITY_FILE: Final = "journal.json"
 
 
 class JournalFolderError(IngestError):
-    """A journal's folder is not as we left it."""
+    """A journal's folder cannot be used: its identity is unreadable."""
 
 
 class _Identity(msgspec.Struct):
@@ -39,7 +39,7 @@ class _Identity(msgspec.Struct):
 
 
 class Claimed:
-    """A journal's folder that this process holds (flock) until `release`. The kernel lets go when we die."""
+    """A journal's folder, locked by this process (flock) until `release`. The kernel releases it if we die."""
 
     def __init__(self, folder: Path, lock: int, layout: Layout) -> None:
         self.folder = folder
@@ -48,14 +48,14 @@ class Claimed:
         self._lock = lock
 
     def release(self) -> None:
-        """Let the folder go. Repeatable."""
+        """Release the folder. Repeatable."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
 
 def folders(data_dir: Path) -> list[Path]:
-    """The journals of a data folder, by number; also one of which only the segments are left."""
+    """The journal folders of a data folder, by number, including those of which only segments are left."""
     found = {path.parent for name in (_IDENTITY_FILE, f"*{segments.SUFFIX}") for path in _glob(data_dir, name)}
     return sorted(found, key=lambda path: path.name)
 
@@ -65,18 +65,18 @@ def _glob(data_dir: Path, name: str) -> Iterable[Path]:
 
 
 def claim(data_dir: Path) -> Claimed | None:
-    """Hold the first journal that nobody holds; None when there is none. One that cannot be read stops nobody."""
+    """Claim the first free journal; None if there is none. Unreadable ones are logged and skipped."""
     for folder in folders(data_dir):
         try:
             if (claimed := claim_folder(folder)) is not None:
                 return claimed
         except JournalFolderError as error:
-            logger.error("a journal is left out, what waits in it is not stored: %s", error)
+            logger.error("skipping a journal, its pending records are not stored: %s", error)
     return None
 
 
 def claim_folder(folder: Path) -> Claimed | None:
-    """Hold this journal; None when another process does."""
+    """Claim this journal; None if another process holds it."""
     descriptor = _lock(folder)
     if descriptor is None:
         return None
@@ -100,7 +100,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether it can be read and nobody holds it just now."""
+    """Whether the journal can be read and no process holds it right now."""
     try:
         claimed = claim_folder(folder)
     except JournalFolderError:
@@ -111,7 +111,7 @@ def is_free(folder: Path) -> bool:
 
 
 def read_layout(folder: Path) -> Layout:
-    """Whose journal it is, with the columns of this release's rows."""
+    """The layout of the journal's new segments: its identity, with the columns of this release's rows."""
     path = folder / _IDENTITY_FILE
     try:
         known = msgspec.json.decode(path.read_bytes(), type=_Identity)
@@ -133,10 +133,10 @@ def _identity_of_segments(folder: Path) -> _Identity | None:
 
 
 async def create(data_dir: Path, register: Callable[[str, uuid.UUID], Awaitable[int]]) -> Claimed:
-    """Make a new journal: its number, by which `register` knows an identity and its owner from then on, then the
-    folder, durable before its first record.
+    """Create and claim a new journal: `register` stores its identity and owner and returns its number; then the
+    folder is made durable, before the first record.
 
-    It is held before anybody can find it by its identity file.
+    The folder is locked before its identity file makes it visible to other processes.
     """
     identity, owner = str(uuid.uuid4()), uuid.uuid4()
     number = await register(identity, owner)
@@ -161,5 +161,5 @@ async def create(data_dir: Path, register: Callable[[str, uuid.UUID], Awaitable[
 
 
 def changed_at(folder: Path) -> float:
-    """When the newest segment of a journal was last written; 0.0 without one."""
+    """When a segment of the journal was last written, Unix time; 0.0 if there are no segments."""
     return max((path.stat().st_mtime for path in segments.list_segments(folder)), default=0.0)

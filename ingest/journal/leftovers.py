@@ -1,4 +1,4 @@
-"""The files that a data folder's journals consist of at one moment, and when they are gone."""
+"""Waiting until the segments that a data folder has at one moment are gone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LOOK_SECONDS: Final = 0.05
 
 
 async def wait_gone(data_dir: Path, clearing: Sequence[Coroutine[Any, Any, None]], seconds: float) -> list[Path]:
-    """The segments there are now that still have lines in them after so many seconds; [] as soon as there are none.
+    """Wait until none of the present segments has lines any more, for at most `seconds`; returns those that still do.
 
-    `clearing` is what makes them go, run meanwhile. Whatever it says of its success, only the files are believed.
+    `clearing`: the work that empties them, run meanwhile. Its own results are ignored, only the files count.
     """
     deadline = time.monotonic() + seconds
     files = await asyncio.to_thread(_segments, data_dir)
@@ -36,7 +36,7 @@ async def wait_gone(data_dir: Path, clearing: Sequence[Coroutine[Any, Any, None]
 
 
 def _segments(data_dir: Path) -> dict[Path, int]:
-    """Each with its inode."""
+    """All segments with their inodes."""
     paths = [path for folder in journals.folders(data_dir) for path in segments.list_segments(folder)]
     return {path: inode for path in paths if (inode := _inode(path))}
 
@@ -53,7 +53,7 @@ def _left(files: Mapping[Path, int]) -> dict[Path, int]:
 
 
 def _holds_lines(path: Path) -> bool:
-    """Whether there is anything in it but empty records."""
+    """Whether the segment has anything other than empty records."""
     try:
         with SegmentReader(path) as reader:
             return not reader.is_sound or any(

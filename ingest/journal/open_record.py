@@ -1,4 +1,4 @@
-"""What requests hold while their lines are on the way to stable storage."""
+"""The handle that requests hold while their lines are on the way to stable storage."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 
 
 class OpenRecord:
-    """The record that requests are added to until the fsync in flight returns; then a handle to wait on.
+    """The record that requests append to until the fsync in flight returns; then a handle to wait on.
 
-    Changed by the journal only. `outcome` is None until the record is settled, then whether it is durable.
+    Changed only by the journal. `outcome`: None until the record is settled, then whether it is durable.
     """
 
     __slots__ = (
@@ -29,16 +29,16 @@ class OpenRecord:
     def __init__(self, number: int) -> None:
         self.number = number
         self.opened_at_us = 0
-        # As they will stand in the record, so that `size` is bytes.
+        # Encoded as in the record, so that `size` is in bytes.
         self.lines: list[bytes] = []
         self.rejected_lines: list[bytes] = []
-        # How many places in it were given to events, which may not all have become lines.
+        # Positions reserved for events, not all of which need have become lines.
         self.positions = 0
         self.events = 0
         self.rejected = 0
         self.size = 0
         self.keys: list[bytes] = []
         self.waiters: list[asyncio.Future[None]] = []
-        # Whether it is to be the first of a new segment, however small the last one is.
+        # Whether to begin a new segment with this record, however small the current one is.
         self.begins_segment = False
         self.outcome: bool | None = None

@@ -1,14 +1,16 @@
-"""Whose a journal is: the tokens by which the ledger may know its folder, in the file `owners` beside the segments.
+"""Who owns a journal: the tokens by which the ledger may know its folder, in the file `owners` next to the segments.
 
-A folder can be copied, and both copies can run. So whoever opens a journal takes over its position in the ledger with
-a new random token, which works only if the ledger has a token that this folder knows. Each copy's next token is known
-to it alone: one of them holds the position, and the others find out. A folder that is seen to be a copy, as its inode
-is another, takes over only when it has something to store, and what it was copied from has stored nothing meanwhile.
+A folder can be copied, and both copies can run. So a process that opens a journal takes over its position in the
+ledger with a new random token, which succeeds only if the ledger's current token is known to this folder. Each copy's
+next token is known only to that copy: one of them holds the position, and the others find out. A folder recognized as
+a copy, because its inode has changed, takes over only when it has something to store, and only if the original has
+stored nothing in the meantime.
 
-Before it has the position, it numbers its records from far beyond the last one: other copies may use the next ones.
+Until a folder has the position, it numbers its records from far beyond the last one: other copies may use the next
+numbers.
 
-The file is appended to and never rewritten in place: what a crash or a copy tears is the last line, which counts for
-nothing then, and a full disk has room for some more bytes in its block.
+The file is appended to and never rewritten in place: a crash or a copy can only tear the last line, which is then
+ignored, and on a full disk its block still has room for a few more bytes.
 """
 
 from __future__ import annotations
@@ -26,21 +28,21 @@ from ingest.journal import segments
 _FILE: Final = "owners"
 _LINE: Final = re.compile(r"(?:owner ([0-9a-f-]{36})|unclaimed (\d{13})|inode (\d{20})|claimed)")
 _KNOWN: Final = 50
-"""Tokens that are remembered. A backup of the database from as many starts ago is still known as ours."""
+"""Tokens kept. A database backup from up to this many starts ago is still recognized."""
 _COMPACT_BYTES: Final = 3500
 _FIRST_GAP: Final = 1 << 26
-"""67 million records, one to two times: more than a journal that goes on elsewhere writes in a day at 700 a second.
-If more was written since the copy was made, that is noticed, and nothing is lost."""
+"""The gap is one to two times 67 million records: more than a journal running elsewhere writes in a day at 700 a
+second. If more has been written since the copy was made, that is detected, and nothing is lost."""
 _NEXT_GAP: Final = 1 << 20
 RECORD_LIMIT: Final = 1 << 40
-"""Record numbers are below it: they share a batch_id with the journal's."""
+"""Record numbers are below this: they share the bits of a batch_id with the journal's number."""
 
 
 class Ownership:
-    """What a folder knows of its place in the ledger. Changed by the process that holds the folder.
+    """What a folder knows about its position in the ledger. Changed by the process that holds the folder.
 
-    `owners`: tokens, the newest last.  `unclaimed_from`: records from this number on were written before we had the
-    position, so that nobody can have stored them; None when there are none.  `is_copy`: the folder was copied, and
+    `owners`: tokens, newest last.  `unclaimed_from`: records from this number on were written before this folder had
+    the position, so no process can have stored them; None if there are none.  `is_copy`: the folder was copied and
     has not had the position since.
     """
 
@@ -54,7 +56,7 @@ class Ownership:
 
     @classmethod
     def begin(cls, folder: Path, token: uuid.UUID) -> None:
-        """Write the file of a journal that is just being made; its folder is yet to be flushed."""
+        """Write the file for a journal being created; the caller flushes the folder."""
         with (folder / _FILE).open("wb") as file:
             file.write((_owner_line(token) + _inode_line(folder.stat().st_ino)).encode())
             file.flush()
@@ -82,13 +84,13 @@ class Ownership:
         del self.owners[:-_KNOWN]
 
     def add(self, token: uuid.UUID) -> None:
-        """Remember a token, durably, before the ledger hears of it. Repeatable."""
+        """Save a token durably, before it is sent to the ledger. Repeatable."""
         if token not in self.owners:
             self._append(_owner_line(token))
             self.owners.append(token)
 
     def set_claimed(self) -> None:
-        """The ledger has our token: from now on nobody else stores under the journal's numbers. Repeatable."""
+        """The ledger has our token: from now on no other process stores under this journal's numbers. Repeatable."""
         lines = "claimed\n" if self.unclaimed_from is not None else ""
         lines += _inode_line(self._inode) if self.is_copy else ""
         if lines:
@@ -96,7 +98,7 @@ class Ownership:
             self.unclaimed_from, self.is_copy = None, False
 
     def leave_gap(self, last: int) -> int:
-        """The number of the next record when we do not have the position, and `last` is the newest one here.
+        """The number for the next record while we do not have the position; `last` is the newest record here.
 
         Random, so that two copies do not choose the same, and durable when this returns.
         """
@@ -105,7 +107,7 @@ class Ownership:
         else:
             last = max(last, self.unclaimed_from)
             gap = 1 + secrets.randbelow(_NEXT_GAP)
-        # A folder that does this forever comes near the limit, not beyond it.
+        # However often a folder does this, it only approaches the limit.
         number = last + 1 + min(gap, (RECORD_LIMIT - last) // 2)
         if self.unclaimed_from is None:
             self._append(_unclaimed_line(number))
@@ -118,7 +120,7 @@ class Ownership:
                 self._compact()
         is_new = not self._path.exists()
         with self._path.open("ab") as file:
-            # A torn line gets its end, and is none of ours.
+            # Terminate a torn line, so that it stays separate and is ignored.
             file.write(b"\n" + line.encode() if file.tell() and not self._ends_well() else line.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -130,12 +132,12 @@ class Ownership:
 
     def _compact(self) -> None:
         kept = "".join(map(_owner_line, self.owners))
-        # 0 is nobody's: a copy remains one.
+        # No file has inode 0, so a copy is still recognized as one.
         kept += _inode_line(0 if self.is_copy else self._inode)
         if self.unclaimed_from is not None:
             kept += _unclaimed_line(self.unclaimed_from)
         partial = self._path.with_suffix(".new")
-        # On a full disk it goes on as it is.
+        # On a full disk, carry on with the file as it is.
         with contextlib.suppress(OSError), partial.open("wb") as file:
             file.write(kept.encode())
             file.flush()

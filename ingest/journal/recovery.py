@@ -1,9 +1,9 @@
-"""What a journal finds on its disk when it is opened: which records wait, and what a crash or the disk has done.
+"""What a journal finds on disk when it is opened: the pending records, and any damage by a crash or by the disk.
 
-A record is fsynced before the next one is written, so a crash can tear the last record of the newest segment only.
-That one was never acknowledged and is cut off, and kept beside it. Anything else that is damaged or missing has hit
-what was durable: it is counted and told, the records around it are stored, and the segment is set aside instead of
-deleted. A file that cannot be read at all is set aside at once; none stops the others.
+A record is fsynced before the next one is written, so a crash can only tear the last record of the newest segment.
+That record was never acknowledged; it is cut off and kept in a file next to the segment. Any other damage or loss has
+hit durable records: it is counted and logged, the records around it are stored, and the segment is set aside instead
+of deleted. A file that cannot be read at all is set aside immediately; none of this stops the other files.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from ingest.journal.survey import Gap, Survey, SurveyedSegment, survey
 
 logger = logging.getLogger(__name__)
 
-_DAMAGES_TOLD: Final = 5
-"""Of each segment. One that is damaged all over would fill the log."""
-
+_DAMAGES_LOGGED: Final = 5
+"""Per segment. One that is damaged all over would fill the log."""
 
 _HEAD_BYTES: Final = 64 * 1024
-"""More than what a segment begins with."""
+"""More than the head of a segment takes."""
 
 
 class KnownSegment:
-    """A segment on disk: `last` is its highest record number, `end` its bytes, `holds_lines` whether any record has
-    lines or may have had; they grow while it is the newest. A damaged one is set aside instead of deleted when all of
-    its good records are stored."""
+    """A segment on disk: `last` is its highest record number, `end` its size in bytes, `holds_lines` whether any
+    record has, or may have had, lines; all three change while it is the newest. Once all its intact records are
+    stored, a damaged segment is set aside instead of deleted."""
 
     __slots__ = ("damaged", "end", "holds_lines", "last", "path")
 
@@ -45,7 +44,7 @@ class KnownSegment:
 
 
 class Stretch:
-    """A part of a segment that is to be read; `start` moves on as it is."""
+    """A part of a segment that is still to be read; `start` advances as it is."""
 
     __slots__ = ("end", "source", "start")
 
@@ -56,9 +55,9 @@ class Stretch:
 
 
 class Recovered(NamedTuple):
-    """`position`: every record up to it is stored.  events, rejected, size: what waits beyond it in `stretches`, and
-    since when (`oldest_us`, Unix microseconds); what is missing is in `gaps`.  newest, totals: the number of the last
-    durable record, and what there had been up to it.  highest: no number up to it may be used again."""
+    """`position`: every record up to it is stored.  events, rejected, size: what is pending beyond it in `stretches`,
+    and since when (`oldest_us`, Unix microseconds); missing records are in `gaps`.  newest, totals: the number of the
+    last durable record, and the journal's totals up to it.  highest: no number up to it may be reused."""
 
     position: int
     is_of_ledger: bool
@@ -79,10 +78,10 @@ class Recovered(NamedTuple):
 
 
 def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recovered:
-    """Read all segments of a journal; cut a torn tail, set aside what cannot be read at all.
+    """Read all segments of a journal; cut off a torn tail, set aside files that cannot be read at all.
 
-    `stored_through` is the ledger's position, None when it is not known; the newest record tells how far the
-    ledger had come when it was written.
+    `stored_through` is the ledger's position, None when it is not known; the newest record notes the position at
+    the time it was written.
     """
     paths, mark = segments.list_segments(folder), segments.read_mark(folder)
     noted = max(mark.stored_through if mark else 0, _noted_position(paths[-1]) if paths else 0)
@@ -90,7 +89,7 @@ def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recover
     known: dict[Path, KnownSegment] = {}
     corrupt_segments = torn_bytes = 0
     for one in sorted(found.segments, key=lambda one: one.last):
-        if _is_left_over(one, found):
+        if _is_leftover(one, found):
             one.path.unlink(missing_ok=True)
             continue
         if one.trouble is not None or not (one.last or one.damages or one.is_sound):
@@ -106,7 +105,7 @@ def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recover
         if damages or not one.is_sound or one.duplicates:
             kept.damaged = True
             corrupt_segments += 1
-            _tell(one, damages)
+            _log_damages(one, damages)
     runs = [run for run in found.runs if run.events or run.rejected]
     return Recovered(
         found.position,
@@ -129,7 +128,7 @@ def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recover
 
 
 def log_damage(path: Path, damage: Damage) -> None:
-    """Say it where a person may see it."""
+    """Log a damage with its place and the number of events lost."""
     logger.error(
         "segment %s/%s is damaged: %d bytes at %d, %s; it will be set aside",
         path.parent.name,
@@ -149,8 +148,8 @@ def _noted_position(path: Path) -> int:
         return 0
 
 
-def _is_left_over(one: SurveyedSegment, found: Survey) -> bool:
-    """Whether it is of a crash between making the file and writing its first record. Never when anything is missing
+def _is_leftover(one: SurveyedSegment, found: Survey) -> bool:
+    """Whether a crash left this file between creating it and writing its first record. False if anything is missing
     that might have been in it."""
     if one.trouble is not None or one.last or one.damages or found.gaps:
         return False
@@ -162,7 +161,8 @@ def _is_left_over(one: SurveyedSegment, found: Survey) -> bool:
 
 
 def _is_torn(one: SurveyedSegment, damage: Damage, found: Survey) -> bool:
-    """Whether nothing is missing that could have been there."""
+    """Whether this damage is the torn end of an unacknowledged write: no missing durable record could have been
+    there."""
     after = max(one.last, found.position)
     if damage.header is not None and damage.header.number <= found.covered:
         return False
@@ -175,29 +175,29 @@ def _set_aside(one: SurveyedSegment) -> None:
     try:
         target = segments.set_aside(one.path)
     except OSError as error:
-        logger.error("segment %s/%s is left out: %s; it cannot be set aside: %s", folder, name, trouble, error)
+        logger.error("segment %s/%s is skipped: %s; it cannot be set aside: %s", folder, name, trouble, error)
     else:
         logger.error("segment %s/%s is set aside as %s: %s", folder, name, target.name, trouble)
 
 
-def _tell(one: SurveyedSegment, damages: list[Damage]) -> None:
-    for damage in damages[:_DAMAGES_TOLD]:
+def _log_damages(one: SurveyedSegment, damages: list[Damage]) -> None:
+    for damage in damages[:_DAMAGES_LOGGED]:
         log_damage(one.path, damage)
     more = []
-    if len(damages) > _DAMAGES_TOLD:
-        more.append(f"{len(damages) - _DAMAGES_TOLD} more places are damaged")
+    if len(damages) > _DAMAGES_LOGGED:
+        more.append(f"{len(damages) - _DAMAGES_LOGGED} more places are damaged")
     if not one.is_sound:
         more.append("its first lines are damaged")
     if one.duplicates:
-        more.append("it holds records that are elsewhere, too")
+        more.append("it has records that other segments have too")
     if more:
         folder, name = one.path.parent.name, one.path.name
         logger.error("segment %s/%s: %s; it will be set aside", folder, name, ", and ".join(more))
 
 
 def _cut_torn_tail(known: KnownSegment, damage: Damage) -> bool:
-    """Kept beside the segment all the same: nobody can tell a torn record from one that rotted later, and nothing
-    should vanish silently. False if it cannot be done."""
+    """Move the torn end into a file next to the segment. It is kept because a torn record looks the same as one that
+    rotted later, and nothing should vanish silently. False if it cannot be done."""
     folder, name = known.path.parent.name, known.path.name
     try:
         with known.path.open("r+b") as file:

@@ -1,6 +1,6 @@
-"""Refused events that are sent once more: whoever sends them is told when their rows are stored, not before.
+"""Replays of refused events: the sender gets a response only once their rows are stored.
 
-Nothing of it outlives the process. A replay whose outcome nobody learned is sent again: ids make that harmless.
+Kept in memory only. A replay whose outcome was not seen is sent again: ids make that harmless.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WAIT_SECONDS: Final = 30.0
 
 
 class Watch:
-    """What becomes of some message ids: in `refused`, those that the table refused, and why."""
+    """Tracks the outcome of some message ids; `refused` maps those that the table refused to the reason."""
 
     __slots__ = ("done", "keys", "refused", "through")
 
@@ -26,23 +26,23 @@ class Watch:
 
 
 class Replays:
-    """The replays of one journal that are on their way. Changed on the event loop's thread only."""
+    """The replays of one journal that are in progress. Changed only on the event loop's thread."""
 
     def __init__(self) -> None:
         self._watches: set[Watch] = set()
 
     def is_kept(self, key: bytes) -> bool:
-        """Whether this event is being replayed: then `analytics.rejected_events` holds it already."""
+        """Whether this event is being replayed, and so is already in `analytics.rejected_events`."""
         return any(key in watch.keys for watch in self._watches)
 
     def watch(self, through: int, keys: Iterable[bytes]) -> Watch:
-        """Begin to watch ids that are in the records up to `through`; await its `outcome`."""
+        """Begin to watch ids in the records up to `through`; await its `outcome`."""
         watch = Watch(through, frozenset(keys), asyncio.get_running_loop().create_future())
         self._watches.add(watch)
         return watch
 
     def flushed(self, through: int, refused: Mapping[bytes, str] | None) -> None:
-        """The records up to `through` are stored, without the refused; None: it is not known which those are."""
+        """The records up to `through` are stored, except the `refused` rows; None: it is not known which were."""
         for watch in self._watches:
             if refused is None:
                 _finish(watch, stored=False)
@@ -53,14 +53,14 @@ class Replays:
         self._watches = {watch for watch in self._watches if not watch.done.done()}
 
     def give_up(self) -> None:
-        """Something of the journal was lost, or it is being closed: nobody knows what became of them."""
+        """Part of the journal was lost, or it is being closed: the outcome of all watches is unknown."""
         for watch in self._watches:
             _finish(watch, stored=False)
         self._watches.clear()
 
 
 async def outcome(watch: Watch) -> bool:
-    """Wait until all of it is stored, but for what is in its `refused`; False when that cannot be said in time."""
+    """Wait until all events are stored, except those in `refused`; False if that is not known in time."""
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             return await watch.done

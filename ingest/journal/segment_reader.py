@@ -1,4 +1,4 @@
-"""Reading a segment, whatever has become of it: each record that is intact, and a damage where one is not."""
+"""Reading a segment in any condition: every intact record, and a Damage wherever one is not."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _HEAD_BYTES: Final = 64 * 1024
 
 
 class SegmentError(Exception):
-    """This is no file that could be read as a segment."""
+    """The file cannot be read as a segment."""
 
 
 class SegmentReader:
-    """Reads a segment from an offset, a record at a time, with two small reads a record.
+    """Reads a segment from an offset, one record at a time, with two small reads per record.
 
-    `offset` is where the next record begins. Iterating yields Records and Damages; it ends at `end` or at the
-    end of the file. After a Damage that reaches the end there is nothing more. Raises OSError when the file cannot be
-    opened, SegmentError when it is no plain file.
+    `offset` is where the next record begins. Iterating yields Records and Damages, until `end` or the end of the
+    file; a Damage that reaches the end is the last. Raises OSError if the file cannot be opened, SegmentError if it
+    is not a regular file.
 
-    `layout` is None when no first line can be read. `known` are layouts that it may have had, by their ids; a record
-    of none of them is a Damage.
+    `layout` is None if no first line can be read. `known`: layouts that the segment may have had, by id; a record
+    with any other layout is a Damage.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class SegmentReader:
     ) -> None:
         self.path = path
         self._known = known or {}
-        # Not to wait for a writer, should it be a pipe.
+        # O_NONBLOCK: if it is a pipe, do not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise SegmentError("it is not a plain file")
+            raise SegmentError("it is not a regular file")
         self._file = open(descriptor, "rb", buffering=256 * 1024)  # noqa: SIM115
         self.size = status.st_size
         self.end = self.size if end is None else min(end, self.size)
         self.layout: Layout | None = None
         self.is_sound = True
-        """Whether all is well with what it begins with."""
+        """Whether the head of the file is intact."""
         begin = self._read_head()
         self.offset = offset or begin
 
@@ -92,7 +92,7 @@ class SegmentReader:
         stop = self.end if following is None else following
         footer = self._footer_at(stop)
         if footer is not None:
-            # What ends here was written whole: if only its header is damaged, nothing is lost.
+            # The record that ends here was written in full: if only its header is damaged, nothing is lost.
             begin = stop - footer.size
             if begin > start:
                 self.offset = begin
@@ -119,7 +119,7 @@ class SegmentReader:
                 self.is_sound = place == 0 and (not double or head[end:begin] == line)
                 return begin
             place = head.find(HEAD, place + 1)
-        # Nothing tells how long it was, so it ends where a record begins, be it by the footer.
+        # The length of the head is unknown, so it ends where the first record begins, found by header or footer.
         self.is_sound = False
         found = self._find_header(0)
         begin = self.size if found is None else found
@@ -128,7 +128,7 @@ class SegmentReader:
         return begin
 
     def _bytes(self, offset: int, size: int) -> bytes:
-        """So much of the file; zeros in place of what the disk does not give."""
+        """`size` bytes of the file, fewer at its end; zeros in place of blocks that the disk cannot read."""
         try:
             self._file.seek(offset)
             return self._file.read(size)
@@ -192,7 +192,7 @@ class SegmentReader:
             return own if is_own else self._known.get(header.layout_id)
         if own is not None or not event_lines:
             return own or next(iter(self._known.values()), None)
-        # The old format does not tell; what has as many columns will be it.
+        # Format 1 has no layout id; take a layout with the same number of columns.
         columns = event_lines.partition(b"\n")[0].count(b"\t") + 1
         return next((layout for layout in self._known.values() if len(layout.event_columns) == columns), None)
 

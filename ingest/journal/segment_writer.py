@@ -1,6 +1,6 @@
-"""The segment that a journal is writing: begun, written to, given up after an error, and followed by the next.
+"""The segment that a journal is writing: begun, written to, abandoned after an error, and followed by the next.
 
-Used in the journal's thread only, one write at a time; `close` is for when that thread has ended.
+Used only in the journal's thread, one write at a time; call `close` once that thread has ended.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class SegmentWriter:
     """Writes the records of one folder to stable storage."""
 
     def __init__(self, folder: Path, layout: Layout, segment_bytes: int) -> None:
-        """`segment_bytes`: a segment that has reached this size is not written to any more."""
+        """`segment_bytes`: once a segment has reached this size, the next record begins a new one."""
         self._folder = folder
         self._layout = layout
         self._segment_bytes = segment_bytes
-        # Where the next record goes: changed by each `write`. None: it begins a new segment.
+        # Where the next record goes, changed by each `write`. None: it begins a new segment.
         self._descriptor: int | None = None
         self._path = folder
         self._offset = 0
-        # Where a copy of the newest record's header is kept. None: not open yet.
+        # The file with a copy of the newest record's header. None: not open yet.
         self._mark: int | None = None
         self._mark_failed = False
 
     def write(self, record: Record, encoded: bytes, begins_segment: bool) -> Written:
-        """Make a record durable. Raises what the disk says; then the next record begins a new segment."""
+        """Make a record durable. Raises OSError, after which the next record begins a new segment."""
         started = time.perf_counter()
         if begins_segment or self._descriptor is None or self._offset >= self._segment_bytes:
             descriptor = self._begin_segment(record.number)
@@ -60,8 +60,8 @@ class SegmentWriter:
         )
 
     def mark(self, encoded: bytes) -> None:
-        """Note that this record is durable, after those who waited for it have been woken. Without an fsync: what
-        survives a crash of ours is enough, and a power cut leaves an older mark, which only says less."""
+        """Note that this record is durable, after its waiters have been woken. No fsync: it is enough if the mark
+        survives a crash of the process, and a power cut leaves an older mark, which still holds."""
         try:
             if self._mark is None:
                 path = segments.mark_path(self._folder)
@@ -97,13 +97,13 @@ class SegmentWriter:
         return descriptor
 
     def _abandon_segment(self, descriptor: int) -> None:
-        """After a failed write or fsync the descriptor is never used again: the kernel may have dropped the
-        dirty pages and would report the next fsync as good (https://wiki.postgresql.org/wiki/Fsync_Errors).
-        What was acknowledged in it is durable; the rest is cut off, or found torn at the next start."""
+        """After a failed write or fsync the descriptor is never used again: the kernel may have dropped the dirty
+        pages and would report the next fsync as successful (https://wiki.postgresql.org/wiki/Fsync_Errors).
+        Acknowledged records in it are durable; the rest is cut off, or found torn at the next start."""
         try:
             os.ftruncate(descriptor, self._offset)
         except OSError as error:
-            logger.warning("the segment %s cannot be cut after a failed write: %s", self._path.name, error)
+            logger.warning("cannot truncate segment %s after a failed write: %s", self._path.name, error)
         self._close_segment()
 
     def _close_segment(self) -> None:
@@ -112,12 +112,12 @@ class SegmentWriter:
             try:
                 os.close(descriptor)
             except OSError as error:
-                # Whatever it says, the descriptor is gone, and each record in the file was fsynced.
-                logger.warning("the segment %s was not closed well: %s", self._path.name, error)
+                # The descriptor is gone in any case, and every record in the file was fsynced.
+                logger.warning("error on closing segment %s: %s", self._path.name, error)
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """Write all of it, however many system calls it takes."""
+    """Write all of `content`, however many system calls it takes."""
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -1,6 +1,6 @@
-"""Segments: the files of a journal, and the records in them. Synchronous; knows no event loop.
+"""Segments: the files of a journal, and the records in them. Synchronous, without an event loop.
 
-A segment names its journal and the columns of its rows, twice, then has records one after another:
+A segment begins with its journal and the columns of its rows, written twice, followed by records:
 
     ingest-journal 2 <crc32 of the JSON, 8 hex digits> {"journal": 7, "identity": "…", "columns": …}\n
     the same line again
@@ -10,15 +10,15 @@ A segment names its journal and the columns of its rows, twice, then has records
               number, number of the record before it, stored through, opened at (Unix microseconds),
               records, events, rejected in the journal before this record; the same up to `stored through`
 
-A record is written in one go and fsynced before the next is begun, so a crash can tear the last one only.
+A record is written in one go and fsynced before the next is begun, so a crash can only tear the last one.
 The lines are COPY text (see row.py). Columns belong to the segment: a release that changes them starts a new one.
 
-Whatever byte is damaged, the rest can be told apart. A first line that is damaged is there twice, and a record knows
-by checksum which line it stands under. A header that is damaged is found again as the footer. What is lost altogether
-is counted by its neighbours: each record tells which one was before it, and how many events there had been by then.
+Whichever byte is damaged, the other records can still be read. The first line exists twice, and each record has the
+checksum of the line it belongs to. A damaged header is recovered from the footer. Records lost altogether are counted
+by means of their neighbours: each record has the number of the one before it, and the totals up to that one.
 
-Format 1 is still read: one first line; a header of 52 bytes without the two last rows of the above and without the
-checksum of the first line; no footer.
+Format 1 can still be read: one first line; a header of 52 bytes, without the previous record's number, the totals and
+the checksum of the first line; no footer.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ MAGIC: Final = 0x324E4A49  # "IJN2"
 FOOTER_MAGIC: Final = 0x32454A49  # "IJE2"
 MAGIC_1: Final = 0x314E4A49  # "IJN1"
 OVERHEAD: Final = 2 * HEADER.size
-"""Bytes of a record besides its lines."""
+"""Bytes of a record in addition to its lines."""
 MAX_RECORD_BYTES: Final = 256 * 1024 * 1024
-"""A header that claims more is damaged; no record is ever this long."""
+"""A header that claims more is damaged: no record is this long."""
 _MAX_NUMBER: Final = 1 << 40
-"""Lines never hold a zero byte and a number below this always does: no event can be made to look like a header."""
+"""Lines never contain a zero byte, and a number below this always does: no event can be crafted to look like a
+header."""
 _UNKNOWN: Final = (1 << 64) - 1
 _MAGIC_AND_CRC: Final = struct.Struct("<II")
 _NO_TOTALS: Final = (_UNKNOWN, _UNKNOWN, _UNKNOWN)
@@ -57,7 +58,7 @@ _PASSING: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIN
 
 
 class Layout(msgspec.Struct, frozen=True, cache_hash=True):
-    """The first line of a segment: whose it is, and what the columns of its two kinds of rows are."""
+    """The first line of a segment: the journal it belongs to, and the columns of its two kinds of rows."""
 
     journal: int
     identity: str
@@ -66,7 +67,7 @@ class Layout(msgspec.Struct, frozen=True, cache_hash=True):
 
 
 class Totals(NamedTuple):
-    """What a journal has had since it was made, up to some record: durable records, and what was in them."""
+    """A journal's totals since it was created, up to some record: durable records, and the events in them."""
 
     records: int
     events: int
@@ -76,8 +77,8 @@ class Totals(NamedTuple):
 class Record(NamedTuple):
     """One fsynced journal entry: COPY lines of accepted events, COPY lines of rejected ones.
 
-    `previous` is the number of the durable record before it, `before` what there had been up to that one, `stored`
-    up to `stored_through`; None where nobody knows.
+    `previous` is the number of the durable record before it, `before` the totals up to that one, `stored` the totals
+    up to `stored_through`; None if unknown.
     """
 
     number: int
@@ -99,12 +100,12 @@ class Record(NamedTuple):
 
     @property
     def after(self) -> Totals | None:
-        """What there had been up to this record."""
+        """The totals up to and including this record."""
         return _after(self)
 
 
 class Header(NamedTuple):
-    """A record but for its lines; its footer says the same."""
+    """Everything about a record except its lines; the footer is a copy of it."""
 
     is_old: bool
     lines_crc: int
@@ -122,7 +123,7 @@ class Header(NamedTuple):
 
     @property
     def lines_at(self) -> int:
-        """Where the lines begin, from the beginning of the record."""
+        """The offset of the lines from the beginning of the record."""
         return _HEADER_1.size if self.is_old else HEADER.size
 
     @property
@@ -144,8 +145,8 @@ def _after(record: Record | Header) -> Totals | None:
 
 
 class Damage(NamedTuple):
-    """A stretch of a segment that is no record. `header` is what it was, where that can be told still; `is_whole`
-    when it was a whole one, so that it is not the torn end of a write that nobody was told of."""
+    """A stretch of a segment that is not a readable record. `header`: that of the damaged record, if it can still be
+    read. `is_whole`: the record had been written in full, so it is not the torn end of an unacknowledged write."""
 
     offset: int
     size: int
@@ -159,7 +160,7 @@ class Damage(NamedTuple):
 
 
 def encode(record: Record) -> bytes:
-    """The record as it stands in the file."""
+    """The record as bytes, as written to the file."""
     lines_crc = zlib.crc32(record.rejected_lines, zlib.crc32(record.event_lines))
     tail = HEADER.pack(
         0,
@@ -183,7 +184,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode_header(raw: bytes, magic: int = MAGIC) -> Header | None:
-    """Read a header, or a footer with its own magic; None when it is none, or damaged."""
+    """Read a header, or a footer given its magic; None if it is damaged or something else."""
     if magic != MAGIC_1:
         if len(raw) < HEADER.size:
             return None
@@ -243,12 +244,12 @@ def _totals(values: list[int]) -> Totals | None:
 
 
 def encode_layout(layout: Layout) -> bytes:
-    """What a segment begins with."""
+    """The head of a segment."""
     return _layout_line(layout)[0] * 2
 
 
 def layout_id(layout: Layout) -> int:
-    """What a record knows its layout by: the checksum of the first line's JSON."""
+    """The id by which records name their layout: the checksum of the first line's JSON."""
     return _layout_line(layout)[1]
 
 
@@ -260,7 +261,7 @@ def _layout_line(layout: Layout) -> tuple[bytes, int]:
 
 
 def decode_layout(line: bytes) -> Layout | None:
-    """Read the first line of a segment; None if it is damaged, or of a format this release cannot read."""
+    """Read the first line of a segment; None if it is damaged, or in a format this release cannot read."""
     words = line.rstrip(b"\n").split(b" ", 3)
     if len(words) != 4 or words[0] + b" " != HEAD or words[1] not in (b"1", b"2"):
         return None
@@ -273,17 +274,17 @@ def decode_layout(line: bytes) -> Layout | None:
 
 
 def path_of(folder: Path, first_number: int) -> Path:
-    """Where the segment that begins with this record number stands; names sort by number."""
+    """The path of the segment that begins with this record number; names sort by number."""
     return folder / f"{first_number:016d}{SUFFIX}"
 
 
 def list_segments(folder: Path) -> list[Path]:
-    """The segments of a journal, oldest first by their names."""
+    """The segments of a journal, oldest first going by their names."""
     return sorted(path for path in folder.glob(f"*{SUFFIX}"))
 
 
 def free_name(path: Path) -> Path:
-    """This path, or the first like it that nothing stands at: what is there already is never overwritten."""
+    """This path, or a numbered variant of it that does not exist yet: existing files are never overwritten."""
     number, free = 1, path
     while os.path.lexists(free):
         number += 1
@@ -292,20 +293,20 @@ def free_name(path: Path) -> Path:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged segment so that nobody takes it for one again; its new path."""
+    """Rename a damaged segment so that it is no longer read as one; returns its new path."""
     target = free_name(path.with_suffix(DAMAGED))
     path.rename(target)
     return target
 
 
 def mark_path(folder: Path) -> Path:
-    """Where a journal keeps a copy of the header of its newest durable record, so that its loss is noticed. It is not
-    fsynced: after a power cut it may be an older one, which only says less."""
+    """The file with a copy of the header of the journal's newest durable record, so that its loss is noticed. It is
+    not fsynced: after a power cut it may be that of an older record, which still holds."""
     return folder / _MARK
 
 
 def read_mark(folder: Path) -> Header | None:
-    """The header of the newest record that is known to have been durable; None when nobody knows."""
+    """The header of the newest record known to have been durable; None if unknown."""
     try:
         descriptor = os.open(mark_path(folder), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -319,12 +320,12 @@ def read_mark(folder: Path) -> Header | None:
 
 
 def is_passing(error: OSError) -> bool:
-    """Whether the error is of this moment or of this process, and says nothing of the file."""
+    """Whether the error is transient or about this process, and says nothing about the file."""
     return error.errno in _PASSING
 
 
 def flush_folder(folder: Path) -> None:
-    """fsync a folder, so that a file just made in it is still there after a power cut."""
+    """fsync a folder, so that a file just created in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

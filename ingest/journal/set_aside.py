@@ -1,9 +1,9 @@
-"""A person's lines in the files of journals that no service reads or deletes any more: they are taken out.
+"""Erases a person's lines from journal files that no service reads or deletes any more.
 
-Such are damaged segments, torn ends, and whole folders that were put away; and whatever else somebody has put beside
-the segments. Records that are intact are read as a service would read them. Of the rest each stretch between line
-breaks that may be the person's is blotted out; whether what remains says anything of anybody cannot be told, so that
-these files are named, for the operator to delete.
+These are damaged segments, torn ends, whole folders that were set aside, and any other files found next to the
+segments. Intact records are read as a service would read them. In the rest, every stretch between line breaks that
+may be the person's is overwritten; whether what remains is about the person cannot be determined, so these files are
+listed for the operator to delete.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _SAYS_NOTHING: Final = b"\0-\n"
 
 
 class Found(msgspec.Struct, omit_defaults=True):
-    """What is in one file, named from the data folder on: how many of the person's `lines`, and why nobody can tell
-    whether there is more, None if all is read."""
+    """One file, its path relative to the data folder: how many of its `lines` are the person's, and why there may be
+    more (`unclear`), None if all of it could be read."""
 
     file: str
     lines: int
@@ -50,7 +50,7 @@ class _Contents(NamedTuple):
 
 
 def files(data_dir: Path) -> list[Path]:
-    """Everything below `journals` but the segments in use and what holds no lines."""
+    """All files below `journals`, except the segments in use and files that never have lines."""
     top = data_dir / "journals"
     in_use = {path for folder in journals.folders(data_dir) for path in segments.list_segments(folder)}
     found = []
@@ -66,19 +66,19 @@ def exist(data_dir: Path) -> bool:
 
 
 def _is_plain(folder: Path) -> bool:
-    """Whether it is a folder as we make them, and not one where a segment should be."""
+    """Whether it is an ordinary folder, not one in the place of a segment."""
     return folder.suffix not in (segments.DAMAGED, segments.TORN, segments.SUFFIX) and not folder.is_symlink()
 
 
 def search(data_dir: Path, traces: Traces, *, erase: bool) -> list[Found]:
-    """What of a person is in these files, and with `erase` no longer is: the files that there is something to say of.
+    """Find a person's lines in these files, and remove them if `erase`; returns the files with findings.
 
-    Blocks: call it in a thread. Raises IngestError while another process does the same.
+    Blocks: call it in a thread. Raises IngestError while another process is doing the same.
     """
     with _alone(data_dir):
         if erase:
             for partial in (data_dir / "journals").rglob(f"*{_PARTIAL}"):
-                # Of an erasure that a crash has ended; what it was made from is still there.
+                # Left by an erasure that crashed; the original file is still there.
                 partial.unlink()
         paths = files(data_dir)
         layouts = _layouts(data_dir, paths)
@@ -95,13 +95,13 @@ def _alone(data_dir: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise IngestError("another erasure reads the journals' files; try again") from None
+        raise IngestError("another erasure is reading the journals' files; try again") from None
     finally:
         os.close(descriptor)
 
 
 def _layouts(data_dir: Path, paths: Sequence[Path]) -> dict[int, Layout]:
-    """The layouts that any of the files may have had, by their ids, for those that no longer tell."""
+    """All layouts that the files may have had, by id, for files whose own is unreadable."""
     found: dict[int, Layout] = {}
     for folder in journals.folders(data_dir):
         try:
@@ -127,23 +127,23 @@ def _search_one(path: Path, name: str, layouts: Mapping[int, Layout], traces: Tr
         if found.lines and erase:
             _rewrite(path, layouts, traces)
     except (OSError, SegmentError) as error:
-        return Found(name, 0, f"it cannot be read, or rewritten: {error}")
+        return Found(name, 0, f"it cannot be read or rewritten: {error}")
     if not found.unclear:
         return Found(name, found.lines, None)
-    return Found(name, found.lines, f"{found.unclear} damaged bytes in it may hold anything of anybody")
+    return Found(name, found.lines, f"{found.unclear} damaged bytes in it may still be about the person")
 
 
 def _check_readable(path: Path) -> None:
-    """Raise OSError if a part of it cannot be read: the reader of segments passes over that."""
+    """Raise OSError if any part of the file cannot be read: SegmentReader would read it as zeros."""
     if not stat.S_ISREG(path.lstat().st_mode):
-        raise SegmentError("it is not a plain file")
+        raise SegmentError("it is not a regular file")
     with path.open("rb") as file:
         while file.read(_LINE_BYTES):
             pass
 
 
 def _rewrite(path: Path, layouts: Mapping[int, Layout], traces: Traces) -> None:
-    """Put a file without the person's lines in its place: after a crash it is the old one or the new one."""
+    """Replace the file by one without the person's lines, atomically: after a crash it is the old or the new one."""
     partial = path.with_name(path.name + _PARTIAL)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -152,7 +152,7 @@ def _rewrite(path: Path, layouts: Mapping[int, Layout], traces: Traces) -> None:
             sink.flush()
             os.fsync(sink.fileno())
         if _read(partial, layouts, traces, None).lines:
-            raise SegmentError("it still names them")
+            raise SegmentError("the person's lines are still in it")
         partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -161,7 +161,8 @@ def _rewrite(path: Path, layouts: Mapping[int, Layout], traces: Traces) -> None:
 
 
 def _read(path: Path, layouts: Mapping[int, Layout], traces: Traces, sink: BinaryIO | None) -> _Contents:
-    """Count a person's lines, and the bytes of which nobody knows what they are; write all the others to `sink`."""
+    """Count the person's lines and the bytes that cannot be identified; write everything except those lines to
+    `sink`."""
     lines = unclear = 0
     with SegmentReader(path, known=layouts) as reader, path.open("rb") as file:
         start = reader.offset
@@ -186,14 +187,14 @@ def _read(path: Path, layouts: Mapping[int, Layout], traces: Traces, sink: Binar
 
 
 def _is_head(reader: SegmentReader, end: int) -> bool:
-    """Whether a segment begins with nothing but the two lines that name its columns, be one of them damaged."""
+    """Whether the bytes up to `end` are only the two lines that name the columns, even if one of them is damaged."""
     if reader.is_sound or reader.layout is None:
         return reader.is_sound
     return end <= len(segments.encode_layout(reader.layout))
 
 
 def _without(record: Record, traces: Traces) -> Record | None:
-    """The record without the person's lines; None if it has none."""
+    """The record without the person's lines; None if it has none of theirs."""
     columns, refused_columns = record.layout.event_columns, record.layout.rejected_columns
     events = record.event_lines.splitlines(keepends=True)
     refused = record.rejected_lines.splitlines(keepends=True)
@@ -219,7 +220,8 @@ def _copy(file: BinaryIO, start: int, end: int, sink: BinaryIO | None) -> None:
 
 
 def _blot(file: BinaryIO, start: int, end: int, traces: Traces, sink: BinaryIO | None) -> _Contents:
-    """Copy what is no record, as long as before, what may be the person's written over."""
+    """Copy a stretch that is not an intact record, overwriting what may be the person's without changing its
+    length."""
     lines = unclear = 0
     file.seek(start)
     head = file.read(min(HEADER.size, end - start))

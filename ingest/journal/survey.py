@@ -1,8 +1,8 @@
-"""What the segments of a journal hold together: the order of their records, and what is missing between them.
+"""A survey of all segments of a journal: the order of their records, and what is missing between them.
 
-Names and places of files are not believed, only what records say of themselves: each knows its number, the number of
-the record before it, and how much there had been by then. So records come in order whatever was renamed, swapped or
-copied, each once, and a gap is found wherever it is and its events are counted, without reading what is gone.
+File names and positions are not trusted, only what the records themselves contain: each has its number, the number of
+the record before it, and the journal's totals at that point. So records are found in order and each once, whatever
+was renamed, swapped or copied, and every gap is found and its events counted without reading the lost records.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ingest.journal.segments import Damage, Header, Layout, Record, Totals
 
 
 class Run:
-    """Records of one segment, from `start` to `end` of it, each the one after the last. `events` and the rest are of
-    those that wait: beyond the ledger's position."""
+    """Consecutive records of one segment, from offset `start` to `end`. `events`, `rejected`, `size` and `oldest_us`
+    cover only pending records, those beyond the ledger's position."""
 
     __slots__ = (
         "after",
@@ -57,8 +57,8 @@ class Run:
 
 
 class Gap(NamedTuple):
-    """Records that were durable and are not there: `first` to `last`, though not each of these numbers need have
-    been one. `certainty` is how the counts are meant."""
+    """Missing records that were durable: `first` to `last`, though not every number in between need have been used.
+    `certainty` qualifies the counts: exact if empty."""
 
     first: int
     last: int
@@ -70,8 +70,8 @@ class Gap(NamedTuple):
     def __str__(self) -> str:
         numbers = f"record {self.first} is" if self.first == self.last else f"records {self.first} to {self.last} are"
         unknown = self.certainty == _AT_LEAST and not self.events
-        lost = "an unknown number of events" if unknown else f"{self.certainty}{self.events} events"
-        return f"{numbers} missing or damaged: {lost} that were acknowledged"
+        lost = "an unknown number of" if unknown else f"{self.certainty}{self.events}"
+        return f"{numbers} missing or damaged: {lost} acknowledged events"
 
 
 _AT_MOST = "at most "
@@ -79,7 +79,7 @@ _AT_LEAST = "at least "
 
 
 class SurveyedSegment:
-    """A segment's file: its records' highest number (0 without any), and what is wrong with it."""
+    """A segment's file: the highest number among its records (0 if none), and what is wrong with it."""
 
     __slots__ = ("damages", "duplicates", "holds_lines", "is_sound", "last", "layout", "path", "size", "trouble")
 
@@ -91,14 +91,14 @@ class SurveyedSegment:
         self.is_sound = True
         self.duplicates = 0
         self.holds_lines = False
-        # Why nothing of it can be read, or is ours.
+        # Why none of it is used: it cannot be read, or belongs to another journal.
         self.trouble: object = None
 
 
 class Survey:
-    """Made by `survey`. `runs` are to be read in this order, leaving out numbers that were there before. `covered`
-    is the number of the newest durable record that is known of, `totals` what there was up to it, `at_position` what
-    there was up to the ledger's position. `highest` is the highest number of a record, whatever became of it."""
+    """Made by `survey`. `runs` are to be read in this order, skipping numbers already seen. `covered`: the number of
+    the newest known durable record; `totals`: the journal's totals up to it; `at_position`: those up to the ledger's
+    position. `highest`: the highest number of any record, whatever became of it."""
 
     def __init__(self, position: int, known: Mapping[int, Layout]) -> None:
         self.position = position
@@ -109,21 +109,21 @@ class Survey:
         self.totals: Totals | None = None
         self.highest = position
         self.at_position: Totals | None = None
-        # By their ids, for what reads these segments later.
+        # By id, for reading these segments later.
         self.known = known
         self._floor: tuple[int, Totals | None] = (-1, None) if position else (0, Totals(0, 0, 0))
-        # What is damaged, or not there but known to have been, by number.
+        # Headers, by number, of durable records that are damaged, or known only from the mark.
         self._witnesses: dict[int, Header] = {}
 
     def note(self, header: Record | Header) -> None:
-        """Learn what there was up to the ledger's position, or as near to it as can be told."""
+        """Learn the totals at the ledger's position, or at the nearest known record before it."""
         self.highest = max(self.highest, header.number)
         for number, totals in ((header.number, header.after), (header.stored_through, header.stored)):
             if totals is not None and self._floor[0] < number <= self.position:
                 self._floor = number, totals
 
     def add(self, path: Path, identity: str) -> None:
-        """Read one file. Raises OSError only for what is not the file's fault."""
+        """Read one file. Raises OSError only for transient errors that are not about the file."""
         found = SurveyedSegment(path)
         self.segments.append(found)
         try:
@@ -136,7 +136,7 @@ class Survey:
         with reader:
             found.size, found.layout, found.is_sound = reader.size, reader.layout, reader.is_sound
             if reader.layout is not None and reader.layout.identity != identity:
-                found.trouble = f"it is of journal {reader.layout.journal} ({reader.layout.identity})"
+                found.trouble = f"it belongs to journal {reader.layout.journal} ({reader.layout.identity})"
                 return
             found.holds_lines = not found.is_sound
             run: Run | None = None
@@ -157,16 +157,16 @@ class Survey:
                 start = reader.offset
 
     def testify(self, damage: Damage) -> None:
-        """A damaged record that was whole once was durable; if it is of this journal, and not a strayed block of
-        another's."""
+        """Note a damaged record: it was durable if it had been written in full, and is not a stray block of another
+        journal's."""
         if damage.header is not None and damage.header.layout_id in (None, *self.known):
             self.note(damage.header)
             if damage.is_whole:
                 self._witnesses[damage.header.number] = damage.header
 
     def conclude(self, mark: Header | None) -> None:
-        """Bring the runs into order and find what is missing between them. `mark` is the header of the newest record
-        that is known to have been durable."""
+        """Put the runs in order and find the gaps between them. `mark`: the header of the newest record known to have
+        been durable."""
         if mark is not None:
             self.note(mark)
             self._witnesses[mark.number] = mark
@@ -193,7 +193,7 @@ class Survey:
             self.covered, self.totals = newest.number, newest.after
 
     def _leave_out_duplicates(self, run: Run) -> None:
-        """Count of a run only what was not there before."""
+        """Recount a run without the records that earlier runs have."""
         next(one for one in self.segments if one.path == run.path).duplicates += 1
         run.events = run.rejected = run.size = run.oldest_us = 0
         with SegmentReader(run.path, run.start, run.end, self.known) as reader:
@@ -216,10 +216,10 @@ class Survey:
 
 
 def survey(paths: Sequence[Path], position: int, own: Layout, mark: Header | None) -> Survey:
-    """Read these segments of a journal. `position` is the ledger's, `own` the layout of new segments, `mark` the
-    header of the newest record that is known to have been durable.
+    """Read these segments of a journal. `position`: the ledger's; `own`: the layout of new segments; `mark`: the
+    header of the newest record known to have been durable.
 
-    Raises OSError only for what is no file's fault.
+    Raises OSError only for transient errors that are not about a file.
     """
     made = Survey(position, known_layouts(paths, own))
     for path in paths:
@@ -229,7 +229,7 @@ def survey(paths: Sequence[Path], position: int, own: Layout, mark: Header | Non
 
 
 def known_layouts(paths: Iterable[Path], own: Layout) -> dict[int, Layout]:
-    """The layouts of a journal's segments by their ids, for a segment that does not tell its own any more."""
+    """The layouts of a journal's segments, by id, for segments whose own is unreadable."""
     found = {segments.layout_id(own): own}
     for path in paths:
         try:

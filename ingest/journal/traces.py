@@ -1,8 +1,8 @@
-"""What in the files of a journal is a person's: by the ids that the database knows them by.
+"""Recognizes a person's lines in journal files, by the ids that the database has for them.
 
-The rules are those of `ingest.is_event_of` and `gdpr_delete_user_data()`, for lines that are in no table. They are
-wider for what was refused and for broken text, of which nobody can tell what was what: there an id counts wherever it
-stands as one.
+The rules are those of `ingest.is_event_of` and `gdpr_delete_user_data()`, applied to lines that are in no table. They
+are wider for refused events and for broken text, whose fields cannot be told apart: there an id counts wherever it
+appears as an id.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Final
 from ingest.events.values.phones import phone_forms, phones_in
 
 _ROUNDS: Final = 5
-"""How often a text may have been percent-encoded."""
-_TELLING: Final = 6
-"""Characters of an id that is hardly ever a word of anybody's text."""
+"""How many times a text may have been percent-encoded."""
+_DISTINCTIVE: Final = 6
+"""Ids of this many characters or more hardly ever occur as a word in unrelated text."""
 _ESCAPE: Final = re.compile(r"(?:%|\\u00)([2-7][0-9A-Fa-f])")
 _CONTINUED: Final = "%[89ab][0-9a-f]"
 _BEYOND_ASCII: Final = re.compile(
@@ -30,11 +30,11 @@ _BEYOND_ASCII: Final = re.compile(
 """Whole characters of UTF-8."""
 _PAIR_ESCAPE: Final = re.compile(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", re.IGNORECASE)
 _UNICODE_ESCAPE: Final = re.compile(r"\\u(00[89a-f][0-9a-f]|(?!00|d[89a-f])[0-9a-f]{4})", re.IGNORECASE)
-"""All but ASCII and the halves of pairs."""
+"""All except ASCII and surrogates."""
 _ESCAPED: Final = re.compile(r"%25|%[2-7C-Fc-f][0-9A-Fa-f]|\\u[0-9A-Fa-f]{4}")
 _AT: Final = r"(?:@|%(?:25)*40|\\u0040|&#(?:64|x40);|&commat;|\uff20)"
 _PAIR: Final = re.compile(r'"([^"\\]{1,200})"\s*:\s*(?:"((?:[^"\\]|\\.){1,1000})"|(-?[0-9]{1,40}))')
-"""A member of a JSON object, whether the whole is JSON or only looks like it."""
+"""A member of a JSON object, even if the text as a whole is not valid JSON."""
 _PHONE_KEY: Final = re.compile("phone|mobile|whatsapp|telef|^tel$", re.IGNORECASE)
 _USER_KEY: Final = re.compile("^(?:user_?id|distinct_?id)$", re.IGNORECASE)
 _ANONYMOUS_KEY: Final = re.compile("^anonymous_?id$", re.IGNORECASE)
@@ -59,20 +59,20 @@ _REFUSED_TEXTS: Final = ("payload", "detail", "route", "user_agent")
 
 
 class Traces:
-    """What one person is known by: `known` is `because_of` of a dry run, {kind: [texts]}."""
+    """What identifies one person: `known` is `because_of` of a dry run, {kind: [texts]}."""
 
     def __init__(self, known: Mapping[str, Sequence[str]]) -> None:
         self._user_ids = frozenset(known.get("user_ids", ()))
         self._anonymous_ids = frozenset(known.get("anonymous_ids", ()))
         self._phones = frozenset[str]().union(*map(phone_forms, known.get("phones", ())))
         self._ids = self._user_ids | self._anonymous_ids
-        self._telling_ids = _Mention([one for one in self._ids if len(one) >= _TELLING and not one.isdigit()])
+        self._distinctive_ids = _Mention([one for one in self._ids if len(one) >= _DISTINCTIVE and not one.isdigit()])
         own = [*known.get("address", ()), *known.get("leads", ())]
         self._own = _Mention(own)
         self._named = _Mention([*own, *known.get("names", ())])
 
     def has_event(self, values: Mapping[str, str | None]) -> bool:
-        """Whether a row of analytics.events, {column: text}, is theirs or names them."""
+        """Whether a row of analytics.events, {column: text}, is the person's or mentions them."""
         user_id = values.get("user_id")
         if user_id in self._user_ids or (user_id is None and values.get("anonymous_id") in self._anonymous_ids):
             return True
@@ -80,14 +80,14 @@ class Traces:
         return self._own.is_in(text) or self._has_phone(text)
 
     def has_refused(self, values: Mapping[str, str | None]) -> bool:
-        """The same of a row of analytics.rejected_events."""
+        """Whether a row of analytics.rejected_events, {column: text}, mentions the person."""
         return self._is_named_in(" ".join(filter(None, map(values.get, _REFUSED_TEXTS))))
 
     def has_broken(self, text: str) -> bool:
-        """Whether what was part of a line once, now between bytes of any kind, may be theirs."""
+        """Whether a fragment of a line, among arbitrary bytes, may be the person's."""
         text = text.replace("\\\\", "\\")
         words = set(text.split("\t"))
-        is_known = not words.isdisjoint(self._ids) or self._telling_ids.is_in(text)
+        is_known = not words.isdisjoint(self._ids) or self._distinctive_ids.is_in(text)
         return is_known or self._is_named_in(text)
 
     def _is_named_in(self, text: str) -> bool:
@@ -115,11 +115,12 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 class _Mention:
-    """Finds texts in others, whole and in any case: as `ingest.mentions` does with `ingest.mention_pattern`."""
+    """Finds texts within others, as whole words and ignoring case, as `ingest.mentions` does with
+    `ingest.mention_pattern`."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         wanted = [text.lower() for text in texts if text.strip()]
-        # What is never written in another way but by escapes, to look for first: a pattern takes longer.
+        # The longest alphanumeric part of each, which only escapes can change. Searched first: a pattern is slower.
         self._cores = [max(re.findall(r"[^\W_]+", text) or [""], key=len) for text in wanted]
         self._pattern = re.compile("|".join(map(_pattern_of, wanted)) or r"(?!)")
 
@@ -144,7 +145,7 @@ def _pattern_of(text: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """Percent-encoding and JSON's \\u undone, but of what controls, however often it was done."""
+    """The text with percent-encoding, even repeated, and JSON's \\u decoded, except for control characters."""
     for _ in range(_ROUNDS):
         if "%25" not in text:
             break
