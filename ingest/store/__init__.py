@@ -1,1 +1,1 @@
-"""From the journal into the table, once: ledger row and COPY in one transaction; partitions."""
+"""From the journal into the table, exactly once: ledger row and COPY in one transaction; partitions."""

@@ -1,4 +1,4 @@
-"""What the log says about a writer that cannot store: at the beginning, then now and then, and when it is over."""
+"""Logging for a writer that cannot store: when the trouble begins, now and then while it lasts, and when it ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EVERY_SECONDS: Final = 30.0
 
 
 class Complaints:
-    """Those of one journal's writer."""
+    """The complaints of one journal's writer."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -25,14 +25,14 @@ class Complaints:
         self._table_quiet = Quiet(_EVERY_SECONDS)
 
     def report(self, error: Exception) -> None:
-        """Say why a flush has failed; to be called while the error is handled."""
+        """Log why a flush has failed; call it in the except block."""
         number, pending = self._journal.number, self._journal.backlog.events
         if isinstance(error, (DatabaseError, *FAILURES)):
             self.cannot_store(error)
         elif isinstance(error, TableRefuses):
             if self._table_quiet.due():
                 logger.error(
-                    "nothing can be stored until this is mended, %d events wait in journal %d: %s",
+                    "nothing can be stored until this is fixed, %d events wait in journal %d: %s",
                     pending,
                     number,
                     error,
@@ -43,7 +43,7 @@ class Complaints:
             logger.exception("the writer of journal %d failed; its records stay pending", number)
 
     def cannot_store(self, error: Exception) -> None:
-        """As in an outage, whatever the error is."""
+        """Log the error as an outage, whatever it is."""
         if self._quiet.due():
             words = str(error) or type(error).__name__
             pending = self._journal.backlog.events
@@ -53,4 +53,4 @@ class Complaints:
         """A flush was stored."""
         self._quiet.over()
         if self._table_quiet.over():
-            logger.info("the table takes events again")
+            logger.info("the table accepts events again")

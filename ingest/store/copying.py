@@ -1,7 +1,7 @@
-"""How the rows of a flush get into the tables: by COPY, or by the merge where that meets a duplicate or a bad row.
+"""How the rows of a flush get into the tables: by COPY, or by a merge if COPY hits a duplicate or a bad row.
 
-Functions that run in the writer's transaction, after the ledger has moved (see writer.py). They send rows and say
-what came of it; none of them commits, and none remembers anything.
+Functions that run in the writer's transaction, after the ledger has moved (see writer.py). They send rows and return
+the outcome; none of them commits or keeps state.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _EVENTS: Final = ("analytics", "events")
 _REJECTED: Final = ("analytics", "rejected_events")
 _SHARE_OF_ONE: Final = 0.8
 _SHARE_OF_PROBE: Final = 0.25
-"""Of the time-out: for a row alone, and for the row that shows that the table is well."""
+"""Shares of the time-out: for one row alone, and for the row that shows that the table works."""
 _NEWEST_PROBED: Final = 20
 
 GoodLines: TypeAlias = Mapping[tuple[str, ...], Sequence[bytes]]
-"""Lines, by their columns, that the table would take if nobody had changed it."""
+"""Lines, by their columns, that the table accepts unless it has been changed."""
 
 
 async def copy(connection: asyncpg.Connection, flush: Flush, timeout_seconds: float) -> Outcome:
-    """COPY all of it. Raises what Postgres says of the first duplicate, or of the first row that it refuses."""
+    """COPY the whole flush. Raises Postgres' error for the first duplicate or refused row."""
     columns = flush.event_columns
     plain, keyed, _ = flush.contents
     await copy_lines(connection, _EVENTS, columns, plain, timeout_seconds)
@@ -56,11 +56,11 @@ async def merge(
     newest: Callable[[], Record | None],
     is_kept: Callable[[bytes], bool],
 ) -> Outcome:
-    """Insert the rows that are new, leave duplicates out, and keep what the table refuses in
-    `analytics.rejected_events`, unless `is_kept` says that it is there.
+    """Insert the new rows, leave out duplicates, and keep what the table refuses in `analytics.rejected_events`,
+    unless `is_kept` says that it is already there.
 
-    `newest` is asked for a record that came later, whose rows are tried to see whether the table takes any. Raises
-    TableRefuses if it does not, and TimeoutError while it is not clear which row is too slow.
+    `newest` returns a later record, whose rows are tried to see whether the table accepts any. Raises TableRefuses
+    if it accepts none, and TimeoutError while it is not clear which row is too slow.
     """
     columns = flush.event_columns
     plain = [line for lines in flush.contents.plain for line in lines.splitlines(keepends=True)]
@@ -101,8 +101,8 @@ async def _insert_slowly(
     patience: Patience,
     good_lines: Callable[[bytes], GoodLines],
 ) -> Merged:
-    """Insert the lines of a record that has timed out again and again, and look whether one of them is to blame: one
-    that alone takes too long each time, while the table answers at once for another row of its day."""
+    """Insert the lines of a record that has timed out repeatedly, and find out whether one of them is to blame: one
+    that alone takes too long each time, while the table accepts another row of the same day promptly."""
     seconds = timeout_seconds * _SHARE_OF_ONE
     refused = [line for line in lines if patience.is_refused(line)]
     others = [line for line in lines if not patience.is_refused(line)]
@@ -110,11 +110,11 @@ async def _insert_slowly(
     for line in slow:
         columns, [probe, *_] = next(iter(good_lines(line).items()))
         if not await merge.answers(columns, probe, timeout_seconds * _SHARE_OF_PROBE):
-            raise TimeoutError("the table of events takes nothing in time")
+            raise TimeoutError("analytics.events is too slow for any row")
         patience.blame(line)
     if slow:
         raise TimeoutError(f"{len(slow)} rows alone take longer than {seconds:g} s to store")
-    message = f"it alone took longer than {seconds:g} s to store, {TIMES_BLAMED} times"
+    message = f"this row alone took longer than {seconds:g} s to store, {TIMES_BLAMED} times"
     reason = Reason(sqlstate=TIMED_OUT, table="", column="", constraint="", where="")
     return Merged(merged.stored, merged.bad + [Bad(line, message, reason, unread=False) for line in refused])
 
@@ -122,14 +122,14 @@ async def _insert_slowly(
 async def _check_table(merge: Merge, bad: Sequence[Bad], good_lines: Callable[[bytes], GoodLines]) -> None:
     """Every row was refused. Raises TableRefuses if it is the table's fault."""
     if any(one.reason.sqlstate == TIMED_OUT for one in bad):
-        # Where a row was too slow, the table has answered for another.
+        # A row is only refused as too slow after the table has accepted another one.
         return
     if await merge.is_tables_fault(bad, good_lines(bad[0].line)):
         raise TableRefuses(f"analytics.events refuses every row: {bad[0].message}")
 
 
 def _good_lines(flush: Flush, newest: Callable[[], Record | None], line: bytes) -> GoodLines:
-    """The least that an event can be, on the day of `line`; and what came last, unless it is in this flush."""
+    """A minimal event on the day of `line`, and the lines of the newest record unless it is in this flush."""
     columns = flush.event_columns
     least = {
         "id": str(uuid4()),
@@ -139,7 +139,7 @@ def _good_lines(flush: Flush, newest: Callable[[], Record | None], line: bytes) 
         "name": "ingest_probe",
         "properties": "{}",
         "context": "{}",
-        # Without a batch it would be taken for a plain INSERT, and be given all sorts of values.
+        # Without a batch_id the table's trigger would treat it as a manual INSERT and fill in defaults.
         "batch_id": str(batch_id(flush.journal, 0)),
     }
     good = {tuple(least): [f"{row.fields(*least.values())}\n".encode()]}

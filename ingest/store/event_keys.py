@@ -1,14 +1,14 @@
-"""Events that the key of analytics.events would not know again: stored once all the same.
+"""Deduplication of events that the primary key of analytics.events would not recognize.
 
-An event is known by its id and the time that its client gave (ingest/events/steps.py). Where created_at is that
-time, the primary key (created_at, id) is enough. Where it is not, because the time was impossible and is corrected,
-or because there was none, another delivery has another created_at: then the key is kept in analytics.event_keys, and
-the flush that stores the event claims it there, in its own transaction.
+An event is identified by its id and the time its client gave (ingest/events/steps.py). If created_at is that time,
+the primary key (created_at, id) is enough. If it is not, because the time was impossible and has been corrected, or
+was missing, another delivery gets another created_at. Such an event's key is kept in analytics.event_keys, and the
+flush that stores the event claims the key there, in the same transaction.
 
-A time that is impossible today may be possible tomorrow, so the same event can come both ways: `claim` looks among
-the events that have their own time, and `drop_known` looks for the others' keys. What makes that exact while two
-flushes store the two deliveries at once is a lock from there to the COMMIT, shared by those that claim no corrected
-time; it waits for a COMMIT, never for a COPY.
+A time that is impossible today may be possible tomorrow, so the same event can arrive both ways: `claim` looks among
+the events stored under their own time, and `drop_known` looks for keys of corrected ones. Two flushes may store the
+two deliveries concurrently; a lock, held from there to the COMMIT and shared by those that claim no corrected time,
+makes this exact. It waits for a COMMIT, never for a COPY.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ingest.postgres.queries import fill, load_queries
 
 _QUERIES: Final = load_queries("event_keys")
 _MOST_MINUTES: Final = 500
-"""Past so many different minutes in a flush, such as of an import, days are asked for."""
+"""If a flush spans more minutes than this, as in an import, whole days are looked up instead."""
 _TRIES: Final = 40
 _PLAIN: Final = {b"\\N"}
 
 
 class Keyed(NamedTuple):
-    """A line whose event is known by a key in analytics.event_keys; texts as in the line."""
+    """A line whose event is identified by a key in analytics.event_keys; texts as in the line."""
 
     id: str
     created_at: str
@@ -42,8 +42,8 @@ class Keyed(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a flush holds: `plain` lines, joined as they come, of events that their own key knows again, and the
-    others. `minutes` are those that the events happened in, in UTC, such as 2026-01-02T03:04."""
+    """The lines of a flush: `plain` ones, joined as they come, for which the primary key is enough, and `keyed` ones.
+    `minutes`: those in which the events happened, in UTC, such as 2026-01-02T03:04."""
 
     plain: list[bytes]
     keyed: list[Keyed]
@@ -56,14 +56,14 @@ class Contents(NamedTuple):
 
 
 def examine(records: Iterable[Record]) -> Contents:
-    """Tell the two kinds of lines apart."""
+    """Separate plain from keyed lines."""
     plain: list[bytes] = []
     keyed: list[Keyed] = []
     minutes: set[bytes] = set()
     for record in records:
         columns = record.layout.event_columns
         created = columns.index("created_at")
-        # A record of an older release knows no other kind.
+        # Records of older releases have only plain lines.
         client_time = columns.index("client_time") if "client_time" in columns else None
         most = max(created, client_time or 0) + 1
         lines = record.event_lines.splitlines(keepends=True)
@@ -82,7 +82,7 @@ def examine(records: Iterable[Record]) -> Contents:
 
 
 def known_by(line: bytes, columns: tuple[str, ...]) -> bytes:
-    """What the event of a line is known by in the window of recent ids: its id in 16 bytes, then its own time."""
+    """The key of a line's event in the window of recent ids: its id in 16 bytes, then its client's time."""
     values = line.rstrip(b"\n").split(b"\t")
     client_time = values[columns.index("client_time")] if "client_time" in columns else b"\\N"
     own = (values[columns.index("created_at")] if client_time == b"\\N" else client_time).decode()
@@ -91,7 +91,7 @@ def known_by(line: bytes, columns: tuple[str, ...]) -> bytes:
 
 
 async def claim(connection: asyncpg.Connection, keyed: Sequence[Keyed]) -> list[Keyed]:
-    """Those that are new, whose keys are theirs from now on. To be asked after the plain lines are stored."""
+    """Claim the keys that are new, and return their lines. Call it after the plain lines are stored."""
     if not keyed:
         return []
     bounds = _bounds([one.client_time for one in keyed])
@@ -105,8 +105,8 @@ async def claim(connection: asyncpg.Connection, keyed: Sequence[Keyed]) -> list[
 
 
 async def _apart(connection: asyncpg.Connection, keyed: list[Keyed]) -> list[Keyed]:
-    """The same, none with the created_at and id of another event: our clock may give one time to two events of one
-    id, whose clients gave them different ones. Then one is put microseconds later."""
+    """The same lines, moved apart so that none shares created_at and id with another event. Our clock may give the
+    same time to two events with the same id but different client times; one is then moved by microseconds."""
     occupied: set[tuple[str, str]] = set()
     settled: list[Keyed] = []
     step = timedelta(microseconds=1)
@@ -143,8 +143,8 @@ async def release(connection: asyncpg.Connection, keyed: Sequence[Keyed]) -> Non
 async def drop_known(
     connection: asyncpg.Connection, minutes: Iterable[str], first_batch: int, last_batch: int
 ) -> int:
-    """Take back what these batches stored under the client's own time although it is there under a corrected one;
-    how many. To be asked last before the COMMIT."""
+    """Delete events that these batches stored under the client's own time, but that are already stored under a
+    corrected one; returns how many. Call it last, just before the COMMIT."""
     spans, width = sorted(minutes), timedelta(minutes=1)
     if len(spans) > _MOST_MINUTES:
         spans, width = sorted({minute[:10] for minute in spans}), timedelta(days=1)
@@ -163,6 +163,6 @@ async def drop_known(
 
 
 def _bounds(times: Sequence[str]) -> tuple[datetime | None, datetime | None]:
-    """The first and the last of them, both None if there is none."""
+    """The earliest and the latest of the times, both None if there are none."""
     moments = [datetime.fromisoformat(time) for time in times if time != NO_TIME]
     return (min(moments), max(moments)) if moments else (None, None)

@@ -1,4 +1,4 @@
-"""One flush: some records of a journal that are stored together, and what came of it."""
+"""One flush: records of a journal that are stored together, and the outcome."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ingest.store.ledger import Counts
 
 
 class TableRefuses(IngestError):
-    """The table refuses every row: somebody has changed it, or what it depends on."""
+    """The table refuses every row: it, or something it depends on, has been changed."""
 
 
 class Outcome(NamedTuple):
-    """What one flush did, in events; `refused` were accepted and then refused by the table. `bad` says which, by
-    their ids, and why; None if nobody knows any more."""
+    """What one flush did, in events. `refused`: accepted by the service, then refused by the table. `bad`: their
+    keys and the reasons, None if no longer known."""
 
     stored: int
     duplicate: int = 0
@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of_stored(cls, records: Sequence[Record], counts: Counts | None) -> Outcome:
-        """What the ledger says that became of these records; `counts` is None if it does not know any more."""
+        """The outcome for these records from the ledger's `counts`; None if it no longer has them."""
         events, rejected = sum(record.events for record in records), sum(record.rejected for record in records)
         if counts is None:
             return cls(stored=events, bad=None)
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 
 class Flush(NamedTuple):
-    """Records in order, at least one and all of one layout, of the journal with this number."""
+    """Records of one journal, in order, at least one, all of the same layout."""
 
     journal: int
     records: Sequence[Record]
@@ -47,12 +47,12 @@ class Flush(NamedTuple):
 
     @classmethod
     def of(cls, journal: int, records: Sequence[Record]) -> Flush:
-        """Look at what the records hold, and make a flush of them."""
+        """Make a flush of these records, separating plain from keyed lines."""
         return cls(journal, records, event_keys.examine(records))
 
     @property
     def last(self) -> int:
-        """The number of the last record, which the ledger moves to."""
+        """The number of the last record, to which the ledger moves."""
         return self.records[-1].number
 
     @property

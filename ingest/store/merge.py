@@ -1,8 +1,9 @@
-"""The slow way into a table, for what COPY refuses: new rows go in, duplicates are left out, refused rows set apart.
+"""The slow way into a table, for flushes that COPY cannot take: inserts new rows, leaves out duplicates, and returns
+the rows that the table refuses.
 
-Lines go through a temporary table, many at a time while that works and one by one where it does not, each in a
-subtransaction of its own. An error is a row's unless its SQLSTATE says that it is the server's or the network's.
-`Merge.is_tables_fault` tells whether it is the table that refuses every row, because somebody has changed it.
+Lines go through a temporary table, many at a time while that works, otherwise one by one, each in its own
+subtransaction. An error is blamed on a row unless its SQLSTATE says that the server or the network is at fault.
+`Merge.is_tables_fault` finds out whether the table refuses every row because it has been changed.
 """
 
 from __future__ import annotations
@@ -19,24 +20,26 @@ from ingest.postgres.queries import fill, load_queries
 _COPY_PIECE_BYTES: Final = 128 * 1024
 _FAN_OUT: Final = 16
 _ONE_BY_ONE: Final = 640
-"""Lines that are tried alone when one of them is refused. More are divided first: most will go in together."""
+"""Up to this many lines are tried one by one if one of them is refused. More are split first, as most parts will go
+in together."""
 
 _SERVERS: Final = re.compile("^(08|25|26|28|2D|3B|3D|40|53|57|58|F0|55006|55P03|XX001|XX002)")
-"""SQLSTATEs, or their classes, of errors that are the server's or the network's, whatever the rows are: connections,
-transaction state, deadlocks, resources, shutdown, disk, locks, damaged files. The same is tried again later.
+"""SQLSTATEs, or their classes, of errors caused by the server or the network, not by rows: connections, transaction
+state, deadlocks, resources, shutdown, disk, locks, damaged files. The same rows are tried again later.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 
 TIMED_OUT: Final = "57014"
 _SHARE_OF_PIECES: Final = 8
-"""Of the time that one line may take, so much less for several together: a hundred healthy ones take milliseconds."""
+"""Several lines together get this fraction of the time that one line may take: a hundred healthy ones take
+milliseconds."""
 _MOST_SLOW: Final = 5
 _MOST_HALVED: Final = 100
-"""Pieces that are given up in one merge: more of them, and it is not a few lines that are slow."""
+"""Pieces that may time out in one merge. If more do, the problem is not just a few slow lines."""
 
 
 class Reason(NamedTuple):
-    """What tells one way of being refused from another; the message would not, as it often names the row's values."""
+    """Identifies one cause of refusal. The message cannot be used for that, as it often contains the row's values."""
 
     sqlstate: str
     table: str
@@ -46,7 +49,7 @@ class Reason(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """A line the table refused, with Postgres' words for it. `unread`: it could not even be read as a row."""
+    """A line the table refused, with Postgres' message. `unread`: it could not even be parsed as a row."""
 
     line: bytes
     message: str
@@ -55,14 +58,14 @@ class Bad(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """How many lines were new and are inserted, and which were refused; the rest were there already."""
+    """`stored`: how many lines were new and are now inserted; `bad`: those refused. The rest were duplicates."""
 
     stored: int
     bad: list[Bad]
 
 
 def is_servers(error: asyncpg.PostgresError) -> bool:
-    """Whether the error is the server's or the network's, and no row's."""
+    """Whether the error is the fault of the server or the network, not of a row."""
     return _SERVERS.match(error.sqlstate or "") is not None
 
 
@@ -73,17 +76,17 @@ async def copy_lines(
     lines: Iterable[bytes],
     timeout_seconds: float,
 ) -> None:
-    """COPY text lines into a table, named by schema and name; without a schema it is a temporary one."""
+    """COPY text lines into a table, given as (schema, name); schema None for a temporary one."""
     schema, name = table
-    # asyncpg's own time-out does not count while it waits for a server that has stopped reading.
+    # asyncpg's own time-out is not in effect while it waits for a server that has stopped reading.
     async with asyncio.timeout(timeout_seconds):
         await connection.copy_to_table(name, schema_name=schema, columns=columns, source=_pieces(lines))
 
 
 class Merge:
-    """Merges lines of one layout into one table of the schema `analytics`, in the transaction that the caller began.
+    """Merges lines of one layout into one table of the schema `analytics`, in the caller's transaction.
 
-    Made by `begin`, once a transaction.
+    Made by `begin`; one at a time per transaction.
     """
 
     def __init__(
@@ -103,13 +106,13 @@ class Merge:
     async def begin(
         cls, connection: asyncpg.Connection, table: str, columns: tuple[str, ...], timeout_seconds: float
     ) -> Merge:
-        """Make the temporary tables; they live until the transaction ends."""
+        """Create the temporary tables; they live until `end` or the end of the transaction."""
         merge = cls(connection, table, columns, timeout_seconds)
         await connection.execute(merge._queries["begin"])
         return merge
 
     async def end(self) -> None:
-        """Make room for another merge in the same transaction."""
+        """Drop the temporary tables, so that another merge can begin in the same transaction."""
         await self._connection.execute(self._queries["end"])
 
     # Inserting.
@@ -131,11 +134,11 @@ class Merge:
         return Merged(sum(piece.stored for piece in pieces), [bad for piece in pieces for bad in piece.bad])
 
     async def insert_slowly(self, lines: Sequence[bytes], seconds: float) -> tuple[Merged, list[bytes]]:
-        """Insert the lines; and some of those that alone took longer than `seconds`. If there are any, not all of the
-        others are inserted.
+        """Insert the lines, and return also some of those that took longer than `seconds` on their own. If there are
+        any, not all of the others need have been inserted.
 
-        Waiting for another transaction's lock is an error of the server's, and no line's. Raises TimeoutError when so
-        much is slow that it cannot be a few lines.
+        Waiting for another transaction's lock counts as the server's fault, not the line's. Raises TimeoutError if so
+        much is slow that a few lines cannot be the cause.
         """
         stored, bad, slow = 0, list[Bad](), list[bytes]()
         waiting, halved = [lines], 0
@@ -159,7 +162,7 @@ class Merge:
         return Merged(stored, bad), slow
 
     async def _insert_within(self, lines: Sequence[bytes], seconds: float) -> Merged | None:
-        """As `insert`; None, and all of it undone, when a statement takes longer."""
+        """Like `insert`, but if a statement takes longer than `seconds`, everything is undone and None returned."""
         limit = max(1, round(seconds * 1000))
         await self._connection.execute(
             "SAVEPOINT patience;"
@@ -176,7 +179,7 @@ class Merge:
         return merged
 
     async def answers(self, columns: tuple[str, ...], line: bytes, seconds: float) -> bool:
-        """Whether the table takes, or refuses, this line within so many seconds. It is rolled back."""
+        """Whether the table accepts or refuses this line within `seconds`. The insert is rolled back."""
         merge = Merge(self._connection, self._table, columns, self._timeout_seconds)
         await self._connection.execute("SAVEPOINT probe")
         merged = await merge._insert_within([line], seconds)
@@ -184,7 +187,7 @@ class Merge:
         return merged is not None
 
     async def _insert_together(self, lines: Sequence[bytes]) -> int | None:
-        """How many were new; None when one of them is refused."""
+        """Insert all lines in one statement; returns how many were new, None if one of them is refused."""
         if await self._fill(lines) is not None:
             return None
         try:
@@ -196,7 +199,7 @@ class Merge:
         return int(status.split()[-1])
 
     async def _insert_each(self, lines: Sequence[bytes]) -> Merged:
-        """Insert what is in the temporary table, the lines in their order, each alone."""
+        """Insert what is in the temporary table (`lines`, in this order) one by one."""
         await self._connection.execute(self._queries["insert_each"])
         rows = await self._connection.fetch(self._queries["outcome"])
         await self._connection.execute(self._queries["empty"])
@@ -207,7 +210,8 @@ class Merge:
         )
 
     async def _fill(self, lines: Sequence[bytes]) -> asyncpg.PostgresError | None:
-        """Begin a subtransaction with the lines in the temporary table; undone, and why, if one cannot be read."""
+        """Begin a subtransaction and put the lines into the temporary table. If one cannot be parsed, undo it and
+        return the error."""
         await self._connection.execute("SAVEPOINT merge")
         try:
             await copy_lines(self._connection, (None, "incoming"), self._columns, lines, self._timeout_seconds)
@@ -224,11 +228,11 @@ class Merge:
     # Whose fault it is.
 
     async def is_tables_fault(self, bad: Sequence[Bad], good: Mapping[tuple[str, ...], Sequence[bytes]]) -> bool:
-        """Whether the table refuses every row, as it refused these. To be asked when it took none.
+        """Whether the table now refuses every row for the reasons it refused these. Call it when it accepted none.
 
-        Tried, and rolled back, are `good` lines, by their columns (some of those of this merge), which the caller has
-        reason to believe in, and copies of events that were stored lately. If one goes in, or if all of them are
-        refused for other reasons, the rows are at fault.
+        Tries, and rolls back, `good` lines that the caller expects to be accepted, by their columns (a subset of this
+        merge's), and copies of recently stored events. If one is accepted, or all are refused for other reasons,
+        the rows are at fault.
         """
         await self._connection.execute("SAVEPOINT probe")
         tried = 0
@@ -237,7 +241,7 @@ class Merge:
             merge = Merge(self._connection, self._table, columns, self._timeout_seconds)
             tried += len(lines)
             refused += [one for line in lines for one in (await merge.insert([line])).bad]
-        # Rows that are stored are no lines any more: they tell nothing about why a line cannot be read.
+        # Stored rows are not parsed as lines, so they cannot show why a line was unreadable.
         if len(refused) == tried and not all(one.unread for one in bad):
             await self._connection.execute("SAVEPOINT merge")
             status = await self._connection.execute(self._queries["copy_recent"])
@@ -249,21 +253,21 @@ class Merge:
 
 
 def _reason_of_reading(error: asyncpg.PostgresError) -> Reason:
-    # 'COPY incoming, line 1, column ip_address: "…"': the value is no part of the reason.
+    # 'COPY incoming, line 1, column ip_address: "…"': the value is not part of the reason.
     where = (error.context or "").split('"')[0].split(":")[0]
     return Reason(error.sqlstate or "", "", "", "", where)
 
 
 def _reason(row: Mapping[str, Any]) -> Reason:
     first = (row["context"] or "").partition("\n")[0]
-    # Where no function of somebody's raised it, this is our own statement.
+    # Unless a function raised the error, the context is our own statement.
     where = first if first.startswith("PL/pgSQL function") else ""
     return Reason(row["sqlstate"], row["relation"], row["attribute"], row["rule"], where)
 
 
 async def _pieces(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
-    """Lines in pieces worth a message of the protocol. (asyncpg would read a file-like source in a thread, and
-    leaves a class behind each time that holds it until the garbage collector passes.)"""
+    """Join lines into pieces large enough for a protocol message. (asyncpg would read a file-like source in a thread,
+    and each time leave behind a class that keeps it alive until the garbage collector runs.)"""
     gathered: list[bytes] = []
     size = 0
     for piece in lines:

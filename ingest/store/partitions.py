@@ -1,5 +1,5 @@
-"""The daily partitions of analytics.events: made ahead, or on demand for a late event's day; and the indexes that a
-day gets once it is over. Days are in UTC."""
+"""The daily partitions of analytics.events, created ahead of time, or on demand for a late event's day; and the
+indexes that a day gets once it is over. Days are in UTC."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ logger = logging.getLogger(__name__)
 INDEXES: Final = "closed-day-indexes"
 """The name of the lease."""
 INDEX_SECONDS: Final = 900.0
-"""For one index; the lease is renewed before each."""
+"""Time for one index; the lease is renewed before each."""
 
 
 async def ensure(connection: asyncpg.Connection, days: Iterable[date]) -> int:
-    """Make the partitions of these days that are missing; return how many were."""
+    """Create the missing partitions for these days; returns how many were created."""
     made = 0
-    # One transaction a day: what was made stays, and locks are short, also if a later day cannot be made.
+    # One transaction per day: locks are short, and partitions already created stay if a later one fails.
     for day in days:
         made += await connection.fetchval("SELECT analytics.ensure_events_partition($1)", day)
     return made
 
 
 async def ensure_ahead(connection: asyncpg.Connection, *, today: date, days_ahead: int = 7) -> int:
-    """Make what is missing from yesterday (clients' clocks, late retries) to `days_ahead` days after today."""
+    """Create missing partitions from yesterday (clients' clocks, late retries) to `days_ahead` days after today."""
     return await ensure(connection, [today + timedelta(days=offset) for offset in range(-1, days_ahead + 1)])
 
 
 async def index_closed_days(connection: asyncpg.Connection) -> int:
-    """Make the indexes that closed days lack, one after the other, without stopping anybody; return how many were.
+    """Create the indexes that closed days lack, one after the other, without blocking writers; returns how many.
 
-    Needs a connection of its own, outside a transaction, in which CONCURRENTLY is not possible. May be interrupted:
-    what is left half-made is replaced at the next call. One process at a time makes indexes, the others return 0 at
-    once; should one take longer than the lease, another begins with the next, as what is being made is not missing.
+    Needs a dedicated connection outside a transaction, as CONCURRENTLY requires. May be interrupted: an unfinished
+    index is replaced at the next call. One process at a time creates indexes, the others return 0 immediately. If an
+    index takes longer than the lease, another process continues with the next one: an index being built is not
+    reported as missing.
     """
     lease = Lease(INDEXES, INDEX_SECONDS)
     if not await lease.take(connection):
         return 0
-    # Of a session that is ours alone. A pooler gives its sessions to others afterwards.
+    # Only in a session that is ours alone: a pooler hands its sessions on to others.
     if await is_direct(connection):
         await connection.execute("SET statement_timeout = 0")
     made = 0
@@ -64,5 +65,5 @@ async def index_closed_days(connection: asyncpg.Connection) -> int:
         if not connection.is_closed():
             await lease.release(connection)
     if made:
-        logger.info("made %d indexes on closed days", made)
+        logger.info("created %d indexes on closed days", made)
     return made

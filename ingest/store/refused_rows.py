@@ -1,4 +1,4 @@
-"""Rows on their way to `analytics.rejected_events`: what was refused at the door, and what the table refused."""
+"""Rows for `analytics.rejected_events`: events refused at the door, and rows that the table refused."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 async def keep_rejected(connection: asyncpg.Connection, flush: Flush, timeout_seconds: float) -> None:
-    """Keep the events of a flush that were refused at the door. They are counted already: one that cannot be kept is
-    only logged."""
+    """Store the events of a flush that were refused at the door. They are already counted, so one that cannot be
+    stored is only logged."""
     lines = [line for record in flush.records for line in record.rejected_lines.splitlines(keepends=True)]
     if lines:
         for bad in await _keep(connection, flush.rejected_columns, lines, timeout_seconds):
-            logger.error("a refused event cannot be kept in analytics.rejected_events: %s", bad.message)
+            logger.error("a refused event cannot be stored in analytics.rejected_events: %s", bad.message)
 
 
 async def keep_bad(
@@ -33,9 +33,9 @@ async def keep_bad(
     is_kept: Callable[[bytes], bool],
     timeout_seconds: float,
 ) -> None:
-    """Keep the rows that the table of events refused, except those of which `is_kept` says that they are there.
+    """Store the rows that analytics.events refused, except those that `is_kept` says are already there.
 
-    Raises TableRefuses if the table of refused events refuses one as well.
+    Raises TableRefuses if analytics.rejected_events refuses one as well.
     """
     logger.error("the table refused %d accepted events; they are in analytics.rejected_events", len(bad))
     columns = flush.event_columns
@@ -45,13 +45,13 @@ async def keep_bad(
         if not is_kept(event_keys.known_by(one.line, columns))
     ]
     if refused := await _keep(connection, row.REJECTED_COLUMNS, lines, timeout_seconds):
-        raise TableRefuses(f"analytics.rejected_events refuses what analytics.events does: {refused[0].message}")
+        raise TableRefuses(f"analytics.rejected_events refuses a row that analytics.events did: {refused[0].message}")
 
 
 async def _keep(
     connection: asyncpg.Connection, columns: tuple[str, ...], lines: Sequence[bytes], timeout_seconds: float
 ) -> list[Bad]:
-    """Put lines into analytics.rejected_events; those that it refuses."""
+    """Insert lines into analytics.rejected_events; returns those that it refuses."""
     merge = await Merge.begin(connection, "rejected_events", columns, timeout_seconds)
     merged = await merge.insert(lines)
     await merge.end()
@@ -78,7 +78,8 @@ def _rejected_line(bad: Bad, columns: tuple[str, ...], batch: int) -> bytes:
 
 
 def _sent_at(values: dict[str, str | None], received_at: str) -> str | None:
-    """When an event was sent by a client's clock that is as wrong as it was found: a replay corrects it as much."""
+    """When the event was sent, by the client's clock with the error that was found: a replay makes the same
+    correction."""
     client_time, created_at = values.get("client_time"), values.get("created_at")
     if client_time is None or client_time == row.NO_TIME or created_at is None:
         return None

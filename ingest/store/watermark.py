@@ -1,7 +1,7 @@
-"""How far the journals of a data folder had come at one moment, and when the database has all of that.
+"""How far the journals of a data folder had come at one moment, and waiting until the database has all of that.
 
-This process knows its own journals. Of the others, those of the workers beside it or of one that is gone and that
-nobody drains yet, the files tell what is in them, and the ledger how far it is stored.
+This process knows its own journals. For the others, those of other workers or of a dead one that is not being drained
+yet, their contents are read from the files and their positions from the ledger.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SELECT identity::text, stored_through, owner FROM analytics.journals WHERE ident
 
 
 class Watermark(NamedTuple):
-    """The last record of each journal: `own` ones, and `others`, with their folders, by their identity."""
+    """The last record of each journal: this process's (`own`), and `others` by identity, with their folders."""
 
     own: Sequence[tuple[Journal, int]]
     others: Mapping[str, tuple[int, Path]]
 
 
 async def read(data_dir: Path, held: Sequence[Journal]) -> Watermark:
-    """The watermark of now; `held` are the journals of this process. Raises IngestError for an unreadable folder."""
+    """The current watermark; `held` are the journals of this process. Raises IngestError for an unreadable folder."""
     own = [(journal, journal.newest_record) for journal in held]
     known = {journal.folder for journal in held}
     others = [folder for folder in journals.folders(data_dir) if folder not in known]
@@ -46,7 +46,7 @@ def _read_in_thread(folders: Sequence[Path]) -> dict[str, tuple[int, Path]]:
     for folder in folders:
         layout, paths = journals.read_layout(folder), segments.list_segments(folder)
         known = known_layouts(paths, layout)
-        # The newest that holds anything is enough: records are stored in order.
+        # The newest record with any lines is enough: records are stored in order.
         last = next(filter(None, (_last_record(path, known) for path in reversed(paths))), 0)
         if last:
             found[layout.identity] = last, folder
@@ -54,7 +54,7 @@ def _read_in_thread(folders: Sequence[Path]) -> dict[str, tuple[int, Path]]:
 
 
 def _last_record(path: Path, known: Mapping[int, Layout]) -> int:
-    """The number of the last record that holds anything; 0 if there is none."""
+    """The number of the last record with any lines; 0 if there is none."""
     last = 0
     try:
         with SegmentReader(path, known=known) as reader:
@@ -62,13 +62,13 @@ def _last_record(path: Path, known: Mapping[int, Layout]) -> int:
                 if isinstance(piece, Record) and (piece.events or piece.rejected):
                     last = piece.number
     except (OSError, SegmentError):
-        # Stored and deleted while we looked; or damaged, and set aside by who drains it.
+        # Stored and deleted meanwhile; or damaged, and set aside by the process that drains it.
         return last
     return last
 
 
 async def wait_passed(mark: Watermark, pool: Pool, seconds: float) -> bool:
-    """Whether the database has all of it within so many seconds. Raises Unavailable, and TooSlow."""
+    """Wait until the database has all of it; False if it does not within `seconds`. Raises Unavailable, TooSlow."""
     deadline = time.monotonic() + seconds
     own, others = list(mark.own), dict(mark.others)
     while True:
@@ -77,7 +77,7 @@ async def wait_passed(mark: Watermark, pool: Pool, seconds: float) -> bool:
             async with pool.lent("service") as connection:
                 for identity, position, owner in await connection.fetch(_POSITIONS, list(others)):
                     number, folder = others[identity]
-                    # A position that another copy of the folder has moved says nothing of this one.
+                    # A position moved by another copy of the folder says nothing about this one.
                     if position >= number and (owner is None or owner in Ownership(folder).owners):
                         del others[identity]
         if not own and not others:

@@ -1,4 +1,4 @@
-"""From the journal to the table: one transaction = ledger row + COPY, and never twice.
+"""From the journal to the table, exactly once: the ledger row and the COPY are one transaction.
 
     ┌──────────────────────────────────────────────────────────────────────────┐
     ▼                                                                          │
@@ -13,17 +13,18 @@
 
 Why each record is stored once:
 
-* The ledger is a row of `analytics.journals`: all records up to this one are stored. COPY and MERGE move it and send
-  the rows in one transaction (`_in_transaction`): a record's rows are in the table exactly if the ledger covers it.
-* The first statement moves the ledger from where we believe it to be. If an earlier try of ours had succeeded after
+* The ledger is a row of `analytics.journals` with a position: all records up to it are stored. COPY and MERGE move it
+  and send the rows in one transaction (`_in_transaction`), so a record's rows are in the table if and only if the
+  ledger covers it.
+* The first statement moves the ledger from the position we last knew. If an earlier attempt of ours succeeded after
   all, or another process holds the journal, it moves nothing, and the transaction is rolled back.
-* A record is let go in two places only: SETTLE, which follows a COMMIT that was answered, and DOUBT, for what the
+* A record is released in only two places: SETTLE, which follows a confirmed COMMIT, and DOUBT, for records that the
   ledger covers. Until then it stays in `_taken`, and in the journal's files.
-* After anything else, such as a COMMIT whose answer never came, the connection is cut, and DOUBT comes before the
-  next COPY.
+* After anything else, such as a COMMIT whose response never arrived, the connection is cut, and DOUBT comes before
+  the next COPY.
 
-MERGE leaves duplicates out and keeps what the table refuses in `analytics.rejected_events`. If the table refuses
-every row, because somebody has changed it, nothing is stored until that is mended, as in an outage.
+MERGE leaves out duplicates and keeps what the table refuses in `analytics.rejected_events`. If the table refuses
+every row because it has been changed, nothing is stored until that is fixed, as in an outage.
 """
 
 from __future__ import annotations
@@ -60,14 +61,14 @@ logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 5.0
 MERGES_AFTER_DUPLICATE: Final = 8
-"""Retries come in waves: after a duplicate the next flushes are merged at once, not copied for nothing first."""
+"""Retries come in waves: after a duplicate, this many flushes are merged right away, without a futile COPY first."""
 FLUSH_INTERVAL_SECONDS: Final = 0.1
-"""Flushes begin this far apart unless there is a full one to store. A flush costs a millisecond of this process
-and a commit of the server's disk, which the journal's fsyncs wait for, however little is in it."""
+"""Flushes begin this far apart unless a full one is waiting. However small, a flush costs this process a millisecond
+and the server's disk a commit, which the journal's fsyncs wait for."""
 
 
 class State(Enum):
-    """What the writer does next; see the picture at the top."""
+    """What the writer does next; see the diagram at the top."""
 
     TAKE = "take"
     DOUBT = "doubt"
@@ -78,7 +79,7 @@ class State(Enum):
 
 
 class Writer:
-    """Stores one journal. `run` loops over `run_once` until it is stopped; `step` is one arrow of the picture."""
+    """Stores one journal. `run` loops over `run_once` until stopped; `step` is one arrow of the diagram."""
 
     def __init__(
         self,
@@ -93,8 +94,8 @@ class Writer:
         on_stored: Callable[[int, Mapping[bytes, str] | None], None] = lambda through, bad: None,
         is_kept: Callable[[bytes], bool] = lambda message_id: False,
     ) -> None:
-        """`on_stored` gets the number of the record up to which everything is stored, and the `bad` of the Outcome.
-        `is_kept` is asked whether a refused event is in `analytics.rejected_events` already."""
+        """`on_stored` gets the number of the record up to which everything is stored, and the Outcome's `bad`.
+        `is_kept` returns whether a refused event is already in `analytics.rejected_events`."""
         self.journal = journal
         self._ledger = ledger
         self._connect = connect
@@ -118,27 +119,27 @@ class Writer:
         }
         # Changed by `step`, and by `give_up`.
         self.state = State.TAKE
-        # Records that were taken from the journal and are not stored: filled by TAKE, emptied by SETTLE and DOUBT.
+        # Records taken from the journal and not stored yet: filled by TAKE, emptied by SETTLE and DOUBT.
         self._taken: list[Record] = []
-        # What is being stored, the first of the taken records, and since when: set where COPY or MERGE comes next.
+        # What is being stored, the first of the taken records, and since when: set on the way to COPY or MERGE.
         self._flush = Flush.of(journal.number, [])
         self._started = self._flushed_at = 0.0
-        # What became of it: set by COPY and MERGE once COMMIT was answered, read by SETTLE.
+        # Its outcome: set by COPY and MERGE once COMMIT is confirmed, read by SETTLE.
         self._outcome = Outcome(stored=0)
-        # Where the ledger is, as far as we know: set by DOUBT and SETTLE.
+        # The ledger's position, as far as we know: set by DOUBT and SETTLE.
         self._position = 0
-        # On which the ledger was asked: set by DOUBT, None again once it is cut.
+        # The connection on which the ledger was asked: set by DOUBT, None once it is cut.
         self._connection: asyncpg.Connection | None = None
-        # Whether a connection was cut whose transaction may go on in the server: until DOUBT has ended that.
+        # Whether a connection was cut whose transaction may still run in the server; DOUBT ends it.
         self._gave_up = False
-        # How many flushes still go to MERGE at once: set where a duplicate is met, one less with each flush.
+        # How many flushes still go straight to MERGE: set when a duplicate is met, one less with each flush.
         self._merges_left = 0
         self._patience = patience
-        # For others to read. Whether the last connection worked: set by DOUBT, and where a connection is cut.
+        # For others to read. Whether the last connection worked: set by DOUBT, and when a connection is cut.
         self.postgres_up = False
-        # Why the table takes no row at all: set by `run`, None again at the next SETTLE, or without a connection.
+        # Why the table accepts no row at all: set by `run`, None after the next SETTLE, or without a connection.
         self.table_refuses: str | None = None
-        # When SETTLE or DOUBT last let a record go, Unix time.
+        # When SETTLE or DOUBT last released a record, Unix time.
         self.last_stored_at: float | None = None
         self._complaints = Complaints(journal)
         journal.on_already_stored = self._count_already_stored
@@ -147,7 +148,7 @@ class Writer:
         return f"Writer({self.state.name}, taken={len(self._taken)}, position={self._position}, {self.journal})"
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Store what the journal has, until `stop` is set; errors are logged and retried with back-off."""
+        """Store the journal's records until `stop` is set; errors are logged and retried with back-off."""
         delay = FIRST_RETRY_SECONDS
         while not stop.is_set():
             if self.state is State.STOPPED:
@@ -170,7 +171,7 @@ class Writer:
                 await self._pace(stop)
 
     async def _pace(self, stop: asyncio.Event) -> None:
-        """Wait until the next flush is due: at once when enough waits, else when the last one is long ago."""
+        """Wait until the next flush is due: at once if enough is pending, else some time after the last one."""
         while not stop.is_set() and self.journal.backlog.bytes < self._flush_max_bytes // 4:
             remaining = self._flushed_at + FLUSH_INTERVAL_SECONDS - time.monotonic()
             if remaining <= 0:
@@ -178,19 +179,19 @@ class Writer:
             await asyncio.sleep(min(remaining, 0.02))
 
     async def run_once(self) -> bool:
-        """Store one flush, or learn that there is nothing left to store of what was taken; False when there was
-        nothing to take. Raises what went wrong; then call again."""
+        """Store one flush, or find that all taken records are stored already; False if there was nothing to take.
+        On any exception, call it again."""
         before = self.state
         while await self.step() is not State.TAKE:
             before = self.state
         return before is not State.TAKE
 
     async def step(self) -> State:
-        """Do what the state says: the next state. Raises what went wrong, and is in DOUBT then."""
+        """Do what the state says and return the next state. Raises what went wrong, which may lead to DOUBT."""
         try:
             self.state = await self._transitions[self.state]()
         except TableRefuses:
-            # Postgres has answered and rolled back, so nothing is in doubt.
+            # Postgres has confirmed the rollback, so nothing is in doubt.
             self.state = State.TAKE
             raise
         except BaseException:
@@ -200,7 +201,7 @@ class Writer:
         return self.state
 
     async def drain(self, seconds: float) -> bool:
-        """Store what is left, for at most this long; True when nothing is left."""
+        """Store what is left, for at most `seconds`; True if nothing is left."""
         if self.state is State.STOPPED:
             return False
         try:
@@ -214,15 +215,15 @@ class Writer:
             return False
 
     def give_up(self, error: JournalTaken) -> None:
-        """Accept and store nothing more, and say so once. What waits stays where it is, and pending."""
+        """Accept and store nothing more, and log that once. Pending records stay in the journal, and pending."""
         self.drop_connection()
-        self.postgres_up = True  # It is, and has said so.
+        self.postgres_up = True  # The refusal came from Postgres.
         self.journal.is_taken = True
         self.state = State.STOPPED
         logger.error("%s (%d events wait)", error, self.journal.backlog.events)
 
     def drop_connection(self) -> None:
-        """Cut the connection without a word, so that nothing can hang on a server that does not answer."""
+        """Cut the connection without a farewell, so that nothing can hang on a server that does not respond."""
         if self._connection is not None:
             if not self._connection.is_closed():
                 self._gave_up = True
@@ -232,7 +233,7 @@ class Writer:
         self.table_refuses = None
 
     async def close(self) -> None:
-        """Let the connection go. Repeatable."""
+        """Close the connection. Repeatable."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await close(connection)
@@ -240,7 +241,7 @@ class Writer:
     # The states.
 
     async def _take(self) -> State:
-        """Hold some records: those that an earlier try could not store, or else the next of the journal."""
+        """Get records: those that an earlier attempt could not store, or else the journal's next."""
         if not self._taken:
             self._taken = await self.journal.take(self._flush_max_bytes)
             if not self._taken and not self.journal.awaits_ledger:
@@ -250,8 +251,8 @@ class Writer:
         return self._next_flush()
 
     async def _ask_ledger(self) -> State:
-        """Learn on a new connection how far the journal is stored, and let go of what is: our last COMMIT may have
-        succeeded although we did not see its answer."""
+        """Find out on a new connection how far the journal is stored, and release what is: our last COMMIT may have
+        succeeded even though we saw no response."""
         connection = self._connection = await self._connect()
         if self._gave_up:
             await self._ledger.end_given_up(connection)
@@ -259,26 +260,26 @@ class Writer:
         try:
             position = await self._ledger.ask(connection)
         except JournalTaken as error:
-            await self._let_go_stored(connection, error.stored_through)
+            await self._release_stored(connection, error.stored_through)
             raise
         if position < self.journal.stored_through:
             logger.error(
-                "the ledger of journal %d went back from record %d to %d, as after restoring a backup: what was"
-                " stored in between is no longer in the journal",
+                "the ledger of journal %d went back from record %d to %d, as after restoring a backup: the records"
+                " in between are no longer in the journal",
                 self.journal.number,
                 self.journal.stored_through,
                 position,
             )
         self._position = position
-        await self._let_go_stored(connection, position)
+        await self._release_stored(connection, position)
         self.journal.advance(position)
         self.postgres_up = True
         return self._next_flush()
 
     def _next_flush(self) -> State:
-        """Decide what is stored next, and how."""
+        """Decide what to store next, and how."""
         if not self._taken:
-            return State.TAKE  # The ledger had them all.
+            return State.TAKE  # The ledger covered them all.
         self._flush = Flush.of(self.journal.number, self._taken[: self._patience.most_records])
         self._started, self._flushed_at = time.perf_counter(), time.monotonic()
         if self._patience.is_over:
@@ -289,7 +290,7 @@ class Writer:
         return State.COPY
 
     async def _copy(self) -> State:
-        """The fast way. It takes all of the flush, or nothing."""
+        """The fast way: stores the whole flush or nothing."""
         with self._errors_of_a_flush():
             try:
                 self._outcome = await self._in_transaction(copying.copy)
@@ -302,14 +303,14 @@ class Writer:
                 if isinstance(error, asyncpg.CheckViolationError) and await self._make_partitions():
                     return State.COPY
                 if self.table_refuses is None:
-                    logger.warning("a flush holds a row that the table refuses, looking for it: %s", error)
+                    logger.warning("the table refuses a row of a flush, looking for it: %s", error)
                 return State.MERGE
         return State.SETTLE
 
     async def _merge(self) -> State:
         """The slow way, which leaves out duplicates and bad rows."""
         with self._errors_of_a_flush():
-            # The merge puts aside what the table refuses, so a day must not be missing by then.
+            # The merge rejects rows that the table refuses, so no row may be refused for want of a partition.
             await self._make_partitions()
             self._outcome = await self._in_transaction(self._merge_rows)
         if self._outcome.duplicate:
@@ -319,7 +320,7 @@ class Writer:
     async def _in_transaction(
         self, store: Callable[[asyncpg.Connection, Flush, float], Awaitable[Outcome]]
     ) -> Outcome:
-        """Move the ledger and store the rows, both or neither. Only what this returns is known to be stored."""
+        """Move the ledger and store the rows, both or neither. They are known to be stored only if this returns."""
         connection, flush = self._asked_connection(), self._flush
         await self._ledger.begin(connection)
         try:
@@ -329,7 +330,7 @@ class Writer:
                 await self._ledger.correct(
                     connection, last=flush.last, duplicate=outcome.duplicate, refused=outcome.refused
                 )
-            # A constraint that waits for the end of the transaction is asked first: it may refuse a row, too.
+            # Check deferred constraints before COMMIT: they may refuse a row too.
             await connection.execute("SET CONSTRAINTS ALL IMMEDIATE; COMMIT")
         except (asyncpg.PostgresError, IngestError):
             if not connection.is_closed():
@@ -338,12 +339,12 @@ class Writer:
         return outcome
 
     async def _settle(self) -> State:
-        """COMMIT was answered: the flush is stored."""
+        """COMMIT was confirmed: the flush is stored."""
         flush, outcome = self._flush, self._outcome
         self._patience.restore()
         self.table_refuses = None
         self._position = flush.last
-        self._let_go(len(flush.records), outcome)
+        self._release(len(flush.records), outcome)
         self._on_flush(time.perf_counter() - self._started, outcome)
         self._complaints.over()
         return State.TAKE
@@ -354,35 +355,35 @@ class Writer:
         return self._connection
 
     async def _make_partitions(self) -> int:
-        """Make the partitions of the days in the flush; how many were missing."""
+        """Create missing partitions for the days of the flush; returns how many."""
         return await partitions.ensure(self._asked_connection(), self._flush.contents.days)
 
     @contextmanager
     def _errors_of_a_flush(self) -> Iterator[None]:
-        """After a time-out the next flush is smaller; what is no row's fault and not the server's is the table's."""
+        """Make the next flush smaller after a time-out; raise TableRefuses for errors of neither rows nor server."""
         try:
             yield
         except (TimeoutError, asyncpg.QueryCanceledError):
-            # By our limit, or by one that the server has for our user.
+            # By our limit, or by one that the server sets for our user.
             self._patience.timed_out(len(self._flush.records))
             raise
         except asyncpg.PostgresError as error:
             if is_servers(error):
                 raise
-            # Not of a row: what the merge itself needs is refused.
+            # Not about a row: something the merge itself needs is refused.
             raise TableRefuses(str(error)) from error
 
-    # Letting records go.
+    # Releasing records.
 
-    async def _let_go_stored(self, connection: asyncpg.Connection, position: int) -> None:
-        """Let those of the taken records go that the ledger covers."""
+    async def _release_stored(self, connection: asyncpg.Connection, position: int) -> None:
+        """Release the taken records that the ledger covers."""
         covered = [record for record in self._taken if record.number <= position]
         if covered:
             counts = await self._ledger.counts(connection, covered[-1].number)
-            self._let_go(len(covered), Outcome.of_stored(covered, counts))
+            self._release(len(covered), Outcome.of_stored(covered, counts))
 
-    def _let_go(self, count: int, outcome: Outcome) -> None:
-        """Book what became of the first `count` of the taken records, and hold them no longer."""
+    def _release(self, count: int, outcome: Outcome) -> None:
+        """Account for the first `count` taken records, and release them."""
         last = self._taken[count - 1].number
         self.journal.forget(count)
         self._taken = self._taken[count:]

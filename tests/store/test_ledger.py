@@ -1,4 +1,4 @@
-"""Who holds a journal's position, and what the ledger may claim: the file `owners`, the token, and the flushes."""
+"""Who holds a journal's position, and what the ledger can prove: the file `owners`, the token, and the flushes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.events import batch
 # The file.
 
 
-def test_what_a_folder_knows_outlives_the_process(tmp_path: Path):
+def test_ownership_outlives_the_process(tmp_path: Path):
     first, second = uuid.uuid4(), uuid.uuid4()
     Ownership.begin(tmp_path, first)
     ownership = Ownership(tmp_path)
@@ -39,8 +39,8 @@ def test_what_a_folder_knows_outlives_the_process(tmp_path: Path):
     assert Ownership(tmp_path).unclaimed_from is None
 
 
-def test_a_torn_file_never_says_more_than_it_did(tmp_path: Path):
-    """Cut anywhere, as by a crash or in a copy, and appended to then."""
+def test_a_torn_file_never_says_more_than_the_whole_one(tmp_path: Path):
+    """Cut anywhere, as by a crash or in a copy, and then appended to."""
     (whole := tmp_path / "whole").mkdir()
     Ownership.begin(whole, uuid.uuid4())
     ownership = Ownership(whole)
@@ -62,11 +62,11 @@ def test_a_torn_file_never_says_more_than_it_did(tmp_path: Path):
         appended = Ownership(folder)
         assert appended.owners == [*cut.owners] and appended.owners[-1] == token
         assert appended.unclaimed_from == states[-1]
-    # A number is whole, or it is not there.
+    # A number is read in full or not at all.
     assert set(states) == numbers
 
 
-def test_any_bytes_are_read_as_something(tmp_path: Path):
+def test_any_bytes_can_be_read(tmp_path: Path):
     chance = random.Random(5)
     for at in range(200):
         folder = tmp_path / str(at)
@@ -91,7 +91,7 @@ def test_it_stays_small_and_keeps_its_newest_tokens(tmp_path: Path):
     Ownership.begin(tmp_path, uuid.uuid4())
     tokens = [uuid.uuid4() for _ in range(300)]
     for token in tokens:
-        # As many starts.
+        # Each is one start.
         ownership = Ownership(tmp_path)
         ownership.add(token)
         ownership.set_claimed()
@@ -99,22 +99,22 @@ def test_it_stays_small_and_keeps_its_newest_tokens(tmp_path: Path):
     assert (tmp_path / "owners").stat().st_size < 4096
 
 
-def test_a_copy_knows_that_it_is_one_until_it_has_the_position(tmp_path: Path):
+def test_a_copy_is_recognized_until_it_has_the_position(tmp_path: Path):
     (original := tmp_path / "original").mkdir()
     Ownership.begin(original, uuid.uuid4())
     shutil.copytree(original, tmp_path / "copy")
     moved = original.rename(tmp_path / "moved")
-    assert not Ownership(moved).is_copy, "the same folder in another place"
+    assert not Ownership(moved).is_copy, "the same folder, moved"
     copy = Ownership(tmp_path / "copy")
     assert copy.is_copy
     for _ in range(200):
         copy.add(uuid.uuid4())
-    assert Ownership(tmp_path / "copy").is_copy, "also after its file was made short"
+    assert Ownership(tmp_path / "copy").is_copy, "even after its file was compacted"
     copy.set_claimed()
     assert not Ownership(tmp_path / "copy").is_copy
 
 
-def test_numbers_of_starts_that_could_not_ask_are_far_away_random_and_never_too_high(tmp_path: Path):
+def test_numbers_after_a_start_without_the_ledger_are_far_away_random_and_never_too_high(tmp_path: Path):
     last = 1000
     (tmp_path / "0").mkdir()
     Ownership.begin(tmp_path / "0", uuid.uuid4())
@@ -125,7 +125,7 @@ def test_numbers_of_starts_that_could_not_ask_are_far_away_random_and_never_too_
     assert len(firsts) == 50 and min(firsts) > last + 50_000_000
     ownership = Ownership(tmp_path / "0")
     first = ownership.leave_gap(last)
-    # Nothing was written, or much was: each start begins somewhere else, higher.
+    # Whether nothing or a lot was written, each start begins at a different, higher number.
     assert first < (second := ownership.leave_gap(last)) < ownership.leave_gap(second + 5)
     for _ in range(20_000):
         number = ownership.leave_gap(last)
@@ -153,7 +153,7 @@ def reopened(claimed: Claimed) -> Claimed:
 
 
 def copied(claimed: Claimed, name: str) -> Claimed:
-    """A process on a copy that nothing tells from the folder."""
+    """A process on a copy that cannot be told from the original."""
     folder = claimed.folder.parent / name
     shutil.copytree(claimed.folder, folder)
     with (folder / "owners").open("a") as file:
@@ -172,7 +172,9 @@ async def flush(ledger: Ledger, connection: asyncpg.Connection, position: int, n
         await ledger.advance(connection, [record(number)], days=[], position=position)
 
 
-async def test_who_opened_the_journal_last_has_the_position(connection: asyncpg.Connection, tmp_path: Path):
+async def test_the_process_that_opened_the_journal_last_has_the_position(
+    connection: asyncpg.Connection, tmp_path: Path
+):
     one = await made(tmp_path, connection)
     first = Ledger(one)
     assert await first.open(connection) == 0
@@ -182,23 +184,23 @@ async def test_who_opened_the_journal_last_has_the_position(connection: asyncpg.
     with pytest.raises(DatabaseError, match="has moved"):
         await flush(first, connection, 5, 6)
     await flush(two, connection, 5, 9)
-    with pytest.raises(JournalTaken) as told:
+    with pytest.raises(JournalTaken) as taken:
         await first.ask(connection)
-    # What the first has stored, it has.
-    assert told.value.stored_through == 5 and "another process" in str(told.value)
+    # What the first one has stored stays stored.
+    assert taken.value.stored_through == 5 and "another process" in str(taken.value)
     assert [
         one["owner"] for one in await connection.fetch("SELECT owner FROM analytics.flushes ORDER BY last_record")
     ] == [
         first.token,
         two.token,
     ]
-    # Started again it is no better, and the other may start as often as it likes.
+    # A restart does not help it, and the other may restart as often as it likes.
     with pytest.raises(JournalTaken):
         await Ledger(reopened(one)).open(connection)
     assert await Ledger(reopened(two._claimed)).open(connection) == 9
 
 
-async def test_a_ledger_that_went_back_to_an_older_token_of_ours_is_still_ours(
+async def test_a_ledger_with_an_older_token_of_the_folder_can_be_taken_over(
     connection: asyncpg.Connection, tmp_path: Path
 ):
     """As after restoring a backup of the database, or a failover that lost the last commits."""
@@ -220,7 +222,7 @@ async def test_a_ledger_that_went_back_to_an_older_token_of_ours_is_still_ours(
         await Ledger(claimed).open(connection)
 
 
-async def test_a_position_beyond_what_was_written_without_it_is_not_taken_over(
+async def test_a_position_beyond_the_folders_unclaimed_records_is_not_taken_over(
     connection: asyncpg.Connection, tmp_path: Path
 ):
     one = await made(tmp_path, connection)
@@ -229,10 +231,10 @@ async def test_a_position_beyond_what_was_written_without_it_is_not_taken_over(
     two = copied(one, "two")
     first = two.ownership.leave_gap(0)
     await flush(ledger, connection, 0, first + 3)
-    with pytest.raises(JournalTaken, match="written before the ledger was asked") as told:
+    with pytest.raises(JournalTaken, match="written before the ledger was asked") as taken:
         await Ledger(two).open(connection)
-    assert told.value.stored_through < first, "its own records from there on are stored nowhere"
-    # Nothing was taken from the other by that.
+    assert taken.value.stored_through < first, "its own records from there on are stored nowhere"
+    # The other still has the position.
     await flush(ledger, connection, first + 3, first + 4)
 
 
@@ -249,10 +251,10 @@ async def test_a_copy_leaves_the_position_to_an_original_that_moves_it(
     two, three = (Ledger(journals.claim_folder(folder)) for folder in folders)  # type: ignore[arg-type]
     assert await two.open(connection) == await three.open(connection) == 1
     await flush(ledger, connection, 1, 2)
-    with pytest.raises(JournalTaken, match="another process stores from it"):
+    with pytest.raises(JournalTaken, match="another process is storing"):
         await two.ask(connection)
     await flush(ledger, connection, 2, 3)
-    # The original is gone; whoever starts now and stores first, has it.
+    # The original is gone; the first to start and store gets the position.
     again = Ledger(reopened(three._claimed))
     assert await again.open(connection) == 3
     assert await again.ask(connection) == 3
@@ -261,7 +263,7 @@ async def test_a_copy_leaves_the_position_to_an_original_that_moves_it(
         await ledger.ask(connection)
 
 
-async def test_only_looking_takes_nothing_over(connection: asyncpg.Connection, tmp_path: Path):
+async def test_looking_takes_nothing_over(connection: asyncpg.Connection, tmp_path: Path):
     one = await made(tmp_path, connection)
     ledger = Ledger(one)
     await ledger.open(connection)
@@ -273,14 +275,14 @@ async def test_only_looking_takes_nothing_over(connection: asyncpg.Connection, t
     await flush(ledger, connection, 4, 5)
 
 
-# What no flush has stored.
+# Positions that no flush has reached.
 
 
 @pytest.mark.parametrize("rows", ["kept", "gone"])
 @pytest.mark.parametrize("while_running", [True, False])
 @pytest.mark.parametrize("ahead", some_of([1, 3, 1000], 1))
 @pytest.mark.parametrize("before", [0, 8])
-async def test_a_position_that_no_flush_has_moved_to_drops_nothing(
+async def test_a_position_that_no_flush_has_reached_loses_no_events(
     start: Start,
     connection: asyncpg.Connection,
     database_url: str,
@@ -297,7 +299,7 @@ async def test_a_position_that_no_flush_has_moved_to_drops_nothing(
     other = await asyncpg.connect(database_url)
     lock = other.transaction()
     await lock.start()
-    # What comes now waits, and the position is raised over it.
+    # Events sent now have to wait, while the position is raised past them.
     await other.execute("LOCK TABLE analytics.journals IN EXCLUSIVE MODE")
     for _ in range(4):
         assert (await client.post(batch(10))).status == 200
@@ -313,7 +315,7 @@ async def test_a_position_that_no_flush_has_moved_to_drops_nothing(
     if not while_running:
         client = await start(data_dir=client.worker.config.data_dir)
     assert len(await client.events()) == before * 2 + 40
-    assert any("taken for not stored" in text for text in errors(caplog))
+    assert any("treated as not stored" in text for text in errors(caplog))
     assert client.worker.accounts.stored >= 40 and client.worker.accounts.unaccounted == 0
     assert client.worker.journal.stored_through == await connection.fetchval(
         "SELECT max(last_record) FROM analytics.flushes"

@@ -1,4 +1,4 @@
-"""What users do to the table of events: their rules may refuse a row, or every row, and one row stops nobody."""
+"""Users change the table of events: their rules may refuse one row or every row; one row never stops the others."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def events_with_bad_ones(bad: set[int], count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("rule", some_of(ROW_RULES, 9))
-async def test_an_error_that_one_row_causes_is_that_rows(client: Client, connection: asyncpg.Connection, rule: str):
+async def test_an_error_caused_by_one_row_is_blamed_on_it(client: Client, connection: asyncpg.Connection, rule: str):
     await connection.execute(ROW_RULES[rule])
     chance = random.Random(rule)
     count = chance.randint(2, 300)
     bad = set(chance.sample(range(count), chance.randint(1, min(4, count - 1))))
     assert (await client.post(events_with_bad_ones(bad, count))).status == 200
-    # And one that comes alone: there is no neighbour to be stored, which would show whose fault it is.
+    # And one that comes alone: no neighbour is stored, which would show that the row is at fault.
     assert (await client.post(events_with_bad_ones({0}, 1))).status == 200
     assert (await client.post(batch(1, "after"))).status == 200
     stored = await client.events()
@@ -88,7 +88,7 @@ async def test_an_error_that_one_row_causes_is_that_rows(client: Client, connect
     assert tuple(ledger) == (count - len(bad) + 1, len(bad) + 1)
 
 
-def test_errors_of_the_server_are_no_rows():
+def test_errors_of_the_server_are_not_blamed_on_rows():
     states = {
         **dict.fromkeys(("08006", "57P01", "57014", "53100", "53200", "53300", "58030", "40001", "40P01"), True),
         **dict.fromkeys(("25006", "25P02", "28P01", "3D000", "55P03", "XX001", "XX002"), True),
@@ -101,10 +101,10 @@ def test_errors_of_the_server_are_no_rows():
 
 
 class Change(NamedTuple):
-    """What somebody does to the table, and how it is mended."""
+    """A change to the table, and its repair."""
 
     do: str
-    mend: str
+    repair: str
 
 
 DROP = "DROP TRIGGER users_rule ON analytics.events; DROP FUNCTION public.users_rule()"
@@ -158,7 +158,7 @@ CHANGES = {
 
 
 async def change(connection: asyncpg.Connection, statements: str) -> None:
-    """As a person would, who is told of a deadlock with a flush: once more."""
+    """Execute the statements, and retry after a deadlock with a flush, as a user would."""
     for last in (False, False, False, True):
         try:
             await connection.execute(statements)
@@ -170,7 +170,7 @@ async def change(connection: asyncpg.Connection, statements: str) -> None:
 
 @pytest.mark.parametrize("before", [0, 30], ids=["new table", "table in use"])
 @pytest.mark.parametrize("what", some_of(CHANGES, 4))
-async def test_a_change_that_every_row_breaks_is_waited_for_and_said(
+async def test_a_change_that_refuses_every_row_is_logged_and_waited_out(
     client: Client, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture, what: str, before: int
 ):
     if what == "a foreign key that nothing meets" and before:
@@ -185,16 +185,16 @@ async def test_a_change_that_every_row_breaks_is_waited_for_and_said(
     async with asyncio.timeout(20):
         while not errors(caplog):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-    # More comes meanwhile; the next tries look at that, too.
+    # More events arrive meanwhile; the next attempts try them too.
     assert (await client.post(batch(3, "meanwhile"))).status == 200
     await asyncio.sleep(1)
-    assert "nothing can be stored until this is mended" in errors(caplog)[0] and len(errors(caplog)) == 1
+    assert "nothing can be stored until this is fixed" in errors(caplog)[0] and len(errors(caplog)) == 1
     ready = await client.get("/readyz")
     assert ready.status == 200 and ready.json()["postgres"] == "up" and ready.json()["pending"] == count + 3
     assert "refuses every row" in ready.json()["not_storing"]
     assert (await client.metrics())["ingest_table_refuses"] == 1
     assert await connection.fetchval("SELECT count(*) FROM analytics.rejected_events") == 0
-    await change(connection, CHANGES[what].mend)
+    await change(connection, CHANGES[what].repair)
     assert len(await client.events()) == before + count + 3
     assert await client.rejected() == []
     assert client.worker.accounts.stored == before + count + 3
@@ -214,7 +214,7 @@ HOSTILE = {
 async def test_one_client_that_sends_only_bad_rows_does_not_stop_the_others(
     start: Start, connection: asyncpg.Connection, rule: str, before: str
 ):
-    """Whatever the table held when its owner made the rule, and although whole flushes are bad."""
+    """Whatever the table held when its owner added the rule, and even if whole flushes are bad."""
     client = await start(flush_max_bytes="64kB")
     good = [{**one, "properties": {"tenant": "t"}} for one in batch(60, "ok")]
     if before in ("the others", "both"):
@@ -234,7 +234,7 @@ async def test_one_client_that_sends_only_bad_rows_does_not_stop_the_others(
     assert client.worker.accounts.rejected[RejectReason.DATABASE_REFUSED] == 1000
 
 
-async def test_a_refused_event_that_its_own_table_refuses_stops_nobody(
+async def test_a_refused_event_that_its_own_table_refuses_does_not_stop_the_others(
     client: Client, connection: asyncpg.Connection
 ):
     await connection.execute(
@@ -248,7 +248,7 @@ async def test_a_refused_event_that_its_own_table_refuses_stops_nobody(
     assert [json.loads(one["payload"]) for one in await client.rejected()] == [{"name": ""}]
 
 
-async def test_what_both_tables_refuse_waits(
+async def test_a_row_that_both_tables_refuse_stays_pending(
     client: Client, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ):
     await connection.execute(
@@ -282,7 +282,7 @@ SLOW_RULES = {
     ("rule", "count", "times"),
     some_of([("sleeps before", 1, 1), ("sleeps after", 20, 7), *((rule, 40, 1) for rule in SLOW_RULES)], 2),
 )
-async def test_a_row_that_takes_for_ever_is_refused_and_stops_nobody(
+async def test_a_row_that_takes_forever_is_refused_and_does_not_stop_the_others(
     start: Start, connection: asyncpg.Connection, rule: str, count: int, times: int
 ):
     await connection.execute(SLOW_RULES[rule])
@@ -301,7 +301,9 @@ async def test_a_row_that_takes_for_ever_is_refused_and_stops_nobody(
         assert (one["reason"], "alone took longer" in one["detail"]) == (RejectReason.DATABASE_REFUSED.value, True)
 
 
-async def test_likewise_when_the_server_has_a_shorter_limit_than_we(start: Start, connection: asyncpg.Connection):
+async def test_a_slow_row_is_also_refused_if_the_servers_limit_is_shorter(
+    start: Start, connection: asyncpg.Connection
+):
     await connection.execute(SLOW_RULES["sleeps before"])
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(f"ALTER DATABASE {name} SET statement_timeout = '700ms'")
@@ -314,7 +316,7 @@ async def test_likewise_when_the_server_has_a_shorter_limit_than_we(start: Start
     assert (len(await client.events()), len(await client.rejected())) == (4, 1)
 
 
-NOBODYS_FAULT = {
+NOT_A_ROWS_FAULT = {
     "every row is slow": (
         FUNCTION.format("PERFORM pg_sleep(600);") + TRIGGER.format("BEFORE INSERT"),
         "SELECT 1",
@@ -334,11 +336,11 @@ NOBODYS_FAULT = {
 """How the database is changed, and what another transaction holds meanwhile."""
 
 
-@pytest.mark.parametrize("cause", some_of(NOBODYS_FAULT, 2))
+@pytest.mark.parametrize("cause", some_of(NOT_A_ROWS_FAULT, 2))
 async def test_a_slow_database_refuses_no_row(
     start: Start, connection: asyncpg.Connection, database_url: str, cause: str
 ):
-    change, held = NOBODYS_FAULT[cause]
+    change, held = NOT_A_ROWS_FAULT[cause]
     await connection.execute(change)
     client = await start(statement_timeout_seconds=1)
     other = await connections.connect(database_url, purpose="tests")
