@@ -1,4 +1,4 @@
-"""The books balance: what came in is stored, a duplicate, rejected or pending, and anything else shows."""
+"""The accounts balance: every event received is stored, a duplicate, rejected or pending, and any error shows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ingest.base.refusals import RejectReason
 from ingest.journal.accounts import Accounts
 
 
-def test_new_books_balance():
+def test_new_accounts_balance():
     accounts = Accounts()
     assert (accounts.unaccounted, accounts.pending, accounts.rejected.total()) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("entry", ["stored", "duplicate_at_door", "duplicate_in_database"])
-def test_each_way_an_event_may_end_settles_it(entry):
+def test_each_possible_outcome_settles_an_event(entry):
     accounts = Accounts()
     accounts.received = 3
     assert accounts.unaccounted == 3
@@ -49,7 +49,7 @@ def test_an_event_lost_or_counted_twice_shows():
     assert accounts.unaccounted == -1
 
 
-def test_pending_is_asked_of_every_journal():
+def test_pending_is_the_sum_over_all_journals():
     accounts = Accounts()
     waiting = {"ours": 2, "adopted": 3}
     accounts.watch_pending(lambda: waiting["ours"])
@@ -60,7 +60,7 @@ def test_pending_is_asked_of_every_journal():
     assert (accounts.pending, accounts.unaccounted) == (0, 5)
     accounts.stored = 5
     forget()
-    # What that journal says no longer counts.
+    # That journal's count is no longer included.
     waiting["adopted"] = 100
     assert (accounts.pending, accounts.unaccounted) == (0, 0)
 
@@ -73,7 +73,7 @@ def test_forgetting_a_journal_leaves_the_others():
         assert accounts.pending == left
 
 
-def test_the_whole_journey_of_some_events():
+def test_events_from_receipt_to_outcome():
     accounts = Accounts()
     pending = 0
     accounts.watch_pending(lambda: pending)

@@ -1,5 +1,5 @@
-"""A data folder that exists twice: whatever its copies do, each acknowledged event is in the table once, or waits in
-the folder, counted, until a person decides; never is it counted as stored and nowhere."""
+"""A data folder that exists twice: whatever its copies do, each acknowledged event is in the table once, or stays in
+the folder, counted as pending, until an operator decides; it is never counted as stored while it is nowhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLAGS = ("--segment-bytes", "1MiB", "--shutdown-timeout-seconds", "2")
 
 
 class Folders:
-    """Copies of one data folder, the services on them, and what was acknowledged by any of them."""
+    """Copies of one data folder, the services on them, and the events that any of them acknowledged."""
 
     def __init__(self, parent: Path, postgres: EmbeddedPostgres) -> None:
         self.parent = parent
@@ -42,7 +42,7 @@ class Folders:
         self.loads: list[StubbornClient] = []
 
     def start(self, index: int) -> Service:
-        """Started, ready or not: a copy that may not store anything says so, and counts."""
+        """Start a service and wait until it responds, ready or not: a copy that may not store reports and counts."""
         service = self.services[index].start(wait=False)
 
         def answers() -> bool:
@@ -60,10 +60,10 @@ class Folders:
         return process is not None and process.poll() is None
 
     def copy(self, index: int, *, clone: bool = False) -> int:
-        """Copy a folder, of a running service or not; the number of the copy. A clone is one that nothing tells from
-        what it was copied from, as with a disk that is copied block by block."""
+        """Copy a folder, of a running service or not; returns the number of the copy. A clone cannot be told from the
+        original, as when a disk is copied block by block."""
         service = Service(self.parent / f"folder-{len(self.services)}", self.postgres.dsn, *FLAGS)
-        # What is deleted meanwhile is told, and does not matter.
+        # cp reports files that are deleted meanwhile, which does not matter.
         subprocess.run(
             ["cp", "-a", self.services[index].data_dir, service.data_dir], check=False, capture_output=True
         )
@@ -75,7 +75,7 @@ class Folders:
         return len(self.services) - 1
 
     def post(self, index: int, count: int) -> int:
-        """Send events; those that are acknowledged are to be stored. The status."""
+        """Send events, and expect them to be stored if they are acknowledged; returns the status."""
         now = datetime.now(UTC).isoformat()
         ids = [str(uuid.uuid4()) for _ in range(count)]
         events = [{"name": f"of {index}", "id": one, "timestamp": now} for one in ids]
@@ -86,7 +86,7 @@ class Folders:
         return status
 
     def load(self, index: int) -> None:
-        """Clients that do not try again what was refused."""
+        """Start a client that does not retry refused events."""
         client = StubbornClient(self.services[index].url, only_once=True)
         client.start()
         self.loads.append(client)
@@ -98,7 +98,7 @@ class Folders:
         self.loads.clear()
 
     def waiting_ids(self) -> list[set[str]]:
-        """The ids of the events that wait in each folder, for those who ask there."""
+        """The ids of the events pending in each folder."""
         return asyncio.run(self._waiting_ids())
 
     async def _waiting_ids(self) -> list[set[str]]:
@@ -118,9 +118,9 @@ class Folders:
         finally:
             await connection.close()
 
-    def check_books(self) -> None:
-        """With the database up: what is acknowledged is in the table, once, or waits, and the services that run say
-        how much that is."""
+    def check_accounting(self) -> None:
+        """With the database up: acknowledged events are in the table once or pending, and running services report how
+        many are."""
         stored = stored_ids(self.postgres.dsn)
         assert len(stored) == len(set(stored))
         waiting = self.waiting_ids()
@@ -131,10 +131,10 @@ class Folders:
                 metrics = service.metrics()
                 assert metrics["ingest_events_unaccounted"] == 0
                 unstored = waiting[index] - set(stored)
-                assert metrics["ingest_events_pending"] >= len(unstored), "what is not stored is not counted as such"
+                assert metrics["ingest_events_pending"] >= len(unstored), "unstored events are not counted as pending"
 
     def settle(self) -> None:
-        """Wait until each service that runs has stored what it has, or is told that it may not."""
+        """Wait until each running service has stored everything, or has found that it may not."""
 
         def is_settled(service: Service) -> bool:
             metrics = service.metrics()
@@ -150,7 +150,7 @@ class Folders:
                 assert service.stop() == 0
 
     def resolve_all(self, how: str = "store") -> None:
-        """What a person does in the end: no event that was acknowledged is missing then."""
+        """Resolve all copies, as an operator does in the end: no acknowledged event is missing then."""
         self.stop()
         for service in self.services:
             ran = subprocess.run(
@@ -168,7 +168,7 @@ class Folders:
                 self.waiting_ids()
             )
 
-        # Journals that nobody holds are looked for every 15 seconds.
+        # Services look for free journals every 15 seconds.
         wait_until(nothing_waits, 60, "everything is stored")
         stored = stored_ids(self.postgres.dsn)
         assert len(stored) == len(set(stored))
@@ -194,7 +194,7 @@ def taken(service: Service) -> bool:
 
 @pytest.mark.parametrize("clone", [False, True], ids=["copied", "cloned"])
 def test_two_live_copies_under_load(folders: Folders, clone: bool):
-    """One goes on, the other stops accepting and says so; killed and started again, the books are the same."""
+    """One continues, the other stops accepting and logs why; the accounts still balance after a kill and restart."""
     folders.start(0)
     folders.load(0)
     time.sleep(1)
@@ -203,7 +203,7 @@ def test_two_live_copies_under_load(folders: Folders, clone: bool):
     time.sleep(2)
     wait_until(lambda: taken(folders.services[0]) or taken(folders.services[1]), 20, "one of them stops accepting")
     loser = 0 if taken(folders.services[0]) else 1
-    assert loser == (0 if clone else 1), "a folder that is seen to be a copy does not stop what it was copied from"
+    assert loser == (0 if clone else 1), "a folder recognized as a copy must not stop the original"
     assert not taken(folders.services[1 - loser])
     said = [line for line in folders.services[loser].log_text().splitlines() if "exists twice" in line]
     assert len(said) == 1 and "another process" in said[0] and " error " in said[0]
@@ -211,16 +211,16 @@ def test_two_live_copies_under_load(folders: Folders, clone: bool):
     for index in (0, 1):
         folders.services[index].kill()
     folders.end_loads()
-    folders.check_books()
+    folders.check_accounting()
     for index in (0, 1):
         folders.start(index)
     folders.settle()
-    folders.check_books()
+    folders.check_accounting()
     folders.resolve_all()
 
 
-def test_an_old_copy_started_while_the_database_is_away_then_restarted(folders: Folders):
-    """Its new records would have the numbers of records that were stored since the copy was made."""
+def test_an_old_copy_started_while_the_database_is_down_then_restarted(folders: Folders):
+    """Its new records would reuse numbers of records that were stored since the copy was made."""
     folders.start(0)
     folders.post(0, 10)
     folders.settle()
@@ -244,11 +244,11 @@ def test_an_old_copy_started_while_the_database_is_away_then_restarted(folders: 
     folders.postgres.start()
     folders.start(old)
     folders.settle()
-    folders.check_books()
+    folders.check_accounting()
     folders.resolve_all()
 
 
-def test_two_copies_started_while_the_database_is_away_use_different_numbers(folders: Folders):
+def test_two_copies_started_while_the_database_is_down_use_different_numbers(folders: Folders):
     folders.start(0)
     folders.post(0, 5)
     folders.settle()
@@ -266,13 +266,13 @@ def test_two_copies_started_while_the_database_is_away_use_different_numbers(fol
     folders.postgres.start()
     wait_until(lambda: sum(map(taken, folders.services)) == 2, 30, "two of three stop accepting")
     folders.settle()
-    folders.check_books()
+    folders.check_accounting()
     assert len(stored_ids(folders.postgres.dsn)) == 5 + 15
     folders.resolve_all()
 
 
-@pytest.mark.parametrize("away", [False, True], ids=["database there", "database away"])
-def test_the_original_comes_back_after_its_copy_went_on(folders: Folders, away: bool):
+@pytest.mark.parametrize("down", [False, True], ids=["database up", "database down"])
+def test_the_original_comes_back_after_its_copy_took_over(folders: Folders, down: bool):
     folders.start(0)
     folders.post(0, 10)
     folders.settle()
@@ -283,18 +283,18 @@ def test_the_original_comes_back_after_its_copy_went_on(folders: Folders, away: 
         assert folders.post(copy, 5) == 200
     folders.settle()
     assert not taken(folders.services[copy])
-    if away:
+    if down:
         kill_postgres(folders.postgres)
     folders.start(0)
-    assert folders.post(0, 7) == (200 if away else 503)
-    if away:
+    assert folders.post(0, 7) == (200 if down else 503)
+    if down:
         folders.postgres.start()
-        wait_until(lambda: taken(folders.services[0]), 30, "it is told")
+        wait_until(lambda: taken(folders.services[0]), 30, "it has lost the position")
         assert folders.services[0].metrics()["ingest_events_pending"] == 7
-    folders.check_books()
+    folders.check_accounting()
     assert folders.post(copy, 5) == 200
     folders.settle()
-    folders.check_books()
+    folders.check_accounting()
     folders.resolve_all()
 
 
@@ -310,7 +310,7 @@ def test_what_is_set_aside_is_kept(folders: Folders):
     folders.start(0)
     assert folders.post(0, 7) == 200
     folders.postgres.start()
-    wait_until(lambda: taken(folders.services[0]), 30, "it is told")
+    wait_until(lambda: taken(folders.services[0]), 30, "it has lost the position")
     folders.stop()
     arguments = [sys.executable, "-m", "ingest", "journal", "--data-dir", str(folders.services[0].data_dir)]
 
@@ -373,5 +373,5 @@ def test_copies_that_come_and_go_in_any_order(folders: Folders, seed: int):
         if not folders.is_running(index):
             folders.start(index)
     folders.settle()
-    folders.check_books()
+    folders.check_accounting()
     folders.resolve_all()

@@ -1,5 +1,5 @@
-"""A journal whose files were damaged, moved or lost: every record that is intact comes out once and in order, what is
-lost is counted exactly, nothing is deleted, and the rest goes on."""
+"""A journal whose files were damaged, moved or lost: every intact record comes out once and in order, losses are
+counted exactly, nothing is deleted, and the journal carries on."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.support.journals import LAYOUT, MIB, drain, lines_of, put
 pytestmark = pytest.mark.thorough
 
 SEGMENT = 600
-"""Two records a segment: the first line twice is 300 bytes, a record is 240."""
+"""Two records per segment: the first line twice is 300 bytes, a record is 240."""
 
 
-class Books(NamedTuple):
-    """What a journal had when it was opened, and what became of it."""
+class Outcome(NamedTuple):
+    """What a journal had when it was opened, in events, and what became of it."""
 
     recovered: int
     drained: list[str]
@@ -54,8 +54,8 @@ def open_journal(folder: Path, stored_through: int | None = 0) -> Journal:
 
 
 async def fill(folder: Path, count: int = 6, stored: int = 0) -> list[int]:
-    """A journal of `count` records, of which the first `stored` are stored, as a killed process leaves it. Record n
-    has n % 3 + 1 events, and all but the first a refused one. How many events each had."""
+    """Make a journal of `count` records, the first `stored` of them stored, as a killed process leaves it. Record n
+    has n % 3 + 1 events, and all except the first a refused one. Returns how many events each has."""
     folder.mkdir()
     journal = open_journal(folder)
     events = []
@@ -66,16 +66,16 @@ async def fill(folder: Path, count: int = 6, stored: int = 0) -> list[int]:
         events.append(len(lines))
         if number == stored:
             await drain(journal)
-    # No good-bye.
+    # No clean shutdown.
     journal._thread.close()
     journal._segment.close()
     os.close(journal._claimed._lock)
     return events
 
 
-async def reopen(folder: Path, stored_through: int | None = 0, ledger: int | None = None) -> Books:
-    """Open what is there and take all of it. The ledger tells where it stands when the first records are taken, if it
-    did not before."""
+async def reopen(folder: Path, stored_through: int | None = 0, ledger: int | None = None) -> Outcome:
+    """Open the journal and take everything. If `ledger` is given, the ledger's position becomes known only once the
+    first records are taken."""
     lost: list[int] = []
     stored_before: list[int] = []
     journal = open_journal(folder, stored_through)
@@ -99,19 +99,19 @@ async def reopen(folder: Path, stored_through: int | None = 0, ledger: int | Non
     assert journal.memory_bytes == 0
     numbers = [record.number for record in records]
     assert numbers == sorted(set(numbers)), "each once, in order"
-    # And the journal goes on, with a number that nobody had.
+    # And the journal carries on, with an unused number.
     assert await put(journal, "next") > max(numbers, default=0)
     assert lines_of(await drain(journal)) == ["next"]
     await journal.close()
-    return Books(recovered, lines_of(records), sum(lost), sum(stored_before))
+    return Outcome(recovered, lines_of(records), sum(lost), sum(stored_before))
 
 
-def check(books: Books, events: list[int], lost: set[int], stored: int = 0) -> None:
-    """The books of a journal of which these records, beyond the stored ones, are lost."""
+def check(outcome: Outcome, events: list[int], lost: set[int], stored: int = 0) -> None:
+    """Check that exactly these records, of those beyond the stored ones, are lost."""
     left = [number for number in range(stored + 1, len(events) + 1) if number not in lost]
-    assert books.drained == [f"{number}.{n}" for number in left for n in range(events[number - 1])]
-    assert books.lost == sum(events[number - 1] for number in lost if number > stored)
-    assert books.recovered == books.lost + len(books.drained) + books.stored_before
+    assert outcome.drained == [f"{number}.{n}" for number in left for n in range(events[number - 1])]
+    assert outcome.lost == sum(events[number - 1] for number in lost if number > stored)
+    assert outcome.recovered == outcome.lost + len(outcome.drained) + outcome.stored_before
 
 
 def copy(folder: Path, target: Path) -> Path:
@@ -152,8 +152,8 @@ def in_memory(tmp_path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("with_mark", "flip"), [(True, 0xFF), (False, 0x01)])
 async def test_each_byte_flipped_in_turn(in_memory, with_mark, flip):
-    """Of every file of the journal: the lines hit are lost and counted; a first line, a header, a footer or the mark
-    cost nothing."""
+    """In every file of the journal: if it hits lines, they are lost and counted; if it hits the first line, a header,
+    a footer or the mark, nothing is lost."""
     folder = in_memory / "j"
     events = await fill(folder, 3)
     if not with_mark:
@@ -170,13 +170,13 @@ async def test_each_byte_flipped_in_turn(in_memory, with_mark, flip):
             (target / file.name).write_bytes(broken)
             hit = {number for path, start, end, number in parts if path == file and start <= place < end}
             check(await reopen(target), events, hit)
-            assert not hit or bytes(broken) in everything(target), "what is damaged is kept"
+            assert not hit or bytes(broken) in everything(target), "damaged files are kept"
             shutil.rmtree(target)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 async def test_cut_at_every_length(in_memory, which):
-    """Also to nothing, and the newest segment: its records were durable, and the mark knows how many they were."""
+    """Including zero, and including the newest segment: its records were durable, and the mark has their number."""
     folder = in_memory / "j"
     events = await fill(folder)
     parts = parts_of(folder)
@@ -190,7 +190,7 @@ async def test_cut_at_every_length(in_memory, which):
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2), st.integers(0), st.integers(1, 900), st.booleans(), st.sampled_from([0, 3]))
-def test_a_stretch_that_is_overwritten(tmp_path_factory, which, place, size, with_zeros, stored):
+def test_an_overwritten_stretch(tmp_path_factory, which, place, size, with_zeros, stored):
     """With zeros, as some file systems leave after a power cut, or with rubbish."""
 
     async def run() -> None:
@@ -203,7 +203,7 @@ def test_a_stretch_that_is_overwritten(tmp_path_factory, which, place, size, wit
         end = min(start + size, len(whole))
         file.write_bytes(whole[:start] + (bytes if with_zeros else os.urandom)(end - start) + whole[end:])
         hit = {number for path, first, last, number in parts if path == file and start < last and first < end}
-        # Both its header and its footer.
+        # Both header and footer of the record are hit.
         for path, first, last, number in parts:
             if path == file and start < first and end > last:
                 hit.add(number)
@@ -294,7 +294,7 @@ FILES: dict[str, tuple[Callable[[list[Path]], object], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("what", FILES)
 @pytest.mark.parametrize("stored", [0, 1, 2, 4])
-async def test_files_that_are_not_as_they_were_left(tmp_path, what, stored):
+async def test_files_changed_behind_the_journals_back(tmp_path, what, stored):
     folder = tmp_path / "j"
     events = await fill(folder, 8, stored)
     mutate, which = FILES[what]
@@ -305,22 +305,22 @@ async def test_files_that_are_not_as_they_were_left(tmp_path, what, stored):
 
 
 @pytest.mark.parametrize("what", ["oldest deleted", "two deleted", "all deleted", "all emptied"])
-async def test_of_a_gap_that_the_ledger_covers_in_part_the_most_is_counted(tmp_path, what):
-    """Stored by a flush after which no record was written: nothing on disk tells how many events that were."""
+async def test_a_gap_that_the_ledger_covers_in_part_counts_at_its_maximum(tmp_path, what):
+    """Stored by a flush after which no record was written: nothing on disk shows how many events those were."""
     folder = tmp_path / "j"
     events = await fill(folder, 8)
     mutate, which = FILES[what]
     lost = numbers_in(folder, *which)
     ledger = min(lost)
     mutate(segments.list_segments(folder))
-    books = await reopen(folder, ledger)
+    outcome = await reopen(folder, ledger)
     least = sum(events[number - 1] for number in lost if number > ledger)
-    assert least <= books.lost <= sum(events[: max(lost)])
-    assert books.recovered == books.lost + len(books.drained)
+    assert least <= outcome.lost <= sum(events[: max(lost)])
+    assert outcome.recovered == outcome.lost + len(outcome.drained)
 
 
-async def test_what_is_stored_may_be_missing(tmp_path):
-    """Segments are deleted when they are stored: that is no loss, and nothing is told."""
+async def test_stored_records_may_be_missing(tmp_path):
+    """Segments are deleted once they are stored: that is no loss, and none is reported."""
     folder = tmp_path / "j"
     events = await fill(folder, 8, stored=5)
     assert len(segments.list_segments(folder)) < 4
@@ -331,7 +331,7 @@ async def test_what_is_stored_may_be_missing(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.lists(st.integers(0, 5), max_size=6), st.booleans())
 def test_records_out_of_order_and_more_than_once(tmp_path_factory, one, other, with_rubbish):
-    """Blocks of segments that were copied elsewhere: each record that is somewhere is stored once."""
+    """Blocks of segments were copied elsewhere: each record that exists anywhere is stored once."""
 
     async def run() -> None:
         folder = tmp_path_factory.mktemp("mixed") / "j"
@@ -352,23 +352,23 @@ def test_records_out_of_order_and_more_than_once(tmp_path_factory, one, other, w
 
 @pytest.mark.parametrize("ledger", [0, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("what", ["oldest deleted", "middle deleted", "newest deleted", "newest emptied", "a folder"])
-async def test_what_is_missing_is_judged_when_the_ledger_tells(tmp_path, what, ledger):
-    """Started while the database is away: what the ledger turns out to cover was stored, not lost."""
+async def test_missing_records_are_settled_once_the_ledger_is_known(tmp_path, what, ledger):
+    """Started while the database is down: records that the ledger turns out to cover were stored, not lost."""
     folder = tmp_path / "j"
     events = await fill(folder, 8)
     mutate, which = FILES[what]
     missing = numbers_in(folder, *which)
     mutate(segments.list_segments(folder))
-    books = await reopen(folder, None, ledger)
-    assert books.recovered == sum(events)
+    outcome = await reopen(folder, None, ledger)
+    assert outcome.recovered == sum(events)
     lost = sum(events[number - 1] for number in missing if number > ledger)
     if min(missing, default=9) <= ledger < max(missing, default=0):
-        # Of these two only one was stored, and nothing is left to tell how many events it had.
-        assert books.lost == sum(events[number - 1] for number in missing)
+        # Only one of these two was stored, and nothing is left that shows how many events it had.
+        assert outcome.lost == sum(events[number - 1] for number in missing)
     else:
-        assert books.lost == lost
-        assert books.stored_before == sum(events[:ledger])
-    assert books.lost + books.stored_before + len(books.drained) == sum(events)
+        assert outcome.lost == lost
+        assert outcome.stored_before == sum(events[:ledger])
+    assert outcome.lost + outcome.stored_before + len(outcome.drained) == sum(events)
 
 
 async def test_a_file_without_permission(tmp_path, monkeypatch):
@@ -379,7 +379,7 @@ async def test_a_file_without_permission(tmp_path, monkeypatch):
     real = os.open
 
     def refuse(name, *given, **named):
-        # The tests may run as root, whom permissions do not stop.
+        # The tests may run as root, who ignores permissions.
         if Path(name) == path:
             raise PermissionError(errno.EACCES, "Permission denied")
         return real(name, *given, **named)
@@ -391,7 +391,7 @@ async def test_a_file_without_permission(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("block", range(3))
-async def test_blocks_that_the_disk_does_not_give(tmp_path, monkeypatch, block):
+async def test_blocks_that_the_disk_cannot_read(tmp_path, monkeypatch, block):
     """EIO for one block of 4096 bytes: the records in the others are stored."""
     folder = tmp_path / "j"
     folder.mkdir()
@@ -438,15 +438,15 @@ async def test_blocks_that_the_disk_does_not_give(tmp_path, monkeypatch, block):
         for _, start, end, number in parts
         if (start < bad.stop and end > bad.start) or (start - overhead in bad and end + overhead - 1 in bad)
     }
-    books = await reopen(folder)
-    # An unreadable block is read as zeros up to its end, so a neighbour's header may be gone with it, too.
-    assert len(books.drained) + books.lost == 40 == books.recovered
-    assert books.lost == len(hit)
+    outcome = await reopen(folder)
+    # An unreadable block is read as zeros to its end, which may include a neighbour's header.
+    assert len(outcome.drained) + outcome.lost == 40 == outcome.recovered
+    assert outcome.lost == len(hit)
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
-async def test_a_shortage_of_ours_is_no_damage(tmp_path, monkeypatch, error):
-    """The start fails, to be tried again, and nothing is set aside or counted as lost."""
+async def test_running_out_of_resources_is_not_damage(tmp_path, monkeypatch, error):
+    """The start fails and can be retried; nothing is set aside or counted as lost."""
     folder = tmp_path / "j"
     events = await fill(folder, 8)
     real = os.open
@@ -464,8 +464,8 @@ async def test_a_shortage_of_ours_is_no_damage(tmp_path, monkeypatch, error):
     check(await reopen(folder), events, set())
 
 
-async def test_damage_that_comes_while_the_journal_is_open_is_counted(tmp_path):
-    """What waited on disk only is read back later, and may have rotted or gone by then."""
+async def test_damage_while_the_journal_is_open_is_counted(tmp_path):
+    """Records kept only on disk are read back later, and may be damaged or gone by then."""
     folder = tmp_path / "j"
     events = await fill(folder, 8)
     lost: list[int] = []
@@ -486,10 +486,10 @@ async def test_damage_that_comes_while_the_journal_is_open_is_counted(tmp_path):
     await journal.close()
 
 
-# What is put aside, and what is not ours.
+# Files set aside, and files of other journals.
 
 
-async def test_what_was_set_aside_before_is_never_overwritten(tmp_path):
+async def test_files_set_aside_are_never_overwritten(tmp_path):
     folder = tmp_path / "j"
     await fill(folder, 8)
     paths = segments.list_segments(folder)
@@ -526,7 +526,7 @@ async def test_a_new_segment_overwrites_nothing(tmp_path, make):
 
 
 @pytest.mark.parametrize("at_end", [b"", b"\0" * 4096, b"rubbish", b"IJN2" * 50, b"IJE2IJN1"])
-async def test_garbage_at_the_end_is_no_loss_and_is_kept(tmp_path, at_end):
+async def test_garbage_at_the_end_is_kept_and_not_counted_as_lost(tmp_path, at_end):
     folder = tmp_path / "j"
     events = await fill(folder)
     path = segments.list_segments(folder)[-1]
@@ -543,7 +543,7 @@ async def test_a_segment_of_another_journal_is_not_stored_as_ours(tmp_path):
     record = segments.encode(Record(3, 1, 0, 1, 0, b"not ours\n", b"", other))
     strayed = folder / "0000000000000003-2.segment"
     strayed.write_bytes(segments.encode_layout(other) + record)
-    # And a block of it in one of ours.
+    # And a block of it in one of this journal's segments.
     path = segments.list_segments(folder)[0]
     path.write_bytes(path.read_bytes() + record)
     check(await reopen(folder), events, set())
@@ -551,7 +551,7 @@ async def test_a_segment_of_another_journal_is_not_stored_as_ours(tmp_path):
 
 
 async def test_no_event_can_be_made_to_look_like_a_record(tmp_path):
-    """Its text may hold the magic words, and when the record around it is damaged they are searched for."""
+    """Its text may contain the magic words, which are searched for when the record around it is damaged."""
     folder = tmp_path / "j"
     folder.mkdir()
     journal = open_journal(folder)
@@ -564,8 +564,8 @@ async def test_no_event_can_be_made_to_look_like_a_record(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(b"forged")] ^= 1
     path.write_bytes(content)
-    books = await reopen(folder)
-    assert (len(books.drained), books.lost) == (2, 1)
+    outcome = await reopen(folder)
+    assert (len(outcome.drained), outcome.lost) == (2, 1)
 
 
 # Other releases.
@@ -589,14 +589,15 @@ async def test_segments_of_format_1_are_read_and_followed_by_new_ones(tmp_path):
     journal = open_journal(folder)
     await put(journal, "new")
     await journal.close()
-    books = await reopen(folder)
-    assert books.drained == ["old 1", "old 2", "old 3", "old 4", "new"]
-    assert (books.recovered, books.lost) == (5, 0)
+    outcome = await reopen(folder)
+    assert outcome.drained == ["old 1", "old 2", "old 3", "old 4", "new"]
+    assert (outcome.recovered, outcome.lost) == (5, 0)
 
 
 @pytest.mark.parametrize("place", range(4))
 async def test_damage_in_format_1_costs_a_record(tmp_path, place):
-    """Its lines: counted by the header. Its header: nobody knows how many events it had; a record is lost."""
+    """If it hits the lines, the header has the count; if it hits the header, the number of events is unknown, and one
+    record is counted as lost."""
     for in_header in (False, True):
         folder = tmp_path / f"j{in_header}"
         folder.mkdir()
@@ -610,23 +611,23 @@ async def test_damage_in_format_1_costs_a_record(tmp_path, place):
         drained = lines_of(await drain(journal))
         assert drained == [f"old {number}\tx" for number in range(1, 5) if number != place + 1]
         is_newest = in_header and place == 3
-        # A damaged header at the end cannot be told from a torn write there.
+        # At the end, a damaged header looks the same as a torn write.
         assert (sum(lost), journal.backlog.lost_records) == (0 if in_header else 3, 0 if is_newest else 1)
         await journal.close()
 
 
-async def test_a_first_line_of_format_1_that_is_damaged(tmp_path):
+async def test_a_damaged_first_line_in_format_1(tmp_path):
     folder = tmp_path / "j"
     folder.mkdir()
     content = bytearray(old_segment(*[old_record(number, f"old\t{number}\n".encode()) for number in (1, 2)]))
     content[40] ^= 1
     segments.path_of(folder, 1).write_bytes(content)
-    books = await reopen(folder)
-    assert (books.drained, books.lost) == (["old\t1", "old\t2"], 0)
+    outcome = await reopen(folder)
+    assert (outcome.drained, outcome.lost) == (["old\t1", "old\t2"], 0)
 
 
-async def test_the_lines_of_an_older_release_are_stored_with_their_columns_although_its_first_line_is_gone(tmp_path):
-    """The header knows by checksum which columns its lines have; another segment may still name them."""
+async def test_lines_of_an_older_release_keep_their_columns_even_if_the_first_line_is_gone(tmp_path):
+    """The header identifies the columns of its lines by checksum; another segment may still list them."""
     folder = tmp_path / "j"
     folder.mkdir()
     older = Layout(LAYOUT.journal, LAYOUT.identity, ("id",), ("reason",))
@@ -649,7 +650,7 @@ async def test_the_lines_of_an_older_release_are_stored_with_their_columns_altho
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"number": 7, "identit', bytes(60), b"\xff\xfe"])
-async def test_a_journal_whose_identity_is_damaged_is_known_by_its_segments(tmp_path, content):
+async def test_a_journal_with_a_damaged_identity_is_identified_by_its_segments(tmp_path, content):
     folder = tmp_path / "journals" / "000007"
     folder.parent.mkdir()
     await fill(folder, 4)
@@ -665,7 +666,7 @@ async def test_a_journal_whose_identity_is_damaged_is_known_by_its_segments(tmp_
     claimed.release()
 
 
-async def test_a_journal_that_cannot_be_known_stops_nobody(tmp_path):
+async def test_a_journal_that_cannot_be_identified_does_not_stop_the_others(tmp_path):
     for name in ("000001", "000007"):
         (tmp_path / "journals" / name).mkdir(parents=True)
     (tmp_path / "journals" / "000001" / "journal.json").write_bytes(b"?")

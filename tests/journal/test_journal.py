@@ -1,4 +1,4 @@
-"""The journal on its own: what is durable comes back, in order, once; what is not is never acknowledged."""
+"""The journal on its own: durable records come back in order and once; what is not durable is never acknowledged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.journals import LAYOUT, MIB, drain, lines_of, put
 
 
 def make(folder: Path, stored_through: int | None = 0, **limits) -> Journal:
-    """A journal in this folder, recovered; limits small enough to be met."""
+    """A recovered journal in this folder, with limits small enough to be reached."""
     folder.mkdir(exist_ok=True)
     (folder / "journal.json").write_text(f'{{"number": 7, "identity": "{LAYOUT.identity}"}}')
     held = claim_folder(folder)
@@ -47,7 +47,7 @@ async def test_what_is_appended_is_taken_in_order(tmp_path):
     await journal.close()
 
 
-async def test_requests_that_come_together_share_an_fsync(tmp_path):
+async def test_concurrent_requests_share_an_fsync(tmp_path):
     journal = make(tmp_path / "j")
     fsyncs = []
     journal.on_fsync = lambda seconds, size: fsyncs.append(size)
@@ -57,7 +57,7 @@ async def test_requests_that_come_together_share_an_fsync(tmp_path):
     await journal.close()
 
 
-async def test_what_is_durable_survives_and_what_is_stored_does_not_come_back(tmp_path):
+async def test_durable_records_survive_and_stored_ones_do_not_come_back(tmp_path):
     journal = make(tmp_path / "j")
     numbers = [await put(journal, f"event {index}") for index in range(10)]
     await journal.close()
@@ -68,7 +68,7 @@ async def test_what_is_durable_survives_and_what_is_stored_does_not_come_back(tm
     await journal.close()
 
 
-async def test_a_start_without_the_database_knows_what_was_stored_from_the_journal_itself(tmp_path):
+async def test_without_the_database_the_journal_itself_shows_what_was_stored(tmp_path):
     journal = make(tmp_path / "j")
     for index in range(10):
         await put(journal, f"event {index}")
@@ -122,7 +122,7 @@ async def test_memory_is_bounded_and_the_rest_is_read_back_from_disk_in_order(tm
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.text(st.characters(codec="utf-8"), max_size=40), st.booleans()), max_size=12))
 def test_bytes_are_bytes_whatever_the_script(tmp_path_factory, texts):
-    """Pending and memory are counted in bytes of UTF-8, never in characters, and come back to nothing."""
+    """Pending and memory are counted in UTF-8 bytes, never in characters, and return to zero."""
     folder = tmp_path_factory.mktemp("bytes") / "j"
 
     async def check() -> None:
@@ -158,7 +158,7 @@ async def test_the_byte_limit_counts_bytes(tmp_path):
     await journal.close()
 
 
-async def test_past_the_byte_limit_nothing_is_taken_until_there_is_room(tmp_path):
+async def test_past_the_byte_limit_nothing_is_accepted_until_there_is_room(tmp_path):
     journal = make(tmp_path / "j", max_bytes=300_000, segment_bytes=100_000)
     stored = 0
     with pytest.raises(JournalFull):
@@ -172,7 +172,7 @@ async def test_past_the_byte_limit_nothing_is_taken_until_there_is_room(tmp_path
     await journal.close()
 
 
-async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp_path, monkeypatch):
+async def test_if_the_disk_does_not_keep_up_requests_are_refused_before_memory_is_full(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = __import__("threading").Event()
     real = segment_writer.write_all
@@ -189,7 +189,7 @@ async def test_a_disk_that_does_not_keep_up_is_refused_before_memory_is_full(tmp
     await journal.close()
 
 
-async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monkeypatch):
+async def test_a_failed_fsync_fails_only_its_own_requests(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     await put(journal, "before")
     real = segment_writer.write_all
@@ -209,7 +209,7 @@ async def test_a_failed_fsync_fails_its_requests_and_nobody_elses(tmp_path, monk
     assert len(segments.list_segments(tmp_path / "j")) == 2, "a descriptor that failed is never fsynced again"
     await journal.close()
     journal = make(tmp_path / "j", stored_through=0)
-    assert lines_of(await drain(journal)) == ["before", "after"], "what was not acknowledged is not stored either"
+    assert lines_of(await drain(journal)) == ["before", "after"], "unacknowledged events are not stored either"
     await journal.close()
 
 
@@ -229,7 +229,7 @@ BROKEN_WRITES = {
 
 @pytest.mark.parametrize("what", BROKEN_WRITES)
 @pytest.mark.parametrize("at_start", [True, False])
-async def test_whatever_a_write_raises_fails_its_requests_and_nobody_waits(tmp_path, monkeypatch, what, at_start):
+async def test_any_error_in_a_write_fails_its_requests_and_leaves_none_waiting(tmp_path, monkeypatch, what, at_start):
     # Small segments, so that the write that fails begins one.
     journal = make(tmp_path / "j", segment_bytes=1)
     kept = []
@@ -259,7 +259,7 @@ async def test_whatever_a_write_raises_fails_its_requests_and_nobody_waits(tmp_p
 
 
 @pytest.mark.parametrize("what", ["on_fsync", "_on_settled"])
-async def test_a_listener_that_raises_keeps_nobody_waiting(tmp_path, monkeypatch, what):
+async def test_a_callback_that_raises_leaves_no_request_waiting(tmp_path, monkeypatch, what):
     journal = make(tmp_path / "j")
     with monkeypatch.context() as patch:
         patch.setattr(journal, what, lambda *given: 1 / 0)
@@ -270,7 +270,7 @@ async def test_a_listener_that_raises_keeps_nobody_waiting(tmp_path, monkeypatch
     await journal.close()
 
 
-async def test_a_write_that_hangs_is_told(tmp_path, monkeypatch):
+async def test_a_hanging_write_is_reported(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = threading.Event()
     real = segment_writer.write_all
@@ -291,7 +291,7 @@ YEAR_2200_NS = 7_258_118_400_000_000_000
 
 @pytest.mark.parametrize("clock", [[-1], [-(10**18), 10**18], [0], [999], [YEAR_2200_NS, 1, YEAR_2200_NS], [2**63]])
 async def test_the_clock_may_say_anything(tmp_path, monkeypatch, clock):
-    """Before 1970, far ahead, going backwards: what is accepted comes out, now and after a restart."""
+    """Before 1970, far ahead, going backwards: accepted events come out, now and after a restart."""
     journal = make(tmp_path / "j")
     with monkeypatch.context() as patch:
         moments = iter(clock * 4)
@@ -306,7 +306,7 @@ async def test_the_clock_may_say_anything(tmp_path, monkeypatch, clock):
     await journal.close()
 
 
-async def test_a_disk_that_is_full_when_a_segment_begins_leaves_nothing_behind(tmp_path, monkeypatch):
+async def test_a_disk_full_at_the_start_of_a_segment_leaves_nothing_behind(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     real = segments.flush_folder
 
@@ -347,7 +347,7 @@ async def test_a_flipped_byte_costs_one_record_and_sets_the_segment_aside(tmp_pa
     lost: list[int] = []
     journal = make(tmp_path / "j", stored_through=0)
     journal._on_lost = lost.append
-    assert journal.backlog.events == 10, "the header tells how many were in it"
+    assert journal.backlog.events == 10, "the header has the number of events"
     await put(journal, "new")
     assert lines_of(await drain(journal)) == [f"event {n}" for n in range(10) if n != 4] + ["new"]
     assert lost == [1] and journal.backlog.corrupt_segments == 1 and journal.backlog.events == 0
@@ -375,7 +375,7 @@ def test_a_tail_torn_anywhere_is_cut_at_the_last_whole_record(tmp_path_factory, 
     cut = head + cut % (len(content) - head + 1)
     path = segments.path_of(folder, 1)
     path.write_bytes(content[:cut] + junk)
-    # One whose footer alone is torn is whole.
+    # A record of which only the footer is torn is intact.
     whole = sum(end <= cut for end in ends)
 
     async def check() -> None:

@@ -1,4 +1,4 @@
-"""The schedule makes the indexes of closed days by itself, and does not wait for one when it stops."""
+"""The schedule creates the indexes of closed days, and does not wait for one when it stops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def until(connection: asyncpg.Connection, query: str, count: int) -> None:
 
 @asynccontextmanager
 async def kept_schedule(url: str) -> AsyncIterator[None]:
-    """The schedule's task for them, until it is told to stop, which it must heed."""
+    """Run the schedule's task for these indexes; it must end when stopped."""
     stop = asyncio.Event()
     tasks = [task for task in TASKS if task.name == "closed-day-indexes"]
     schedule = Schedule(
@@ -61,7 +61,7 @@ async def test_the_schedule_makes_them(connection: asyncpg.Connection, database_
 async def test_a_schedule_that_stops_leaves_one_half_made(connection: asyncpg.Connection, database_url: str):
     await partitions.ensure(connection, [date(2026, 1, 2)])
     writing = await connections.connect(database_url, purpose="tests")
-    # Whoever makes an index waits for this transaction to end.
+    # Creating an index waits for this transaction to end.
     await writing.execute("BEGIN")
     await writing.execute(INSERT)
     async with kept_schedule(database_url):

@@ -1,4 +1,4 @@
-"""Daily partitions: UTC, made once whoever races, and without stopping anybody."""
+"""Daily partitions: in UTC, created once even in a race, and without blocking other sessions."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,23 +35,23 @@ async def names(connection: asyncpg.Connection) -> list[str]:
     return [row["name"] for row in await connection.fetch(PARTITIONS)]
 
 
-async def until_somebody_waits(connection: asyncpg.Connection) -> None:
+async def until_a_session_waits(connection: asyncpg.Connection) -> None:
     for _ in range(500):
-        # Of this database: another test run may be at the same server.
+        # Only this database: another test run may use the same server.
         if await connection.fetchval(WAITING):
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("nobody waits for a lock")
+    raise AssertionError("no session waits for a lock")
 
 
-async def test_only_what_is_missing_is_made(connection: asyncpg.Connection):
+async def test_only_missing_partitions_are_created(connection: asyncpg.Connection):
     days = [DAY, DAY + timedelta(days=1)]
     assert await partitions.ensure(connection, days) == 2
     assert await partitions.ensure(connection, [*days, DAY + timedelta(days=2)]) == 1
     assert await names(connection) == [f"analytics.events_2026010{n}" for n in (2, 3, 4)]
 
 
-async def test_ahead_is_from_yesterday_on(connection: asyncpg.Connection):
+async def test_ahead_begins_yesterday(connection: asyncpg.Connection):
     assert await partitions.ensure_ahead(connection, today=date(2026, 1, 1), days_ahead=2) == 4
     assert await names(connection) == [
         f"analytics.events_{day}" for day in ("20251231", "20260101", "20260102", "20260103")
@@ -93,9 +93,9 @@ async def test_partition_has_the_key_and_checks_of_the_table_and_no_more(connect
     ]
 
 
-async def test_it_stops_nobody_and_nobody_stops_it(connection: asyncpg.Connection, other: asyncpg.Connection):
-    """One session has read and written and not committed; meanwhile a day is made, also without committing; then
-    the first goes on reading and writing."""
+async def test_it_neither_blocks_nor_is_blocked(connection: asyncpg.Connection, other: asyncpg.Connection):
+    """One session has read and written without committing; meanwhile a day is created, also without committing; then
+    the first carries on reading and writing."""
     await partitions.ensure(connection, [DAY])
     moment = datetime(2026, 1, 2, 12, tzinfo=UTC)
     for session in (connection, other):
@@ -105,7 +105,7 @@ async def test_it_stops_nobody_and_nobody_stops_it(connection: asyncpg.Connectio
         await other.execute(INSERT, moment)
         async with connection.transaction():
             assert await partitions.ensure(connection, [DAY + timedelta(days=1)]) == 1
-            # On the table itself only what neither SELECT nor INSERT conflicts with.
+            # On the table itself, only a lock that conflicts with neither SELECT nor INSERT.
             held = await connection.fetch(
                 "SELECT DISTINCT mode FROM pg_locks WHERE pid = pg_backend_pid()"
                 " AND relation IN ('analytics.events'::regclass, 'analytics.events_20260102'::regclass)"
@@ -117,7 +117,7 @@ async def test_it_stops_nobody_and_nobody_stops_it(connection: asyncpg.Connectio
     await other.execute(INSERT, moment + timedelta(days=1))
 
 
-async def test_copy_goes_on_while_days_are_made(connection: asyncpg.Connection, other: asyncpg.Connection):
+async def test_copy_continues_while_days_are_created(connection: asyncpg.Connection, other: asyncpg.Connection):
     await partitions.ensure(connection, [DAY])
     created_at = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -137,10 +137,10 @@ async def test_copy_goes_on_while_days_are_made(connection: asyncpg.Connection, 
 
 
 @pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read"])
-async def test_of_two_that_race_one_makes_it(
+async def test_of_two_sessions_in_a_race_one_creates_it(
     connection: asyncpg.Connection, other: asyncpg.Connection, isolation: Literal["read_committed", "repeatable_read"]
 ):
-    """The second waits for the first one's transaction, and believes what it finds then, not its old snapshot."""
+    """The second waits for the first one's transaction, and then relies on what it finds, not on its old snapshot."""
     first = connection.transaction()
     second = other.transaction(isolation=isolation)
     await second.start()
@@ -148,19 +148,19 @@ async def test_of_two_that_race_one_makes_it(
     await first.start()
     assert await partitions.ensure(connection, [DAY]) == 1
     waiting = asyncio.ensure_future(partitions.ensure(other, [DAY]))
-    await until_somebody_waits(connection)
+    await until_a_session_waits(connection)
     await first.commit()
     assert await asyncio.wait_for(waiting, 5) == 0
     await second.commit()
     assert await names(connection) == ["analytics.events_20260102"]
 
 
-async def test_second_makes_it_if_the_first_rolls_back(connection: asyncpg.Connection, other: asyncpg.Connection):
+async def test_second_creates_it_if_the_first_rolls_back(connection: asyncpg.Connection, other: asyncpg.Connection):
     first = connection.transaction()
     await first.start()
     assert await partitions.ensure(connection, [DAY]) == 1
     waiting = asyncio.ensure_future(partitions.ensure(other, [DAY]))
-    await until_somebody_waits(connection)
+    await until_a_session_waits(connection)
     await first.rollback()
     assert await asyncio.wait_for(waiting, 5) == 1
 

@@ -1,4 +1,4 @@
-"""Refused events sent again: done when their rows are stored, not before, and as often as it takes."""
+"""Replays of refused events: done only once their rows are stored, and as often as it takes."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def bad(count: int) -> list[dict[str, Any]]:
     return [{**one, "properties": {"bad": n}} for n, one in enumerate(batch(count))]
 
 
-async def test_what_the_table_refused_is_stored_by_a_replay_once_the_reason_is_gone(
+async def test_events_refused_by_the_table_are_stored_by_a_replay_once_the_cause_is_gone(
     client: Client, connection: asyncpg.Connection
 ):
-    """Their ids are in no window of recent ids by then: they were not kept."""
+    """Their ids are not in the window of recent ids by then."""
     await connection.execute(REFUSE)
     events = bad(650)
     await client.post([*events, *batch(3)])
     assert len(await client.events()) == 3 and await not_replayed(connection) == 650
     await connection.execute(ALLOW)
     assert await replay(client) == (650, 0)
-    # At once, and not when the journal gets to it.
+    # Immediately, not only when the journal gets to it.
     stored = await connection.fetch("SELECT id::text FROM analytics.events WHERE properties ? 'bad'")
     assert sorted(one["id"] for one in stored) == sorted(one["id"] for one in events)
     assert await not_replayed(connection) == 0
@@ -71,7 +71,7 @@ async def test_what_the_table_refused_is_stored_by_a_replay_once_the_reason_is_g
 
 
 @pytest.mark.parametrize("again", ["client", "replay"])
-async def test_what_was_refused_is_no_duplicate_when_it_comes_again(
+async def test_a_refused_event_is_no_duplicate_when_it_is_sent_again(
     client: Client, connection: asyncpg.Connection, again: str
 ):
     await connection.execute(REFUSE)
@@ -79,7 +79,7 @@ async def test_what_was_refused_is_no_duplicate_when_it_comes_again(
     for _ in range(2):
         await client.post(event)
         await client.settled()
-    assert client.worker.accounts.duplicate_at_door == 0, "nothing of it is stored"
+    assert client.worker.accounts.duplicate_at_door == 0, "none of it is stored"
     await connection.execute(ALLOW)
     if again == "client":
         assert (await client.post(event)).json() == {"accepted": 1, "rejected": []}
@@ -90,7 +90,7 @@ async def test_what_was_refused_is_no_duplicate_when_it_comes_again(
     assert await not_replayed(connection) == 0
 
 
-async def test_refused_again_it_can_be_replayed_again_and_is_kept_once(
+async def test_an_event_refused_again_can_be_replayed_again_and_is_kept_once(
     client: Client, connection: asyncpg.Connection
 ):
     await connection.execute(REFUSE)
@@ -104,10 +104,10 @@ async def test_refused_again_it_can_be_replayed_again_and_is_kept_once(
     assert len(await client.events()) == 120 and await not_replayed(connection) == 0
 
 
-async def test_what_is_refused_again_without_an_id_of_its_own_does_not_go_round_for_ever(
+async def test_an_event_without_an_id_that_is_refused_again_is_not_replayed_forever(
     client: Client, connection: asyncpg.Connection
 ):
-    """Of a payload with several events, those without ids get new ones each time."""
+    """In a payload with several events, those without ids get new ones each time."""
     await connection.execute(
         "INSERT INTO analytics.rejected_events (reason, route, payload) VALUES ('malformed_json', '/v1/events', $1)",
         json.dumps({"batch": [{"name": "a", "properties": {"bad": 1}}, {"name": "b", "properties": {"bad": 2}}]}),
@@ -174,7 +174,7 @@ async def test_a_collector_that_dies_before_it_stores_a_replay_loses_nothing(
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_whatever_the_order_every_event_is_stored_once_in_the_end(
+async def test_in_any_order_every_event_is_eventually_stored_once(
     client: Client, connection: asyncpg.Connection, seed: int
 ):
     """Rules come and go while events are sent, sent again and replayed."""
@@ -204,7 +204,7 @@ async def test_whatever_the_order_every_event_is_stored_once_in_the_end(
     assert await not_replayed(connection) == 0
 
 
-def test_the_window_forgets_what_it_is_told_to():
+def test_the_window_forgets_the_given_keys():
     window = DedupeWindow(4)
     keys = [uuid.uuid4().bytes for _ in range(3)]
     for at, key in enumerate(keys):
@@ -228,7 +228,7 @@ def test_watches_end_once_and_leave_nothing_behind():
         assert (await ingest.journal.replays.outcome(one), one.refused) == (True, {})
         assert (await ingest.journal.replays.outcome(two), two.refused) == (True, {bytes([2]) * 16: "no"})
         replays.flushed(5, None)
-        assert not await ingest.journal.replays.outcome(three), "nobody knows what that flush refused"
+        assert not await ingest.journal.replays.outcome(three), "what that flush refused is unknown"
         assert not replays._watches
 
     asyncio.run(check())

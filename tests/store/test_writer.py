@@ -30,7 +30,7 @@ TAKE, DOUBT, COPY, MERGE, SETTLE, STOPPED = State
 
 
 class Store:
-    """A journal, its writer, and what the writer says that it does."""
+    """A journal, its writer, and what the writer's callbacks report."""
 
     def __init__(self, journal: Journal, ledger: Ledger, dsn: str) -> None:
         self.journal = journal
@@ -56,7 +56,7 @@ class Store:
         return await connections.connect(dsn, purpose="writer", statement_timeout_seconds=1)
 
     async def put(self, *names: str, id: uuid.UUID | None = None, at: datetime | None = None) -> int:
-        """Events of these names in a record of their own; its number."""
+        """Append events with these names as one record; returns its number."""
         now = datetime.now(UTC).isoformat()
         lines = []
         for name in names:
@@ -77,14 +77,14 @@ class Store:
         return record.number
 
     async def steps(self, count: int = 20) -> list[State]:
-        """The states that it goes through, until it has come round to TAKE."""
+        """Step until the state is TAKE; returns the states on the way."""
         found = [await self.writer.step()]
         while found[-1] is not TAKE and len(found) < count:
             found.append(await self.writer.step())
         return found
 
     async def reach(self, state: State) -> None:
-        """Go on until it is in this state."""
+        """Step until this state is reached."""
         async with asyncio.timeout(20):
             while self.writer.state is not state:
                 await self.writer.step()
@@ -144,12 +144,12 @@ async def test_the_ledger_is_asked_on_a_new_connection_and_not_again(store: Stor
     assert store.connections == 1 and [outcome.stored for outcome in store.outcomes] == [1, 2]
 
 
-async def test_who_has_nothing_to_store_needs_no_connection(store: Store):
+async def test_without_anything_to_store_no_connection_is_needed(store: Store):
     assert await store.steps() == [TAKE] and not await store.writer.run_once()
     assert store.connections == 0
 
 
-async def test_a_connection_that_is_gone_is_a_doubt(store: Store, connection: asyncpg.Connection):
+async def test_a_lost_connection_leads_to_doubt(store: Store, connection: asyncpg.Connection):
     await store.put("a")
     await store.reach(SETTLE)
     await store.steps()
@@ -165,18 +165,18 @@ async def test_a_connection_that_is_gone_is_a_doubt(store: Store, connection: as
     assert await names(connection) == ["a", "b"] and store.connections == 2
 
 
-async def test_a_day_without_a_partition_is_made_and_copied_again(store: Store, connection: asyncpg.Connection):
+async def test_a_missing_partition_is_created_and_the_copy_repeated(store: Store, connection: asyncpg.Connection):
     await store.put("old", at=datetime.now(UTC) - timedelta(days=50))
     assert await store.steps() == [DOUBT, COPY, COPY, SETTLE, TAKE]
     assert await names(connection) == ["old"]
 
 
-# The answer to COMMIT is lost.
+# The response to COMMIT is lost.
 
 
 @pytest.mark.parametrize("records", [1, 3])
 @pytest.mark.parametrize("what", ["cut before", "cut after", "stall"])
-async def test_after_a_commit_without_an_answer_the_ledger_decides(
+async def test_after_a_commit_without_a_response_the_ledger_decides(
     make: Make, connection: asyncpg.Connection, database_url: str, tmp_path: Path, what: str, records: int
 ):
     async with CuttingProxy(database_url, tmp_path / "px") as proxy:
@@ -192,13 +192,13 @@ async def test_after_a_commit_without_an_answer_the_ledger_decides(
         proxy.at_commit = lambda: "pass"
         async with asyncio.timeout(20):
             while store.writer.state is DOUBT:
-                # A transaction that goes on holds the ledger's row: it is waited for, then ended, and asked again.
+                # A transaction still running holds the ledger's row: it is waited for, then ended, and asked again.
                 with contextlib.suppress(TimeoutError):
                     await store.writer.step()
         if what == "cut before":
             assert store.writer.state is COPY and store.accounts.stored == 0
         elif what == "cut after":
-            # It had succeeded: the first record is let go, and not sent again.
+            # It had succeeded: the first record is released, and not sent again.
             assert store.writer.state is (COPY if records > 1 else TAKE) and store.accounts.stored == 1
         while await store.writer.run_once():
             pass
@@ -207,10 +207,10 @@ async def test_after_a_commit_without_an_answer_the_ledger_decides(
         await store.writer.close()
 
 
-async def test_what_the_ledger_covers_is_booked_as_the_ledger_says(
+async def test_records_that_the_ledger_covers_are_counted_by_the_ledger(
     make: Make, connection: asyncpg.Connection, database_url: str, tmp_path: Path
 ):
-    """Also when the flush was a merge: its duplicates and refused rows are known from there."""
+    """Even if the flush was a merge: the ledger has its duplicates and refused rows."""
     await connection.execute("ALTER TABLE analytics.events ADD CONSTRAINT t CHECK (name <> 'bad') NOT VALID")
     async with CuttingProxy(database_url, tmp_path / "px") as proxy:
         store = await make(proxy.dsn)
@@ -220,7 +220,7 @@ async def test_what_the_ledger_covers_is_booked_as_the_ledger_says(
         await store.put("a", id=known, at=at)
         await store.put("good", "bad")
         await store.reach(MERGE)
-        # The first is that of the day's partition.
+        # The first COMMIT is that of the day's partition.
         plan = iter(["pass", "cut after"])
         proxy.at_commit = lambda: next(plan, "pass")
         with pytest.raises(connections.FAILURES):
@@ -229,7 +229,7 @@ async def test_what_the_ledger_covers_is_booked_as_the_ledger_says(
         assert await names(connection) == ["a", "good"]
         assert (store.accounts.stored, store.accounts.duplicate_in_database) == (2, 1)
         assert store.accounts.rejected[RejectReason.DATABASE_REFUSED] == 1
-        # Which one was refused, nobody knows any more.
+        # Which one was refused is no longer known.
         assert store.stored[-1] == (store.journal.stored_through, None)
         await store.writer.close()
 
@@ -237,7 +237,7 @@ async def test_what_the_ledger_covers_is_booked_as_the_ledger_says(
 async def test_a_ledger_that_has_moved_stops_the_copy(
     store: Store, connection: asyncpg.Connection, database_url: str
 ):
-    """As when a transaction that we had given up on commits after we have asked."""
+    """As when a transaction that we gave up on commits after we have asked the ledger."""
     number = await store.put("a", "b")
     await store.reach(COPY)
     flush = Flush.of(store.journal.number, store.writer._taken)
@@ -273,7 +273,7 @@ async def test_a_cancelled_flush_is_in_doubt(store: Store, connection: asyncpg.C
 
 
 @pytest.mark.parametrize("state", [TAKE, COPY])
-async def test_another_holder_stops_it_and_what_was_stored_before_is_settled(
+async def test_another_holder_stops_it_and_records_stored_before_are_settled(
     store: Store, make: Make, connection: asyncpg.Connection, state: State
 ):
     await store.put("before")
@@ -301,12 +301,12 @@ async def test_another_holder_stops_it_and_what_was_stored_before_is_settled(
     assert not await store.writer.drain(5)
     stop.set()
     await running
-    # "ours" is in both folders and stored from the copy; here it stays pending, and is said to be.
+    # "ours" is in both folders and stored from the copy; here it stays pending, and is counted as such.
     assert await names(connection) == ["before", "ours", "theirs"]
     assert store.accounts.stored == 1 and store.accounts.pending == 1
 
 
-async def test_what_we_have_stored_is_settled_although_another_holds_the_position_now(
+async def test_stored_records_are_settled_even_if_another_process_now_holds_the_position(
     make: Make, connection: asyncpg.Connection, database_url: str, tmp_path: Path
 ):
     async with CuttingProxy(database_url, tmp_path / "px") as proxy:
@@ -358,7 +358,7 @@ async def test_a_bad_row_goes_through_the_merge_and_is_kept(store: Store, connec
     (through, bad) = store.stored[-1]
     assert through == last and bad is not None and "violates check constraint" in bad[0]
     assert store.accounts.rejected[RejectReason.DATABASE_REFUSED] == 1
-    # What is refused is no duplicate: the next flush is copied.
+    # A refused row is not a duplicate: the next flush is copied.
     await store.put("next")
     assert await store.steps() == [COPY, SETTLE, TAKE]
 
@@ -393,7 +393,7 @@ async def test_a_time_out_makes_the_next_flush_smaller(store: Store, connection:
                 await store.writer.step()
             assert store.writer.state is DOUBT
     assert sizes == [4, 2, 1]
-    # One went in, and then all the others together.
+    # One record is stored, then all the others together.
     assert await store.steps() == [COPY, SETTLE, TAKE] and store.outcomes[-1].stored == 1
     assert await store.steps() == [COPY, SETTLE, TAKE] and store.outcomes[-1].stored == 3
     assert await names(connection) == [f"event {number}" for number in range(4)]
@@ -402,7 +402,7 @@ async def test_a_time_out_makes_the_next_flush_smaller(store: Store, connection:
 async def test_a_time_out_while_the_table_refuses_every_row_does_not_keep_the_connection(
     store: Store, connection: asyncpg.Connection, database_url: str
 ):
-    """Its transaction is still open. Whoever mends the table may hold a lock on it for longer than we wait."""
+    """Its transaction is still open, and repairing the table may lock it for longer than we wait."""
     await connection.execute("ALTER TABLE analytics.events ADD CONSTRAINT t CHECK (name = '') NOT VALID")
     await store.put("a")
     stop = asyncio.Event()
