@@ -1,1 +1,1 @@
-"""What `ingest COMMAND` does, a file per command; COMMAND_ACTION where an action of it is a lot of work."""
+"""The commands of `ingest`, one file each; a large action of a command has its own file, COMMAND_ACTION."""

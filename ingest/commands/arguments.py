@@ -1,6 +1,6 @@
-"""What commands' own arguments are made of: actions, and the types of values.
+"""Building blocks for commands' own arguments: actions, and types of values.
 
-Errors of the types do not repeat the text, which may be a database's URL in the wrong place.
+The types' errors do not repeat the text, which may be a database URL in the wrong place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 
 def add_actions(parser: argparse.ArgumentParser, *, default: str) -> Callable[[str, str], argparse.ArgumentParser]:
-    """What adds an action to a command, by its name and help, as a subparser; `default` need not be named."""
+    """A function that adds an action, given its name and help. `default`: the action if none is named."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", prog=parser.prog)
     parser.usage = f"{parser.prog} [-h] [ACTION] ..."
     parser.epilog = f"`{parser.prog} ACTION --help` lists an action's flags and settings."
@@ -26,19 +26,19 @@ def add_actions(parser: argparse.ArgumentParser, *, default: str) -> Callable[[s
 
 
 def sentence(text: str) -> str:
-    """A line of help as a sentence, for the top of its own page."""
+    """A line of help as a sentence, for the top of the help page."""
     return f"{text[0].upper()}{text[1:]}."
 
 
 def natural(text: str) -> int:
-    """A number that a row of the database may have."""
+    """A whole number that fits into a database row (bigint)."""
     if not (text.isascii() and text.isdigit()) or int(text) > 2**63 - 1:
         raise argparse.ArgumentTypeError("must be a whole number")
     return int(text)
 
 
 def number_between(low: float, high: float, of: str = "") -> Callable[[str], float]:
-    """The type of numbers within these bounds, which the error names, `of` such as " of seconds" included."""
+    """The type of numbers within these bounds; the error names them and the unit, such as `of` = " of seconds"."""
 
     def read(text: str) -> float:
         try:

@@ -1,4 +1,4 @@
-"""The command line: the table of commands, the parser that they make, and what is wrong with a line."""
+"""The command line: the table of commands, the parser built from it, and errors for invalid lines."""
 
 from __future__ import annotations
 
@@ -53,9 +53,10 @@ _OF_MAINTENANCE = (
 class Command(NamedTuple):
     """A command, in `ingest/commands/` under its own name.
 
-    Its module has `add_arguments(parser)`, which adds what it takes besides settings, and `run(config, given)`, which
-    returns the exit code. Both are there at once, so what takes long to import is imported by what `run` calls.
-    `passes_on`: arguments that are not ours are for the program that it runs, `--help` included.
+    Its module has `add_arguments(parser)`, which adds its arguments other than settings, and `run(config, given)`,
+    which returns the exit code. The module is imported even for `--help`, so slow imports belong in the functions
+    that `run` calls.
+    `passes_on`: unknown arguments, including `--help`, go to the program that it runs.
     """
 
     name: str
@@ -93,7 +94,7 @@ COMMANDS = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse repeats what it was given, which may be a database's URL with its password; this one does not."""
+    """Does not repeat what it was given in errors, as argparse does: it may be a database URL with its password."""
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"ignored explicit argument .*", "takes no value", message, flags=re.DOTALL)
@@ -109,9 +110,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
-    """All of the command line: a subparser for each command and, below it, for each of its actions.
+    """The whole command line: a subparser for each command and, below it, for each of its actions.
 
-    `only`: the one command whose arguments are wanted; the modules of the others are not imported.
+    `only`: add the arguments of this command only; the other commands' modules are not imported.
     """
     made = _Parser(
         prog="ingest",
@@ -136,14 +137,14 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """By name, the commands of `ingest` or the actions of a command, if it has any."""
+    """The commands of `ingest`, or the actions of a command if it has any, by name."""
     found = [action.choices for action in of._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(found[0]) if found else {}
 
 
 def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
-    """The command and what is given to it: its `action`, if it has any, its own arguments, the settings among the
-    flags, and in `rest` what it passes on. Raises IngestError."""
+    """The command and its arguments: `action`, if it has any, its own arguments, the settings given as flags, and in
+    `rest` the arguments to pass on. Raises IngestError."""
     if not arguments:
         raise IngestError("which command? see `ingest --help`")
     name, *words = arguments
@@ -158,7 +159,7 @@ def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
     if actions := subparsers(own):
         action, words = _split_action(words, own)
         leaf = actions[action]
-    # Unknown flags first: argparse would rather say that another one is missing, which may be the one that was meant.
+    # Unknown flags first: argparse would complain about a missing one instead, perhaps the one that was misspelt.
     strange = [word for word in takewhile("--".__ne__, words) if word.startswith("--") and not _is_known(word, leaf)]
     if strange and not command.passes_on:
         raise _unexpected(strange, leaf, own)
@@ -197,12 +198,12 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def _is_known(word: str, leaf: argparse.ArgumentParser) -> bool:
-    # As argparse has it, a word with a space in it is a value.
+    # As in argparse, a word with a space in it is a value.
     return " " in word or word.partition("=")[0] in _flags(leaf)
 
 
 def _unexpected(unknown: list[str], leaf: argparse.ArgumentParser, command: argparse.ArgumentParser) -> IngestError:
-    """The error for what the parser did not know."""
+    """The error for arguments that the parser did not recognize."""
     flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
     if flag is None:
         return IngestError(f"`{leaf.prog}` takes no such argument; see `{leaf.prog} --help`")

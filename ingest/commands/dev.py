@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, given: argparse.Namespace) -> int:
-    """Run it until SIGTERM or SIGINT. Keys that are not configured are made."""
+    """Run everything until SIGTERM or SIGINT. Keys that are not configured are created."""
     import msgspec
 
     from ingest.base import logs
@@ -29,7 +29,7 @@ def run(config: Config, given: argparse.Namespace) -> int:
     if config.log_level == "info":
         config = msgspec.structs.replace(config, log_level="warning")
     logs.configure(config.log_level, config.log_format)
-    # Its default ends this process, and leaves Postgres running.
+    # By default it would end this process and leave Postgres running.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     raise_limit()
     sock = bind(config.host, config.port)
@@ -46,7 +46,7 @@ def run(config: Config, given: argparse.Namespace) -> int:
 
 
 def _admin_key(data_dir: Path) -> str:
-    """The key of this data folder: made once, for its owner only."""
+    """The admin key of this data folder, created once and readable only by its owner."""
     path = data_dir / "admin_key"
     if not path.exists():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -119,14 +119,14 @@ Ctrl-C stops everything; accepted events are kept.
 
 
 def _shown_key(config: Config) -> str:
-    """What the shell expands to the admin key; a configured one is not printed."""
+    """A shell expression for the admin key; a configured key is not printed."""
     path = config.data_dir / "admin_key"
     ours = path.exists() and config.admin_keys == (path.read_text(encoding="ascii").strip(),)
     return f"$(cat {shlex.quote(str(path))})" if ours else "$INGEST_ADMIN_KEYS"
 
 
 def _psql(config: Config, own_database: bool) -> str:
-    """`ingest psql` as it has to be typed here to reach the same database."""
+    """The `ingest psql` command to type here to reach the same database."""
     program = Path(sys.argv[0])
     found = shutil.which("ingest")
     if program.name == "__main__.py":

@@ -71,7 +71,7 @@ def dev_keys(data_dir: Path) -> tuple[str, ...]:
 
 
 def made_dev_keys(data_dir: Path) -> tuple[str, ...]:
-    """The same, made first if there are none: for its owner only."""
+    """The keys of `ingest dev`, created first if there are none, in a file that only its owner can read."""
     from ingest.features.onboarding import credentials
 
     if not (keys := dev_keys(data_dir)):

@@ -107,11 +107,11 @@ def _one_line(error: Invalid) -> str:
     return "; ".join(f"{each.field}: {each.message}" for each in error.errors)
 
 
-# What is to be created.
+# Creating.
 
 
 def _declared(given: argparse.Namespace) -> NewExperiment:
-    """The experiment that a file or flags describe. Raises IngestError."""
+    """The experiment described by a file or by flags. Raises IngestError."""
     from ingest.api.fields import Invalid, read
     from ingest.features.experiments.declaration import NewExperiment
 
@@ -160,7 +160,7 @@ def _number(text: str, what: str) -> float:
         raise IngestError(f"{what} must be a number") from None
 
 
-# What is done.
+# Running an action.
 
 
 async def _create(new: NewExperiment, connection: asyncpg.Connection) -> str:
@@ -171,7 +171,7 @@ async def _create(new: NewExperiment, connection: asyncpg.Connection) -> str:
 
 
 async def _do(given: argparse.Namespace, connection: asyncpg.Connection) -> str:
-    """What to print once it is done."""
+    """Run the action; returns the text to print."""
     from ingest.features.experiments import store
     from ingest.features.experiments.lifecycle import STEPS
     from ingest.features.experiments.results import Question, analyse

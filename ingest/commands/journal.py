@@ -1,7 +1,7 @@
-"""`ingest journal`: what waits to be stored, whether the segments are sound, what a record holds.
+"""`ingest journal`: show pending events, check segments for damage, and print records.
 
-These read only the files, so they work while the service runs, and when it cannot start. What changes a journal is in
-journal_drain.py and journal_resolve.py.
+These actions only read files, so they work while the service runs, and when it cannot start. Those that change a
+journal are in journal_drain.py and journal_resolve.py.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(config: Config, given: argparse.Namespace) -> int:
 
 
 def pending(config: Config) -> int:
-    """A line for each journal: what it holds that the ledger does not cover."""
+    """Print a line for each journal: the records that the ledger does not cover."""
     import asyncio
 
     folders = folders_of(config.data_dir)
@@ -95,7 +95,7 @@ def pending(config: Config) -> int:
 
 
 def verify(config: Config) -> int:
-    """Read every segment, check every checksum, and look for what is missing; exit code 1 when anything is."""
+    """Read every segment, check every checksum, and look for gaps; exit code 1 if anything is damaged or missing."""
     faults = 0
     for folder in folders_of(config.data_dir):
         layout, paths = journals.read_layout(folder), segments.list_segments(folder)
@@ -112,7 +112,7 @@ def verify(config: Config) -> int:
             for problem in problems:
                 print(f"  {problem}")
             faults += len(problems)
-        # What is stored is deleted: only what is missing after that can be found.
+        # Stored records are deleted, so only gaps after the first remaining record can be found.
         first = min((record.number for record in records_of(folder)), default=1)
         for gap in survey(paths, first - 1, layout, segments.read_mark(folder)).gaps:
             print(f"{folder}: {gap}")
@@ -121,7 +121,7 @@ def verify(config: Config) -> int:
 
 
 def show(config: Config, number: int, journal: int | None) -> int:
-    """Print a record: its events, one JSON object a line."""
+    """Print a record: its events, one JSON object per line."""
     for folder in folders_of(config.data_dir):
         if journal is not None and journals.read_layout(folder).journal != journal:
             continue
@@ -147,7 +147,7 @@ def _print_record(record: Record, path: Path) -> None:
 
 
 class _Summary(NamedTuple):
-    """A record without its lines, which may be more than fit into memory."""
+    """A record without its lines, all of which may not fit into memory."""
 
     number: int
     events: int

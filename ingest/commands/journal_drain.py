@@ -1,6 +1,6 @@
-"""`ingest journal drain`: store what the journals of a data folder hold, without serving.
+"""`ingest journal drain`: store all pending events of a data folder, without serving.
 
-For a folder whose collector no longer exists, on whatever machine its disk is now.
+For a folder whose collector no longer exists, on any machine that has its disk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ingest.service.collector import Collector
 
 
 def drain(config: Config) -> int:
-    """Exit code 0 when everything is in the database. Raises IngestError when the folder is in use."""
+    """Exit code 0 if everything is in the database. Raises IngestError if the folder is in use."""
     if is_in_use(config.data_dir):
         raise IngestError(
             f"the data folder {config.data_dir} is in use by another ingest process, which stores its events"
@@ -42,9 +42,9 @@ async def _drain(config: Config) -> int:
     finally:
         await connections.close(connection)
     left = await collector.stores.drain_only(config.database_wait_seconds)
-    books = collector.accounts
+    accounts = collector.accounts
     print(
-        f"{books.stored} events stored, {books.duplicate_in_database} were there already,"
-        f" {books.rejected.total()} refused or lost, {books.pending} left"
+        f"{accounts.stored} events stored, {accounts.duplicate_in_database} were there already,"
+        f" {accounts.rejected.total()} refused or lost, {accounts.pending} left"
     )
-    return 1 if left or books.pending else 0
+    return 1 if left or accounts.pending else 0

@@ -1,4 +1,4 @@
-"""The files of a journal as `ingest journal` reads them: whole, damaged, or deleted in the meantime."""
+"""Reading the files of a journal for `ingest journal`: intact, damaged, or deleted in the meantime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest.journal.survey import known_layouts
 
 
 def folders_of(data_dir: Path) -> list[Path]:
-    """The journals' folders. Raises IngestError if there is none."""
+    """The journals' folders. Raises IngestError if there are none."""
     folders = journals.folders(data_dir)
     if not folders:
         raise IngestError(f"there is no journal in the data folder {data_dir}")
@@ -21,12 +21,12 @@ def folders_of(data_dir: Path) -> list[Path]:
 
 
 def records_of(folder: Path) -> Iterator[Record]:
-    """What can be read of a journal, segment by segment."""
+    """All readable records of a journal, segment by segment."""
     yield from (record for _, record in found(folder))
 
 
 def found(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """The same, each with the segment that it is in."""
+    """All readable records of a journal, each with the path of its segment."""
     paths = segments.list_segments(folder)
     known = known_layouts(paths, journals.read_layout(folder))
     for path in paths:
@@ -34,7 +34,7 @@ def found(folder: Path) -> Iterator[tuple[Path, Record]]:
 
 
 def pieces(path: Path, known: Mapping[int, Layout]) -> Iterator[Record | str]:
-    """What is in a segment: records, and sentences about what is not. `known`: see known_layouts."""
+    """The records of a segment, and a description of each damage. `known`: see known_layouts."""
     try:
         with SegmentReader(path, known=known) as reader:
             if not reader.is_sound:

@@ -1,7 +1,7 @@
-"""`ingest journal resolve`: decide about a journal that exists twice, and from which nothing is stored any more.
+"""`ingest journal resolve`: decide about a journal that exists twice and is therefore no longer being stored.
 
-What waits in it may already be in the table, by way of another copy, or be nowhere else. Stored under a new journal
-number, each event gets into the table once: those that are already there are duplicates.
+Its pending events may already be in the table, by way of another copy, or exist nowhere else. Stored under a new
+journal number, each event gets into the table once: those already there are duplicates.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SET_ASIDE = "set-aside"
 
 
 def resolve(config: Config, how: str | None, number: int | None) -> int:
-    """List the journals of the data folder that there is something to decide about, and with `how` ("store" or
-    "set-aside") do it; exit code 1 when something is left to decide."""
+    """List the journals of the data folder that need a decision, and carry it out if `how` is given ("store" or
+    "set-aside"); exit code 1 if any are left to decide."""
     return on_database(config, "resolve", lambda connection: _resolve(config.data_dir, connection, how, number))
 
 
@@ -44,7 +44,7 @@ async def _resolve(data_dir: Path, connection: asyncpg.Connection, how: str | No
         layout = journals.read_layout(folder)
         standing = await ledger.look(connection, layout, Ownership(folder))
         if standing.objection is None:
-            print(f"journal {layout.journal}: nothing to resolve, what waits in it is stored when the service runs")
+            print(f"journal {layout.journal}: nothing to resolve, its events are stored when the service runs")
             continue
         waiting = sum(record.events for record in _waiting(folder, standing.stored_through))
         print(f"journal {layout.journal} exists twice, {waiting} events wait here: {standing.objection}")
@@ -70,7 +70,7 @@ async def _decide(data_dir: Path, folder: Path, how: str, position: int, connect
             names = " and ".join(str(journal) for journal in made) or "none"
             print(f"  it now waits in journal {names}, and is stored when the service runs")
             if _is_sound(folder):
-                # Every record that was not stored is in another folder, on stable storage.
+                # Every unstored record is in another folder, on stable storage.
                 shutil.rmtree(folder)
                 return
         print(f"  its files are kept in {_set_aside(folder)}")
@@ -79,9 +79,9 @@ async def _decide(data_dir: Path, folder: Path, how: str, position: int, connect
 
 
 async def _move(data_dir: Path, claimed: Claimed, position: int, connection: asyncpg.Connection) -> list[int]:
-    """Write what waits into new journals, one for each layout of rows; returns their numbers.
+    """Write the pending records into new journals, one per row layout; returns their numbers.
 
-    If this is interrupted and done again, both have the events, with the same ids: they are stored once.
+    If this is interrupted and repeated, two journals have the events, with the same ids: they are stored once.
     """
     numbers: list[int] = []
     journal: Journal | None = None
@@ -121,7 +121,7 @@ async def _new_journal(data_dir: Path, record: Record, connection: asyncpg.Conne
 
 
 def _renumbered(lines: bytes, columns: tuple[str, ...], batch_id: int) -> list[str]:
-    """The lines with the batch_id of the record that they are in now."""
+    """The lines with the batch_id of their new record."""
     place = columns.index("batch_id")
     renumbered = []
     for line in lines.decode("utf-8", "replace").split("\n")[:-1]:
@@ -132,8 +132,8 @@ def _renumbered(lines: bytes, columns: tuple[str, ...], batch_id: int) -> list[s
 
 
 def _waiting(folder: Path, position: int) -> Iterator[Record]:
-    """What the folder holds that is not known to be stored: beyond `position`, and beyond the positions that its own
-    records have noted."""
+    """The records not known to be stored: beyond `position`, and beyond the positions that the folder's own records
+    note."""
     known = max(position, max((record.stored_through for record in records_of(folder)), default=0))
     seen: set[int] = set()
     for record in records_of(folder):
@@ -149,7 +149,7 @@ def _is_sound(folder: Path) -> bool:
 
 
 def _set_aside(folder: Path) -> Path:
-    """Put the folder where no service looks for journals."""
+    """Move the folder to where no service looks for journals; returns its new path."""
     place = folder.parent / SET_ASIDE
     place.mkdir(mode=0o700, exist_ok=True)
     kept = folder.rename(place / f"{folder.name}-{secrets.token_hex(4)}")

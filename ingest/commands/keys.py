@@ -22,7 +22,7 @@ _MAY: Final = {
     "read": "read statistics",
     "admin": "do everything",
 }
-"""What keys of each scope may do."""
+"""What keys with each scope may do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +74,7 @@ def _checked_name(name: str) -> str:
 
 
 def list_keys(config: Config) -> int:
-    """A line for each key, revoked ones too, the oldest first."""
+    """Print a line for each key, including revoked ones, oldest first."""
     from ingest.api import api_keys
 
     keys = on_database(config, "keys", api_keys.listed)
@@ -107,12 +107,12 @@ def _as_text(moment: datetime) -> str:
 
 
 def revoke(config: Config, which: str) -> int:
-    """Revoke the keys with this name, beginning or id."""
+    """Revoke the keys that have this name, beginning or id."""
     from ingest.api import api_keys
 
     count = on_database(config, "keys", lambda connection: api_keys.revoke(connection, which.removesuffix("...")))
     if not count:
-        # What was given may be a whole key, which is not to be repeated.
+        # The argument may be a whole key, which must not be repeated.
         raise IngestError("no valid key has this name, beginning or id; see `ingest keys list`")
     keys = "1 key" if count == 1 else f"{count} keys"
     print(f"revoked {keys}; collectors stop accepting it within {api_keys.REFRESH_SECONDS:g} seconds")

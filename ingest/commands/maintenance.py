@@ -1,4 +1,4 @@
-"""`ingest maintenance`: the rollup worker's scheduled tasks, listed, or one of them done by hand."""
+"""`ingest maintenance`: list the rollup worker's scheduled tasks, or run one of them by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(config: Config, given: argparse.Namespace) -> int:
 
 
 def list_tasks() -> int:
-    """The schedule, a line a task."""
+    """Print the schedule, one line per task."""
     from ingest.service.maintenance import TASKS
 
     for task in TASKS:
@@ -31,7 +31,7 @@ def list_tasks() -> int:
 
 
 def run_task(config: Config, name: str) -> int:
-    """Do one of them now."""
+    """Run a scheduled task now."""
     from ingest.rollup.buckets import Room
     from ingest.service.maintenance import TASKS, Settings
 

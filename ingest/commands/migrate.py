@@ -1,4 +1,4 @@
-"""`ingest migrate`: bring the database to this release's schema, or show what that takes."""
+"""`ingest migrate`: bring the database to this release's schema, or show what that would do."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def migrate(config: Config, wait_seconds: float) -> int:
 
 
 def rehearse(config: Config, wait_seconds: float) -> int:
-    """Do what `migrate` would, roll it back, and say what it was."""
+    """Do what `migrate` would, roll it back, and print what it was."""
     from ingest.postgres import migrations
 
     applied = _on_database(config, migrations.rehearse, wait_seconds)
@@ -62,7 +62,7 @@ def rehearse(config: Config, wait_seconds: float) -> int:
 
 
 def status(config: Config, wait_seconds: float) -> int:
-    """A line for each migration; then, if the database is not what this release needs, why, and exit code 1."""
+    """Print a line for each migration. Raises MigrationError if the database is not what this release needs."""
     from ingest.postgres import migrations
 
     found = _on_database(config, migrations.status, wait_seconds)
@@ -75,13 +75,13 @@ def status(config: Config, wait_seconds: float) -> int:
 
 
 class _Work(Protocol[T]):
-    """What is done on a connection, with patience."""
+    """Work on a connection that waits for locks with patience."""
 
     async def __call__(self, connection: asyncpg.Connection, *, patience: Patience) -> T: ...
 
 
 def _on_database(config: Config, work: _Work[T], wait_seconds: float, *, make: bool = False) -> T:
-    """What `work` returns, whatever the schema."""
+    """Run `work` on a connection and return its result, without checking the schema."""
     import asyncio
 
     with database_url(config, make=make) as url:

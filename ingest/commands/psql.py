@@ -15,16 +15,16 @@ _NO_DATABASE = frozenset(("--help", "-?", "--version", "-V"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of its own it has none."""
+    """It has none of its own: unknown arguments are passed to psql."""
 
 
 def run(config: Config, given: argparse.Namespace) -> int:
-    """psql with its own arguments; its exit code."""
+    """Run psql with its arguments; returns its exit code."""
     from ingest.postgres import connections
     from ingest.postgres.embedded import EmbeddedPostgres
 
     arguments = given.rest
-    # The embedded server's own psql knows its version; for others the one on the PATH may be newer than ours.
+    # The embedded server's psql has the right version for it; for other servers, the one on the PATH may be newer.
     found = shutil.which("psql") if config.database_url is not None else None
     program = found or str(EmbeddedPostgres(embedded_folder(config.data_dir)).psql_path)
     if not _NO_DATABASE.isdisjoint(arguments):

@@ -1,4 +1,4 @@
-"""`ingest rejected`: list what was refused and why. Replaying it is in rejected_replay.py."""
+"""`ingest rejected`: list refused events and the reasons. Replaying them is in rejected_replay.py."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _check_reason(reason: str | None) -> None:
 
 
 def list_rejected(config: Config, reason: str | None, limit: int, replayed: bool) -> int:
-    """Counts by reason, then the newest refused events."""
+    """Print counts by reason, then the newest refused events."""
     counts, events = on_database(config, "rejected", lambda connection: _read(connection, reason, limit, replayed))
     counts = [count for count in counts if reason in (None, count["reason"])]
     for count in counts:

@@ -1,4 +1,4 @@
-"""`ingest rejected replay`: send refused events again, once the reason is gone."""
+"""`ingest rejected replay`: send refused events again, once the cause is gone."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ingest.postgres.queries import load_queries
 from ingest.service import control
 
 _AT_ONCE = 100
-"""An answer comes when the flush is stored, which takes a tenth of a second however many wait for it."""
+"""The response comes when the flush is stored, which takes a tenth of a second however many wait for it."""
 _NO_ANSWER = "no answer"
 _REPLAY_NAMESPACE = UUID("0d9a4f0e-7a57-5d0c-8f0b-3c2f2b6f7c55")
 
 
 def replay(config: Config, reason: str | None, number: int | None) -> int:
-    """Send refused events again, to the collector that runs on this data folder; exit code 1 if any is not stored.
+    """Send refused events again, to the collector running on this data folder; exit code 1 if any is not stored.
 
-    An event is marked as replayed when its row is stored: whatever happens before that, it can be replayed again.
+    An event is marked as replayed once its row is stored: whatever happens before that, it can be replayed again.
     """
     accepted, refused = on_database(
         config, "rejected", lambda connection: replay_on(connection, config, reason, number)
@@ -40,7 +40,7 @@ def replay(config: Config, reason: str | None, number: int | None) -> int:
 async def replay_on(
     connection: asyncpg.Connection, config: Config, reason: str | None, number: int | None
 ) -> tuple[int, int]:
-    """How many were accepted, and how many refused again."""
+    """Replay on this connection; returns how many events were accepted, and how many refused again."""
     paths = [path for path in control.running(config.data_dir) if await control.metrics_page(path) is not None]
     if not paths:
         raise IngestError(
@@ -66,7 +66,7 @@ async def replay_on(
 
 
 async def _send(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | None:
-    """None when its row is stored, else why not."""
+    """Send one event; returns None if its row is stored, else why not."""
     try:
         return await _post(session, event)
     except (aiohttp.ClientError, OSError, TimeoutError):
@@ -88,9 +88,9 @@ async def _post(session: aiohttp.ClientSession, event: asyncpg.Record) -> str | 
 
 
 def as_sent(event: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a request that sends a refused event again, as the client did then."""
+    """Body and headers of a request that sends a refused event again, as the client originally did."""
     headers = {
-        # No user agent is better than our own.
+        # Unset rather than our own if there was none.
         "User-Agent": event["user_agent"],
         "X-Forwarded-For": event["address"],
         RECEIVED_AT_HEADER: event["received_at"].isoformat(),
@@ -101,8 +101,8 @@ def as_sent(event: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
 
 
 def with_id(payload: str, number: int, route: str) -> bytes:
-    """The refused event with an id, if it had none, so that it is stored once however often it is replayed. What is
-    not a JSON object stays as it is."""
+    """The refused event, with an id added if it had none, so that it is stored once however often it is replayed.
+    Anything other than a JSON object stays as it is."""
     try:
         event: Any = orjson.loads(payload)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""`ingest rollup`: the worker that counts events into aggregates. Rebuilding and verifying those by hand is in
+"""`ingest rollup`: the worker that computes aggregates from events. Rebuilding and verifying them by hand is in
 rollup_rebuild.py and rollup_verify.py."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run(config: Config, given: argparse.Namespace) -> int:
 
 
 def work(config: Config) -> int:
-    """Roll up, or stand by, until SIGTERM or SIGINT."""
+    """Roll up, or stand by while another worker does, until SIGTERM or SIGINT."""
     import asyncio
 
     import uvloop

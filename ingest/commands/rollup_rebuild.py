@@ -22,7 +22,7 @@ def rebuild_range(config: Config, start: datetime, end: datetime) -> int:
 
 
 async def _rebuild(config: Config, connection: asyncpg.Connection, start: datetime, end: datetime) -> int:
-    """How many hours there were to rebuild."""
+    """Rebuild; returns how many hours there were to rebuild."""
     hours = await rebuild.note(connection, start, end)
     if not hours:
         return 0
@@ -33,15 +33,15 @@ async def _rebuild(config: Config, connection: asyncpg.Connection, start: dateti
         _progress(total - left, total)
         await rebuild.make_next(connection, config.rollup_dimensions, room)
     _progress(total, total)
-    # The weeks and months that consist of them.
+    # The weeks and months that include these hours.
     await rebuild.run_once(connection, config.rollup_dimensions, room)
-    # And what is computed from them.
+    # And the KPIs computed from all of them.
     await kpis.run_once(connection, datetime.now(UTC), kpis.load(), seconds=math.inf)
     return hours
 
 
 def _progress(done: int, total: int) -> None:
-    """A bar on a terminal; nothing where the output is kept."""
+    """Show a progress bar, only on a terminal."""
     if sys.stderr.isatty():
         width = 40
         filled = width * done // max(1, total)

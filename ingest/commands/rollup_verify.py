@@ -1,4 +1,4 @@
-"""`ingest rollup verify`: compare aggregates with the events that they were counted from."""
+"""`ingest rollup verify`: compare aggregates with the events they were computed from."""
 
 from __future__ import annotations
 

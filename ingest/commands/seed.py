@@ -1,4 +1,4 @@
-"""`ingest seed`: sample data from `sql/migrations/005_seed_data.sql`, into a database that is for development."""
+"""`ingest seed`: load sample data from `sql/migrations/005_seed_data.sql` into a development database."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, given: argparse.Namespace) -> int:
-    """Load the sample data of this seed for the thirty days before `anchor` (or now), and print rows by table."""
+    """Load the sample data for this seed and the thirty days before `anchor` (or now), and print rows by table."""
     seed, anchor = given.seed, given.anchor
     if seed > _SEED_MAX:
         raise IngestError(f"--seed must be from 0 to {_SEED_MAX}")
@@ -49,7 +49,7 @@ async def _load(
     declared = await connection.fetchval("SELECT nullif(current_setting('app.environment', true), '')")
     environment = _environment(config, declared)
     async with connection.transaction():
-        # Only until the end of the transaction: behind a pooler, somebody else has the session next.
+        # Only until the end of the transaction: behind a pooler, another client gets the session next.
         await connection.execute("SELECT set_config('app.environment', $1, true)", environment)
         loaded: list[asyncpg.Record] = await connection.fetch(
             "SELECT table_name, inserted FROM ingest.load_seed_data($1, coalesce($2, now()))", seed, anchor
@@ -58,10 +58,10 @@ async def _load(
 
 
 def _environment(config: Config, declared: str | None) -> str:
-    """What the database is for. What it declares itself (`ALTER DATABASE … SET app.environment`) has precedence over
+    """The database's environment. Its own declaration (`ALTER DATABASE … SET app.environment`) takes precedence over
     our setting.
 
-    Raises IngestError unless that is development.
+    Raises IngestError unless it is a development environment.
     """
     if declared is not None:
         environment, source = declared, "the database's app.environment"

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, given: argparse.Namespace) -> int:
-    """Print a line for each event of the service that runs on this data folder, until Ctrl-C."""
+    """Print a line for each event of the service running on this data folder, until Ctrl-C."""
     import asyncio
 
     try:

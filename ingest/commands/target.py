@@ -1,4 +1,4 @@
-"""The database a command works on: the configured one, or the embedded one, started for as long as it takes."""
+"""The database a command works on: the configured one, or the embedded one, started while the command runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def embedded_folder(data_dir: Path) -> Path:
 
 
 def on_database(config: Config, purpose: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    """What `work` returns, on a connection to the database, once its schema is known to be this release's."""
+    """Run `work` on a connection, after checking that the schema is this release's, and return its result."""
     import asyncio
 
     with database_url(config) as url:
@@ -43,9 +43,9 @@ async def _connected(url: str, purpose: str, work: Callable[[asyncpg.Connection]
 
 @contextmanager
 def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
-    """The URL of the database to work on. An embedded one that is not running is started, and stopped again.
+    """The URL of the database to work on. An embedded one that is not running is started, and stopped afterwards.
 
-    `make`: make the embedded one if there is none; otherwise that is an error.
+    `make`: create the embedded one if it does not exist; otherwise that is an error.
     """
     if config.database_url is not None:
         with _one_line_errors():
@@ -59,9 +59,9 @@ def database_url(config: Config, *, make: bool = False) -> Iterator[str]:
             f"there is no database yet: DATABASE_URL is not set and {folder} does not exist (`ingest dev` makes it)"
         )
     postgres = EmbeddedPostgres(folder)
-    # If a service is only just starting, its Postgres is the service's to stop.
+    # If a service is just starting, it owns Postgres and will stop it.
     keep = is_in_use(config.data_dir) or postgres.is_running()
-    # One that runs, or is starting, is waited for and used.
+    # Waits for and uses one that is running or starting.
     postgres.start()
     try:
         with _one_line_errors():

@@ -26,7 +26,7 @@ def run(config: Config, given: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return 0
     path = Path(given.output)
-    # All or nothing: what compiles against the old file can do so until the new one is complete.
+    # Atomic: programs can compile against the old file until the new one is complete.
     unfinished = path.with_name(f"{path.name}.new")
     try:
         unfinished.write_text(text, encoding="utf-8")
