@@ -1,4 +1,4 @@
-"""Every setting from every source, what is refused, and what an error may say."""
+"""Every setting from every source, invalid values, and what an error may contain."""
 
 import argparse
 import re
@@ -14,7 +14,7 @@ from ingest.base.setting import Setting
 from ingest.commands.arguments import moment, natural
 from ingest.commands.command_line import parser, subparsers
 
-# Each setting as it is written in text, and what it becomes: never its default.
+# Each setting as text, and its value: never the default.
 FERNET_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 SAMPLES: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
@@ -124,7 +124,7 @@ def test_every_setting_has_a_sample_and_the_samples_are_not_the_defaults():
     assert not [name for name, (_, value) in SAMPLES.items() if SETTINGS[name].default == value]
 
 
-def test_nothing_given_is_the_defaults(tmp_path):
+def test_without_settings_the_defaults_apply(tmp_path):
     assert load({}, {}, tmp_path) == Config()
 
 
@@ -245,7 +245,7 @@ def test_refused(name, given):
     assert len(message) < 300
 
 
-def test_an_error_says_where_the_value_came_from_and_what_is_allowed(tmp_path):
+def test_an_error_names_the_source_of_the_value_and_what_is_allowed(tmp_path):
     (tmp_path / "ingest.toml").write_text("port = 70000\nworkers = 'two'\n")
     allowed = "must be a whole number from 0 to 65535, not"
     assert refusal({"port": "x"}, {}, tmp_path) == f"port (from flag --port) {allowed} 'x'"
@@ -312,12 +312,12 @@ def test_unknown_variable(variable, expected):
         ("port = ", "file ingest.toml: not valid TOML: Invalid value (at end of document)"),
     ],
 )
-def test_file_that_is_wrong(line, expected, tmp_path):
+def test_invalid_file(line, expected, tmp_path):
     (tmp_path / "ingest.toml").write_text(line)
     assert refusal({}, {}, tmp_path).startswith(expected)
 
 
-def test_file_that_cannot_be_read(tmp_path):
+def test_unreadable_file(tmp_path):
     (tmp_path / "latin.toml").write_bytes(b"host = '\xe9'")
     assert refusal({"config": "absent.toml"}, {}, tmp_path) == "file absent.toml: No such file or directory"
     assert refusal({}, {"INGEST_CONFIG": "."}, tmp_path) == "file .: Is a directory"
@@ -344,7 +344,7 @@ def test_flag_of_another_command():
     assert str(unknown_flag("--prot", only=["log_level"])) == "unknown setting `--prot`"
 
 
-def test_unknown_name_among_the_flags():
+def test_unknown_name_passed_as_a_flag():
     assert refusal({"prot": 1}) == "unknown setting `--prot`: did you mean --port?"
 
 
@@ -372,7 +372,7 @@ def test_a_list_flag_may_be_repeated():
     assert load(parsed("--cors-origins="), {}, Path("no-such-folder")).cors_origins == ()
 
 
-def test_variables_of_others_are_left_alone(tmp_path):
+def test_other_programs_variables_are_ignored(tmp_path):
     environ = {
         "INGEST_TEST_DATABASE": "x",
         "INGEST_SERVICE_HOST": "10.0.0.1",
@@ -433,11 +433,11 @@ def _raise(parser: argparse.ArgumentParser, message: str) -> None:
     raise argparse.ArgumentError(None, message)
 
 
-# What `--help` calls the values.
+# The names of values in `--help`.
 
 
 def metavar_of(setting: Setting) -> str:
-    """What a reader would expect, by the type of the field and by what its values must be."""
+    """The metavar that a reader would expect, by the field's type and its allowed values."""
     kinds = get_args(setting.type) or (setting.type,)
     if getattr(setting.type, "__origin__", None) is tuple:
         return "A,B"
@@ -450,25 +450,25 @@ def metavar_of(setting: Setting) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_calls_a_value_what_it_is(name: str):
+def test_help_has_the_right_metavar(name: str):
     setting = SETTINGS[name]
     assert setting.metavar == metavar_of(setting)
     parser = argparse.ArgumentParser()
     add_arguments(parser, only=(name,))
-    told = parser.format_help()
-    # And is what is printed beside the flag.
+    shown = parser.format_help()
+    # And it is printed next to the flag.
     wanted = f"{setting.flag} {setting.metavar}".strip()
-    assert re.search(rf"{re.escape(wanted)}($|\s|,)", told), told
+    assert re.search(rf"{re.escape(wanted)}($|\s|,)", shown), shown
 
 
 def leaves() -> dict[str, argparse.ArgumentParser]:
-    """Commands, or their actions, as they are typed."""
+    """The parsers of commands, or of their actions, by command line."""
     commands = subparsers(parser()).values()
     return {leaf.prog: leaf for command in commands for leaf in subparsers(command).values() or [command]}
 
 
 @pytest.mark.parametrize("command", sorted(leaves()))
-def test_help_of_each_command_calls_its_own_values_what_they_are(command: str):
+def test_help_of_each_command_has_the_right_metavars(command: str):
     by_type: dict[object, str] = {moment: "TIME", natural: "N"}
     others = {"N", "TIME", "URL", "SIZE", "PATH"}
     for action in leaves()[command]._actions:

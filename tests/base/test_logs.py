@@ -1,4 +1,4 @@
-"""What a log line looks like, what cannot break it, and how seldom an outage is said."""
+"""The format of log lines, values that must not break it, and how often an outage is logged."""
 
 import json
 import logging
@@ -117,7 +117,7 @@ class Clock:
         return self.now
 
 
-def test_quiet_says_the_first_then_one_in_so_many_seconds():
+def test_quiet_logs_the_first_then_one_per_period():
     clock = Clock()
     quiet = Quiet(30, clock)
     said = []

@@ -1,4 +1,4 @@
-"""One service for the tests that only look at it."""
+"""One service, shared by tests that only read from it."""
 
 from __future__ import annotations
 

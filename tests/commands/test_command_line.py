@@ -1,4 +1,4 @@
-"""What is typed, right and wrong: help, mistakes, settings. In this process, as nothing is opened."""
+"""Command lines, right and wrong: help, mistakes, settings. Run in this process, as nothing is opened."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_help_is_printed(ingest_here, arguments):
     assert max(map(len, ran.out.splitlines())) < 120
 
 
-def test_help_lists_the_commands_their_actions_and_what_those_take(ingest_here):
+def test_help_lists_commands_actions_and_their_arguments(ingest_here):
     listed = ingest_here("--help").out
     assert all(f"\n    {command.name}" in listed for command in COMMANDS)
     listed = ingest_here("keys", "--help").out
@@ -68,7 +68,7 @@ def test_every_module_of_a_command_is_in_the_table():
         ("tail --json --config file.toml", None, {"json": True}, {"config": "file.toml"}),
     ],
 )
-def test_what_a_line_means(line, action, own, settings):
+def test_parsed_line(line, action, own, settings):
     command, given = parse(line.split())
     assert command.name == line.split()[0]
     assert given.action == action
@@ -77,7 +77,7 @@ def test_what_a_line_means(line, action, own, settings):
 
 
 @pytest.mark.parametrize("rest", ["-c select", "--help", "-h host --csv -v a=b name", "list create --limit 3"])
-def test_what_is_not_ours_is_for_psql(rest):
+def test_other_arguments_are_passed_to_psql(rest):
     for line in (f"--data-dir here {rest}", f"{rest} --data-dir=here"):
         command, given = parse(["psql", *line.split()])
         assert (command.name, given.rest, flags_of(given)) == ("psql", rest.split(), {"data_dir": "here"})

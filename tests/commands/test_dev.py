@@ -32,14 +32,14 @@ def pids_in(folder: Path) -> list[int]:
 
 @pytest.fixture
 def folder(new_folder) -> Iterator[Path]:
-    """A data folder, with a space in its path as a user might have one; its Postgres is gone in the end."""
+    """A data folder with a space in its path, as a user might have; afterwards its Postgres must be gone."""
     made = new_folder() / "a folder"
     yield made
     EmbeddedPostgres(made / "postgres").stop()
 
 
 class Life:
-    """A folder's lives, each in a process of its own, and what commands find in it meanwhile."""
+    """Successive runs of `ingest dev` on a folder, each in its own process, and commands run meanwhile."""
 
     def __init__(self, folder: Path, ingest: Callable[..., Ran]) -> None:
         self.folder = folder
@@ -87,7 +87,7 @@ def typed(line: str) -> subprocess.CompletedProcess[str]:
 
 
 def try_what_it_says(life: Life) -> None:
-    """What it tells a newcomer to type is what works; Ctrl-C stops it."""
+    """The commands it suggests work as printed; Ctrl-C stops it."""
     counted = "select event_count from analytics.event_aggregations where granularity = 'day' and dimensions = '{}'"
     with life.start() as dev:
         assert f"POST http://localhost:{dev.port}/v1/events" in dev.log_text()
@@ -105,7 +105,7 @@ def try_what_it_says(life: Life) -> None:
         assert "hello" in selected and '{"plan": "pro"}' in selected
         looked = life.ingest("journal", "--data-dir", life.folder)
         assert looked.out.splitlines()[1].split()[:2] == ["1", "0"] and looked.code == 0
-        # Ctrl-C goes to every process of the terminal's foreground.
+        # Ctrl-C goes to every process in the terminal's foreground group.
         os.killpg(dev.running_process.pid, signal.SIGINT)
         life.check_stopped(dev)
 
@@ -155,7 +155,7 @@ def kill_it(life: Life) -> None:
 
 def kill_its_postgres(life: Life, dev: Service) -> None:
     """It is started again, and nothing is lost."""
-    # The page is whole also once the rollup worker's is part of it.
+    # The page is also complete once it includes the rollup worker's.
     wait_until(lambda: "ingest_rollup_leader" in dev.metrics(), 20, "the rollup worker is on the page")
     assert dev.metrics()["ingest_events_unaccounted"] == 0
     for pid in pids_in(life.folder):

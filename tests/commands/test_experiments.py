@@ -1,4 +1,4 @@
-"""`ingest experiments` as it is run: a process, what it prints, how it ends."""
+"""`ingest experiments` as a user runs it: what it prints, and its exit code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_mistake_is_one_line(ingest_here: Run, database_url: str, arguments: t
     check_refused(ingest_here("experiments", *arguments, url=database_url), words)
 
 
-def test_what_is_not_possible_is_one_line(ingest_here: Run, database_url: str):
+def test_an_impossible_step_is_one_line(ingest_here: Run, database_url: str):
     def run(*arguments: str) -> Ran:
         return ingest_here("experiments", *arguments, url=database_url)
 

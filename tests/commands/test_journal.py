@@ -1,4 +1,4 @@
-"""`ingest journal`: what waits, what is damaged, what a record holds, and draining a folder."""
+"""`ingest journal`: pending events, damage, the contents of a record, and draining a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def test_the_journal_of_another_database_is_refused(ingest, postgres, temp
         assert looked.code == 0 and "another database" in looked.out.splitlines()[0]
 
 
-async def test_journal_while_the_service_runs_says_that_nothing_waits(ingest, service, shared_database):
+async def test_journal_shows_nothing_pending_while_the_service_runs(ingest, service, shared_database):
     assert service.post("/v1/events", {"name": "to the journal"})[0] == 200
     service.wait_stored()
     ran = ingest("journal", "--data-dir", service.data_dir, url=shared_database)
@@ -31,7 +31,7 @@ async def test_journal_while_the_service_runs_says_that_nothing_waits(ingest, se
     assert (ran.code, ran.err) == (0, "") and "sound" in ran.out and "damaged" not in ran.out
 
 
-async def test_journal_shows_what_waits_and_what_is_damaged(ingest, database_url, connection, tmp_path):
+async def test_journal_shows_pending_events_and_damage(ingest, database_url, connection, tmp_path):
     folder = tmp_path / "data"
     with running(Service(folder, database_url)):
         pass
@@ -51,10 +51,10 @@ async def test_journal_shows_what_waits_and_what_is_damaged(ingest, database_url
         assert cut_off.stop() == 0
     (segment,) = (folder / "journals" / "000001").glob("*.segment")
 
-    # Stopped now; nothing but the files is needed.
+    # The service is stopped; only the files are needed.
     verified = ingest("journal", "verify", "--data-dir", folder)
     assert (verified.code, verified.err) == (0, "") and "3 events, sound" in verified.out
-    # A start that could not ask the ledger left a gap in the numbers.
+    # A start without the ledger left a gap in the numbers.
     with SegmentReader(segment) as reader:
         number, _, third = [piece.number for piece in reader if isinstance(piece, Record) and piece.events]
     shown = ingest("journal", "show", str(number), "--data-dir", folder)
@@ -82,7 +82,7 @@ async def test_journal_shows_what_waits_and_what_is_damaged(ingest, database_url
     assert [row["name"] for row in names] == ["waits 0", "waits 1", "waits 2"]
 
 
-async def test_drain_stores_what_an_orphaned_folder_holds(ingest, database_url, connection, tmp_path):
+async def test_drain_stores_the_events_of_an_orphaned_folder(ingest, database_url, connection, tmp_path):
     folder = tmp_path / "data"
     check_refused(ingest("journal", "drain", "--data-dir", folder, url=database_url), "there is no journal")
     with running(Service(folder, database_url, "--workers", "2")) as two:
@@ -93,7 +93,7 @@ async def test_drain_stores_what_an_orphaned_folder_holds(ingest, database_url, 
         for index in range(20):
             assert cut_off.post("/v1/events", {"name": f"kept {index}"})[0] == 200
         cut_off.kill()
-    # Another machine: the folder was moved there, and nothing else.
+    # As on another machine, to which only the folder was moved.
     moved = tmp_path / "moved"
     folder.rename(moved)
     check_refused(ingest("journal", "drain", "--data-dir", moved, url=NOBODY), "connection refused")

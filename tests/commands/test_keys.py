@@ -23,7 +23,7 @@ def url(postgres: Server, template: str) -> Iterator[str]:
 
 
 def made(ingest: Run, url: str, *flags: str) -> str:
-    """A new key, which is all there is on stdout."""
+    """A new key, the only thing printed on stdout."""
     ran = ingest("keys", "create", *flags, url=url)
     assert ran.code == 0, ran
     assert KEY.fullmatch(ran.out.strip()), ran
@@ -32,14 +32,14 @@ def made(ingest: Run, url: str, *flags: str) -> str:
 
 
 def line_of(ingest: Run, url: str, key: str) -> str:
-    """What the list tells of a key, which is not the key."""
+    """The key's line in the list, which must not show the key itself."""
     ran = ingest("keys", "list", url=url)
     assert (ran.code, ran.err) == (0, "") and key not in ran.out
     [line] = [line for line in ran.out.splitlines() if line.startswith(key[:10])]
     return line
 
 
-def test_a_key_is_made_shown_once_listed_and_revoked(ingest: Run, url: str):
+def test_a_key_is_created_shown_once_listed_and_revoked(ingest: Run, url: str):
     key = made(ingest, url, "--name", "the shop's server", "--scope", "write")
     other = made(ingest, url, "--name", "desk", "--scope=admin", "--expires-days", "30")
     assert re.search(r"the shop's server +write +\d{4}-\d\d-\d\d \d\d:\d\d +never +valid$", line_of(ingest, url, key))
@@ -52,7 +52,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(ingest: Run, url: str):
     assert " revoked 2" in line_of(ingest, url, other)
 
 
-def test_the_service_believes_it_until_it_is_revoked(ingest: Run, url: str, tmp_path):
+def test_the_service_accepts_it_until_it_is_revoked(ingest: Run, url: str, tmp_path):
     with running(Service(tmp_path / "data", url)) as service:
         key = made(ingest, url, "--name", "reader", "--scope", "admin")
         assert service.get("/v1/leads")[0] == 401

@@ -1,4 +1,4 @@
-"""`ingest migrate`, `ingest types` and `ingest psql`: the schema, and what others read of it."""
+"""`ingest migrate`, `ingest types` and `ingest psql`: the schema, and its definitions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def test_migrate_brings_a_database_up_to_date_once(ingest, empty_database_
     assert (counted.code, counted.out, counted.err) == (0, "0\n", "")
 
 
-async def test_migrate_tells_its_state_and_rehearses(ingest, empty_database_url, connection, database_url):
+async def test_migrate_shows_its_status_and_rehearses(ingest, empty_database_url, connection, database_url):
     pending = ingest("migrate", "--status", url=empty_database_url)
     assert pending.code == 1 and "001_initial_schema.sql is not applied" in pending.err, pending
     assert pending.out.splitlines()[0].split() == ["001_initial_schema.sql", "pending"]

@@ -1,4 +1,4 @@
-"""What only a process shows: what it imports, a reader that goes away, what is in the way of a command."""
+"""Commands as processes: their imports, a reader that goes away, and what keeps a command from running."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGES = ["--help", *(f"{command.name} --help" for command in COMMANDS if not com
 
 
 @pytest.mark.parametrize("line", PAGES)
-def test_help_waits_for_no_library(line):
+def test_help_imports_no_slow_library(line):
     code = f"""
 import sys
 from ingest.__main__ import main
@@ -30,7 +30,7 @@ except SystemExit:
 
 
 @pytest.mark.parametrize("line", ["--version", "keys create --help", "serve --prot 1"])
-def test_the_command_as_it_is_installed(ingest, line):
+def test_the_installed_command(ingest, line):
     ran = ingest(*line.split())
     if "--prot" in line:
         check_refused(ran, "did you mean --port?")
@@ -40,7 +40,7 @@ def test_the_command_as_it_is_installed(ingest, line):
 
 @pytest.mark.parametrize("arguments", ["--help", "serve --help", "migrate --port 1"])
 def test_a_reader_that_goes_away_is_no_error(arguments):
-    # Buffered, as usual: what is printed meets the closed pipe only at the end.
+    # Output is buffered, as usual, so it reaches the closed pipe only at the end.
     kept = {name: value for name, value in environment(None).items() if name != "PYTHONUNBUFFERED"}
     command = [*INGEST, *arguments.split()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=kept)

@@ -51,7 +51,7 @@ async def test_refused_events_are_listed_and_replayed_once(ingest, database_url,
         assert rest.out.endswith("3 accepted, 1 refused again\n")
         nothing = rejected("replay", "--reason", "too_old")
         assert (nothing.code, nothing.out) == (0, "0 accepted, 0 refused again\n")
-        # Even if what was replayed is not known to be: the ids are theirs, not the replay's.
+        # Even if they are not known to have been replayed: the ids are the events', not the replay's.
         await connection.execute("UPDATE analytics.rejected_events SET replayed_at = NULL")
         assert rejected("replay", "--reason", "too_old").out == "4 accepted, 0 refused again\n"
         assert lenient.wait_stored()["ingest_events_stored_total"] == 4
@@ -61,7 +61,7 @@ async def test_refused_events_are_listed_and_replayed_once(ingest, database_url,
     rows = await connection.fetch("SELECT name, created_at, user_agent FROM analytics.events ORDER BY name")
     assert [row["name"] for row in rows] == ["old 0", "old 1", "old 2", "old track"]
     assert {row["created_at"] for row in rows} == {at}
-    # Not ours, whatever else.
+    # Whatever it is, not our own.
     assert not any("aiohttp" in (row["user_agent"] or "") for row in rows)
 
 
@@ -91,7 +91,7 @@ async def test_a_replay_corrects_the_clients_clock_as_the_first_try_would_have(
             status, answer = service.post(path, body)
             assert status == 400 and '"nested_too_deep"' in answer, answer
         service.wait_stored()
-    # Days later, and by then nobody knows how long the way to the first try was.
+    # Days later, when the delay of the first request is no longer known.
     await connection.execute(
         "UPDATE analytics.rejected_events SET received_at = received_at - interval '2 days',"
         " sent_at = sent_at - interval '2 days'"
@@ -114,7 +114,7 @@ async def test_a_replay_corrects_the_clients_clock_as_the_first_try_would_have(
     }
     found = {row["name"]: row["created_at"] for row in stored}
     assert found.keys() == wanted.keys()
-    # What the requests took to come is part of what their clock seemed to be wrong by.
+    # The delay of a request is part of the apparent error of the client's clock.
     late = {name: at - wanted[name] for name, at in found.items()}
     assert all(timedelta() <= delay < timedelta(minutes=5) for delay in late.values()), late
     assert {name for name, delay in late.items() if delay} == {"a batch", "a browser's", "a message", "alone"}

@@ -34,7 +34,7 @@ async def test_aggregates_are_compared_and_rebuilt(ingest, database_url, connect
     assert none.out == "nothing to do: there are no events in that range\n"
 
 
-async def test_what_is_on_the_schedule_is_listed_and_done_by_hand(ingest, database_url, connection):
+async def test_scheduled_tasks_are_listed_and_run_by_hand(ingest, database_url, connection):
     listed = ingest("maintenance", "--list")
     assert (listed.code, listed.err) == (0, "")
     assert [line.split()[0] for line in listed.out.splitlines()] == [task.name for task in TASKS]

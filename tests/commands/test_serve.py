@@ -1,4 +1,4 @@
-"""`ingest serve`: its workers, and what is in its way."""
+"""`ingest serve`: its workers, and what keeps it from running."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
     def post(service: Service, count: int) -> None:
         nonlocal accepted
         for _ in range(count):
-            # Each on a connection of its own: the kernel chooses the worker.
+            # Each on its own connection: the kernel chooses the worker.
             assert service.post("/v1/events", [{"name": "shared"}, {"name": ""}])[0] == 200
             accepted += 1
 
@@ -72,7 +72,7 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
         count = await connection.fetchval("SELECT count(*) FROM analytics.events")
         assert count == accepted == 60
 
-        # kill -9 of the supervisor alone: its workers notice, store what they have, and end.
+        # kill -9 of only the supervisor: its workers notice, store what they have, and exit.
         left = [psutil.Process(pid) for pid in service.workers()]
         service.signal(signal.SIGKILL)
         assert not psutil.wait_procs(left, timeout=15)[1]
@@ -99,12 +99,12 @@ def test_a_process_that_is_starting_is_not_cut_short_by_ctrl_c(tmp_path):
     assert blocked & 1 << signal.SIGINT - 1 and blocked & 1 << signal.SIGTERM - 1
 
 
-async def test_a_worker_drains_the_journal_of_one_that_is_no_more(ingest, database_url, connection, tmp_path):
+async def test_a_worker_drains_the_journal_of_a_dead_one(ingest, database_url, connection, tmp_path):
     folder = tmp_path / "data"
     with running(Service(folder, database_url, "--workers", "2")) as two:
         wait_until(lambda: raw_metrics(two).count("ingest_ready{") == 2, 20, "both workers have made their journals")
     assert "Traceback" not in two.log_text()
-    # With the database away, both journals fill; then everything dies at once.
+    # With the database down, both journals fill; then everything dies at once.
     with running(Service(folder, NOBODY, "--workers", "2")) as cut_off:
         wait_until(lambda: raw_metrics(cut_off).count("ingest_ready{") == 2, 20, "both workers serve")
         for index in range(30):
@@ -128,11 +128,11 @@ async def test_a_worker_drains_the_journal_of_one_that_is_no_more(ingest, databa
     assert [line.split()[1] for line in after] == ["0", "0"]
 
 
-async def test_ctrl_c_while_serve_waits_for_the_database_ends_it_at_once(tmp_path):
+async def test_ctrl_c_stops_serve_at_once_while_it_waits_for_the_database(tmp_path):
     service = Service(tmp_path / "data", NOBODY, "--workers", "2").start(wait=False)
     try:
         wait_until(lambda: service.log_text().count("waiting for the database") == 2, 20, "both workers wait")
-        # A terminal sends it to everybody.
+        # A terminal sends it to every process.
         os.killpg(service.running_process.pid, signal.SIGINT)
         assert service.running_process.wait(5) == 0
     finally:

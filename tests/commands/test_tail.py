@@ -1,4 +1,4 @@
-"""`ingest tail`: what it shows of a service, and how it ends."""
+"""`ingest tail`: its output, and how it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.service import Service, environment
 
 @contextmanager
 def following(service: Service, *flags: str):
-    """`ingest tail` on the service, started and following; ended in the end."""
+    """`ingest tail`, following the service; terminated at the end."""
     process = subprocess.Popen(
         [*INGEST, "tail", "--data-dir", str(service.data_dir), *flags],
         stdout=subprocess.PIPE,
@@ -25,7 +25,7 @@ def following(service: Service, *flags: str):
     assert process.stdout is not None and process.stderr is not None
     try:
         assert process.stderr.readline() == "following 1 collector(s); Ctrl-C to stop\n"
-        # It says so just before it does: the first event that it shows is the proof.
+        # It reports this just before it does: only the first event shown proves it.
         while not select_readable(process.stdout.fileno(), 0.1):
             assert service.post("/v1/events", {"name": "knock"})[0] == 200
         yield process
@@ -40,7 +40,7 @@ def select_readable(descriptor: int, seconds: float) -> bool:
     return bool(select.select([descriptor], [], [], seconds)[0])
 
 
-async def test_tail_shows_what_is_accepted_and_what_is_refused_and_why(service):
+async def test_tail_shows_accepted_and_refused_events_and_the_reason(service):
     with following(service) as tail:
         event = {"name": "Bought ✅", "user_id": "u-7", "url": "https://x.example/cart", "properties": {"eur": 12.5}}
         bad = {"name": "", "properties": {"left": "out"}}
@@ -63,7 +63,7 @@ async def test_tail_shows_what_is_accepted_and_what_is_refused_and_why(service):
         while (line := json.loads(tail.stdout.readline()))["result"] == "accepted":
             assert line["name"] == "knock"
         assert (line["result"], line["reason"], line["payload"]) == ("rejected", "malformed_json", "nonsense")
-        # As in `ingest tail | head`: when nobody reads on, it ends without a word.
+        # As in `ingest tail | head`: when the reader has gone, it ends silently.
         tail.stdout.close()
         for _ in range(2):
             service.post("/v1/events", {"name": "after"})

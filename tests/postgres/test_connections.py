@@ -1,4 +1,4 @@
-"""Connections, their one-line errors without passwords, psql."""
+"""Connections, their one-line errors without passwords, and psql."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ def url(port: int, name: str = "shop") -> str:
 # Connections.
 
 
-async def test_connection_says_what_it_is_for_and_keeps_no_statements(database_url: str):
+async def test_connection_names_its_purpose_and_keeps_no_statements(database_url: str):
     connection = await connections.connect(database_url, purpose="writer")
     try:
         assert await connection.fetchval("SHOW application_name") == "ingest writer"
@@ -35,7 +35,7 @@ async def test_connection_says_what_it_is_for_and_keeps_no_statements(database_u
         await connection.close()
 
 
-async def test_statement_without_an_answer_is_cancelled(database_url: str):
+async def test_statement_without_a_response_is_cancelled(database_url: str):
     connection = await connections.connect(database_url, purpose="test", statement_timeout_seconds=0.05)
     try:
         with pytest.raises(TimeoutError):
@@ -55,7 +55,7 @@ async def refused(dsn: str, timeout_seconds: float = 10) -> str:
     return text
 
 
-async def test_nobody_listens(unused_tcp_port: int):
+async def test_port_without_a_listener(unused_tcp_port: int):
     text = await refused(url(unused_tcp_port))
     assert text == (
         f'cannot connect to database "shop" at 127.0.0.1:{unused_tcp_port}: connection refused;'
@@ -63,13 +63,13 @@ async def test_nobody_listens(unused_tcp_port: int):
     )
 
 
-async def test_somebody_listens_who_does_not_answer():
+async def test_listener_that_does_not_respond():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         text = await refused(url(silent.getsockname()[1]), timeout_seconds=0.2)
     assert text.endswith("no answer within 0.2 seconds")
 
 
-async def test_somebody_listens_who_is_no_postgres():
+async def test_listener_that_is_not_postgres():
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
         await writer.wait_closed()
@@ -128,7 +128,7 @@ def test_description_names_the_place_and_nothing_else(dsn: str, described: str):
 # psql.
 
 
-def test_psql_gets_the_password_where_nobody_sees_it():
+def test_psql_gets_the_password_out_of_sight():
     dsn = f"postgresql://ann:{quote('p@ss/wörd', safe='')}@db.example.com/shop?sslmode=require"
     assert connections.psql_command(dsn, "psql", ["-c", "SELECT 1"]) == [
         "psql",
@@ -140,7 +140,7 @@ def test_psql_gets_the_password_where_nobody_sees_it():
     assert connections.psql_environment(dsn)["PGPASSWORD"] == "p@ss/wörd"
 
 
-def test_psql_is_not_given_a_url_in_which_the_password_cannot_be_told():
+def test_psql_is_not_given_a_url_in_which_the_password_cannot_be_found():
     with pytest.raises(DatabaseError, match="malformed") as caught:
         connections.psql_command(f"postgresql://ann:1234/{PASSWORD}@db.example.com/shop", "psql", [])
     assert PASSWORD not in str(caught.value)
@@ -176,7 +176,7 @@ def test_psql_opens_another_database_of_the_same_server(args: list[str], rest: l
 
 
 @pytest.mark.parametrize("args", [["-d", "postgresql://elsewhere/x"], ["-d", "host=elsewhere"], ["--nonsense"], []])
-def test_psql_is_left_what_names_another_server(args: list[str]):
+def test_psql_keeps_arguments_that_name_another_server(args: list[str]):
     url = "postgresql://ann@db.example.com/shop"
     assert connections.psql_command(url, "psql", args) == ["psql", "--dbname", url, *args]
 
@@ -193,7 +193,7 @@ async def test_psql_reaches_the_database(connection: asyncpg.Connection, databas
 # Sockets.
 
 
-def test_short_path_is_taken_as_it_is(new_folder: Callable[[], Path]):
+def test_short_path_is_used_unchanged(new_folder: Callable[[], Path]):
     folder = new_folder() / "run"
     assert short_socket_folder(folder) == folder == find_socket_folder(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -220,7 +220,7 @@ def test_private_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: p
         short_socket_folder(long)
 
 
-def test_private_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_private_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     long = tmp_path / ("x" * 100)
     find_socket_folder(long).mkdir()

@@ -1,4 +1,4 @@
-"""The embedded Postgres: started, adopted, stopped, killed, and clear about what keeps it from starting."""
+"""The embedded Postgres: started, adopted, stopped, killed, and its errors when it cannot start."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from tests.support.databases import SMALL
 
 @pytest.fixture
 def folder(new_folder: Callable[[], Path]) -> Iterator[Path]:
-    """Where a server may be made; one that is left there is stopped."""
+    """A folder for a server, which is stopped afterwards if it is still running."""
     folder = new_folder() / "postgres"
     yield folder
     EmbeddedPostgres(folder).stop()
@@ -58,7 +58,7 @@ def refused(server: EmbeddedPostgres) -> str:
     return str(caught.value)
 
 
-async def test_first_start_makes_an_empty_utf8_database_that_is_durable(server: EmbeddedPostgres):
+async def test_first_start_creates_an_empty_durable_utf8_database(server: EmbeddedPostgres):
     assert server.is_running()
     found = {
         name: await ask(server, f"SHOW {name}")
@@ -77,7 +77,7 @@ async def test_first_start_makes_an_empty_utf8_database_that_is_durable(server: 
     assert await ask(server, "SHOW shared_buffers") == SMALL["shared_buffers"]
 
 
-async def test_nobody_else_can_reach_it(server: EmbeddedPostgres):
+async def test_other_users_cannot_reach_it(server: EmbeddedPostgres):
     assert server.pid is not None
     assert psutil.Process(server.pid).net_connections("inet") == []
     sockets = Path(str(await ask(server, "SHOW unix_socket_directories")))
@@ -86,7 +86,7 @@ async def test_nobody_else_can_reach_it(server: EmbeddedPostgres):
     assert server.log_path.stat().st_mode & 0o077 == 0
 
 
-async def test_start_and_stop_can_be_repeated_and_keep_what_is_stored(server: EmbeddedPostgres):
+async def test_start_and_stop_can_be_repeated_and_keep_the_rows(server: EmbeddedPostgres):
     await ask(server, "CREATE TABLE kept AS SELECT 42 AS a")
     server.start()
     server.stop()
@@ -106,17 +106,17 @@ async def test_running_server_is_adopted(server: EmbeddedPostgres, folder: Path)
     assert not server.is_running()
 
 
-def test_of_many_that_start_it_at_once_one_does(folder: Path):
+def test_of_many_that_start_it_at_once_one_succeeds(folder: Path):
     servers = [EmbeddedPostgres(folder, SMALL) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(EmbeddedPostgres.start, servers))
     assert len({server.pid for server in servers}) == 1
 
 
-async def test_killed_server_starts_again_with_what_was_committed(server: EmbeddedPostgres):
+async def test_killed_server_starts_again_with_all_that_was_committed(server: EmbeddedPostgres):
     await ask(server, "CREATE TABLE kept AS SELECT 42 AS a")
     connection = await connections.connect(server.dsn, purpose="tests")
-    # A backend that is at work when its postmaster is killed does not notice; this one would go on for hours.
+    # A busy backend does not notice that its postmaster was killed; this one would run for hours.
     busy = asyncio.ensure_future(connection.execute("SELECT count(*) FROM generate_series(1, 1000000000000)"))
     await asyncio.sleep(0.1)
     kill(server)
@@ -127,8 +127,8 @@ async def test_killed_server_starts_again_with_what_was_committed(server: Embedd
     connection.terminate()
 
 
-async def test_number_of_a_killed_server_that_is_somebody_elses_now(server: EmbeddedPostgres, folder: Path):
-    """As in a container that begins again: the file names a process, but it is not our postmaster."""
+async def test_pid_of_a_killed_server_that_another_process_has_now(server: EmbeddedPostgres, folder: Path):
+    """As in a restarted container: the file names a process, but it is not our postmaster."""
     old = server.pid
     kill(server)
     stranger = await asyncio.create_subprocess_exec("sleep", "60", user=folder.stat().st_uid if is_root() else None)
@@ -146,7 +146,7 @@ async def test_number_of_a_killed_server_that_is_somebody_elses_now(server: Embe
         await stranger.wait()
 
 
-async def test_half_made_folder_is_made_anew(folder: Path):
+async def test_incomplete_folder_is_rebuilt(folder: Path):
     (folder / "cluster.new").mkdir(parents=True)
     (folder / "cluster.new" / "PG_VERSION").write_text("18\n")
     (folder / "lock").touch()
@@ -174,7 +174,7 @@ async def test_long_path_has_its_socket_elsewhere(new_folder: Callable[[], Path]
     sockets.rmdir()
 
 
-async def test_environment_of_another_postgres_does_not_matter(folder: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_environment_of_another_postgres_is_ignored(folder: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in {"PGPORT": "6000", "PGDATA": "/nowhere", "PGOPTIONS": "-c no=1", "PGHOST": "db"}.items():
         monkeypatch.setenv(name, value)
     server = EmbeddedPostgres(folder, SMALL)
@@ -182,7 +182,7 @@ async def test_environment_of_another_postgres_does_not_matter(folder: Path, mon
     assert await ask(server, "SELECT 1") == 1
 
 
-async def test_dropped_database_is_made_again(server: EmbeddedPostgres):
+async def test_dropped_database_is_recreated(server: EmbeddedPostgres):
     connection = await asyncpg.connect(server.dsn.replace("/ingest?", "/postgres?"))
     await connection.execute("DROP DATABASE ingest")
     await connection.close()
@@ -228,7 +228,7 @@ def test_failed_start_shows_the_end_of_the_log(server: EmbeddedPostgres, folder:
     server.start()
 
 
-def test_what_root_opens_to_it_can_be_passed_but_not_read(server: EmbeddedPostgres, folder: Path):
+def test_folders_that_root_opens_to_it_can_be_traversed_but_not_read(server: EmbeddedPostgres, folder: Path):
     if not is_root():
         pytest.skip("only root runs it as another user")
     assert server.pid is not None

@@ -27,8 +27,8 @@ async def test_a_lease_has_one_holder(connection: asyncpg.Connection):
     first, second = Lease("a", 60), Lease("a", 60)
     assert await first.take(connection)
     assert not await second.take(connection)
-    assert await Lease("b", 60).take(connection), "another lease is nobody's business"
-    # Once more is no harm, as after an answer that got lost.
+    assert await Lease("b", 60).take(connection), "another lease is independent"
+    # Taking it again does no harm, as after a lost response.
     assert await first.take(connection)
     assert await first.renew(connection)
     assert not await second.renew(connection)
@@ -40,7 +40,7 @@ async def test_a_lease_has_one_holder(connection: asyncpg.Connection):
     assert not await first.renew(connection)
 
 
-async def test_of_many_who_take_it_at_once_one_gets_it(database_url: str, connection: asyncpg.Connection):
+async def test_of_many_that_take_it_at_once_one_gets_it(database_url: str, connection: asyncpg.Connection):
     opened = [await connections.connect(database_url, purpose="tests") for _ in range(6)]
     try:
         for _ in range(10):
@@ -56,7 +56,7 @@ async def test_of_many_who_take_it_at_once_one_gets_it(database_url: str, connec
             await one.close()
 
 
-async def test_one_that_has_expired_is_anybodys_and_until_then_still_the_holders(connection: asyncpg.Connection):
+async def test_an_expired_lease_is_free_but_the_holder_may_renew_it_first(connection: asyncpg.Connection):
     first, second = Lease("a", 60), Lease("a", 60)
     assert await first.take(connection)
     await connection.execute(EXPIRE)
@@ -73,7 +73,7 @@ async def test_one_that_has_expired_is_anybodys_and_until_then_still_the_holders
     assert await holder(connection, "b") is None
 
 
-async def test_nobody_takes_over_while_a_transaction_holds_it_and_it_is_renewed_all_the_same(
+async def test_while_a_transaction_holds_it_it_cannot_be_taken_but_can_be_renewed(
     connection: asyncpg.Connection, other: asyncpg.Connection
 ):
     first, second = Lease("a", 60), Lease("a", 60)
@@ -82,7 +82,7 @@ async def test_nobody_takes_over_while_a_transaction_holds_it_and_it_is_renewed_
         await first.hold(connection)
         await other.execute(EXPIRE)
         async with asyncio.timeout(10):
-            assert not await second.take(other), "and waits for nobody"
+            assert not await second.take(other), "and does not wait"
             assert await first.renew(other)
         await other.execute(EXPIRE)
     assert await second.take(other)
@@ -105,7 +105,7 @@ async def test_it_is_kept_as_long_as_the_block_runs(database_url: str, connectio
 
     async with lease.kept(connect) as lost:
         await renewals(3)
-        # Its connection may be ended: it makes another.
+        # Its connection may be terminated: it opens another.
         end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ingest keeper'"
         assert await connection.fetch(end)
         await renewals(3)
@@ -131,15 +131,15 @@ async def test_a_turn_sees_what_was_done_while_it_waited(
         counting = asyncio.ensure_future(second_turn())
         await waiting.wait()
         await connection.execute("INSERT INTO analytics.stale_buckets VALUES ('day', now()), ('week', now())")
-        # Longer than it waits at once, so that it has begun again.
+        # Longer than a single wait, so that it has begun another.
         done, _ = await asyncio.wait((counting,), timeout=3)
         assert not done
     assert await counting == 2
-    # Nothing of it is left in the session.
+    # The limit is not left in the session.
     assert await other.fetchval("SHOW lock_timeout") == await connection.fetchval("SHOW lock_timeout") == "0"
 
 
-async def test_a_rollup_whose_lease_is_anothers_does_nothing(connection: asyncpg.Connection):
+async def test_a_rollup_does_nothing_while_another_holds_the_lease(connection: asyncpg.Connection):
     await connection.execute("INSERT INTO analytics.journals (identity) VALUES (gen_random_uuid())")
     await connection.execute("INSERT INTO analytics.flushes (journal, first_record, last_record) VALUES (1, 1, 1)")
     room = Room(names=10, values=10)

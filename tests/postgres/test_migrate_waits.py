@@ -1,4 +1,4 @@
-"""Migrations that others are in the way of: it is said who, again and again, and there is an end to it."""
+"""Migrations that other sessions block: they report who does, repeatedly, and give up in the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ END_SECONDS = 60
 
 
 class Migrating:
-    """`ingest migrate` in a process of its own."""
+    """`ingest migrate` in its own process."""
 
     def __init__(self, url: str, folder: Path, *flags: str) -> None:
         self._err = folder / f"err-{secrets.token_hex(4)}"
@@ -50,13 +50,13 @@ class Migrating:
         return self.process.returncode, out.decode()
 
 
-def is_told(waiting: Migrating) -> bool:
+def has_reported(waiting: Migrating) -> bool:
     return bool(waiting.said)
 
 
 @asynccontextmanager
 async def session(url: str, name: str, *statements: str) -> AsyncIterator[asyncpg.Connection]:
-    """Somebody who has done this in a transaction, and has not ended it."""
+    """A session that has run these statements in a transaction, which is still open."""
     connection = await asyncpg.connect(url, server_settings={"application_name": name}, statement_cache_size=0)
     try:
         async with connection.transaction():
@@ -92,7 +92,7 @@ HELD = {
         ("its table", ("--status",)),
     ],
 )
-async def test_who_is_in_the_way_is_told_until_there_is_an_end(database_url: str, tmp_path: Path, held: str, flags):
+async def test_it_reports_who_blocks_it_until_it_gives_up(database_url: str, tmp_path: Path, held: str, flags):
     statement, what = HELD[held]
     async with session(database_url, "somebody else", statement) as other:
         pid = other.get_server_pid()
@@ -115,13 +115,13 @@ async def test_who_is_in_the_way_is_told_until_there_is_an_end(database_url: str
 
 
 @pytest.mark.parametrize("through_pooler", [False, True])
-async def test_it_goes_on_when_the_other_is_done(database_url: str, tmp_path: Path, pooler, through_pooler: bool):
+async def test_it_continues_when_the_other_is_done(database_url: str, tmp_path: Path, pooler, through_pooler: bool):
     url = pooler.url_of(database_url) if through_pooler else database_url
     for statement, _ in HELD.values():
         async with session(url, "in no hurry", statement):
             waiting = Migrating(url, tmp_path)
             try:
-                await asyncio.to_thread(wait_until, partial(is_told, waiting), 30, "it is told")
+                await asyncio.to_thread(wait_until, partial(has_reported, waiting), 30, "it reports that it waits")
             finally:
                 if not waiting.said:
                     waiting.process.kill()
@@ -130,7 +130,7 @@ async def test_it_goes_on_when_the_other_is_done(database_url: str, tmp_path: Pa
         assert all(line.startswith("waiting for ") and "application in no hurry" in line for line in waiting.said)
 
 
-async def test_a_pooler_that_has_no_connection_left_is_told_as_well(
+async def test_it_also_reports_a_pooler_that_has_no_connection_left(
     database_url: str, tmp_path: Path, pooler: Pooler
 ):
     url = pooler.url_of(database_url)
@@ -142,7 +142,7 @@ async def test_a_pooler_that_has_no_connection_left_is_told_as_well(
 
 
 async def test_two_migrations_name_each_other(empty_database_url: str, tmp_path: Path):
-    """The first one takes until the second has said whom it waits for, which then finds everything done."""
+    """The first one runs until the second has reported whom it waits for; the second then finds everything done."""
     folder = tmp_path / "migrations"
     folder.mkdir()
     (folder / "001_slow.sql").write_text(_SLOW)
@@ -191,12 +191,12 @@ DDL = {
     "UPDATE t SET a = 3": "SELECT * FROM t FOR UPDATE",
     "CREATE TABLE done (a int); ALTER TABLE t ADD CHECK (a > 0) NOT VALID": "LOCK TABLE t IN ROW EXCLUSIVE MODE",
 }  # fmt: skip
-"""What a file does, and what another does that is in its way."""
+"""A migration file, and the statement of another session that blocks it."""
 
 
 @pytest.mark.parametrize("file", DDL)
 @pytest.mark.parametrize("how", ["released", "kept"])
-async def test_locks_of_tables_are_waited_for_likewise(empty_database_url: str, tmp_path: Path, file: str, how: str):
+async def test_it_waits_for_table_locks_in_the_same_way(empty_database_url: str, tmp_path: Path, file: str, how: str):
     (tmp_path / "001_t.sql").write_text("CREATE TABLE t (a int); INSERT INTO t VALUES (1);")
     connection = await connections.connect(empty_database_url, purpose="migrate")
     said: list[str] = []
@@ -218,14 +218,14 @@ async def test_locks_of_tables_are_waited_for_likewise(empty_database_url: str, 
         if how == "released":
             assert await migrating == ["002_file.sql"]
         else:
-            # Nothing of it is left, and the next one can do it.
+            # It leaves nothing behind, and the next one succeeds.
             assert await migrations.migrate(connection, folder=tmp_path) == ["002_file.sql"]
     finally:
         await connection.close()
 
 
 async def test_others_can_use_the_table_while_a_migration_waits_for_it(empty_database_url: str, tmp_path: Path):
-    """Who comes after a waiting ALTER TABLE waits behind it: it must let them pass from time to time."""
+    """Sessions that come after a waiting ALTER TABLE queue behind it: it must let them pass from time to time."""
     (tmp_path / "001_t.sql").write_text("CREATE TABLE t (a int);")
     connection = await connections.connect(empty_database_url, purpose="migrate")
     reader = await asyncpg.connect(empty_database_url)
@@ -247,7 +247,7 @@ async def test_others_can_use_the_table_while_a_migration_waits_for_it(empty_dat
         await connection.close()
 
 
-async def test_a_role_without_rights_is_told_the_process_and_the_user(empty_database_url: str, tmp_path: Path):
+async def test_a_role_without_rights_sees_the_process_and_the_user(empty_database_url: str, tmp_path: Path):
     administrator = await asyncpg.connect(empty_database_url)
     role = f"plain_{secrets.token_hex(4)}"
     await administrator.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
@@ -271,13 +271,13 @@ async def test_a_role_without_rights_is_told_the_process_and_the_user(empty_data
         await administrator.close()
 
 
-async def test_without_somebody_to_look_there_is_an_end_too(database_url: str):
+async def test_it_gives_up_even_without_a_connection_to_look_with(database_url: str):
     connection = await connections.connect(database_url, purpose="migrate")
     try:
         async with session(database_url, "somebody", f"SELECT pg_advisory_xact_lock({LOCK_KEY})"):
             with pytest.raises(MigrationError, match=r"gave up after waiting .* s for another transaction"):
                 await migrations.migrate(connection, patience=Patience(1))
-        # Nothing of the limits is left in the session.
+        # The limits are not left in the session.
         assert await connection.fetchval("SELECT current_setting('lock_timeout')") == "0"
         assert await migrations.migrate(connection) == []
     finally:
@@ -285,7 +285,7 @@ async def test_without_somebody_to_look_there_is_an_end_too(database_url: str):
 
 
 @pytest.mark.parametrize("bad", ["-1", "soon", "nan", "1e9", ""])
-def test_a_wrong_wait_is_told_in_one_line(tmp_path: Path, bad: str):
+def test_an_invalid_wait_is_a_one_line_error(tmp_path: Path, bad: str):
     waiting = Migrating("postgresql://nobody@127.0.0.1:1/none", tmp_path, f"--wait={bad}")
     assert waiting.end()[0] == 1
     (line,) = waiting.said

@@ -1,4 +1,4 @@
-"""Migrations: once each, in order, whole or not at all, also by two at once and by an ordinary role."""
+"""Migrations: once each, in order, all or nothing, even if two run at once or the role is an ordinary one."""
 
 import asyncio
 import secrets
@@ -143,16 +143,16 @@ async def test_rehearsal_does_everything_and_leaves_nothing(empty: asyncpg.Conne
 
 
 class Ordinary:
-    """A role that can log in and was given nothing, and its connection to the test's database."""
+    """A role that can log in but has no other rights, and its connection to the test's database."""
 
     def __init__(self, name: str, connection: asyncpg.Connection, administrator: asyncpg.Connection) -> None:
         self.name = name
         self.connection = connection
         self.administrator = administrator
-        """Connected to the same database as who may do everything."""
+        """Connected to the same database as a superuser."""
 
     async def migrate_with_administrator(self) -> list[str]:
-        """Migrate; while that is refused, run the statements that the error gives. Returns these."""
+        """Migrate; as long as that is refused, run the statements in the error. Returns them."""
         reported: list[str] = []
         for _ in range(3):
             try:
@@ -168,9 +168,9 @@ class Ordinary:
 
 @pytest.fixture
 async def ordinary(template: str, direct_empty_url: str, empty: asyncpg.Connection) -> AsyncIterator[Ordinary]:
-    # Directly: the tests' pooler logs everybody in as one user.
-    # Where there is a migrated database, there are the roles that all databases of a server share.
-    # A name that must be quoted, in the statements of the error as well.
+    # Directly: the tests' pooler logs everyone in as the same user.
+    # The template was migrated, so the roles shared by all databases of the server exist.
+    # A name that must be quoted, also in the statements of the error.
     role = f"Ordinary-{secrets.token_hex(4)}"
     await empty.execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD '{role}'")
     parts = urlsplit(direct_empty_url)
@@ -179,7 +179,7 @@ async def ordinary(template: str, direct_empty_url: str, empty: asyncpg.Connecti
     opened = await connections.connect(url, purpose="tests")
     yield Ordinary(role, opened, empty)
     await opened.close()
-    # What it made goes with its database, but what it was given on the server does not.
+    # What it created goes with its database, but its rights on the server do not.
     await empty.execute(f'DROP OWNED BY "{role}" CASCADE')
     await empty.execute(f'DROP ROLE "{role}"')
 
@@ -210,7 +210,7 @@ async def test_missing_privileges_are_reported_as_the_statements_that_grant_them
 
 async def test_missing_roles_are_reported_with_the_rest(ordinary: Ordinary):
     administrator = ordinary.administrator
-    # Other databases of the server use the roles: they are away in this transaction only.
+    # Other databases of the server use the roles, so they are only gone within this transaction.
     transaction = administrator.transaction()
     await transaction.start()
     try:
@@ -253,7 +253,7 @@ async def test_role_that_may_not_use_a_schema_that_is_there(ordinary: Ordinary):
     assert f"GRANT CREATE ON DATABASE {name}" in reported
 
 
-async def test_role_that_may_not_see_what_was_applied(ordinary: Ordinary):
+async def test_role_that_may_not_see_the_applied_migrations(ordinary: Ordinary):
     await migrations.migrate(ordinary.administrator)
     for refused in (migrations.check, migrations.migrate, migrations.rehearse):
         with pytest.raises(MigrationError) as caught:
@@ -262,13 +262,13 @@ async def test_role_that_may_not_see_what_was_applied(ordinary: Ordinary):
         assert f'GRANT USAGE, CREATE ON SCHEMA ingest TO "{ordinary.name}";' in str(caught.value)
 
 
-async def test_schema_that_is_there_already_is_kept(empty: asyncpg.Connection):
+async def test_existing_schema_is_kept(empty: asyncpg.Connection):
     await empty.execute("CREATE SCHEMA marketing; CREATE TABLE marketing.campaigns AS SELECT 1 AS a")
     await migrations.migrate(empty)
     assert await empty.fetchval("SELECT a FROM marketing.campaigns") == 1
 
 
-# What the initial schema promises.
+# Guarantees of the initial schema.
 
 
 async def test_plain_insert_and_its_checks(connection: asyncpg.Connection):

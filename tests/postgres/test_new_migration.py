@@ -1,4 +1,4 @@
-"""`make migration`: the next number, and what squawk and `ingest migrate` take. The chapters in sql/README.md."""
+"""`make migration`: the next number, and a file that squawk and `ingest migrate` accept; chapters of the README."""
 
 from __future__ import annotations
 

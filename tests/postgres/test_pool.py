@@ -1,4 +1,4 @@
-"""Connections that requests share, what they keep prepared, and their end."""
+"""The pool of connections that requests share: prepared statements, and closing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ingest.postgres.pool import Pool, Unavailable
 KEPT = "SELECT count(*) FROM pg_prepared_statements"
 
 
-async def test_what_is_lent_is_taken_back_while_it_closes(database_url: str):
+async def test_closing_waits_for_lent_connections(database_url: str):
     pool = Pool(database_url, "tests", 1, 10)
     async with pool.lent() as connection:
         closing = asyncio.create_task(pool.close())
@@ -38,7 +38,7 @@ async def opened(url: str) -> AsyncIterator[Pool]:
         await lending.close()
 
 
-async def test_statements_stay_prepared_where_the_server_is_at_the_other_end(direct_url: str):
+async def test_statements_stay_prepared_on_a_direct_connection(direct_url: str):
     async with opened(direct_url) as lending:
         for _ in range(2):
             async with lending.lent() as connection:
@@ -47,7 +47,7 @@ async def test_statements_stay_prepared_where_the_server_is_at_the_other_end(dir
             assert await connection.fetchval("SHOW plan_cache_mode") == "force_custom_plan"
 
 
-async def test_nothing_is_kept_behind_a_pooler(database_url: str, monkeypatch):
+async def test_no_statement_stays_prepared_behind_a_pooler(database_url: str, monkeypatch):
     # A pooler's number for a cancel request is not that of a server's process.
     monkeypatch.setattr(asyncpg.Connection, "get_server_pid", lambda self: 7)
     async with opened(database_url) as lending:
@@ -56,8 +56,8 @@ async def test_nothing_is_kept_behind_a_pooler(database_url: str, monkeypatch):
                 assert await connection.fetchval(KEPT) == 0
 
 
-async def test_a_statement_of_before_a_migration_is_prepared_anew(direct_url: str):
-    # Directly, as none is kept behind a pooler.
+async def test_a_statement_from_before_a_migration_is_prepared_again(direct_url: str):
+    # Directly, as no statement is kept behind a pooler.
     other = await connections.connect(direct_url, purpose="tests")
     await other.execute("CREATE TABLE changing (a int)")
     async with opened(direct_url) as lending, lending.lent() as connection:
@@ -70,19 +70,19 @@ async def test_a_statement_of_before_a_migration_is_prepared_anew(direct_url: st
     await other.close()
 
 
-async def test_what_is_asked_after_the_servers_last_word_finds_it_absent(database_url: str):
+async def test_a_query_after_the_servers_last_message_finds_it_unavailable(database_url: str):
     last_word = b"SFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
     async with opened(database_url) as lending:
         with pytest.raises(Unavailable):
             async with lending.lent() as connection:
-                # Read, and the end of the connection not yet.
+                # The message has been read, the end of the connection not yet.
                 connection._protocol.data_received(b"E" + (len(last_word) + 4).to_bytes(4, "big") + last_word)
                 await connection.fetchval("SELECT 1")
         async with lending.lent() as connection:
             assert await connection.fetchval("SELECT 1") == 1
 
 
-async def test_a_connection_that_is_given_up_while_it_is_asked_is_ended(database_url: str, monkeypatch):
+async def test_a_connection_abandoned_during_its_check_is_closed(database_url: str, monkeypatch):
     async def never(connection: asyncpg.Connection) -> bool:
         await asyncio.Event().wait()
         return False

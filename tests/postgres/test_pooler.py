@@ -1,4 +1,4 @@
-"""Behind a transaction pooler: everything gets done, nothing is left behind, and nobody gets another's role."""
+"""Behind a transaction pooler: everything works, nothing is left in sessions, and no caller gets another's role."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture(params=[False, True], ids=["no reset", "server_reset_query_always"])
 def pooler(request: pytest.FixtureRequest, direct_url: str, new_folder) -> Iterator[Pooler]:
-    """With and without DISCARD ALL after each transaction: what must not be left behind must not be needed either."""
+    """With and without DISCARD ALL after each transaction: state that must not be left must not be needed either."""
     folder = new_folder()
     folder.chmod(0o755)
     made = Pooler(direct_url, folder / "pooler", reset_always=request.param)
@@ -59,7 +59,7 @@ async def test_two_callers_never_get_each_others_role_or_settings(pooler: Pooler
     pool = Pool(pooler.url_of(direct_url), "tests", 8, 20)
     transactions = Transactions(pool, 100, False)
     callers = [("anon", "first"), ("authenticated", "second"), ("service_role", "third")]
-    told: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str]] = set()
 
     async def ask(number: int) -> None:
         for turn in range(number, 10_000, 8):
@@ -71,7 +71,7 @@ async def test_two_callers_never_get_each_others_role_or_settings(pooler: Pooler
                     "SELECT current_user::text, current_setting('app.session_id'), $1::text", session
                 )
                 assert tuple(row) == (role, session, session)
-                told.add((role, session))
+                seen.add((role, session))
 
     try:
         await asyncio.gather(*[ask(number) for number in range(8)])
@@ -81,10 +81,10 @@ async def test_two_callers_never_get_each_others_role_or_settings(pooler: Pooler
         assert left["session"] in (None, "") and left["timeout"] == "0"
     finally:
         await pool.close()
-    assert told == set(callers)
+    assert seen == set(callers)
 
 
-async def test_what_is_read_bit_by_bit_collides_with_nobody(pooler: Pooler, direct_url: str):
+async def test_reading_in_batches_does_not_collide_with_other_sessions(pooler: Pooler, direct_url: str):
     opened = [await connections.connect(pooler.url_of(direct_url), purpose="tests") for _ in range(9)]
 
     async def read(connection: asyncpg.Connection) -> None:
@@ -127,7 +127,7 @@ async def test_events_are_stored_and_rolled_up_once_while_pooler_and_connections
                     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
             await asyncio.sleep(1)
-        # And the leader dies.
+        # The leader dies too.
         (first if first.leads else second).kill()
         await asyncio.to_thread(client.finish)
         await asyncio.to_thread(service.wait_stored, 60)
@@ -146,11 +146,11 @@ WHERE datname = current_database() AND application_name LIKE 'ingest writer%' AN
 
 
 @pytest.mark.parametrize("by", ["pooler", "server"])
-async def test_a_flush_that_is_given_up_is_ended_and_nobody_elses(
+async def test_an_abandoned_flush_is_ended_and_no_other_session(
     pooler: Pooler, direct_url: str, connection: asyncpg.Connection, start: Start, by: str
 ):
-    """A flush that hangs in the server holds the journal's row after we have hung up. The writer ends that one, and
-    none of other writers', whatever number the pooler gives to our connection."""
+    """A flush that hangs in the server still holds the journal's row after we have disconnected. The writer ends it,
+    but no flush of other writers, whatever pid the pooler reports for our connection."""
     url = pooler.url_of(direct_url) if by == "pooler" else direct_url
     client = await start(database_url=url, statement_timeout_seconds=1)
     bystanders = [await connections.connect(direct_url, purpose="writer") for _ in range(3)]
@@ -162,9 +162,9 @@ async def test_a_flush_that_is_given_up_is_ended_and_nobody_elses(
             assert (await client.post(batch(5))).status == 200
             hanging: set[int] = set()
             async with asyncio.timeout(60):
-                # The first is given up, ended, and followed by another, which holds the journal's row in its turn.
+                # The first is abandoned, ended, and followed by another, which then holds the journal's row.
                 while len(hanging) < 3:
-                    # Not within the transaction, which would see the same for as long as it lasts.
+                    # Outside the transaction, within which pg_stat_activity would not change.
                     hanging |= {row["pid"] for row in await client.fetch_now(BEGUN)}
                     await asyncio.sleep(0.02)
         assert len(await client.events()) == 5
@@ -175,5 +175,5 @@ async def test_a_flush_that_is_given_up_is_ended_and_nobody_elses(
         for one in bystanders:
             await one.execute("ROLLBACK")
             await connections.close(one)
-    # Between transactions it is called what others are, so that nothing is left with the pooler.
+    # Between transactions the application_name is the common one, so that nothing is left in the pooler's sessions.
     assert not await connection.fetch("SELECT FROM pg_stat_activity WHERE application_name ~ 'ingest writer .'")

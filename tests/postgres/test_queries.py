@@ -1,4 +1,4 @@
-"""The files of queries: names, pieces, arguments; that each has what it uses and uses what it has."""
+"""The files of queries: names, pieces, arguments; each must define what it uses and use what it defines."""
 
 import re
 from importlib import resources
@@ -34,7 +34,7 @@ SELECT count(*) FROM {partition} WHERE {condition} AND tags <> '{}' AND extra <>
 """
 
 
-def test_pieces_are_put_in_and_arguments_are_left():
+def test_pieces_are_inserted_and_arguments_are_left():
     select = "SELECT id, name FROM shop.orders"
     assert parse(FILE, "orders.sql") == [
         Query("all", (), ["Every one of them.", "The newest last."], f"{select}\n    ORDER BY id"),
@@ -53,7 +53,7 @@ def test_arguments_are_filled_in():
     assert fill(query, partition="shop.orders_1", condition=True) == (
         "SELECT count(*) FROM shop.orders_1 WHERE True AND tags <> '{}' AND extra <> '{\"a\": 1}'"
     )
-    # What is filled in is not looked through for more.
+    # Text that is filled in is not searched for more arguments.
     assert fill("SELECT {a}, {b}", a="'{b}'", b=1) == "SELECT '{b}', 1"
     with pytest.raises(KeyError, match="condition"):
         fill(query, partition="shop.orders_1")
@@ -75,7 +75,7 @@ def test_arguments_are_filled_in():
         ("-- piece c --\n1\n-- piece c --\n2\n-- a --\nSELECT {c}\n", "shop.sql: c is there twice"),
     ],
 )
-def test_what_does_not_fit_together_is_an_error(text: str, message: str):
+def test_an_inconsistent_file_is_an_error(text: str, message: str):
     with pytest.raises(IngestError, match=re.escape(message)):
         parse(text, "shop.sql")
 
@@ -89,7 +89,7 @@ def test_every_file_can_be_loaded():
         assert all(query and "--" not in query for query in loaded.values()), name
 
 
-def test_an_installed_package_has_its_sql_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_installed_package_includes_its_sql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As the wheel has it (pyproject.toml); a checkout has it next to the package."""
     package = tmp_path / "ingest"
     package.mkdir()

@@ -1,4 +1,4 @@
-"""TypeScript definitions: what they say of a database's every peculiarity, and that supabase-js takes them."""
+"""TypeScript definitions: every peculiarity of a database, and that supabase-js accepts them."""
 
 import json
 import re
@@ -19,7 +19,7 @@ async def written(connection: asyncpg.Connection) -> str:
 
 
 def part(text: str, *path: str) -> list[str]:
-    """The members of `Database[path…]`, one a line, without the indentation."""
+    """The members of `Database[path…]`, one per line, without indentation."""
     lines = text[text.index("export type Database") :].splitlines()
     for depth, name in enumerate(path, start=1):
         start = next(n for n, line in enumerate(lines) if re.fullmatch(rf"{'  ' * depth}{name}: .*{{", line))
@@ -29,7 +29,7 @@ def part(text: str, *path: str) -> list[str]:
 
 
 def compile_program(folder: Path, definitions: str, *programs: str) -> list[str]:
-    """The places of the errors that tsc finds, each as `file:line`."""
+    """The locations of the errors that tsc finds, each as `file:line`."""
     (folder / "database.ts").write_text(definitions)
     options = {
         "noEmit": True, "strict": True, "skipLibCheck": True, "target": "es2022", "module": "esnext",
@@ -46,7 +46,7 @@ def compile_program(folder: Path, definitions: str, *programs: str) -> list[str]
     return found
 
 
-async def test_supabase_js_takes_them(connection: asyncpg.Connection, tmp_path: Path):
+async def test_supabase_js_accepts_them(connection: asyncpg.Connection, tmp_path: Path):
     lines = (TESTS / "types" / "wrong.ts").read_text().splitlines()
     marked = [f"wrong.ts:{number}" for number, line in enumerate(lines, start=1) if line.endswith("// WRONG")]
     assert compile_program(tmp_path, await written(connection), "right.ts", "wrong.ts") == marked
@@ -54,12 +54,12 @@ async def test_supabase_js_takes_them(connection: asyncpg.Connection, tmp_path: 
 
 async def test_same_schema_same_text(connection: asyncpg.Connection):
     first = await written(connection)
-    # A partition is no table of its own, and what the planner knows has no say.
+    # A partition is not a table of its own, and the planner's statistics do not matter.
     await connection.execute("SELECT analytics.ensure_events_partition('2026-01-02'); ANALYZE")
     assert await written(connection) == first
 
 
-async def test_every_table_enum_and_function_is_there(connection: asyncpg.Connection):
+async def test_every_table_enum_and_function_is_included(connection: asyncpg.Connection):
     text = await written(connection)
     for schema in typescript.SCHEMAS:
         tables = await connection.fetch(
@@ -166,7 +166,7 @@ async def test_relationships_are_those_within_the_schema(peculiar: str):
     assert "isOneToOne: false" in part(peculiar, "marketing", "Tables", "lead_interactions")
 
 
-async def test_views_take_what_they_pass_on(peculiar: str):
+async def test_views_accept_the_columns_they_pass_on(peculiar: str):
     assert part(peculiar, "marketing", "Views", "writable", "Insert") == ["more?: never", "needed?: number | null"]
     assert part(peculiar, "marketing", "Views", "counted") == [
         "Row: {",
