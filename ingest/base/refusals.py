@@ -13,7 +13,7 @@ class RejectReason(StrEnum):
     column `analytics.rejected_events.reason`.
     """
 
-    # The whole request: counted as one event, because nobody knows how many it contained.
+    # The whole request: counted as one event, because it is unknown how many it contained.
     UNAUTHORIZED = "unauthorized"
     RATE_LIMITED = "rate_limited"
     BODY_TOO_LARGE = "body_too_large"

@@ -30,7 +30,7 @@ _PLACE: Final = re.compile(r"\{([a-z_]+)\}")
 
 
 class Query(NamedTuple):
-    """A query as loaded: its pieces are in it, its comments are not, but for those right below its header."""
+    """A query as loaded: with its pieces, and without its comments except those right below its header."""
 
     name: str
     arguments: tuple[str, ...]
