@@ -317,6 +317,10 @@ async def test_stored_records_are_settled_even_if_another_process_now_holds_the_
         with pytest.raises(connections.FAILURES):
             await store.writer.step()
         proxy.at_commit = lambda: "pass"
+        async with asyncio.timeout(20):
+            # The server is done with the COMMIT some time after the connection was cut.
+            while await names(connection) != ["ours"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         folder = store.journal.folder.parent / "copied"
         shutil.copytree(store.journal.folder, folder)
         other = await make(folder=folder)
