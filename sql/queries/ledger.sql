@@ -25,10 +25,10 @@ SELECT coalesce(max(last_record), 0) FROM analytics.flushes WHERE journal = $1 A
 UPDATE analytics.journals SET stored_through = $4 WHERE number = $1 AND owner = $2 AND stored_through = $3
 
 -- end_given_up --
--- A transaction that we gave up on may live on in the server, if the network ate our good-bye, and hold the journal's
--- row for hours. It is ours, so we may end it; whether it had committed, the ledger will tell. It is known by the name
--- that each of our transactions takes on for as long as it lasts: the number of the server's process would be a
--- pooler's invention, or another client's process by now.
+-- A transaction that we gave up on may live on in the server, if our disconnect was lost in the network, and hold the
+-- journal's row for hours. It is ours, so we may end it; the ledger will show whether it had committed. It is identified
+-- by the application_name that each of our transactions has while it lasts: the pid that we know might be one invented
+-- by a pooler, or by now another client's.
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = $1 AND usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()
 
