@@ -42,7 +42,7 @@ PURE = (
     "rollup.who",
     "api.fields",
     "api.contact_fields",
-    "api.mailbox",
+    "api.email_addresses",
     "api.tokens",
     "features.leads.lead",
     "features.onboarding.steps",

@@ -18,7 +18,7 @@ ADDRESS: Final = rf"{_ATOM}+(\.{_ATOM}+)*@({_LABEL}\.)+{_TOP}"
 MAX_LOCAL_PART: Final = 64
 LOCAL_PART: Final = Meta(extra_json_schema={"allOf": [{"pattern": f"^[^@]{{1,{MAX_LOCAL_PART}}}@"}]})
 """Separate, because generators of examples fail on one pattern that says both."""
-EMAIL_WHAT: Final = "an email address (of a domain that is not ASCII its xn-- form)"
+EMAIL_WHAT: Final = "an email address (write a non-ASCII domain in its xn-- form)"
 _EMAIL: Final = rf"^[ \t]*{ADDRESS}[ \t]*$"
 _BETWEEN: Final = r"[ \t().\-/\u00a0\u202f]*"
 # Seven to fifteen digits, after + or 00 if with a country code: what the database accepts once punctuation is out.

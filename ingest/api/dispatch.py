@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 256 * 1024
 """No body here is a batch: the largest is an experiment with the payloads of its variants."""
-_MAY: Final = {Scope.WRITE: "write", Scope.READ: "read", Scope.ADMIN: "administrate"}
+_MAY: Final = {Scope.WRITE: "write", Scope.READ: "read", Scope.ADMIN: "administer"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,7 +160,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 64 * MIB
 
-    retention_days: Annotated[int, within(1, 3650, "Age of the oldest timestamp that is accepted")] = 90
+    retention_days: Annotated[
+        int, within(1, 3650, "Days that events are kept: older timestamps are refused, older partitions dropped")
+    ] = 90
     max_future_seconds: Annotated[int, within(0, YEAR, "How far in the future a timestamp may be")] = 3600
     skew_tolerance_seconds: Annotated[
         int, within(0, YEAR, "How far after its arrival an event's corrected time may be")

@@ -101,11 +101,13 @@ class _Parser(argparse.ArgumentParser):
         if "invalid choice: " in message:
             argument, known = message.partition("invalid choice: ")[0], message.rpartition("(choose from ")[2]
             message = f"{argument}must be one of {known.rstrip(')')}"
+        if choices := re.fullmatch("one of the arguments (.*) is required", message):
+            message = f"give one of {', '.join(choices[1].split())}"
         if missing := re.fullmatch("the following arguments are required: (.*)", message):
             first, *more = missing[1].split(", ")
             message = f"{' and '.join([first, *more])} {'are' if more else 'is'} required"
             if not first.startswith("-"):
-                message = f"which {first.lower()}?"
+                raise IngestError(f"which {first.lower()}? See `{self.prog} --help`")
         raise IngestError(f"{message}; see `{self.prog} --help`")
 
 
@@ -146,7 +148,7 @@ def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
     """The command and its arguments: `action`, if it has any, its own arguments, the settings given as flags, and in
     `rest` the arguments to pass on. Raises IngestError."""
     if not arguments:
-        raise IngestError("which command? see `ingest --help`")
+        raise IngestError("which command? See `ingest --help`")
     name, *words = arguments
     whole = parser(only=name)
     if name in ("-h", "--help", "--version"):

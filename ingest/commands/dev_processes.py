@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 
 from ingest.base.config import Config
+from ingest.base.errors import IngestError
 from ingest.commands.target import embedded_folder
 from ingest.http.binding import host_in_url
 from ingest.postgres import connections, migrations
@@ -70,7 +71,11 @@ async def _run(config: Config, sock: socket.socket) -> int:
         if postgres is not None:
             await asyncio.to_thread(postgres.stop)
     left = collector.accounts.pending if collector is not None else 0
-    _say(f"stopped; {left} events wait in the journal" if left else "stopped; every accepted event is stored")
+    _say(
+        f"stopped; {left} event{'s' * (left != 1)} to be stored at the next start"
+        if left
+        else "stopped; every accepted event is stored"
+    )
     return 0
 
 
@@ -93,6 +98,11 @@ async def _keep_running(postgres: EmbeddedPostgres, stop: asyncio.Event) -> None
 
     async def check() -> None:
         if not await asyncio.to_thread(postgres.is_running) and not stop.is_set():
+            if not postgres.is_initialised():
+                # An empty one would hide that the data is gone.
+                raise IngestError(
+                    f"the folder {postgres.folder} is gone; stop, and start again with an empty database"
+                )
             logger.warning("PostgreSQL has died, restarting it")
             await asyncio.to_thread(postgres.start)
 

@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_action("verify", "check every file of the journals for damage and gaps")
     record = add_action("show", "print the events of a record")
     record.add_argument(
-        "record", metavar="RECORD", type=natural, help="the record's number; a row's is its batch_id & 1099511627775"
+        "record",
+        metavar="RECORD",
+        type=natural,
+        help="the record's number; for a row of analytics.events, batch_id & 1099511627775",
     )
     record.add_argument("--journal", metavar="N", type=natural, help="the journal's number [the first that has it]")
     add_action("drain", "store everything that waits, without serving")

@@ -27,7 +27,7 @@ _MAY: Final = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_action = add_actions(parser, default="list")
-    new = add_action("create", "create a key and print it, this once")
+    new = add_action("create", "create a key and print it; it cannot be shown again")
     new.add_argument(
         "--name", metavar="TEXT", required=True, help='what the key is for, such as "the shop\'s server"'
     )

@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 from aiohttp import web
 
-from ingest.api import fields, mailbox
+from ingest.api import email_addresses, fields
 from ingest.api.access import Scope
 from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
@@ -210,7 +210,7 @@ async def _run(call: Call, query: str, dry_run: bool | None = None) -> str:
 
 
 def _spellings(email: str) -> list[str]:
-    spellings = mailbox.spellings(email)
+    spellings = email_addresses.spellings(email)
     if spellings[0].endswith("@"):
         raise Invalid([FieldError("email", "must be an email address")])
     return spellings

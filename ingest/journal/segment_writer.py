@@ -5,6 +5,7 @@ Used only in the journal's thread, one write at a time; call `close` once that t
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -51,6 +52,9 @@ class SegmentWriter:
             write_all(descriptor, encoded)
             if not _SYNCED_BY_WRITE:
                 os.fdatasync(descriptor)
+            # Somebody may have removed the data folder: a file without a name is gone with this process.
+            if os.fstat(descriptor).st_nlink == 0:
+                raise FileNotFoundError(errno.ENOENT, "the segment has been deleted", str(self._path))
         except BaseException:
             self._abandon_segment(descriptor)
             raise

@@ -91,6 +91,10 @@ class EmbeddedPostgres:
     def is_running(self) -> bool:
         return self.pid is not None
 
+    def is_initialised(self) -> bool:
+        """Whether the folder holds a cluster, of whatever version."""
+        return (self._cluster / "PG_VERSION").exists()
+
     def start(self) -> None:
         """Start the server and return when it answers; does nothing if it is running. Creates the folder if needed.
 
@@ -99,7 +103,7 @@ class EmbeddedPostgres:
         owner = _choose_owner()
         self._make_folder(owner)
         with self._locked():
-            if not (self._cluster / "PG_VERSION").exists():
+            if not self.is_initialised():
                 self._initialise(owner)
             self._check_version()
             while True:

@@ -13,7 +13,7 @@ async def test_errors_are_problems_with_one_error_a_field(client: Client):
     problem = answer.json()
     assert (problem["status"], problem["title"], problem["code"]) == (422, "Unprocessable Entity", "invalid_fields")
     errors = {error["field"]: error["message"] for error in problem["errors"]}
-    assert errors["email"] == "must be an email address (of a domain that is not ASCII its xn-- form)"
+    assert errors["email"] == "must be an email address (write a non-ASCII domain in its xn-- form)"
     assert errors["company_name"] == "contains a character that cannot be stored"
     assert errors["x"].startswith("is unknown; known fields are email, ")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -183,3 +184,16 @@ def check_password(ingest: Callable[..., Ran], folder: Path) -> None:
     assert ingest("migrate", url=url("ri/ght")).code == 0
     right = ingest("psql", "-Atc", "select current_user", url=url("ri/ght"))
     assert (right.code, right.out, right.err) == (0, "locked\n", "")
+
+
+def test_a_folder_that_is_removed_while_it_runs_is_not_replaced_by_an_empty_one(folder):
+    with running(Service(folder, None, command="dev")) as dev:
+        assert dev.post("/v1/events", [{"name": "before"}])[0] == 200
+        dev.wait_stored()
+        shutil.rmtree(folder)
+        statuses = [dev.post("/v1/events", [{"name": f"after {number}"}])[0] for number in range(5)]
+        assert statuses == [503] * 5
+        wait_until(lambda: "start again with an empty database" in dev.log_text(), 60, "it says what to do")
+        assert dev.post("/v1/events", [{"name": "later"}])[0] == 503
+        assert not (folder / "postgres" / "cluster").exists()
+        dev.stop()

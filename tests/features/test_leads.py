@@ -229,7 +229,7 @@ async def test_each_wrong_field_has_an_error(client: Client):
     }
     found = field_errors(await client.post(wrong, "/v1/leads"))
     assert {name.partition("[")[0].partition(".")[0] for name in found} == wrong.keys()
-    assert found["email"] == "must be an email address (of a domain that is not ASCII its xn-- form)"
+    assert found["email"] == "must be an email address (write a non-ASCII domain in its xn-- form)"
     assert found["phone_number"] == "must be a phone number of 7 to 15 digits"
     assert found["status"].startswith("is unknown")
     assert not await client.fetch("SELECT FROM marketing.leads")

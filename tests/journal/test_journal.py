@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import struct
 import threading
 import time
@@ -267,6 +268,32 @@ async def test_a_callback_that_raises_leaves_no_request_waiting(tmp_path, monkey
             for index in range(3):
                 await put(journal, f"event {index}")
     assert len(await drain(journal)) == 3
+    await journal.close()
+
+
+async def test_what_is_written_to_a_deleted_segment_is_not_acknowledged(tmp_path):
+    journal = make(tmp_path / "j")
+    await put(journal, "before")
+    (segment,) = segments.list_segments(tmp_path / "j")
+    segment.unlink()
+    with pytest.raises(JournalFailed):
+        await put(journal, "refused")
+    await put(journal, "after")
+    (segment,) = segments.list_segments(tmp_path / "j")
+    assert b"after" in segment.read_bytes()
+    assert lines_of(await drain(journal)) == ["before", "after"], "what is still in memory is stored"
+    await journal.close()
+
+
+async def test_without_its_folder_a_journal_acknowledges_nothing(tmp_path):
+    journal = make(tmp_path / "j")
+    await put(journal, "before")
+    shutil.rmtree(tmp_path / "j")
+    for _ in range(3):
+        with pytest.raises(JournalFailed):
+            await put(journal, "refused")
+    assert not (tmp_path / "j").exists()
+    assert lines_of(await drain(journal)) == ["before"]
     await journal.close()
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from ingest.api import mailbox
+from ingest.api import email_addresses
 from ingest.events.values.phones import phone_forms
 from ingest.journal.traces import Traces
 from tests.support.roles import NOT_PERMITTED, acting, claims, refusal
@@ -646,7 +646,7 @@ IDN = [
 def address_spellings(local: str, domain: str) -> list[str]:
     """The address in the spellings of forms, links and programs."""
     unicode_form = f"{local}@{domain}"
-    forms = [unicode_form, mailbox.in_ascii(unicode_form), unicodedata.normalize("NFD", unicode_form)]
+    forms = [unicode_form, email_addresses.in_ascii(unicode_form), unicodedata.normalize("NFD", unicode_form)]
     written = [*forms, *[form.upper() for form in forms if "\u00df" not in form]]
     written += [quote(form) for form in written] + [quote(quote(form)) for form in written]
     written += [form.replace(".", "\u3002") for form in forms] + [form.replace("@", "\uff20") for form in forms]
@@ -662,10 +662,12 @@ async def test_any_spelling_of_an_international_domain_is_the_address(connection
         "INSERT INTO analytics.events (type, name, properties, user_id, url) VALUES ('system', $1, $2, $3, $4)"
     )
     add_refused = "INSERT INTO analytics.rejected_events (reason, payload) VALUES ('a', $1)"
-    for asked in (f"bob@{domain}", mailbox.in_ascii(f"bob@{domain}"), unicodedata.normalize("NFD", f"Bob@{domain}."))[
-        :3
-    ]:
-        spellings = mailbox.spellings(asked)
+    for asked in (
+        f"bob@{domain}",
+        email_addresses.in_ascii(f"bob@{domain}"),
+        unicodedata.normalize("NFD", f"Bob@{domain}."),
+    ):
+        spellings = email_addresses.spellings(asked)
         for whose, forms in (("theirs", written), ("another's", others)):
             for form in forms:
                 rows = [

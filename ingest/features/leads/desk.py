@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 from msgspec import UNSET, UnsetType
 
-from ingest.api import fields, mailbox
+from ingest.api import email_addresses, fields
 from ingest.api.access import Scope
 from ingest.api.calls import Call
 from ingest.api.fields import FieldError, Invalid
@@ -224,7 +224,7 @@ def arguments(filters: Filters, place: CursorPlace | None, limit: int) -> list[A
     """The parameters of the query `page`."""
     company, address = None, None
     if filters.q is not None:
-        company, address = _beginning(filters.q), _beginning(mailbox.in_ascii(filters.q))
+        company, address = _beginning(filters.q), _beginning(email_addresses.in_ascii(filters.q))
     return [
         filters.status,
         filters.source,
