@@ -27,7 +27,7 @@ from ingest.postgres.embedded import EmbeddedPostgres
 from tests.support.collector import client, start
 from tests.support.commands import ingest, ingest_here
 from tests.support.crashes import mortal, mortal_template
-from tests.support.databases import SMALL, Server, execute, run_apart, with_database
+from tests.support.databases import SMALL, Server, execute, memory_folder, run_apart, with_database
 from tests.support.experiment_results import running
 from tests.support.pooler import Pooler
 from tests.support.rollups import module_database
@@ -79,13 +79,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def new_folder() -> Iterator[Callable[[], Path]]:
+def new_folder() -> Iterator[Callable[..., Path]]:
     """Makes folders for servers. Not below pytest's own temporary folder: run by root, the server is another user,
     and a second pytest would shut that user out."""
     made: list[Path] = []
 
-    def make() -> Path:
-        made.append(Path(tempfile.mkdtemp(prefix="ingest-test-")))
+    def make(within: Path | None = None) -> Path:
+        made.append(Path(tempfile.mkdtemp(prefix="ingest-test-", dir=within)))
         return made[-1]
 
     yield make
@@ -94,12 +94,12 @@ def new_folder() -> Iterator[Callable[[], Path]]:
 
 
 @pytest.fixture(scope="session")
-def postgres(new_folder: Callable[[], Path]) -> Iterator[Server]:
+def postgres(new_folder: Callable[..., Path]) -> Iterator[Server]:
     """The server; do not stop it, other tests use it."""
     if outside := os.environ.get("INGEST_TEST_DATABASE_URL"):
         yield OutsideServer(outside)
         return
-    embedded = EmbeddedPostgres(new_folder() / "postgres", SMALL)
+    embedded = EmbeddedPostgres(new_folder(memory_folder()) / "postgres", SMALL)
     embedded.start()
     yield embedded
     embedded.stop()
@@ -132,7 +132,7 @@ async def _lend(server: Server, template: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture(scope="session")
-def shared_pooler(postgres: Server, new_folder: Callable[[], Path]) -> Iterator[Pooler | None]:
+def shared_pooler(postgres: Server, new_folder: Callable[..., Path]) -> Iterator[Pooler | None]:
     """What stands between tests and the server, if anything is to."""
     if "INGEST_TEST_POOLER" not in os.environ:
         yield None

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from ingest.postgres import connections
 
 SMALL = {"shared_buffers": "32MB", "min_wal_size": "32MB", "max_connections": "100"}
-"""Settings of the tests' servers; fsync stays on, as what it costs is part of what is tested."""
+"""Settings of the tests' servers."""
+
+
+MEMORY: Final = Path("/dev/shm")
+ENOUGH_MEMORY: Final = 8 << 30
+
+
+def memory_folder() -> Path | None:
+    """Where the server that all tests share should be: each makes and drops a database of 500 files, which takes a
+    quarter of the time in memory. None, for the disk, where memory is short, as in a container. Servers that are killed
+    are on disk, and so are all journals."""
+    return MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ENOUGH_MEMORY else None
 
 
 class Server(Protocol):
