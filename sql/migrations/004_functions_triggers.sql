@@ -453,7 +453,7 @@ COMMENT ON FUNCTION ingest.known_id(text) IS 'The id, NULL where it is nobody''s
 
 -- Addresses and sources
 
--- The same rules as the collector's; docs/reference/sources.md is their table.
+-- The same rules as the collector's; docs/sources.md is their table.
 
 CREATE FUNCTION ingest.url_pieces(encoded text) RETURNS SETOF text
 LANGUAGE sql IMMUTABLE STRICT
