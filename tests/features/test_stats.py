@@ -727,7 +727,7 @@ BAD = [
     ("funnel", "steps=a,b&within=-1", "bad_parameter", "7d"),
     ("funnel", "steps=a,b&from=2024-01-01&to=2024-03-01", "range_too_large", "31 days"),
     ("funnel", "steps=a,b&event=a", "unknown_parameter", "steps"),
-    ("retention", "granularity=month", "bad_parameter", "day, week"),
+    ("retention", "granularity=month", "bad_parameter", "day or week"),
     ("retention", "periods=32", "bad_parameter", "1 to 31"),
     ("retention", "from=2024-01-01&to=2024-03-01", "range_too_large", "31 days"),
     ("metrics", "country=DE", "unknown_parameter", "dimension.<key>"),

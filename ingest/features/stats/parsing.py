@@ -184,4 +184,4 @@ def _check(endpoint: str, query: Query, dimensions: Sequence[str]) -> None:
     elif endpoint == "top" and not query.dimension:
         raise Refused("bad_parameter", f"dimension is required: one of {', '.join((*dimensions, 'event'))}")
     elif endpoint == "retention" and query.granularity not in _COHORTS:
-        raise Refused("bad_parameter", f"granularity must be {' or '.join(_COHORTS)} here")
+        raise Refused("bad_parameter", f"granularity must be {' or '.join(_COHORTS)}")
