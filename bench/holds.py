@@ -28,7 +28,8 @@ from typing import Final, NamedTuple, TypeVar
 
 import uvloop
 
-from bench.hostile import KINDS, OWN_ADDRESS, WRAPPINGS, Hostile, body_of, other_requests, packed_requests, request_of
+from bench.hostile import Hostile, other_requests, packed_requests, request_of
+from bench.hostile_bodies import KINDS, OWN_ADDRESS, WRAPPINGS, body_of
 from ingest.api.dispatch import MAX_BODY_BYTES
 from ingest.base import config_sources
 from ingest.base.bites import Bites

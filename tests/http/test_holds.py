@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.hostile import KINDS, OWN_ADDRESS, body_of
+from bench.hostile_bodies import KINDS, OWN_ADDRESS, body_of
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
 from ingest.events import context, jsonb, steps
