@@ -142,28 +142,30 @@ async def test_it_also_reports_a_pooler_that_has_no_connection_left(
 
 
 async def test_two_migrations_name_each_other(empty_database_url: str, tmp_path: Path):
-    """The first one runs until the second has reported whom it waits for; the second then finds everything done."""
+    """Whichever applies the file does so until the other has reported whom it waits for; that one then finds
+    everything done."""
     folder = tmp_path / "migrations"
     folder.mkdir()
     (folder / "001_slow.sql").write_text(_SLOW)
     await execute(empty_database_url, "CREATE TABLE gate ()")
-    first = await connections.connect(empty_database_url, purpose="migrate")
-    second = await connections.connect(empty_database_url, purpose="migrate")
+    looking = partial(connections.connect, empty_database_url, purpose="looking")
+    both = [await connections.connect(empty_database_url, purpose="migrate") for _ in range(2)]
     said: list[str] = []
     try:
-        running = asyncio.ensure_future(migrations.migrate(first, folder=folder))
-        while not await second.fetchval(_IS_HELD):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        patience = Patience(60, partial(connections.connect, empty_database_url, purpose="looking"), said.append)
-        finding = asyncio.ensure_future(migrations.migrate(second, folder=folder, patience=patience))
-        while not said and not running.done():  # noqa: ASYNC110
+        migrating = [
+            asyncio.ensure_future(
+                migrations.migrate(connection, folder=folder, patience=Patience(60, looking, said.append))
+            )
+            for connection in both
+        ]
+        while not any("application ingest migrate, user postgres, active" in line for line in said):
+            assert not any(task.done() for task in migrating), said
             await asyncio.sleep(0.01)
         await execute(empty_database_url, "INSERT INTO gate DEFAULT VALUES")
-        assert sorted([*await running, *await finding]) == ["001_slow.sql"]
+        assert sorted(name for applied in await asyncio.gather(*migrating) for name in applied) == ["001_slow.sql"]
     finally:
-        await first.close()
-        await second.close()
-    assert said and "application ingest migrate, user postgres, active" in said[0], said
+        for connection in both:
+            await connection.close()
 
 
 _SLOW = """
@@ -175,11 +177,6 @@ DO $$ BEGIN
 END $$;
 CREATE TABLE slow (a int);
 """
-_IS_HELD = """
-SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-"""
-
 
 DDL = {
     "ALTER TABLE t ADD COLUMN more int": "SELECT * FROM t",
