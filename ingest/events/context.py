@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from ingest.base.refusals import RejectReason
 from ingest.events.anonymity import conceal_members, may_hold_addresses
-from ingest.events.hazards import ALL_HAZARDS, NO_HAZARDS
+from ingest.events.hazards import ALL_HAZARDS, has_long_number
 from ingest.events.jsonb import check_object
 from ingest.events.payload import NOTHING
 from ingest.events.values.urls import folded, strip_credentials, tidy
@@ -52,7 +52,7 @@ class _Context(msgspec.Struct, gc=False):
     library: _ContextLibrary | None = None
 
 
-class ContextFacts(NamedTuple):
+class ContextFacts(msgspec.Struct, frozen=True, gc=False):
     """Facts from a context: page, campaign (source, medium, name, term, content, each normalised), device, session,
     and the user's address. place: the page's path and search.  of_server: a server's library sent it, so that the
     address and user agent of the request are that server's."""
@@ -69,42 +69,40 @@ class ContextFacts(NamedTuple):
 
 NO_FACTS = ContextFacts()
 _CACHED_CONTEXT_BYTES = 2048
-_ESCAPES = NO_HAZARDS._replace(escapes=True, special=True)
 
 
-def read_context(
-    raw: Raw, careful: bool, max_depth: int, conceals: bool = False
-) -> tuple[str | RejectReason, ContextFacts]:
+def read_context(context: bytes, max_depth: int, conceals: bool = False) -> tuple[str | RejectReason, ContextFacts]:
     """The COPY text of a context, or why Postgres would not accept it; and the facts from its known members.
 
-    `careful`: its body has whitespace or long numbers. `conceals`: addresses in its text lose their last part; the
-    facts keep the full one, for looking up its location. Members of unexpected types are stored and give no facts.
+    `conceals`: addresses in its text lose their last part; the facts keep the full one, for looking up its location.
+    Members of unexpected types are stored and give no facts.
     """
-    if not raw:
+    if not context:
         return "{}", NO_FACTS
-    context = bytes(raw)
     if len(context) <= _CACHED_CONTEXT_BYTES:
-        return _read_context(context, careful, max_depth, conceals)
-    return _read_context.__wrapped__(context, careful, max_depth, conceals)
+        return _read_context(context, max_depth, conceals)
+    return _read_context.__wrapped__(context, max_depth, conceals)
 
 
 # Keys have at most 2 kB: the cache stays under about 10 MB whatever clients send.
 @lru_cache(maxsize=2048)
-def _read_context(
-    context: bytes, careful: bool, max_depth: int, conceals: bool
-) -> tuple[str | RejectReason, ContextFacts]:
-    # Not the hazards of its body, because the result is cached for other bodies with the same context.
-    stored = strip_credentials(context)
+def _read_context(context: bytes, max_depth: int, conceals: bool) -> tuple[str | RejectReason, ContextFacts]:
+    stored = strip_credentials(context) if b"@" in context or b"\\" in context else context
     if conceals and may_hold_addresses(stored):
         stored = conceal_members(stored)
-    checked = check_object(Raw(stored), ALL_HAZARDS if careful else _ESCAPES, max_depth)
+    try:
+        text = stored.decode()
+    except UnicodeDecodeError:
+        return RejectReason.INVALID_UTF8, NO_FACTS
+    # Not the hazards of its body, because the result is cached for other bodies with the same context.
+    checked = check_object(text, ALL_HAZARDS, has_long_number(stored), max_depth)
     if checked == "{}" or isinstance(checked, RejectReason):
         return checked, NO_FACTS
     return checked, _read_facts(context)
 
 
 def _read_facts(context: bytes) -> ContextFacts:
-    parsed = _read(_Context, context)
+    parsed = _decode(_whole_context, context) or _read(_Context, context)
     if parsed is None:
         return NO_FACTS
     page = parsed.page
@@ -112,13 +110,13 @@ def _read_facts(context: bytes) -> ContextFacts:
     session = parsed.sessionId or parsed.session_id
     return ContextFacts(
         url=page.url if page else None,
-        place=_place_of(page) if page else None,
+        place=_place_of(page) if page and (page.path or page.search) else None,
         referrer=page.referrer if page else None,
         campaign=named if named and any(named) else None,
         user_agent=parsed.userAgent,
         session_id=str(session) if session else None,
         ip=parsed.ip,
-        of_server=_is_server(parsed.library.name) if parsed.library else False,
+        of_server=_is_server(parsed.library.name[:100]) if parsed.library and parsed.library.name else False,
     )
 
 
@@ -130,8 +128,9 @@ _SERVER_LIBRARY = re.compile(
 )
 
 
-def _is_server(library: str | None) -> bool:
-    return library is not None and _SERVER_LIBRARY.search(library[:100].strip().lower()) is not None
+@lru_cache(maxsize=1024)
+def _is_server(library: str) -> bool:
+    return _SERVER_LIBRARY.search(library.strip().lower()) is not None
 
 
 def _campaign_of(campaign: _ContextCampaign) -> tuple[str | None, ...]:
@@ -194,6 +193,7 @@ def _decode(decoder: msgspec.json.Decoder[T], raw: bytes | Raw) -> T | None:
         return None
 
 
+_whole_context = msgspec.json.Decoder(_Context)
 _READERS: Final[dict[Any, _Reader]] = {
     kind: _reader_of(kind) for kind in (_ContextPage, _ContextCampaign, _ContextLibrary, _Context)
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Final
 
 from ingest.base.refusals import Refusal, RejectReason
@@ -25,6 +26,7 @@ class Drafts:
         "client_times",
         "contexts",
         "created_at",
+        "distinct_facts",
         "facts",
         "ids",
         "keys",
@@ -54,8 +56,9 @@ class Drafts:
         self.session_ids: list[str] = []
         self.properties: list[str] = []
         self.contexts: list[str] = []
-        # Facts from the contexts.
+        # Facts from the contexts, and those of each distinct context.
         self.facts: list[ContextFacts] = []
+        self.distinct_facts: list[ContextFacts] = []
         self.pages: list[str] = []
         self.senders: list[str] = []
         self.refused: dict[int, Refusal] = {}
@@ -67,6 +70,10 @@ class Drafts:
         self.refused.setdefault(len(column), Refusal(reason, detail))
         column.append("")
 
+    def refuse_at(self, index: int, reason: RejectReason, detail: str) -> None:
+        """Refuse an event by its index. Its values no longer matter."""
+        self.refused.setdefault(index, Refusal(reason, detail))
+
     def leave_out_refused(self) -> None:
         """Replace refused events by an empty one, so that later steps do no work for them."""
         if len(self.refused) > self._left_out:
@@ -76,10 +83,10 @@ class Drafts:
     def lines(self, received_at: str, first: int, ending: str) -> list[str]:
         """The lines of all events; those of refused events are meaningless. `first` is the position of the first."""
         columns = zip(
-            range(first, first + len(self.raws)),
             self.ids,
             self.created_at,
             self.client_times,
+            repeat(received_at),
             self.types,
             self.names,
             self.user_ids,
@@ -89,10 +96,8 @@ class Drafts:
             self.contexts,
             self.pages,
             self.senders,
-            strict=True,
+            map(str, range(first, first + len(self.raws))),
+            repeat(ending),
+            strict=False,
         )
-        return [
-            f"{id_}\t{created}\t{time}\t{received_at}\t{kind}\t{name}\t{user}\t{visitor}\t{visit}\t"
-            f"{details}\t{context}\t{page}\t{device}\t{place}\t{ending}"
-            for place, id_, created, time, kind, name, user, visitor, visit, details, context, page, device in columns
-        ]
+        return list(map("\t".join, columns))

@@ -8,26 +8,19 @@ from __future__ import annotations
 import re
 from itertools import accumulate
 
-from msgspec import Raw
-
 from ingest.base.refusals import RejectReason
 from ingest.events.hazards import LONG_NUMBER_DIGITS, Hazards, has_long_number
 from ingest.events.row import json_field
 
 
-def check_object(raw: Raw, hazards: Hazards, max_depth: int) -> str | RejectReason:
+def check_object(text: str, hazards: Hazards, numbers: bool, max_depth: int) -> str | RejectReason:
     """COPY text of a JSON object that jsonb accepts, or why it does not; INVALID_FIELD if it is not an object.
 
-    `hazards` are those of the body that it came in. Empty text and null count as an empty object.
+    `hazards` are those of the body that it came in; `numbers` is whether a number may be too long. Empty text and
+    null count as an empty object.
     """
-    if not raw:
-        return "{}"
-    try:
-        text = str(raw, "utf-8")
-    except UnicodeDecodeError:
-        return RejectReason.INVALID_UTF8
-    if text[0] != "{":
-        return "{}" if text == "null" else RejectReason.INVALID_FIELD
+    if not text.startswith("{"):
+        return "{}" if not text or text == "null" else RejectReason.INVALID_FIELD
     # A level takes two characters, so a shorter text cannot be deeper. Most objects are flat, which is checked next.
     if (
         len(text) > 2 * max_depth
@@ -36,7 +29,7 @@ def check_object(raw: Raw, hazards: Hazards, max_depth: int) -> str | RejectReas
         and _is_deeper(text, max_depth)
     ):
         return RejectReason.NESTED_TOO_DEEP
-    if hazards.numbers and _has_huge_number(text):
+    if numbers and _has_huge_number(text):
         return RejectReason.NUMBER_OUT_OF_RANGE
     return json_field(text) if hazards.whitespace or (hazards.escapes and "\\" in text) else text
 

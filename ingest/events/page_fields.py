@@ -39,12 +39,19 @@ def make_page_fields(
     if campaign is not None:
         utm = tuple([named or found for named, found in zip(campaign, utm, strict=True)])
     campaign_fields = fields(source_name(utm[0]), *utm[1:]) if any(utm) else _NO_CAMPAIGN
+    came = _origin_fields if len(referrer or "") <= _CACHED_URL_CHARACTERS else _origin_fields.__wrapped__
+    seen_from, origin = came(utm[0], page.hint, referrer, page.host, own)
+    return f"{_address_field(url)}\t{seen_from}\t{field(page.host)}\t{field(page.path)}\t{campaign_fields}\t{origin}"
+
+
+@lru_cache(maxsize=4096)
+def _origin_fields(
+    utm_source: str | None, hint: str | None, referrer: str | None, host: str | None, own: OwnHosts
+) -> tuple[str, str]:
+    """(referrer, referrer_host and source) as COPY text, for a page on this host. Fewer differ than pages do."""
     came_from = referrer_host(referrer) if referrer else None
-    source = source_of(utm[0], page.hint, referrer, came_from, page.host, own)
-    return (
-        f"{_address_field(url)}\t{_address_field(referrer)}\t{field(page.host)}\t{field(page.path)}\t"
-        f"{campaign_fields}\t{field(came_from)}\t{field(source)}"
-    )
+    source = source_of(utm_source, hint, referrer, came_from, host, own)
+    return _address_field(referrer), f"{field(came_from)}\t{field(source)}"
 
 
 def _address_field(url: str | None) -> str:

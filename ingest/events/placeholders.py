@@ -7,7 +7,7 @@ one person. `ingest.is_placeholder_id()` is the same rule in SQL; a test compare
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from string import ascii_letters, digits
 from typing import Final
 from unicodedata import normalize
@@ -102,6 +102,7 @@ _INFINITE: Final = re.compile(r"[+-]?[19](\.[019]{0,20})?e\+?(9[019]{2}|[19][019
 """A number too large for any float, in the digits that people use for one (1e999, -1e1000): with other digits it
 could just as well be an id in hex."""
 _NUMBER_DIGITS: Final = frozenset("019")
+_LETTERS_AND_DIGITS: Final = frozenset(ascii_letters + digits)
 
 
 def _key(text: str) -> bytes:
@@ -131,9 +132,9 @@ class Placeholders:
     def __init__(self, more: Iterable[str] = ()) -> None:
         self._keys = _KEYS | {_key(normalize("NFKC", text)) for text in more}
         keys = [key.decode() for key in self._keys]
-        self.real_ends = frozenset(ascii_letters + digits) - _both_cases(key[-1:] for key in keys) - _NUMBER_DIGITS
-        self.real = frozenset(ascii_letters + digits) - _both_cases("".join(keys)) - _NUMBER_DIGITS
-        self.real_starts = frozenset(ascii_letters + digits) - _both_cases(key[:1] for key in keys) - _NUMBER_DIGITS
+        self.real_ends = _LETTERS_AND_DIGITS - _both_cases(key[-1:] for key in keys) - _NUMBER_DIGITS
+        self.real = _LETTERS_AND_DIGITS - _both_cases("".join(keys)) - _NUMBER_DIGITS
+        self.real_starts = _LETTERS_AND_DIGITS - _both_cases(key[:1] for key in keys) - _NUMBER_DIGITS
 
     def has(self, text: str) -> bool:
         """Whether this is a placeholder: empty, only whitespace, punctuation or zeros, -1, an infinite number, a
@@ -150,6 +151,15 @@ class Placeholders:
         return all(
             self._is_word(part) or all(map(self._is_word, _BLANKS.split(part))) for part in _SEPARATORS.split(text)
         )
+
+    def among(self, texts: Sequence[str], together: str) -> set[str]:
+        """Those of some texts that are placeholders. `together`: all of the texts, joined."""
+        if "%" in together:
+            return {text for text in texts if self.has(text)}
+        real, ends, starts = self.real, self.real_ends, self.real_starts
+        # An unfilled template may contain any character, but does not begin with a letter or digit.
+        doubtful = [text for text in texts if real.isdisjoint(text) or text[0] not in _LETTERS_AND_DIGITS]
+        return {text for text in doubtful if text[-1:] not in ends and text[:1] not in starts and self.has(text)}
 
     def _is_word(self, text: str) -> bool:
         key = _key(text)

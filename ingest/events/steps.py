@@ -12,7 +12,7 @@ determined, see `times.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import uuid5
 
 from msgspec import Raw
@@ -33,14 +33,15 @@ from ingest.events.arrival import (
 )
 from ingest.events.context import ContextFacts, page_of_properties, read_context
 from ingest.events.drafts import Drafts
+from ingest.events.hazards import has_long_number
 from ingest.events.jsonb import check_object
 from ingest.events.limits import EVENT_TYPES, MAX_ID_CHARACTERS, MAX_NAME_CHARACTERS, READ_USER_AGENT_CHARACTERS
 from ingest.events.page_fields import NO_PAGE_FIELDS, page_fields
 from ingest.events.payload import RawEvent
 from ingest.events.row import NO_TIME, field
 from ingest.events.times import corrected_time, impossible, utc_text
-from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes
-from ingest.events.values.timestamps import is_javascript_time, one_text_of, parse_time
+from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes, uuids_bytes
+from ingest.events.values.timestamps import is_javascript_time, javascript_span, one_text_of, parse_time
 from ingest.events.values.urls import (
     may_hold_credentials,
     strip_credentials,
@@ -119,10 +120,13 @@ def set_type(drafts: Drafts, arrival: Arrival) -> None:
 
 def set_id(drafts: Drafts, arrival: Arrival) -> None:
     """The event's id. A placeholder is treated as no id: all events that have it would be each other's duplicates."""
+    sent = [raw.id for raw in drafts.raws]
+    if (all_keys := uuids_bytes(sent)) is not None:
+        drafts.ids, drafts.keys = sent, all_keys  # type: ignore[assignment]
+        return
     ids, keys, placeholders = drafts.ids, drafts.keys, arrival.limits.placeholders
     least, greatest = NO_IDS
-    for raw in drafts.raws:
-        message_id = raw.id
+    for message_id in sent:
         if (
             isinstance(message_id, str)
             and len(message_id) == 36
@@ -152,6 +156,14 @@ def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
     oldest, newest = arrival.moment.oldest, arrival.moment.newest
     came = arrival.moment.text if arrival.first_came is None else utc_text(arrival.first_came)
     created_at, client_times, keys = drafts.created_at, drafts.client_times, drafts.keys
+    sent = [raw.timestamp for raw in drafts.raws]
+    if (span := javascript_span(sent)) is not None and oldest <= span[0] and span[1] <= newest:
+        drafts.created_at = sent  # type: ignore[assignment]
+        drafts.keys = [
+            key + time.encode() if key is not None else None  # type: ignore[union-attr]
+            for key, time in zip(keys, sent, strict=True)
+        ]
+        return
     for index, raw in enumerate(drafts.raws):
         timestamp = raw.timestamp
         if timestamp is None:
@@ -195,8 +207,25 @@ def check_size(drafts: Drafts, arrival: Arrival) -> None:
 
 
 def set_properties(drafts: Drafts, arrival: Arrival) -> None:
-    hazards, max_depth, properties = arrival.hazards, arrival.limits.max_depth, drafts.properties
     together = b"".join([raw.properties for raw in drafts.raws])
+    _conceal_in_properties(drafts, arrival, together)
+    hazards, max_depth = arrival.hazards, arrival.limits.max_depth
+    numbers = has_long_number(together)
+    drafts.properties = texts = _decoded(drafts)
+    for index, text in enumerate(texts):
+        # Nearly all are flat objects without escapes, and stay as they are.
+        if "[" in text or text.rfind("{") or numbers or hazards.whitespace or (hazards.escapes and "\\" in text):
+            checked = check_object(text, hazards, numbers, max_depth)
+            if isinstance(checked, RejectReason):
+                drafts.refuse_at(index, *_objection("properties", checked, RejectReason.INVALID_PROPERTIES))
+            else:
+                texts[index] = checked
+    if drafts.refused:
+        drafts.leave_out_refused()
+
+
+def _conceal_in_properties(drafts: Drafts, arrival: Arrival, together: bytes) -> None:
+    """Remove what must not be stored of properties, if it may be in `together`, which is all of them."""
     if arrival.limits.conceals and may_hold_addresses(together):
         for raw in drafts.raws:
             text = bytes(raw.properties)
@@ -208,27 +237,37 @@ def set_properties(drafts: Drafts, arrival: Arrival) -> None:
     if may_hold_credentials(together):
         for raw in drafts.raws:
             raw.properties = Raw(strip_credentials(bytes(raw.properties)))
+
+
+def _decoded(drafts: Drafts) -> list[str]:
+    """The properties as texts. Refuses those that are not UTF-8."""
+    try:
+        return [str(raw.properties, "utf-8") for raw in drafts.raws]
+    except UnicodeDecodeError:
+        pass
+    texts: list[str] = []
     for raw in drafts.raws:
-        checked = check_object(raw.properties, hazards, max_depth)
-        if isinstance(checked, RejectReason):
-            drafts.refuse(properties, *_objection("properties", checked, RejectReason.INVALID_PROPERTIES))
-        else:
-            properties.append(checked)
-    if drafts.refused:
-        drafts.leave_out_refused()
+        try:
+            texts.append(str(raw.properties, "utf-8"))
+        except UnicodeDecodeError:
+            reason = RejectReason.INVALID_UTF8
+            drafts.refuse(texts, *_objection("properties", reason, RejectReason.INVALID_PROPERTIES))
+    return texts
 
 
 def set_context(drafts: Drafts, arrival: Arrival) -> None:
     """The context, and its facts about page, campaign, device, address and session."""
-    careful, max_depth = arrival.hazards.whitespace or arrival.hazards.numbers, arrival.limits.max_depth
-    contexts, facts, conceals = drafts.contexts, drafts.facts, arrival.limits.conceals
-    for raw in drafts.raws:
-        checked, found = read_context(raw.context, careful, max_depth, conceals)
-        facts.append(found)
+    max_depth, conceals = arrival.limits.max_depth, arrival.limits.conceals
+    texts = [bytes(raw.context) for raw in drafts.raws]
+    # The events of a body often share one.
+    found = {text: read_context(text, max_depth, conceals) for text in {*texts}}
+    drafts.distinct_facts = [facts for _, facts in found.values()]
+    drafts.facts = [found[text][1] for text in texts]
+    drafts.contexts = contexts = [found[text][0] for text in texts]
+    for index, checked in enumerate(contexts):
         if isinstance(checked, RejectReason):
-            drafts.refuse(contexts, *_objection("context", checked, RejectReason.INVALID_CONTEXT))
-        else:
-            contexts.append(checked)
+            drafts.refuse_at(index, *_objection("context", checked, RejectReason.INVALID_CONTEXT))
+            contexts[index] = ""
     if (own := arrival.sender.own) and own_number(own).decode() in "".join({*contexts}):
         drafts.contexts = [conceal_own_number(text.encode(), own).decode() for text in contexts]
     if drafts.refused:
@@ -238,37 +277,40 @@ def set_context(drafts: Drafts, arrival: Arrival) -> None:
 def set_person(drafts: Drafts, arrival: Arrival) -> None:
     """The ids of user, browser and session. Placeholders are not stored: they would merge all users without an id
     into one."""
-    special, placeholders = arrival.hazards.special, arrival.limits.placeholders
-    real_ends, real_starts, real = placeholders.real_ends, placeholders.real_starts, placeholders.real
-    is_placeholder = placeholders.has
-    for column, name, values in (
-        (drafts.user_ids, "user_id", [raw.user_id for raw in drafts.raws]),
-        (drafts.anonymous_ids, "anonymous_id", [raw.anonymous_id for raw in drafts.raws]),
-        (drafts.session_ids, "session_id", [raw.session_id for raw in drafts.raws]),
-    ):
-        for value in values:
-            if not value and value != 0:
-                column.append("\\N")
-                continue
-            text = value if isinstance(value, str) else str(value)
-            if (
-                (
-                    text[-1] not in real_ends
-                    and text[0] not in real_starts
-                    # An unfilled template may contain any character, but does not begin with a letter or digit.
-                    and (real.isdisjoint(text) or not text[0].isalnum())
-                )
-                or "%" in text
-            ) and is_placeholder(text):
-                column.append("\\N")
-            elif len(text) <= MAX_ID_CHARACTERS:
-                column.append(field(text) if special else text)
-            else:
-                detail = f"`{name}` has {len(text)} characters, at most {MAX_ID_CHARACTERS} are allowed"
-                drafts.refuse(column, RejectReason.FIELD_TOO_LONG, detail)
+    raws, is_placeholder = drafts.raws, arrival.limits.placeholders.has
+    drafts.user_ids = _column_of_ids(drafts, arrival, "user_id", [raw.user_id for raw in raws])
+    drafts.anonymous_ids = _column_of_ids(drafts, arrival, "anonymous_id", [raw.anonymous_id for raw in raws])
+    drafts.session_ids = _column_of_ids(drafts, arrival, "session_id", [raw.session_id for raw in raws])
+    if not [facts for facts in drafts.distinct_facts if facts.session_id]:
+        return
     for index, facts in enumerate(drafts.facts):
         if facts.session_id and drafts.session_ids[index] == "\\N" and not is_placeholder(facts.session_id):
             drafts.session_ids[index] = field(facts.session_id[:MAX_ID_CHARACTERS])
+
+
+def _column_of_ids(drafts: Drafts, arrival: Arrival, name: str, sent: list[Any]) -> list[str]:
+    """The COPY text of ids (texts, numbers or None). Refuses those that are too long."""
+    texts = [each for each in sent if each is not None]
+    try:
+        together = "".join(texts)
+    except TypeError:
+        sent = [str(each) if isinstance(each, int) else each for each in sent]
+        texts = [each for each in sent if each is not None]
+        together = "".join(texts)
+    nothing, special = arrival.limits.placeholders.among(texts, together), arrival.hazards.special
+    is_short = len(together) <= MAX_ID_CHARACTERS or max(map(len, texts)) <= MAX_ID_CHARACTERS
+    if is_short and not nothing and not special:
+        return sent if len(texts) == len(sent) else ["\\N" if each is None else each for each in sent]
+    column: list[str] = []
+    for text in sent:
+        if text is None or text in nothing:
+            column.append("\\N")
+        elif len(text) <= MAX_ID_CHARACTERS:
+            column.append(field(text) if special else text)
+        else:
+            detail = f"`{name}` has {len(text)} characters, at most {MAX_ID_CHARACTERS} are allowed"
+            drafts.refuse(column, RejectReason.FIELD_TOO_LONG, detail)
+    return column
 
 
 def set_page(drafts: Drafts, arrival: Arrival) -> None:
@@ -290,7 +332,7 @@ def set_page(drafts: Drafts, arrival: Arrival) -> None:
 
 def set_sender(drafts: Drafts, arrival: Arrival) -> None:
     """Device and address, from the request itself unless some context names a sender."""
-    for facts in drafts.facts:
+    for facts in drafts.distinct_facts:
         if facts.user_agent or facts.ip or facts.of_server:
             return
     drafts.senders = [arrival.sender_fields] * len(drafts.facts)

@@ -247,7 +247,8 @@ def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: i
     headers = request.headers
     encoding = headers.get("Content-Encoding")
     if not is_packed(body, encoding) and is_json(body):
-        return decode, len(body) > PART_BYTES or body.count(b"{") > _MANY_OBJECTS
+        # Replacing that many is faster than counting all.
+        return decode, len(body) > PART_BYTES or b"{" in body.replace(b"{", b"[", _MANY_OBJECTS)
     content_type = headers.get("Content-Type", "")
 
     def unwrap(packed: bytes) -> Bites[Payload]:

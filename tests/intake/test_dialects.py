@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import tracemalloc
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.base.bites import finish
 from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
@@ -20,7 +23,7 @@ from ingest.intake.dialects.native import decode_native
 from ingest.intake.dialects.segment import decode_segment
 
 MAX_EVENTS = 1000
-CLEAN = Hazards(escapes=False, special=False, whitespace=False, numbers=False, invalid_utf8=False)
+CLEAN = Hazards(escapes=False, special=False, whitespace=False)
 
 
 def native(body: object) -> Payload:
@@ -308,14 +311,12 @@ def test_invalid_utf8_refuses_only_its_event(bad):
     body = b'[{"name":"before"},{"name":"x%s"},{"name":"after","user_id":"\xc3\xa9"}]' % bad
     for payload in (native(body), native(b'{"batch":%s}' % body)):
         assert reasons(payload) == ["before", RejectReason.INVALID_UTF8, "after"]
-        assert payload.parts[0].hazards.invalid_utf8
         assert pieces(payload.parts[0])[1] == b'{"name":"x%s"}' % bad
 
 
 def test_invalid_utf8_in_properties_is_left_for_the_step_that_checks_them():
     payload = native(b'[{"name":"a","properties":{"x":"\xff"}},{"name":"b"}]')
     assert reasons(payload) == ["a", "b"]
-    assert payload.parts[0].hazards.invalid_utf8
 
 
 @pytest.mark.parametrize("decode", [native, segment])
@@ -776,16 +777,7 @@ HAZARDS = [
     (b'{\n"name":"a"}', CLEAN._replace(whitespace=True)),
     (b'{\t"name":"a"}', CLEAN._replace(whitespace=True)),
     (b'{\r"name":"a"}', CLEAN._replace(whitespace=True)),
-    (b'{"x":1e99999}', CLEAN._replace(numbers=True)),
-    (b'{"x":1E+99999}', CLEAN._replace(numbers=True)),
-    (b'{"x":1.5e-99999}', CLEAN._replace(numbers=True)),
-    (b'{"x":1e9999}', CLEAN),
-    (b'{"x":1E-9999,"y":12345678901234567890}', CLEAN),
-    (b'{"x":%s}' % (b"7" * 6000), CLEAN._replace(numbers=True)),
-    (b'{"x":%s}' % (b"7" * 5999), CLEAN),
     ('{"x":"é"}'.encode(), CLEAN),
-    (b'{"x":"\xff"}', CLEAN._replace(invalid_utf8=True)),
-    (b'{"x":"\xed\xa0\x80"}', CLEAN._replace(invalid_utf8=True)),
 ]
 
 
@@ -794,6 +786,30 @@ def test_hazards(body, hazards):
     assert find_hazards(body) == hazards
     assert native(body).parts[0].hazards == hazards
     assert segment(body).parts[0].hazards == hazards
+
+
+@given(st.lists(st.sampled_from(["\\", '"', "/", "n", "u", "é", '\\"', "\\/", '\\"' * 20, "\n", " "])).map("".join))
+def test_hazards_are_those_of_each_escape(text):
+    escaped = re.findall(r"\\(.)", text, re.DOTALL)
+    found = find_hazards(text.encode())
+    assert (found.escapes, found.whitespace) == ("\\" in text, "\n" in text)
+    assert found.special == any(character not in '"/' for character in escaped)
+
+
+NUMBERS = [
+    (b'{"x":1e99999}', True),
+    (b'{"x":1E+99999}', True),
+    (b'{"x":1.5e-99999}', True),
+    (b'{"x":1e9999}', False),
+    (b'{"x":1E-9999,"y":12345678901234567890}', False),
+    (b'{"x":%s}' % (b"7" * 6000), True),
+    (b'{"x":%s}' % (b"7" * 5999), False),
+]
+
+
+@pytest.mark.parametrize(("text", "is_long"), NUMBERS, ids=[repr(text[:30]) for text, _ in NUMBERS])
+def test_long_numbers(text, is_long):
+    assert has_long_number(text) == is_long
 
 
 def test_a_hex_text_may_look_like_a_long_number():

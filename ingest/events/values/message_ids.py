@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -25,6 +26,33 @@ def uuid_bytes(text: str) -> bytes | None:
         return None
     # fromhex skips whitespace, which is not allowed in a UUID.
     return key if len(key) == 16 else None
+
+
+def uuids_bytes(texts: Sequence[object]) -> list[bytes] | None:
+    """The 16 bytes of each, if all are UUIDs of 36 characters and none is in NO_IDS; else None."""
+    try:
+        together = "".join(texts)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    count = len(texts)
+    dashes, digits = "-" * count, together.replace("-", "")
+    if (
+        len(digits) != 32 * count
+        or together[8::36] != dashes
+        or together[13::36] != dashes
+        or together[18::36] != dashes
+        or together[23::36] != dashes
+        or {*map(len, texts)} != {36}  # type: ignore[arg-type]
+    ):
+        return None
+    try:
+        keys = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    # If one of NO_IDS is there, it may also be across two ids, which is as good as never.
+    if len(keys) != 16 * count or NO_IDS[0] in keys or NO_IDS[1] in keys:
+        return None
+    return [keys[at : at + 16] for at in range(0, len(keys), 16)]
 
 
 def fresh_id(now: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,6 +59,28 @@ def is_javascript_time(text: str) -> bool:
     Other forms are rewritten: Python reads some that Postgres does not, and the other way round.
     """
     return len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T" and text[7] == "-"
+
+
+def javascript_span(values: Sequence[object]) -> tuple[datetime, datetime] | None:
+    """The first and the last of some times, if all are valid and `is_javascript_time`; else None."""
+    try:
+        together = "".join(values)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    count = len(values)
+    if (
+        together[23::24] != "Z" * count
+        or together[19::24] != "." * count
+        or together[10::24] != "T" * count
+        or together[7::24] != "-" * count
+        or {*map(len, values)} != {24}  # type: ignore[arg-type]
+    ):
+        return None
+    try:
+        moments = list(map(datetime.fromisoformat, values))  # type: ignore[arg-type]
+    except ValueError:
+        return None
+    return min(moments), max(moments)
 
 
 def one_text_of(moment: datetime, text: str) -> str:

@@ -15,6 +15,7 @@ from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 from unicodedata import normalize
 
+from ingest.events.hazards import has_special_escape
 from ingest.events.limits import MAX_URL_CHARACTERS, MAX_VALUE_CHARACTERS
 from ingest.events.values.punycode import punycode
 from ingest.events.values.texts import clean, well_formed
@@ -56,16 +57,21 @@ def describe_page(url: str) -> Page:
 
     Anything else, and a URL that lacks a host (`mailto:`, `data:`), gives NO_PAGE.
     """
+    plain = _PLAIN_URL.fullmatch(url) if len(url) <= _CACHED_CHARACTERS else None
+    if plain is not None:
+        # A fast path for many of them, with the same result as below.
+        host = host_form(plain[1])
+        return Page(host, plain[2].rstrip("/") or "/", None, None, None, None, None) if host else NO_PAGE
     hierarchy, _, query = _trim(url[:_MAX_READ_CHARACTERS]).partition("#")[0].partition("?")
     parts = _split(hierarchy[:MAX_URL_CHARACTERS])
     if parts is None or not (hierarchy or query):
         return NO_PAGE
-    host, path = parts
+    of_host, path = parts
     if path is not None:
         path = path_form(path)
     if not query or (found := _parameters(query)) is None:
-        return Page(host, path, None, None, None, None, None)
-    return Page(host, path, *found)
+        return Page(of_host, path, None, None, None, None, None)
+    return Page(of_host, path, *found)
 
 
 def referrer_host(referrer: str) -> str | None:
@@ -121,7 +127,8 @@ def strip_credentials(text: bytes) -> bytes:
 
 def may_hold_credentials(text: bytes) -> bool:
     """Whether there may be a URL with credentials in a JSON text. At memory speed."""
-    return (b"@" in text or b"\\u0040" in text) and (b"://" in text or b":\\/" in text)
+    is_at = b"@" in text or (has_special_escape(text) and b"\\u0040" in text)
+    return is_at and (b"://" in text or b":\\/" in text)
 
 
 # What is removed from a URL, and what surrounds it.
@@ -233,6 +240,7 @@ def _ipv6_form(text: str) -> str | None:
 
 _OF_PATHS = r"A-Za-z0-9_~!$&'()*+,;=:@-"
 _PLAIN_PATH = re.compile(rf"(?:/[{_OF_PATHS}][.{_OF_PATHS}]*+)*+/?")
+_PLAIN_URL = re.compile(rf"https://([a-z0-9-]+(?:\.[a-z0-9-]+)+)({_PLAIN_PATH.pattern})")
 # What is encoded: blanks, invisible characters, code points that are not characters, and characters not allowed in a
 # path.
 _ENCODED = re.compile(
