@@ -33,6 +33,7 @@ from bench.hostile_bodies import KINDS, OWN_ADDRESS, WRAPPINGS, body_of
 from ingest.api.dispatch import MAX_BODY_BYTES
 from ingest.base import config_sources
 from ingest.base.bites import Bites
+from ingest.base.processes import tune_process
 from ingest.base.refusals import PayloadRefused, Refusal
 from ingest.events.arrival import Limits, Sender, arrive, moment_of
 from ingest.events.drafts import Drafts
@@ -47,7 +48,6 @@ from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.service.collector import Collector, start_collector
-from ingest.service.supervisor import tune_process
 
 T = TypeVar("T")
 TARGET_MS: Final = 50.0

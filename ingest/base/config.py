@@ -141,7 +141,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = GIB
     segment_bytes: Annotated[int, within(MIB, 4 * GIB, "Size of one journal file")] = 64 * MIB
     memory_max_bytes: Annotated[
-        int, within(MIB, 64 * GIB, "Memory for records that wait to be stored; the rest is read back from disk")
+        int,
+        within(
+            MIB, 64 * GIB, "Memory for the places of records that wait to be stored; others are looked up on disk"
+        ),
     ] = 32 * MIB
     flush_max_bytes: Annotated[int, within(KB, GIB, "Size of the rows stored in one transaction")] = 4 * MIB
 
@@ -315,7 +318,6 @@ SETTINGS = {
 AT_LEAST = (
     ("journal_max_bytes", 2, "segment_bytes"),
     ("max_body_bytes", 1, "max_event_bytes"),
-    ("memory_max_bytes", 1, "flush_max_bytes"),
     # An address may hold 7/32 of it with bodies that are not small.
     ("bodies_max_bytes", 5, "max_body_bytes"),
 )

@@ -1,8 +1,8 @@
 """Records of a journal that are durable but not stored yet: the writer takes them in order, and they are forgotten
 once the ledger covers them.
 
-Records wait in memory up to a limit. Past it they are only on disk, and are read back in order when the writer
-gets to them. A segment is deleted when all its records have been forgotten.
+The place of each record is kept in memory up to a limit. Those past it are only to be found on disk, and are looked
+up there in order when the writer gets to them. A segment is deleted when all its records have been forgotten.
 
 Everything runs on the event loop's thread except the methods that end in `_in_thread`.
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ingest.base.disk_thread import WorkThread
 from ingest.journal import segments
+from ingest.journal.places import PLACE_BYTES, Place
 from ingest.journal.recovery import KnownSegment, Recovered, Stretch, log_damage
 from ingest.journal.segment_reader import SegmentError, SegmentReader
 from ingest.journal.segments import Damage, Layout, Record, Totals
@@ -43,7 +44,7 @@ class Written(NamedTuple):
 class _ReadBack(NamedTuple):
     """`offset` is where to continue, `last` the highest record number read."""
 
-    records: list[Record]
+    places: list[Place]
     damages: list[Damage]
     already: list[Record]
     offset: int
@@ -78,23 +79,24 @@ class Backlog:
         self.lost_records = 0
         # The journal's totals up to `stored_through`; None if unknown.
         self.stored_totals: Totals | None = Totals(0, 0, 0)
-        # Bytes of lines held in memory, including those of taken records; bytes of segments on disk.
-        self.memory_bytes = 0
+        # Bytes of segments on disk.
         self.disk_bytes = 0
         self._in_flight = in_flight
         self._on_already_stored = on_already_stored
         self._on_lost = on_lost
-        self._memory_max_bytes = memory_max_bytes
+        self._most_places = memory_max_bytes // PLACE_BYTES
         self._reading = WorkThread(f"{name}-read")
         # On disk, oldest first.
         self._segments: deque[KnownSegment] = deque()
-        # Durable records that the writer has not taken, oldest first. Later ones are only on disk, in the stretches
-        # of `_spilled`, in this order; of those, numbers up to `_read_through` have been read back.
-        self._memory: deque[Record] = deque()
+        # Durable records that the writer has not taken, oldest first. Those after them are somewhere in the stretches
+        # of `_spilled`, in this order; of those, numbers up to `_read_through` have been looked up.
+        self._memory: deque[Place] = deque()
         self._spilled: deque[Stretch] = deque()
         self._read_through = 0
         self._spilled_at_us = 0
-        self._taken: list[Record] = []
+        # Taken and neither stored nor lost yet, oldest first.
+        self._taken: deque[Place] = deque()
+        self._taken_bytes = 0
         # Records up to here were already stored when the journal was opened, and were never counted.
         self._counted_after = 0
         # Records missing on disk, and whether the ledger's position is known yet.
@@ -134,8 +136,18 @@ class Backlog:
         return self._spilled_at_us if self._spilled else None
 
     @property
-    def newest(self) -> Record | None:
-        """The newest record in memory that has not been taken; None when there is none."""
+    def waiting_bytes(self) -> int:
+        """Bytes of lines that are not taken, durable or not."""
+        return self.bytes - self._taken_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory that the places take."""
+        return PLACE_BYTES * (len(self._memory) + len(self._taken))
+
+    @property
+    def newest(self) -> Place | None:
+        """The newest record whose place is known and that has not been taken; None when there is none."""
         return self._memory[-1] if self._memory else None
 
     def add(self, events: int, rejected: int, size: int) -> None:
@@ -145,7 +157,7 @@ class Backlog:
         self.bytes += size
 
     def keep(self, written: Written) -> None:
-        """A record has become durable: keep it in memory if there is room, otherwise only on disk."""
+        """A record has become durable: keep its place if there is room, otherwise only the stretch that it is in."""
         record = written.record
         if not self._segments or self._segments[-1].path != written.path:
             self._segments.append(KnownSegment(written.path, record.number, 0))
@@ -155,9 +167,8 @@ class Backlog:
         if not record.events and not record.rejected:
             return
         newest.holds_lines = True
-        if not self._spilled and self.memory_bytes + record.size <= self._memory_max_bytes:
-            self._memory.append(record)
-            self.memory_bytes += record.size
+        if not self._spilled and len(self._memory) < self._most_places:
+            self._memory.append(_place(record, written.path, written.offset, written.end))
         else:
             self._spill(newest, written)
         self._readable.set()
@@ -198,47 +209,74 @@ class Backlog:
         """Return when there is something to take."""
         await self._readable.wait()
 
-    async def take(self, max_bytes: int) -> list[Record]:
-        """The oldest records not yet stored, in order and of one layout: about `max_bytes` in total, at least one
-        record, [] when there is none. They stay pending until they are forgotten."""
-        assert not self._taken, "forget the taken records first"
+    async def take(self, max_bytes: int) -> list[Place]:
+        """The oldest records that are not taken yet, in order: about `max_bytes` in total, at least one record, []
+        when there is none. They stay pending until they are forgotten. One call at a time."""
         self._settle_gaps()
-        if self._memory:
-            size = 0
-            while self._memory and (not size or size + self._memory[0].size <= max_bytes):
-                record = self._memory.popleft()
-                self._taken.append(record)
-                size += record.size
-        while self._spilled and not self._memory and not self._taken:
-            await self._take_from_disk(max_bytes)
+        places: list[Place] = []
+        size = 0
+        while self._memory and (not size or size + self._memory[0].size <= max_bytes):
+            places.append(self._memory.popleft())
+            size += places[-1].size
+        self._taken += places
+        self._taken_bytes += size
+        while self._spilled and not self._memory and not places:
+            places = await self._take_from_disk(max_bytes)
         if not self._memory and not self._spilled:
             self._readable.clear()
-        return list(self._taken)
+        return places
 
-    async def _take_from_disk(self, max_bytes: int) -> None:
+    def give_back(self) -> None:
+        """Whoever took records has died, or given up: they can be taken again."""
+        self._memory.extendleft(reversed(self._taken))
+        self._taken.clear()
+        self._taken_bytes = 0
+        if self._memory:
+            self._readable.set()
+
+    def lose(self, numbers: Collection[int]) -> None:
+        """Taken records with these numbers could not be read any more."""
+        lost = [place for place in self._taken if place.number in numbers]
+        self._taken = deque(place for place in self._taken if place.number not in numbers)
+        for place in lost:
+            self.add(-place.events, -place.rejected, -place.size)
+            self._taken_bytes -= place.size
+            source = next((one for one in self._segments if one.path == place.path), None)
+            if source is not None:
+                damage = Damage(place.offset, place.end - place.offset, None, True, at_end=False)
+                self._note_damage(source, damage)
+        self.lost_records += len(lost)
+        if events := sum(place.events for place in lost):
+            logger.error("%d acknowledged events can no longer be read from the journal", events)
+            self._on_lost(events)
+        self.delete_stored()
+
+    async def _take_from_disk(self, max_bytes: int) -> list[Place]:
         stretch = self._spilled[0]
         end = stretch.end
         back = await self._reading.run(partial(self._read_back_in_thread, stretch, end, max_bytes))
-        self._taken = back.records
-        self.memory_bytes += sum(record.size for record in back.records)
+        self._taken += back.places
+        self._taken_bytes += sum(place.size for place in back.places)
         self._read_through = back.last
         for damage in back.damages:
             self._note_damage(stretch.source, damage)
         for record in back.already:
             self.add(-record.events, -record.rejected, -record.size)
-            self._note_stored(record)
+            if record.number == self.stored_through:
+                self.stored_totals = record.after
             self._on_already_stored(record)
-        if back.records:
-            self._spilled_at_us = back.records[-1].opened_at_us
+        if back.places:
+            self._spilled_at_us = back.places[-1].opened_at_us
         stretch.start = back.offset
         if stretch.start >= stretch.end:
             self._spilled.popleft()
         if not self._spilled:
-            # Caught up: new records go through memory again.
+            # Caught up: the places of new records are kept again.
             self._reconcile()
+        return back.places
 
     def _read_back_in_thread(self, stretch: Stretch, end: int, max_bytes: int) -> _ReadBack:
-        back = _ReadBack(records=[], damages=[], already=[], offset=end, last=self._read_through)
+        back = _ReadBack(places=[], damages=[], already=[], offset=end, last=self._read_through)
         path, last, size = stretch.source.path, back.last, 0
         try:
             with SegmentReader(path, stretch.start, end, self._layouts) as reader:
@@ -246,12 +284,10 @@ class Backlog:
                 while (piece := reader.read()) is not None:
                     if isinstance(piece, Damage):
                         back.damages.append(piece)
-                    elif back.records and piece.layout != back.records[0].layout:
-                        return back._replace(offset=at, last=last)
                     elif piece.number > last:
                         last = piece.number
                         if last > self.stored_through:
-                            back.records.append(piece)
+                            back.places.append(_place(piece, path, at, reader.offset))
                         elif last > self._counted_after:
                             back.already.append(piece)
                         size += piece.size
@@ -306,15 +342,15 @@ class Backlog:
 
     # Forgetting.
 
-    def forget(self, count: int) -> None:
-        """The first `count` taken records are stored: they are no longer pending, and fully stored segments are
+    def forget(self, through: int) -> None:
+        """The taken records up to this number are stored: they are no longer pending, and fully stored segments are
         deleted."""
-        for record in self._taken[:count]:
-            self.add(-record.events, -record.rejected, -record.size)
-            self.memory_bytes -= record.size
-            self.stored_through = max(self.stored_through, record.number)
-            self._note_stored(record)
-        self._taken = self._taken[count:]
+        while self._taken and self._taken[0].number <= through:
+            place = self._taken.popleft()
+            self.add(-place.events, -place.rejected, -place.size)
+            self._taken_bytes -= place.size
+            if place.number > self.stored_through:
+                self.stored_through, self.stored_totals = place.number, place.after
         self.delete_stored()
 
     def advance(self, stored_through: int) -> None:
@@ -323,10 +359,6 @@ class Backlog:
             self.stored_through, self.stored_totals = stored_through, None
         self._is_ledger_known = True
         self._settle_gaps()
-
-    def _note_stored(self, record: Record) -> None:
-        if record.number == self.stored_through:
-            self.stored_totals = record.after
 
     def delete_stored(self) -> None:
         """Delete fully stored segments, except the newest; set aside the damaged ones instead."""
@@ -345,3 +377,18 @@ class Backlog:
                     oldest.path.unlink(missing_ok=True)
             except OSError as error:
                 logger.warning("segment %s cannot be removed: %s", oldest.path.name, error)
+
+
+def _place(record: Record, path: Path, offset: int, end: int) -> Place:
+    return Place(
+        record.number,
+        record.events,
+        record.rejected,
+        record.size,
+        record.opened_at_us,
+        path,
+        offset,
+        end,
+        record.layout,
+        record.after,
+    )

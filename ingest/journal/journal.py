@@ -25,6 +25,7 @@ from ingest.journal.backlog import Backlog, Written
 from ingest.journal.batch_ids import batch_id
 from ingest.journal.journals import Claimed
 from ingest.journal.open_record import OpenRecord
+from ingest.journal.places import Place
 from ingest.journal.recovery import recover
 from ingest.journal.segment_writer import SegmentWriter
 from ingest.journal.segments import Record, Totals
@@ -123,7 +124,7 @@ class Journal:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of lines held in memory: durable but not stored yet, or on their way to the disk."""
+        """Bytes held in memory: lines on their way to the disk, and the places of those that are not stored yet."""
         return self.backlog.memory_bytes + self._open.size + (self._writing.size if self._writing else 0)
 
     @property
@@ -332,13 +333,13 @@ class Journal:
         """Return when there is something to take."""
         await self.backlog.wait_readable()
 
-    async def take(self, max_bytes: int) -> list[Record]:
-        """The oldest records not yet stored; see Backlog.take."""
+    async def take(self, max_bytes: int) -> list[Place]:
+        """Where the oldest records are that are not taken yet; see Backlog.take."""
         return await self.backlog.take(max_bytes)
 
-    def forget(self, count: int) -> None:
-        """The first `count` taken records are stored."""
-        self.backlog.forget(count)
+    def forget(self, through: int) -> None:
+        """The taken records up to this number are stored."""
+        self.backlog.forget(through)
 
     def advance(self, stored_through: int) -> None:
         """The ledger says that everything up to this record is stored."""

@@ -47,6 +47,7 @@ class Ownership:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._path = folder / _FILE
         self._inode = folder.stat().st_ino
         self.owners: list[uuid.UUID] = []

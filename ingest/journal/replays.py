@@ -31,9 +31,9 @@ class Replays:
     def __init__(self) -> None:
         self._watches: set[Watch] = set()
 
-    def is_kept(self, key: bytes) -> bool:
-        """Whether this event is being replayed, and so is already in `analytics.rejected_events`."""
-        return any(key in watch.keys for watch in self._watches)
+    def keys(self) -> frozenset[bytes]:
+        """The events that are being replayed, and so are already in `analytics.rejected_events`."""
+        return frozenset[bytes]().union(*[watch.keys for watch in self._watches])
 
     def watch(self, through: int, keys: Iterable[bytes]) -> Watch:
         """Begin to watch ids in the records up to `through`; await its `outcome`."""

@@ -38,8 +38,8 @@ from ingest.service.loops import run_every
 from ingest.service.metrics import Gauges, Metrics, merge
 from ingest.service.routes import Parts
 from ingest.service.stores import Stores
+from ingest.service.storing import Launch, Process
 from ingest.store import watermark
-from ingest.store.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ adopt), clients beyond the limit, two of the control socket. One more is for eac
 class Collector:
     """A running collector: `port` it listens on, `stop` it. Everything else is for tests to look at."""
 
-    def __init__(self, config: Config, index: int, census: Census | None = None) -> None:
+    def __init__(self, config: Config, index: int, census: Census | None = None, *, launch: Launch = Process) -> None:
         self.config = config
         self.index = index
         self._seat = Seat(census or Census(), index if census else 0)
@@ -83,6 +83,7 @@ class Collector:
             window=self.window,
             replays=self.replays,
             stopping=self.stopping,
+            launch=launch,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._server: Server | None = None
@@ -99,10 +100,6 @@ class Collector:
     def journal(self) -> Journal:
         """Its own, once the stores have opened it."""
         return self.stores.journal
-
-    @property
-    def writer(self) -> Writer:
-        return self.stores.writer
 
     def can_accept(self) -> bool:
         """Whether an event that came now could be made durable. A database outage does not matter here."""
@@ -127,7 +124,6 @@ class Collector:
             ("reading experiments", self.experiments.refresh, definitions.REFRESH_SECONDS),
         ):
             self._start(self._loop(what, run_once, seconds))
-        self._start(self.writer.run(self.stopping))
 
     def _start(self, coroutine: Awaitable[None]) -> None:
         self._tasks.append(asyncio.ensure_future(coroutine))
@@ -141,6 +137,7 @@ class Collector:
         for server in (self._server, self._control):
             if server is not None:
                 await server.stop()
+        await self.stores.storing.stop()
         if self.stores.is_open:
             await self.journal.close()
 
@@ -198,10 +195,10 @@ class Collector:
     def state(self) -> tuple[bool, dict[str, object]]:
         """Whether it is ready, and what /readyz says besides."""
         facts: dict[str, object] = {
-            "postgres": "up" if self.writer.postgres_up else "down",
+            "postgres": "up" if self.stores.feeder.postgres_up else "down",
             "pending": self.accounts.pending,
         }
-        if any(writer.table_refuses for _, writer in self.stores.all()):
+        if any(feeder.table_refuses for _, feeder in self.stores.all()):
             # What Postgres says of it may hold an event's values: that is for the log.
             facts["not_storing"] = "the table of events refuses every row; the log says why"
         if taken := [journal.number for journal, _ in self.stores.all() if journal.is_taken]:
@@ -248,12 +245,9 @@ class Collector:
         for task in late:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if late:
-            # Postgres does not answer. The ledger will say at the next start what it has of the last flush.
-            self.writer.drop_connection()
-        else:
-            await self.writer.drain(timeout_seconds)
-        await self.writer.close()
+        # If Postgres does not answer, the ledger will say at the next start what it has of the last flush.
+        await self.stores.feeder.drain(timeout_seconds)
+        await self.stores.storing.stop()
         await self.journal.close()
         if self.journal.backlog.events and not self.journal.is_taken:
             logger.warning(
@@ -263,17 +257,19 @@ class Collector:
 
 
 async def start_collector(
-    config: Config, sock: socket.socket, index: int = 0, census: Census | None = None
+    config: Config, sock: socket.socket, index: int = 0, census: Census | None = None, *, launch: Launch = Process
 ) -> Collector:
     """Start one collector on a bound socket: journal, writer, HTTP. It accepts events when this returns.
 
-    `census`: the connections of all workers that share the socket; without it, this is the only one.
+    `census`: the connections of all workers that share the socket; without it, this is the only one. `launch`: starts
+    the writer.
     """
-    collector = Collector(config, index, census)
+    collector = Collector(config, index, census, launch=launch)
     try:
         await collector.stores.open_own()
         user_agents.warm_up()
         await collector.listen(sock)
+        await collector.stores.storing.feed(collector.stores.feeder)
     except BaseException:
         sock.close()
         await collector.abandon()

@@ -30,7 +30,7 @@ from ingest.http.admission import Connections
 from ingest.http.budget import Budget
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
-from ingest.store.writer import Writer
+from ingest.store.feeder import Feeder
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000)
@@ -93,7 +93,7 @@ class SkewHistogram:
 class Gauges:
     """What a scrape reads in addition to the books; set by the composition root."""
 
-    journals: Callable[[], Iterable[tuple[Journal, Writer]]]
+    journals: Callable[[], Iterable[tuple[Journal, Feeder]]]
     can_accept: Callable[[], bool]
     budget: Budget
 
@@ -122,6 +122,9 @@ class Metrics:
             inner.register(histogram)
         self.loop_failures = Counter(
             "ingest_loop_failures", "Failed runs of a background loop", ["loop"], registry=inner
+        )
+        self.writer_deaths = Counter(
+            "ingest_writer_deaths", "Writer processes that died and were replaced", registry=inner
         )
         ProcessCollector(registry=inner)
         PlatformCollector(registry=inner)
@@ -225,7 +228,7 @@ class _Books:
         )
         yield _gauge(
             "ingest_journal_memory_bytes",
-            "Bytes of lines held in memory",
+            "Memory for lines on their way to the disk, and for the places of those not stored yet",
             sum(j.memory_bytes for j, _ in journals),
         )
         yield CounterMetricFamily(
@@ -248,11 +251,11 @@ class _Books:
             "Bytes of records torn by a crash, never acknowledged, cut off",
             value=sum(j.torn_bytes for j, _ in journals),
         )
-        up = all(writer.postgres_up for _, writer in journals)
+        up = all(feeder.postgres_up for _, feeder in journals)
         yield _gauge("ingest_postgres_up", "1 if the last attempt to store reached Postgres", int(up))
         taken = sum(journal.is_taken for journal, _ in journals)
         yield _gauge("ingest_journals_taken", "Journals that another process has taken over: see the log", taken)
-        refuses = any(writer.table_refuses for _, writer in journals)
+        refuses = any(feeder.table_refuses for _, feeder in journals)
         yield _gauge("ingest_table_refuses", "1 while analytics.events refuses every row", int(refuses))
         yield _gauge("ingest_ready", "1 while events can be accepted", int(self._gauges.can_accept()))
 

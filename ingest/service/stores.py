@@ -1,4 +1,4 @@
-"""The journals that one process stores from, each with its writer: its own, and those of workers that are gone."""
+"""The journals of one collector, its own and those of workers that are gone, and the writer that stores them."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ from ingest.journal.replays import Replays
 from ingest.postgres import connections, migrations
 from ingest.service.loops import run_every
 from ingest.service.metrics import Metrics
+from ingest.service.storing import Launch, Process, Storing
 from ingest.store import partitions
+from ingest.store.feeder import Feeder
 from ingest.store.flush import Outcome
 from ingest.store.ledger import JournalTaken, Ledger, create_journal
-from ingest.store.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 0.05
+_DRAINED_SECONDS: Final = 0.2
 _LOOKS_BETWEEN_ADOPTIONS: Final = 20
 
 
 class Stores:
-    """`journal` and `writer` exist after `open_own`; `adopt` adds to `adopted`.
+    """`journal` and `feeder` exist after `open_own`; `adopt` adds to `adopted`.
 
     The outcome of records is reported to the accounts, the metrics, the window of recent ids and the replays.
     """
@@ -53,8 +55,10 @@ class Stores:
         window: DedupeWindow,
         replays: Replays,
         stopping: asyncio.Event,
+        launch: Launch = Process,
     ) -> None:
-        """`stopping` ends the draining of adopted journals. `index`: the worker's, for the log."""
+        """`stopping` ends the draining of adopted journals. `index`: the worker's, for the log. `launch`: starts a
+        writer."""
         self._config = config
         self._index = index
         self._accounts = accounts
@@ -63,11 +67,12 @@ class Stores:
         self._replays = replays
         self._stopping = stopping
         self.journal: Journal
-        self.writer: Writer
+        self.feeder: Feeder
+        self.storing = Storing(config, launch, on_death=metrics.writer_deaths.inc)
         # Whether the last write to a journal failed; settling a record changes it.
         self.write_failing = False
         # Journals of workers that are gone, being drained; the adopting loop changes it.
-        self.adopted: dict[Path, tuple[Journal, Writer]] = {}
+        self.adopted: dict[Path, tuple[Journal, Feeder]] = {}
         # One for each of those, even if it is done.
         self.tasks: list[asyncio.Task[None]] = []
         # When a journal that we drained was last changed: no need to look again until it does.
@@ -77,9 +82,9 @@ class Stores:
     def is_open(self) -> bool:
         return hasattr(self, "journal")
 
-    def all(self) -> list[tuple[Journal, Writer]]:
+    def all(self) -> list[tuple[Journal, Feeder]]:
         """Its own, once it is open, then those adopted."""
-        own = [(self.journal, self.writer)] if self.is_open else []
+        own = [(self.journal, self.feeder)] if self.is_open else []
         return [*own, *self.adopted.values()]
 
     async def open_own(self) -> None:
@@ -97,7 +102,7 @@ class Stores:
                     )
                     if claimed is None:
                         claimed = await create_journal(config.data_dir, connection)
-                    ledger = Ledger(claimed)
+                    ledger = Ledger(claimed.layout, claimed.ownership)
                     try:
                         position = await ledger.open(connection)
                     except JournalTaken as error:
@@ -109,11 +114,12 @@ class Stores:
                 claimed.release()
             raise
         assert claimed is not None
-        self.journal, self.writer = await self._open(claimed, ledger or Ledger(claimed), position, self._replays)
-        self.writer.postgres_up = position is not None
+        ledger = ledger or Ledger(claimed.layout, claimed.ownership)
+        self.journal, self.feeder = await self._open(claimed, ledger, position, self._replays)
+        self.feeder.postgres_up = position is not None
         if taken is not None:
             # Not an end: what waits in it is counted, and callers get an answer.
-            self.writer.give_up(taken)
+            self.feeder.give_up(taken)
         elif position is None or claimed.ownership.is_copy:
             self.journal.skip_to(await asyncio.to_thread(claimed.ownership.leave_gap, self.journal.last_record))
 
@@ -159,7 +165,7 @@ class Stores:
 
     async def _open(
         self, claimed: journals.Claimed, ledger: Ledger, position: int | None, replays: Replays
-    ) -> tuple[Journal, Writer]:
+    ) -> tuple[Journal, Feeder]:
         config = self._config
         journal = Journal(
             claimed,
@@ -178,18 +184,16 @@ class Stores:
                 "found events in the journal that are not stored yet",
                 extra=fields(journal=journal.number, events=journal.backlog.events),
             )
-        writer = Writer(
+        feeder = Feeder(
             journal,
             ledger,
-            lambda: self.connect("writer"),
             self._accounts,
             flush_max_bytes=config.flush_max_bytes,
-            statement_timeout_seconds=config.statement_timeout_seconds,
             on_flush=self._on_flush,
             on_stored=lambda through, bad: self._on_stored(replays, through, bad),
-            is_kept=replays.is_kept,
+            kept=replays.keys,
         )
-        return journal, writer
+        return journal, feeder
 
     def _on_settled(self, record: OpenRecord) -> None:
         self._window.settle(record)
@@ -244,7 +248,7 @@ class Stores:
             raise failed
 
     async def _adopt(self, folder: Path, claimed: journals.Claimed, connection: asyncpg.Connection) -> None:
-        ledger, taken = Ledger(claimed), None
+        ledger, taken = Ledger(claimed.layout, claimed.ownership), None
         try:
             position = await ledger.open(connection)
         except JournalTaken as error:
@@ -252,23 +256,24 @@ class Stores:
         except BaseException:
             claimed.release()
             raise
-        journal, writer = await self._open(claimed, ledger, position, Replays())
-        self.adopted[folder] = journal, writer
+        journal, feeder = await self._open(claimed, ledger, position, Replays())
+        self.adopted[folder] = journal, feeder
         if taken is not None:
-            writer.give_up(taken)
+            feeder.give_up(taken)
         elif journal.backlog.events:
             logger.info("adopted journal %d with %d events", journal.number, journal.backlog.events)
-        self.tasks.append(asyncio.ensure_future(self._drain_adopted(folder, journal, writer)))
+        self.tasks.append(asyncio.ensure_future(self._drain_adopted(folder, journal, feeder)))
 
-    async def _drain_adopted(self, folder: Path, journal: Journal, writer: Writer) -> None:
+    async def _drain_adopted(self, folder: Path, journal: Journal, feeder: Feeder) -> None:
         empty = asyncio.Event()
 
         async def check() -> None:
             if self._stopping.is_set() or not journal.has_backlog:
                 empty.set()
 
-        await asyncio.gather(writer.run(empty), run_every(0.2, check, empty, what="draining a journal"))
-        await writer.close()
+        await self.storing.feed(feeder)
+        await run_every(_DRAINED_SECONDS, check, empty, what="draining a journal")
+        await self.storing.leave(feeder)
         is_clean = await self._leave_no_lines(journal)
         await journal.close()
         if is_clean:
@@ -305,6 +310,7 @@ class Stores:
         for task in late:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.storing.stop()
         undone = set(journals.folders(self._config.data_dir)) - self._drained.keys()
         return len(undone | self.adopted.keys())
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import multiprocessing
 import os
@@ -19,8 +17,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from multiprocessing import resource_tracker
+from collections.abc import Coroutine
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Final, NoReturn
@@ -32,6 +29,7 @@ from ingest.base.config import Config
 from ingest.base.descriptors import raise_limit
 from ingest.base.errors import IngestError
 from ingest.base.logs import fields
+from ingest.base.processes import RESTART, SPAWNING, STOPPING, spawn, tune_process
 from ingest.base.waits import wait_for
 from ingest.http.binding import bind
 from ingest.http.census import Census
@@ -40,36 +38,12 @@ from ingest.service.collector import Collector, start_collector
 logger = logging.getLogger(__name__)
 
 RESTART_SECONDS: Final = 1.0
-_SPAWNING: Final = multiprocessing.get_context("spawn")
-_STOPPING: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-"""SIGTERM leaves clients time to go elsewhere. The others come from a terminal where somebody is waiting: Ctrl-C, or
-the terminal being closed."""
-_RESTART: Final = signal.SIGUSR2
 _SAME_SIGNAL_SECONDS: Final = 1.0
 """A SIGTERM to all processes of a service reaches a worker twice: from its sender and from the supervisor."""
 _FIRST_INHERITED: Final = 3
 """The first descriptor that is passed in, see sd_listen_fds(3)."""
-_M_MMAP_THRESHOLD: Final = -3
-_LARGE_BUFFER_BYTES: Final = 512 * 1024
 FAILED_TO_START: Final = 3
 """Exit code of a worker that cannot start; retrying would not help."""
-
-
-def tune_process() -> None:
-    """Tune the interpreter for a long-running process.
-
-    Objects made during startup live until the end, so the garbage collector need not scan them again. And the
-    journal's thread, which needs the interpreter's lock for microseconds between two system calls, should not wait
-    the default five milliseconds for it while the loop is busy.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    sys.setswitchinterval(0.0005)
-    with contextlib.suppress(OSError, AttributeError):
-        # glibc raises this threshold to the largest buffer ever freed, and then keeps such buffers in a heap that
-        # fragments: 120 MB at full load. A fixed threshold returns large ones to the system.
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES)
 
 
 class Stop:
@@ -118,10 +92,10 @@ def stop_on_signals(stop: Stop) -> None:
 
 
 def _stop_signals() -> list[signal.Signals]:
-    """The signals that stop us: all of _STOPPING, except SIGHUP if `nohup` made us ignore it."""
+    """The signals that stop us: all of STOPPING, except SIGHUP if `nohup` made us ignore it."""
     return [
         number
-        for number in _STOPPING
+        for number in STOPPING
         if number != signal.SIGHUP or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     ]
 
@@ -172,17 +146,17 @@ class _Supervisor:
         self._announce = announce.format(port=self._sock.getsockname()[1])
         self._census = Census(config.workers)
         # Why workers could not start, in their words.
-        self._reasons = _SPAWNING.SimpleQueue()
+        self._reasons = SPAWNING.SimpleQueue()
         # Signals received and not passed on yet.
         self._signals: deque[int] = deque()
         self._restarting = False
         self._processes: list[BaseProcess] = []
 
     def run(self) -> socket.socket | None:
-        for number in (*_stop_signals(), _RESTART):
+        for number in (*_stop_signals(), RESTART):
             signal.signal(number, self._receive)
         # Delivers those that were sent while this program replaced its predecessor.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOPPING, _RESTART))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPPING, RESTART))
         try:
             self._processes = [self._start(index) for index in range(self._config.workers)]
             first = frozenset(self._processes)
@@ -200,7 +174,7 @@ class _Supervisor:
             self._stop()
         if not self._restarting:
             return None
-        signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPPING, _RESTART))
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, RESTART))
         return self._sock
 
     def _receive(self, number: int, _: object) -> None:
@@ -208,7 +182,7 @@ class _Supervisor:
 
     def _start(self, index: int) -> BaseProcess:
         self._census.clear(index)
-        return _spawn(
+        return spawn(
             _run_worker,
             (self._config, self._sock, index, self._census, self._announce, self._reasons),
             f"worker-{index}",
@@ -236,14 +210,14 @@ class _Supervisor:
         while alive := [process for process in self._processes if process.exitcode is None]:
             while self._signals:
                 number = self._signals.popleft()
-                if number == _RESTART and is_stopping:
+                if number == RESTART and is_stopping:
                     continue
-                self._restarting = number == _RESTART
+                self._restarting = number == RESTART
                 if not self._restarting:
                     # The workers have it, too: the last one to stop accepts and answers what is still queued.
                     self._sock.close()
                 # The second signal cuts short what the first has started.
-                is_gentle = number in (signal.SIGTERM, _RESTART) and not is_stopping
+                is_gentle = number in (signal.SIGTERM, RESTART) and not is_stopping
                 passed_on = signal.SIGTERM if is_gentle else signal.SIGINT
                 is_stopping = True
                 for process in alive:
@@ -253,26 +227,10 @@ class _Supervisor:
             alive[0].join(timeout=0.1)
 
 
-def _spawn(target: Callable[..., None], args: tuple[object, ...], name: str) -> BaseProcess:
-    process = _SPAWNING.Process(target=target, args=args, name=name)
-    # Ctrl-C goes to all processes: one that is still importing must not die of it with a traceback. It inherits the
-    # signals blocked, and unblocks them when it is ready to be stopped.
-    # _RESTART is for the supervisor alone but may be sent to all processes: the child never receives it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (_RESTART,))
-    try:
-        # Else the tracker would be started along with the first process, and unblock both signals then (3.11).
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOPPING, _RESTART))
-    return process
-
-
 def _ready_to_stop(stop: Stop) -> None:
     """Pass signals on to `stop`, including those sent since this process was started."""
     stop_on_signals(stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     # A supervisor that was killed cannot signal us, but its end of this pipe closes.
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -281,12 +239,12 @@ def _ready_to_stop(stop: Stop) -> None:
 
 async def keep_rollup_running(config: Config, stop: asyncio.Event) -> None:
     """Run a rollup worker next to a collector; in a separate process, as it would hold up the collector's loop."""
-    process = _spawn(_run_rollup, (config,), "rollup")
+    process = spawn(_run_rollup, (config,), "rollup")
     try:
         while not await wait_for(stop, RESTART_SECONDS):
             if process.exitcode is not None:
                 logger.error("the rollup worker died, restarting it", extra=fields(exitcode=process.exitcode))
-                process = _spawn(_run_rollup, (config,), "rollup")
+                process = spawn(_run_rollup, (config,), "rollup")
     finally:
         if process.exitcode is None:
             process.terminate()
@@ -319,7 +277,7 @@ def _run_worker(
     config: Config, sock: socket.socket, index: int, census: Census, announce: str, reasons: SimpleQueue[str]
 ) -> None:
     # This signal is for the supervisor, but may be sent to all processes of the service.
-    signal.signal(_RESTART, signal.SIG_IGN)
+    signal.signal(RESTART, signal.SIG_IGN)
     logs.configure(config.log_level, config.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

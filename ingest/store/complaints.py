@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from ingest.base.errors import DatabaseError, IngestError
 from ingest.base.logs import Quiet
 from ingest.journal.journal import Journal
-from ingest.postgres.connections import FAILURES
-from ingest.store.flush import TableRefuses
+from ingest.store.channel import Failed
 
 logger = logging.getLogger(__name__)
 
@@ -24,30 +22,22 @@ class Complaints:
         self._quiet = Quiet(_EVERY_SECONDS)
         self._table_quiet = Quiet(_EVERY_SECONDS)
 
-    def report(self, error: Exception) -> None:
-        """Log why a flush has failed; call it in the except block."""
+    def report(self, failed: Failed) -> None:
+        """Log why a flush has failed."""
         number, pending = self._journal.number, self._journal.backlog.events
-        if isinstance(error, (DatabaseError, *FAILURES)):
-            self.cannot_store(error)
-        elif isinstance(error, TableRefuses):
+        if failed.is_outage:
+            if self._quiet.due():
+                logger.warning("cannot store now, %d events wait in journal %d: %s", pending, number, failed.reason)
+        elif failed.is_table:
             if self._table_quiet.due():
                 logger.error(
                     "nothing can be stored until this is fixed, %d events wait in journal %d: %s",
                     pending,
                     number,
-                    error,
+                    failed.reason,
                 )
-        elif isinstance(error, IngestError):
-            logger.error("%s", error)
         else:
-            logger.exception("the writer of journal %d failed; its records stay pending", number)
-
-    def cannot_store(self, error: Exception) -> None:
-        """Log the error as an outage, whatever it is."""
-        if self._quiet.due():
-            words = str(error) or type(error).__name__
-            pending = self._journal.backlog.events
-            logger.warning("cannot store now, %d events wait in journal %d: %s", pending, self._journal.number, words)
+            logger.error("%s", failed.reason)
 
     def over(self) -> None:
         """A flush was stored."""

@@ -66,7 +66,9 @@ def examine(records: Iterable[Record]) -> Contents:
         # Records of older releases have only plain lines.
         client_time = columns.index("client_time") if "client_time" in columns else None
         most = max(created, client_time or 0) + 1
-        lines = record.event_lines.splitlines(keepends=True)
+        # Not `splitlines`, which is ten times as slow as a search for one byte.
+        lines = record.event_lines.split(b"\n")
+        del lines[-1]
         values = [line.split(b"\t", most) for line in lines]
         minutes.update([each[created][:16] for each in values])
         if client_time is None or {each[client_time] for each in values} <= _PLAIN:
@@ -75,9 +77,11 @@ def examine(records: Iterable[Record]) -> Contents:
         key = columns.index("id")
         for each, line in zip(values, lines, strict=True):
             if each[client_time] == b"\\N":
-                plain.append(line)
+                plain.append(line + b"\n")
             else:
-                keyed.append(Keyed(each[key].decode(), each[created].decode(), each[client_time].decode(), line))
+                keyed.append(
+                    Keyed(each[key].decode(), each[created].decode(), each[client_time].decode(), line + b"\n")
+                )
     return Contents(plain, keyed, {minute.decode() for minute in minutes})
 
 

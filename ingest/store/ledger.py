@@ -63,26 +63,29 @@ async def create_journal(data_dir: Path, connection: asyncpg.Connection) -> Clai
 class Ledger:
     """One journal's position, for as long as its folder is held. Nothing is stored without `advance`."""
 
-    def __init__(self, claimed: Claimed) -> None:
-        self.token = uuid.uuid4()
+    def __init__(
+        self, layout: Layout, ownership: Ownership, *, token: uuid.UUID | None = None, seen: int | None = None
+    ) -> None:
+        """`token`, `seen`: those of a ledger that was opened for this folder by the process that holds it."""
+        self.token = token or uuid.uuid4()
         # The application_name of our transactions in pg_stat_activity, unique to this process.
         self.transaction_name = f"ingest writer {self.token}"
-        self._claimed = claimed
-        self._layout = claimed.layout
+        self._ownership = ownership
+        self._layout = layout
         self._queries = load_queries("ledger")
         # For a copy: the position when we started.
-        self._seen: int | None = None
+        self.seen = seen
 
     async def open(self, connection: asyncpg.Connection) -> int:
         """Take the position over at the start and return it. A copy only looks at it: the original may be running.
         Raises what `ask` raises."""
-        ownership = self._claimed.ownership
+        ownership = self._ownership
         if not ownership.is_copy:
             return await self.ask(connection)
         standing = await look(connection, self._layout, ownership)
         if not standing.may_hold:
             raise self._taken(standing)
-        self._seen = standing.position
+        self.seen = standing.position
         return standing.stored_through
 
     async def ask(self, connection: asyncpg.Connection) -> int:
@@ -90,14 +93,14 @@ class Ledger:
 
         Call it on each new connection: only then is it known whether the last COMMIT succeeded.
         """
-        ownership = self._claimed.ownership
+        ownership = self._ownership
         await asyncio.to_thread(ownership.add, self.token)
         position = await self._claim(connection)
         if position is None:
             raise self._taken(await look(connection, self._layout, ownership))
         # From here on no other process stores under these numbers. Noted in the folder before we store anything.
         await asyncio.to_thread(ownership.set_claimed)
-        self._seen = None
+        self.seen = None
         proved = await self._proved(connection, position)
         if proved < position:
             logger.error(
@@ -113,9 +116,9 @@ class Ledger:
     def _taken(self, standing: Standing) -> JournalTaken:
         why = standing.objection
         if standing.may_hold:
-            why = f"another process is storing: its position moved from record {self._seen} to {standing.position}"
+            why = f"another process is storing: its position moved from record {self.seen} to {standing.position}"
         return JournalTaken(
-            f"journal {self._layout.journal} exists twice, {self._claimed.folder} is a copy or was copied: {why}."
+            f"journal {self._layout.journal} exists twice, {self._ownership.folder} is a copy or was copied: {why}."
             " Nothing more is accepted or stored from here; pending records stay in the folder until"
             " `ingest journal resolve` decides about them",
             standing.stored_through,
@@ -125,7 +128,7 @@ class Ledger:
 
     async def _claim(self, connection: asyncpg.Connection) -> int | None:
         """Claim the position and return it; None if this folder may not."""
-        ownership = self._claimed.ownership
+        ownership = self._ownership
         async with connection.transaction():
             await connection.execute(f"SET LOCAL application_name = '{self.transaction_name}'")
             position: int | None = await connection.fetchval(
@@ -135,7 +138,7 @@ class Ledger:
                 self.token,
                 ownership.owners,
                 ownership.unclaimed_from,
-                self._seen,
+                self.seen,
             )
         return position
 

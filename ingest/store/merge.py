@@ -17,7 +17,7 @@ import asyncpg
 
 from ingest.postgres.queries import fill, load_queries
 
-_COPY_PIECE_BYTES: Final = 128 * 1024
+_COPY_PIECE_BYTES: Final = 256 * 1024
 _FAN_OUT: Final = 16
 _ONE_BY_ONE: Final = 640
 """Up to this many lines are tried one by one if one of them is refused. More are split first, as most parts will go

@@ -33,24 +33,19 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import asyncpg
 
 from ingest.base.errors import DatabaseError, IngestError
-from ingest.base.refusals import RejectReason
 from ingest.base.waits import first_of
-from ingest.journal.accounts import Accounts
-from ingest.journal.journal import Journal
 from ingest.journal.segments import Record
-from ingest.journal.survey import Gap
-from ingest.postgres.connections import FAILURES, close
+from ingest.postgres.connections import close
 from ingest.store import copying, partitions
-from ingest.store.complaints import Complaints
 from ingest.store.flush import Flush, Outcome, TableRefuses
 from ingest.store.ledger import JournalTaken, Ledger
 from ingest.store.merge import is_servers
@@ -62,9 +57,6 @@ FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 5.0
 MERGES_AFTER_DUPLICATE: Final = 8
 """Retries come in waves: after a duplicate, this many flushes are merged right away, without a futile COPY first."""
-FLUSH_INTERVAL_SECONDS: Final = 0.1
-"""Flushes begin this far apart unless a full one is waiting. However small, a flush costs this process a millisecond
-and the server's disk a commit, which the journal's fsyncs wait for."""
 
 
 class State(Enum):
@@ -78,37 +70,73 @@ class State(Enum):
     STOPPED = "stopped"
 
 
+class Source(Protocol):
+    """A journal, as its writer sees it."""
+
+    number: int
+
+    @property
+    def stored_through(self) -> int:
+        """The ledger's position, as far as it is known here."""
+
+    @property
+    def awaits_ledger(self) -> bool:
+        """Whether the ledger must be asked even if there is nothing to store."""
+
+    @property
+    def newest(self) -> Record | None:
+        """A record that is newer than those taken, if there is one at hand."""
+
+    async def wait_readable(self) -> None:
+        """Return when there is something to take, or the ledger must be asked."""
+
+    async def take(self, max_bytes: int) -> list[Record]:
+        """The oldest records that are not taken yet, in order and of one layout: about `max_bytes` in total, [] when
+        there is none now."""
+
+    def is_kept(self, key: bytes) -> bool:
+        """Whether a refused event is already in `analytics.rejected_events`."""
+
+    def release(self, through: int, outcome: Outcome, seconds: float | None) -> None:
+        """The taken records up to this one are stored. `seconds`: how long it took, None if it was found out."""
+
+    def advance(self, position: int) -> None:
+        """The ledger says that everything up to this record is stored."""
+
+    def note_state(self, postgres_up: bool, table_refuses: str | None) -> None:
+        """See Writer."""
+
+    def note_failure(self, error: Exception) -> None:
+        """A flush has failed and will be tried again. Call it in the except block."""
+
+    def note_taken(self, error: JournalTaken) -> None:
+        """Another process holds the position: nothing more will be stored from here."""
+
+
 class Writer:
     """Stores one journal. `run` loops over `run_once` until stopped; `step` is one arrow of the diagram."""
 
     def __init__(
         self,
-        journal: Journal,
+        source: Source,
         ledger: Ledger,
         connect: Callable[[], Awaitable[asyncpg.Connection]],
-        accounts: Accounts,
         *,
         flush_max_bytes: int,
         statement_timeout_seconds: float,
-        on_flush: Callable[[float, Outcome], None] = lambda seconds, outcome: None,
-        on_stored: Callable[[int, Mapping[bytes, str] | None], None] = lambda through, bad: None,
-        is_kept: Callable[[bytes], bool] = lambda message_id: False,
+        gave_up: bool = False,
     ) -> None:
-        """`on_stored` gets the number of the record up to which everything is stored, and the Outcome's `bad`.
-        `is_kept` returns whether a refused event is already in `analytics.rejected_events`."""
-        self.journal = journal
+        """`gave_up`: whether a transaction of an earlier writer with this ledger's token may still run."""
+        self._source = source
         self._ledger = ledger
         self._connect = connect
-        self._accounts = accounts
         self._flush_max_bytes = flush_max_bytes
         self._timeout_seconds = statement_timeout_seconds
-        self._on_flush = on_flush
-        self._on_stored = on_stored
         self._merge_rows = partial(
             copying.merge,
             patience=(patience := Patience()),
-            newest=lambda: journal.backlog.newest,
-            is_kept=is_kept,
+            newest=lambda: source.newest,
+            is_kept=source.is_kept,
         )
         self._transitions = {
             State.TAKE: self._take,
@@ -122,8 +150,8 @@ class Writer:
         # Records taken from the journal and not stored yet: filled by TAKE, emptied by SETTLE and DOUBT.
         self._taken: list[Record] = []
         # What is being stored, the first of the taken records, and since when: set on the way to COPY or MERGE.
-        self._flush = Flush.of(journal.number, [])
-        self._started = self._flushed_at = 0.0
+        self._flush = Flush.of(source.number, [])
+        self._started = 0.0
         # Its outcome: set by COPY and MERGE once COMMIT is confirmed, read by SETTLE.
         self._outcome = Outcome(stored=0)
         # The ledger's position, as far as we know: set by DOUBT and SETTLE.
@@ -131,24 +159,23 @@ class Writer:
         # The connection on which the ledger was asked: set by DOUBT, None once it is cut.
         self._connection: asyncpg.Connection | None = None
         # Whether a connection was cut whose transaction may still run in the server; DOUBT ends it.
-        self._gave_up = False
+        self._gave_up = gave_up
         # How many flushes still go straight to MERGE: set when a duplicate is met, one less with each flush.
         self._merges_left = 0
         self._patience = patience
+        # Set by `try_now`: errors are still retried, but at once.
+        self._hurry = asyncio.Event()
         # For others to read. Whether the last connection worked: set by DOUBT, and when a connection is cut.
         self.postgres_up = False
         # Why the table accepts no row at all: set by `run`, None after the next SETTLE, or without a connection.
         self.table_refuses: str | None = None
-        # When SETTLE or DOUBT last released a record, Unix time.
-        self.last_stored_at: float | None = None
-        self._complaints = Complaints(journal)
-        journal.on_already_stored = self._count_already_stored
 
     def __repr__(self) -> str:
-        return f"Writer({self.state.name}, taken={len(self._taken)}, position={self._position}, {self.journal})"
+        taken, journal = len(self._taken), self._source.number
+        return f"Writer({self.state.name}, taken={taken}, position={self._position}, journal={journal})"
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Store the journal's records until `stop` is set; errors are logged and retried with back-off."""
+        """Store the journal's records until `stop` is set; errors are reported and retried with back-off."""
         delay = FIRST_RETRY_SECONDS
         while not stop.is_set():
             if self.state is State.STOPPED:
@@ -160,23 +187,19 @@ class Writer:
                 self.give_up(error)
             except Exception as error:
                 if isinstance(error, TableRefuses):
-                    self.table_refuses = str(error)
-                self._complaints.report(error)
-                await first_of(stop.wait(), asyncio.sleep(delay * random.uniform(0.75, 1.25)))
+                    self._note(self.postgres_up, str(error))
+                self._source.note_failure(error)
+                await first_of(stop.wait(), self._hurry.wait(), asyncio.sleep(delay * random.uniform(0.75, 1.25)))
+                self._hurry.clear()
                 delay = min(delay * 2, LAST_RETRY_SECONDS)
             else:
                 delay = FIRST_RETRY_SECONDS
                 if not stored:
-                    await first_of(self.journal.wait_readable(), stop.wait())
-                await self._pace(stop)
+                    await first_of(self._source.wait_readable(), stop.wait())
 
-    async def _pace(self, stop: asyncio.Event) -> None:
-        """Wait until the next flush is due: at once if enough is pending, else some time after the last one."""
-        while not stop.is_set() and self.journal.backlog.bytes < self._flush_max_bytes // 4:
-            remaining = self._flushed_at + FLUSH_INTERVAL_SECONDS - time.monotonic()
-            if remaining <= 0:
-                return
-            await asyncio.sleep(min(remaining, 0.02))
+    def try_now(self) -> None:
+        """Do not wait any longer before the next try."""
+        self._hurry.set()
 
     async def run_once(self) -> bool:
         """Store one flush, or find that all taken records are stored already; False if there was nothing to take.
@@ -200,27 +223,12 @@ class Writer:
             raise
         return self.state
 
-    async def drain(self, seconds: float) -> bool:
-        """Store what is left, for at most `seconds`; True if nothing is left."""
-        if self.state is State.STOPPED:
-            return False
-        try:
-            async with asyncio.timeout(seconds):
-                while await self.run_once():
-                    pass
-                return True
-        except (IngestError, *FAILURES) as error:
-            self._complaints.cannot_store(error)
-            self.drop_connection()
-            return False
-
     def give_up(self, error: JournalTaken) -> None:
-        """Accept and store nothing more, and log that once. Pending records stay in the journal, and pending."""
+        """Store nothing more. Pending records stay in the journal."""
         self.drop_connection()
-        self.postgres_up = True  # The refusal came from Postgres.
-        self.journal.is_taken = True
+        self._note(True, None)  # The refusal came from Postgres.
         self.state = State.STOPPED
-        logger.error("%s (%d events wait)", error, self.journal.backlog.events)
+        self._source.note_taken(error)
 
     def drop_connection(self) -> None:
         """Cut the connection without a farewell, so that nothing can hang on a server that does not respond."""
@@ -229,8 +237,7 @@ class Writer:
                 self._gave_up = True
             self._connection.terminate()
             self._connection = None
-        self.postgres_up = False
-        self.table_refuses = None
+        self._note(False, None)
 
     async def close(self) -> None:
         """Close the connection. Repeatable."""
@@ -238,13 +245,18 @@ class Writer:
         if connection is not None:
             await close(connection)
 
+    def _note(self, postgres_up: bool, table_refuses: str | None) -> None:
+        if (postgres_up, table_refuses) != (self.postgres_up, self.table_refuses):
+            self.postgres_up, self.table_refuses = postgres_up, table_refuses
+            self._source.note_state(postgres_up, table_refuses)
+
     # The states.
 
     async def _take(self) -> State:
         """Get records: those that an earlier attempt could not store, or else the journal's next."""
         if not self._taken:
-            self._taken = await self.journal.take(self._flush_max_bytes)
-            if not self._taken and not self.journal.awaits_ledger:
+            self._taken = await self._source.take(self._flush_max_bytes)
+            if not self._taken and not self._source.awaits_ledger:
                 return State.TAKE
         if self._connection is None or self._connection.is_closed():
             return State.DOUBT
@@ -262,26 +274,26 @@ class Writer:
         except JournalTaken as error:
             await self._release_stored(connection, error.stored_through)
             raise
-        if position < self.journal.stored_through:
+        if position < self._source.stored_through:
             logger.error(
                 "the ledger of journal %d went back from record %d to %d, as after restoring a backup: the records"
                 " in between are no longer in the journal",
-                self.journal.number,
-                self.journal.stored_through,
+                self._source.number,
+                self._source.stored_through,
                 position,
             )
         self._position = position
         await self._release_stored(connection, position)
-        self.journal.advance(position)
-        self.postgres_up = True
+        self._source.advance(position)
+        self._note(True, self.table_refuses)
         return self._next_flush()
 
     def _next_flush(self) -> State:
         """Decide what to store next, and how."""
         if not self._taken:
             return State.TAKE  # The ledger covered them all.
-        self._flush = Flush.of(self.journal.number, self._taken[: self._patience.most_records])
-        self._started, self._flushed_at = time.perf_counter(), time.monotonic()
+        self._started = time.perf_counter()
+        self._flush = Flush.of(self._source.number, self._taken[: self._patience.most_records])
         if self._patience.is_over:
             return State.MERGE
         if self._merges_left:
@@ -342,11 +354,9 @@ class Writer:
         """COMMIT was confirmed: the flush is stored."""
         flush, outcome = self._flush, self._outcome
         self._patience.restore()
-        self.table_refuses = None
+        self._note(True, None)
         self._position = flush.last
-        self._release(len(flush.records), outcome)
-        self._on_flush(time.perf_counter() - self._started, outcome)
-        self._complaints.over()
+        self._release(len(flush.records), outcome, time.perf_counter() - self._started)
         return State.TAKE
 
     def _asked_connection(self) -> asyncpg.Connection:
@@ -380,19 +390,10 @@ class Writer:
         covered = [record for record in self._taken if record.number <= position]
         if covered:
             counts = await self._ledger.counts(connection, covered[-1].number)
-            self._release(len(covered), Outcome.of_stored(covered, counts))
+            self._release(len(covered), Outcome.of_stored(covered, counts), None)
 
-    def _release(self, count: int, outcome: Outcome) -> None:
-        """Account for the first `count` taken records, and release them."""
+    def _release(self, count: int, outcome: Outcome, seconds: float | None) -> None:
+        """Release the first `count` taken records."""
         last = self._taken[count - 1].number
-        self.journal.forget(count)
         self._taken = self._taken[count:]
-        self._accounts.stored += outcome.stored
-        self._accounts.duplicate_in_database += outcome.duplicate
-        if outcome.refused:
-            self._accounts.reject(RejectReason.DATABASE_REFUSED, outcome.refused)
-        self.last_stored_at = time.time()
-        self._on_stored(last, outcome.bad)
-
-    def _count_already_stored(self, stored: Record | Gap) -> None:
-        self._accounts.stored += stored.events
+        self._source.release(last, outcome, seconds)

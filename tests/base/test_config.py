@@ -275,11 +275,6 @@ def test_an_error_names_the_source_of_the_value_and_what_is_allowed(tmp_path):
             "bodies_max_bytes (9MiB, from flag --bodies-max-bytes) must be at least 5 times max_body_bytes (2MiB, "
             "from flag --max-body-bytes)",
         ),
-        (
-            {"memory_max_bytes": "1MiB", "flush_max_bytes": 1048577},
-            "memory_max_bytes (1MiB, from flag --memory-max-bytes) must be at least "
-            "flush_max_bytes (1048577, from flag --flush-max-bytes)",
-        ),
     ],
 )
 def test_settings_that_contradict_each_other(flags, expected):

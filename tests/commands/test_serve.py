@@ -82,9 +82,9 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
 
 SPAWNS = """
 import signal, time
-from ingest.service import supervisor
+from ingest.base import processes
 if __name__ == "__main__":
-    process = supervisor._spawn(time.sleep, (60,), "sleeper")
+    process = processes.spawn(time.sleep, (60,), "sleeper")
     with open(f"/proc/{process.pid}/status") as status:
         print(next(line.split()[1] for line in status if line.startswith("SigBlk:")))
     process.kill()

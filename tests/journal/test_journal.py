@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import shutil
 import struct
 import threading
@@ -18,22 +17,16 @@ from hypothesis import strategies as st
 import ingest.journal.journal
 from ingest.journal import segment_writer, segments
 from ingest.journal.journal import MAX_OPEN_BYTES, Journal, JournalFailed, JournalFull
-from ingest.journal.journals import Claimed, claim_folder
+from ingest.journal.journals import claim_folder
 from ingest.journal.segments import Record
 from ingest.journal.survey import Gap
-from tests.support.journals import LAYOUT, MIB, drain, lines_of, put
+from tests.support.journals import LAYOUT, MIB, claimed, drain, lines_of, put, take
 
 
 def make(folder: Path, stored_through: int | None = 0, **limits) -> Journal:
     """A recovered journal in this folder, with limits small enough to be reached."""
-    folder.mkdir(exist_ok=True)
-    (folder / "journal.json").write_text(f'{{"number": 7, "identity": "{LAYOUT.identity}"}}')
-    held = claim_folder(folder)
-    assert held is not None
-    claimed = Claimed(folder, os.dup(held._lock), LAYOUT)
-    held.release()
     known = {"segment_bytes": MIB, "max_bytes": 64 * MIB, "memory_max_bytes": MIB, **limits}
-    journal = Journal(claimed, **known)
+    journal = Journal(claimed(folder), **known)
     journal.recover(stored_through)
     return journal
 
@@ -109,10 +102,10 @@ async def test_memory_is_bounded_and_the_rest_is_read_back_from_disk_in_order(tm
         assert journal.memory_bytes <= 110_000
     assert len(segments.list_segments(tmp_path / "j")) >= 4
     taken = []
-    while records := await journal.take(50_000):
+    while records := await take(journal, 50_000):
         assert journal.memory_bytes <= 250_000
         taken += lines_of(records)
-        journal.forget(len(records))
+        journal.forget(records[-1].number)
         await put(journal, f"{1500 + len(taken)} late") if len(taken) < 500 else None
     assert [int(line.split()[0]) for line in taken[:1500]] == list(range(1500))
     assert journal.backlog.events == 0 and journal.backlog.bytes == 0
@@ -281,7 +274,9 @@ async def test_what_is_written_to_a_deleted_segment_is_not_acknowledged(tmp_path
     await put(journal, "after")
     (segment,) = segments.list_segments(tmp_path / "j")
     assert b"after" in segment.read_bytes()
-    assert lines_of(await drain(journal)) == ["before", "after"], "what is still in memory is stored"
+    lost: list[int] = []
+    journal._on_lost = lost.append
+    assert lines_of(await drain(journal)) == ["after"] and lost == [1]
     await journal.close()
 
 
@@ -293,7 +288,10 @@ async def test_without_its_folder_a_journal_acknowledges_nothing(tmp_path):
         with pytest.raises(JournalFailed):
             await put(journal, "refused")
     assert not (tmp_path / "j").exists()
-    assert lines_of(await drain(journal)) == ["before"]
+    lost: list[int] = []
+    journal._on_lost = lost.append
+    assert lines_of(await drain(journal)) == [] and lost == [1]
+    assert not journal.has_backlog
     await journal.close()
 
 

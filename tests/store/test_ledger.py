@@ -163,6 +163,10 @@ def copied(claimed: Claimed, name: str) -> Claimed:
     return other
 
 
+def ledger_of(claimed: Claimed) -> Ledger:
+    return Ledger(claimed.layout, claimed.ownership)
+
+
 def record(number: int) -> Record:
     return Record(number, 1, 0, 0, 0, b"", b"", None)  # type: ignore[arg-type]
 
@@ -176,10 +180,11 @@ async def test_the_process_that_opened_the_journal_last_has_the_position(
     connection: asyncpg.Connection, tmp_path: Path
 ):
     one = await made(tmp_path, connection)
-    first = Ledger(one)
+    first = ledger_of(one)
     assert await first.open(connection) == 0
     await flush(first, connection, 0, 5)
-    two = Ledger(copied(one, "two"))
+    second = copied(one, "two")
+    two = ledger_of(second)
     assert await two.open(connection) == 5
     with pytest.raises(DatabaseError, match="has moved"):
         await flush(first, connection, 5, 6)
@@ -196,8 +201,8 @@ async def test_the_process_that_opened_the_journal_last_has_the_position(
     ]
     # A restart does not help it, and the other may restart as often as it likes.
     with pytest.raises(JournalTaken):
-        await Ledger(reopened(one)).open(connection)
-    assert await Ledger(reopened(two._claimed)).open(connection) == 9
+        await ledger_of(reopened(one)).open(connection)
+    assert await ledger_of(reopened(second)).open(connection) == 9
 
 
 async def test_a_ledger_with_an_older_token_of_the_folder_can_be_taken_over(
@@ -207,32 +212,32 @@ async def test_a_ledger_with_an_older_token_of_the_folder_can_be_taken_over(
     claimed = await made(tmp_path, connection)
     tokens = []
     for _ in range(3):
-        ledger = Ledger(claimed)
+        ledger = ledger_of(claimed)
         await ledger.open(connection)
         tokens.append(ledger.token)
         claimed = reopened(claimed)
     for token in tokens:
         await connection.execute("UPDATE analytics.journals SET owner = $1", token)
-        assert await Ledger(claimed).open(connection) == 0
+        assert await ledger_of(claimed).open(connection) == 0
     await connection.execute("UPDATE analytics.journals SET owner = $1", uuid.uuid4())
     with pytest.raises(JournalTaken):
-        await Ledger(claimed).open(connection)
+        await ledger_of(claimed).open(connection)
     await connection.execute("UPDATE analytics.journals SET identity = gen_random_uuid()")
     with pytest.raises(JournalUnknown, match="another database"):
-        await Ledger(claimed).open(connection)
+        await ledger_of(claimed).open(connection)
 
 
 async def test_a_position_beyond_the_folders_unclaimed_records_is_not_taken_over(
     connection: asyncpg.Connection, tmp_path: Path
 ):
     one = await made(tmp_path, connection)
-    ledger = Ledger(one)
+    ledger = ledger_of(one)
     await ledger.open(connection)
     two = copied(one, "two")
     first = two.ownership.leave_gap(0)
     await flush(ledger, connection, 0, first + 3)
     with pytest.raises(JournalTaken, match="written before the ledger was asked") as taken:
-        await Ledger(two).open(connection)
+        await ledger_of(two).open(connection)
     assert taken.value.stored_through < first, "its own records from there on are stored nowhere"
     # The other still has the position.
     await flush(ledger, connection, first + 3, first + 4)
@@ -242,20 +247,22 @@ async def test_a_copy_leaves_the_position_to_an_original_that_moves_it(
     connection: asyncpg.Connection, tmp_path: Path
 ):
     one = await made(tmp_path, connection)
-    ledger = Ledger(one)
+    ledger = ledger_of(one)
     await ledger.open(connection)
     await flush(ledger, connection, 0, 1)
     folders = [one.folder.parent / name for name in ("two", "three")]
     for folder in folders:
         shutil.copytree(one.folder, folder)
-    two, three = (Ledger(journals.claim_folder(folder)) for folder in folders)  # type: ignore[arg-type]
+    second, third = map(journals.claim_folder, folders)
+    assert second is not None and third is not None
+    two, three = ledger_of(second), ledger_of(third)
     assert await two.open(connection) == await three.open(connection) == 1
     await flush(ledger, connection, 1, 2)
     with pytest.raises(JournalTaken, match="another process is storing"):
         await two.ask(connection)
     await flush(ledger, connection, 2, 3)
     # The original is gone; the first to start and store gets the position.
-    again = Ledger(reopened(three._claimed))
+    again = ledger_of(reopened(third))
     assert await again.open(connection) == 3
     assert await again.ask(connection) == 3
     await flush(again, connection, 3, 1 << 30)
@@ -265,7 +272,7 @@ async def test_a_copy_leaves_the_position_to_an_original_that_moves_it(
 
 async def test_looking_takes_nothing_over(connection: asyncpg.Connection, tmp_path: Path):
     one = await made(tmp_path, connection)
-    ledger = Ledger(one)
+    ledger = ledger_of(one)
     await ledger.open(connection)
     two = copied(one, "two")
     await flush(ledger, connection, 0, 4)
@@ -304,7 +311,6 @@ async def test_a_position_that_no_flush_has_reached_loses_no_events(
     for _ in range(4):
         assert (await client.post(batch(10))).status == 200
     if not while_running:
-        client.worker.writer.drop_connection()
         stopping = asyncio.ensure_future(client.worker.stop())
         await stopping
     await other.execute("UPDATE analytics.journals SET stored_through = stored_through + $1", ahead)

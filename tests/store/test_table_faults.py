@@ -12,6 +12,7 @@ import pytest
 
 from ingest.base.refusals import RejectReason
 from ingest.postgres import connections
+from ingest.store.channel import Failed, FromWriter
 from ingest.store.merge import is_servers
 from tests.support.amounts import some_of
 from tests.support.collector import Client, Start, errors
@@ -338,7 +339,7 @@ NOT_A_ROWS_FAULT = {
 
 @pytest.mark.parametrize("cause", some_of(NOT_A_ROWS_FAULT, 2))
 async def test_a_slow_database_refuses_no_row(
-    start: Start, connection: asyncpg.Connection, database_url: str, cause: str
+    start: Start, connection: asyncpg.Connection, database_url: str, cause: str, monkeypatch: pytest.MonkeyPatch
 ):
     change, held = NOT_A_ROWS_FAULT[cause]
     await connection.execute(change)
@@ -348,14 +349,18 @@ async def test_a_slow_database_refuses_no_row(
         async with other.transaction():
             await other.execute(held)
             assert (await client.post(events_with_bad_ones({3}, 10))).status == 200
-            writer = client.worker.writer
-            failed = 0
+            feeder, failed = client.worker.stores.feeder, 0
+            receive = feeder.receive
+
+            def count(message: FromWriter) -> None:
+                nonlocal failed
+                failed += isinstance(message, Failed)
+                receive(message)
+
+            monkeypatch.setattr(feeder, "receive", count)
             async with asyncio.timeout(120):
-                while failed < 9:
-                    before = writer._flushed_at
-                    while writer._flushed_at == before:  # noqa: ASYNC110
-                        await asyncio.sleep(0.02)
-                    failed += 1
+                while failed < 9:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
             assert client.worker.journal.has_backlog
     finally:
         await connections.close(other)

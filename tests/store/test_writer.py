@@ -21,10 +21,12 @@ from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalClosed
 from ingest.postgres import connections
 from ingest.store import copying, partitions
+from ingest.store.feeder import Feeder
 from ingest.store.flush import Flush, Outcome, TableRefuses
 from ingest.store.ledger import JournalTaken, Ledger, create_journal
 from ingest.store.writer import MERGES_AFTER_DUPLICATE, State, Writer
 from tests.support.faults import CuttingProxy
+from tests.support.journals import JournalSource
 
 TAKE, DOUBT, COPY, MERGE, SETTLE, STOPPED = State
 
@@ -40,15 +42,21 @@ class Store:
         self.connections = 0
         self.outcomes: list[Outcome] = []
         self.stored: list[tuple[int, list[str] | None]] = []
-        self.writer = Writer(
+        self.feeder = Feeder(
             journal,
             ledger,
-            lambda: self._connect(dsn),
             self.accounts,
             flush_max_bytes=1 << 20,
-            statement_timeout_seconds=1,
             on_flush=lambda seconds, outcome: self.outcomes.append(outcome),
             on_stored=lambda through, bad: self.stored.append((through, None if bad is None else [*bad.values()])),
+        )
+        self.source = JournalSource(self.feeder)
+        self.writer = Writer(
+            self.source,
+            ledger,
+            lambda: self._connect(dsn),
+            flush_max_bytes=1 << 20,
+            statement_timeout_seconds=1,
         )
 
     async def _connect(self, dsn: str) -> asyncpg.Connection:
@@ -101,7 +109,7 @@ async def make(database_url: str, connection: asyncpg.Connection, tmp_path: Path
     async def make_one(dsn: str = database_url, folder: Path | None = None) -> Store:
         claimed = await create_journal(tmp_path, connection) if folder is None else journals.claim_folder(folder)
         assert claimed is not None
-        ledger = Ledger(claimed)
+        ledger = Ledger(claimed.layout, claimed.ownership)
         journal = Journal(claimed, segment_bytes=1 << 20, max_bytes=1 << 26, memory_max_bytes=1 << 20)
         journal.recover(await ledger.open(connection))
         made.append(Store(journal, ledger, dsn))
@@ -298,7 +306,7 @@ async def test_another_holder_stops_it_and_records_stored_before_are_settled(
             await asyncio.sleep(0.01)
     with pytest.raises(JournalClosed):
         store.journal.append([], 0, [])
-    assert not await store.writer.drain(5)
+    assert store.journal.is_taken and not await store.feeder.drain(5)
     stop.set()
     await running
     # "ours" is in both folders and stored from the copy; here it stays pending, and is counted as such.

@@ -21,6 +21,7 @@ from ingest.postgres import connections
 from ingest.service import control
 from ingest.service.collector import Collector, start_collector
 from tests.support.service import parse_metrics
+from tests.support.writer_task import WriterTask
 
 SETTLE_SECONDS = 20.0
 QUICK = {"shutdown_timeout_seconds": 2, "partitions_ahead_days": 1}
@@ -178,7 +179,8 @@ async def start(database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixt
     async def make(**settings: object) -> Client:
         data_dir = tmp_path / f"worker-{len(clients)}"
         wanted = {"database_url": database_url, "data_dir": data_dir, **QUICK, **settings}
-        worker = await start_collector(config_sources.load(wanted, {}, tmp_path), bind("127.0.0.1", 0))
+        config = config_sources.load(wanted, {}, tmp_path)
+        worker = await start_collector(config, bind("127.0.0.1", 0), launch=WriterTask)
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
         clients.append(Client(worker, session, str(wanted["database_url"])))
         return clients[-1]

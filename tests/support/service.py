@@ -102,10 +102,7 @@ class Service:
 
     def workers(self) -> list[int]:
         """Process ids of the collectors: the children of `serve`, except multiprocessing's resource tracker."""
-        assert self.process is not None
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        pids = [int(line) for line in found.stdout.split()]
-        return [pid for pid in pids if b"spawn_main" in command_line(pid)]
+        return child_processes(self.running_process.pid)
 
     def kill(self) -> None:
         """kill -9 all processes of the service at once."""
@@ -162,6 +159,12 @@ def running(service: Service) -> Iterator[Service]:
             except subprocess.TimeoutExpired:
                 service.kill()
                 raise
+
+
+def child_processes(pid: int) -> list[int]:
+    """Process ids of the Python processes that this one has started, except multiprocessing's resource tracker."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [child for child in map(int, found.stdout.split()) if b"spawn_main" in command_line(child)]
 
 
 def command_line(pid: int) -> bytes:
