@@ -36,6 +36,7 @@ PURE = (
     "intake.dialects",
     "journal.accounts",
     "journal.segments",
+    "rollup.alike",
     "rollup.sketches",
     "rollup.tallies",
     "rollup.visits",

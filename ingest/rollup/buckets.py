@@ -8,8 +8,9 @@ mistaken for a name or a value. Adding never evicts a row, so each row is the ex
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from heapq import nsmallest
 from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
@@ -17,7 +18,19 @@ import orjson
 
 from ingest.postgres.queries import load_queries
 from ingest.rollup import sketches, tallies
-from ingest.rollup.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies, Tally
+from ingest.rollup.tallies import (
+    BEGINNINGS,
+    BOTS,
+    OTHER_NAME,
+    OTHER_VALUE,
+    TOTAL,
+    Group,
+    Key,
+    Name,
+    Tallies,
+    Tally,
+    Value,
+)
 
 K = TypeVar("K", bound=tuple[Any, ...])
 G = TypeVar("G")
@@ -129,12 +142,52 @@ def dimension_and_value(dimensions: str) -> tuple[str, str]:
 # Room.
 
 
+async def kept(
+    connection: asyncpg.Connection, groups: Sequence[Group], room: Room, minutes_from: datetime
+) -> dict[Value, set[str]]:
+    """Where minutes or their hours have more values of a dimension than there is room for, those of each minute that
+    may get, or have, a row of their own in either. To count all others one by one would take most of the time where
+    each page is visited once."""
+    crowds = tallies.crowds(groups, room.values, minutes_from)
+    if not crowds:
+        return {}
+    # The values of a name without room are not added to its own rows. That is rare, and left to `add`.
+    crowded = await _names_without_room(connection, tallies.by_name(groups), room)
+    chosen = await _likely(connection, crowds, room)
+    found: dict[Value, set[str]] = {}
+    for group in groups:
+        hour = BEGINNINGS["hour"](group.minute)
+        if {("minute", group.minute, group.name), ("hour", hour, group.name)} & crowded:
+            continue
+        for dimension in group.values:
+            of_minute = "minute", group.minute, group.kind, group.name, dimension
+            of_hour = "hour", hour, group.kind, group.name, dimension
+            if of_hour in chosen and (of_minute in chosen or group.minute < minutes_from):
+                found[of_minute] = chosen[of_hour] | chosen.get(of_minute, set())
+    return found
+
+
+async def _likely(
+    connection: asyncpg.Connection, crowds: Mapping[Value, Mapping[str, int]], room: Room
+) -> dict[Value, set[str]]:
+    """The values that are stored, and those most frequent that there is room for besides."""
+    wanted = list(crowds)
+    rows = await connection.fetch(_QUERIES["stored_values"], *map(list, zip(*wanted, strict=True)))
+    likely: dict[Value, set[str]] = {key: set() for key in wanted}
+    for place, value in rows:
+        likely[wanted[place - 1]].add(value)
+    for key, events in crowds.items():
+        new = ((-number, value) for value, number in events.items() if value not in likely[key])
+        likely[key].update(value for _, value in nsmallest(room.values - len(likely[key]), new))
+    return likely
+
+
 async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[Key, Stored], room: Room) -> Tallies:
     """The tallies under the keys that have room, the rest summed as others, whose rows are added to `stored`."""
     new = [key for key in added if key not in stored]
     if not new:
         return added
-    crowded = await _names_without_room(connection, added, new, room)
+    crowded = await _names_without_room(connection, _by_name(added, new), room)
     named = added
     if crowded:
         named = tallies.summed(
@@ -150,15 +203,9 @@ async def _placed(connection: asyncpg.Connection, added: Tallies, stored: dict[K
     return placed
 
 
-async def _names_without_room(
-    connection: asyncpg.Connection, added: Tallies, new: list[Key], room: Room
-) -> set[tuple[str, datetime, str]]:
-    """(granularity, bucket, name) of the names to be counted as others."""
-    events: dict[tuple[str, datetime, str], int] = {}
-    for key in new:
-        if key[4:] in (TOTAL, BOTS) and key[3] != OTHER_NAME:
-            name = key[0], key[1], key[3]
-            events[name] = events.get(name, 0) + added[key].events
+async def _names_without_room(connection: asyncpg.Connection, named: Mapping[Name, int], room: Room) -> set[Name]:
+    """The names to be counted as others. `named`: events by name."""
+    events = dict(named)
     if not events:
         return set()
     wanted = list(events)
@@ -171,6 +218,15 @@ async def _names_without_room(
     rows = await connection.fetch(_QUERIES["names"], *map(list, zip(*times, strict=True)))
     left = {times[place - 1]: room.names - names for place, names in rows}
     return _beyond(events, {name: name[:2] for name in events}, left, room.names)
+
+
+def _by_name(added: Tallies, keys: Iterable[Key]) -> dict[Name, int]:
+    events: dict[Name, int] = {}
+    for key in keys:
+        if key[4:] in (TOTAL, BOTS) and key[3] != OTHER_NAME:
+            name = key[0], key[1], key[3]
+            events[name] = events.get(name, 0) + added[key].events
+    return events
 
 
 async def _values_without_room(

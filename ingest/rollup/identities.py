@@ -18,8 +18,9 @@ import orjson
 from ingest.events.limits import MAX_ID_CHARACTERS
 from ingest.postgres.queries import load_queries
 from ingest.rollup import visits
+from ingest.rollup.alike import Alike, moment
 from ingest.rollup.visits import Visit
-from ingest.rollup.who import Row, Who
+from ingest.rollup.who import Who
 
 MOST_LINKS: Final = 100
 """Anonymous ids per user."""
@@ -46,14 +47,14 @@ class Link(NamedTuple):
 # Reading.
 
 
-async def look_up(connection: asyncpg.Connection, rows: Sequence[Row]) -> Who:
+async def look_up(connection: asyncpg.Connection, alike: Alike) -> Who:
     """Who did these events, as far as is known."""
-    browsers = _ids(row[4] for row in rows)
+    browsers = _ids(alike.browsers)
     users = {link.anonymous_id: link.user_id for link, _ in await _links(connection, browsers)}
     # A browser may have the id of a user: they are one person, unless it is linked to another.
-    people = await _people(connection, _ids(row[3] for row in rows) | set(users.values()) | browsers - users.keys())
+    people = await _people(connection, _ids(alike.users) | set(users.values()) | browsers - users.keys())
     return _who(users, {user: person.counted_as for user, person in people.items()}, {})._replace(
-        visits=await _visits(connection, _moments(rows, users))
+        visits=await _visits(connection, _moments(alike, users))
     )
 
 
@@ -96,15 +97,21 @@ def _who(users: Mapping[str, str], counted_as: Mapping[str, str], of_visits: Map
     return Who(of_user, of_browser, users, of_visits)
 
 
-def _moments(rows: Iterable[Row], users: Mapping[str, str]) -> dict[str, list[datetime]]:
-    """Person -> times of their events that have no session and so belong to a visit."""
+def _moments(alike: Alike, users: Mapping[str, str]) -> dict[str, list[datetime]]:
+    """Person -> times of their events that have no session and so belong to a visit. Of those within a minute, the
+    first and last are enough."""
     found: dict[str, list[datetime]] = {}
-    for row in rows:
-        if row[5] is None and row[1] != "system":
-            browser = row[4]
-            person = row[3] if row[3] is not None else users.get(browser, browser)
+    if None not in alike.sessions:
+        return found
+    columns = (alike.users, alike.browsers, alike.sessions, alike.kinds, alike.first, alike.last)
+    for user, browser, session, kind, first, last in zip(*columns, strict=True):
+        if session is None and kind != "system":
+            person = user if user is not None else users.get(browser, browser)
             if person is not None and len(person) <= MAX_ID_CHARACTERS:
-                found.setdefault(person, []).append(row[6])
+                times = found.setdefault(person, [])
+                times.append(moment(first))
+                if last != first:
+                    times.append(moment(last))
     return found
 
 
@@ -130,15 +137,15 @@ async def _visits(
 # Learning.
 
 
-async def learn(connection: asyncpg.Connection, rows: Sequence[Row], most_links: int = MOST_LINKS) -> Who:
+async def learn(connection: asyncpg.Connection, alike: Alike, most_links: int = MOST_LINKS) -> Who:
     """Store the links, people and visits of these events. Returns who did them.
 
     Must be called in the transaction that counts them, in a `turn`. `most_links`: anonymous ids per user.
     """
-    browsers, users = _ids(row[4] for row in rows), _ids(row[3] for row in rows)
+    browsers, users = _ids(alike.browsers), _ids(alike.users)
     seen = await _links(connection, browsers)
     before = {link.anonymous_id: link for link, _ in seen}
-    found = await _links_in(connection, rows, before)
+    found = await _links_in(connection, alike, before)
     linked_users = {link.user_id for link in before.values()}
     people = await _people(connection, users | linked_users | browsers - before.keys())
     decided = _decided(before, found, {user: person.links for user, person in people.items()}, most_links)
@@ -153,27 +160,27 @@ async def learn(connection: asyncpg.Connection, rows: Sequence[Row], most_links:
 
     who = _who(linked, counted_as, {})
     moved = await _note_changes(connection, before, decided, who, people.keys() | users, new)
-    return who._replace(visits=await _update_visits(connection, _moments(rows, linked), moved))
+    return who._replace(visits=await _update_visits(connection, _moments(alike, linked), moved))
 
 
-async def _links_in(connection: asyncpg.Connection, rows: Iterable[Row], before: Mapping[str, Link]) -> list[Link]:
+async def _links_in(connection: asyncpg.Connection, alike: Alike, before: Mapping[str, Link]) -> list[Link]:
     """The links in these events that are new, earlier than the stored one, or now verified."""
     # (browser, user) -> first time.
-    pairs: dict[tuple[str, str], datetime] = {}
+    pairs: dict[tuple[str, str], int] = {}
     verified: set[tuple[str, str]] = set()
-    for row in rows:
-        if row[3] is not None and row[4] is not None:
-            pair, moment = (row[4], row[3]), row[6]
-            first = pairs.get(pair)
-            if first is None or moment < first:
-                pairs[pair] = moment
-            if row[7]:
-                verified.add(pair)
+    for pair, first, authenticated in zip(
+        zip(alike.browsers, alike.users, strict=True), alike.first, alike.authenticated, strict=True
+    ):
+        if None not in pair:
+            if first < pairs.get(pair, first + 1):  # type: ignore[arg-type]
+                pairs[pair] = first  # type: ignore[index]
+            if authenticated:
+                verified.add(pair)  # type: ignore[arg-type]
     wanted = []
-    for (browser, user), moment in pairs.items():
-        link = before.get(browser)
-        if (link is None or moment <= link.linked_at) and max(len(browser), len(user)) <= MAX_ID_CHARACTERS:
-            wanted.append((browser, user, moment))
+    for (browser, user), first in pairs.items():
+        link, time = before.get(browser), moment(first)
+        if (link is None or time <= link.linked_at) and max(len(browser), len(user)) <= MAX_ID_CHARACTERS:
+            wanted.append((browser, user, time))
     found: list[Link] = []
     if wanted:
         columns = [list(column) for column in zip(*wanted, strict=True)]

@@ -17,6 +17,7 @@ from ingest.events.limits import EVENT_TYPES
 from ingest.postgres import statements
 from ingest.postgres.queries import load_queries
 from ingest.rollup import buckets, identities, sketches, stale_metrics, tallies
+from ingest.rollup.alike import from_records
 from ingest.rollup.buckets import Room, Stored
 from ingest.rollup.rollup import batch_ranges, note_stale, partition, rows_query, turn, with_hours
 from ingest.rollup.tallies import BOTS, OTHER_NAME, OTHER_VALUE, TOTAL, Key, Tallies
@@ -128,15 +129,16 @@ async def _count_hour(connection: asyncpg.Connection, hour: datetime, dimensions
     waiting = await connection.fetch(_QUERIES["not_rolled_up"])
     query = rows_query("events_within", hour.date(), dimensions, batches=batch_ranges(waiting))
     minutes: Tallies = {}
-    async for rows in statements.batches(connection, query, hour, hour + HOUR, size=_CHUNK):
-        minutes = await _count_more(connection, minutes, rows, dimensions)
+    async for records in statements.batches(connection, query, hour, hour + HOUR, size=_CHUNK):
+        minutes = await _count_more(connection, minutes, records, dimensions)
     return with_hours(minutes, await connection.fetchval(_QUERIES["minutes_from"]))
 
 
 async def _count_more(
-    connection: asyncpg.Connection, minutes: Tallies, rows: Sequence[Any], dimensions: Sequence[str]
+    connection: asyncpg.Connection, minutes: Tallies, records: Sequence[Any], dimensions: Sequence[str]
 ) -> Tallies:
-    counted = tallies.count(rows, dimensions, await identities.look_up(connection, rows))
+    alike = from_records(records, len(dimensions))
+    counted = tallies.count(tallies.grouped(alike, dimensions), await identities.look_up(connection, alike))
     return tallies.summed([*minutes.items(), *counted.items()])
 
 

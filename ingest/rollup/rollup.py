@@ -21,10 +21,10 @@ from ingest.journal.batch_ids import batch_id
 from ingest.postgres.leases import Lease
 from ingest.postgres.queries import fill, load_queries
 from ingest.rollup import buckets, identities, stale_metrics, tallies
+from ingest.rollup.alike import Lines
 from ingest.rollup.buckets import Room
 from ingest.rollup.identities import MOST_LINKS
 from ingest.rollup.tallies import BEGINNINGS, Tallies
-from ingest.rollup.who import Row
 
 _TURN_PAUSE_SECONDS: Final = 0.2
 MAX_EVENTS: Final = 40_000
@@ -74,9 +74,12 @@ class Rollup:
             claimed = _up_to(waiting, MAX_EVENTS)
             if not claimed:
                 return None
-            rows = await self._read(connection, claimed, pages)
-            who = await identities.learn(connection, rows, self._most_links)
-            minutes = tallies.count(rows, self.dimensions, who)
+            lines = await self._read(connection, claimed, pages)
+            alike = lines.alike()
+            who = await identities.learn(connection, alike, self._most_links)
+            groups = tallies.grouped(alike, self.dimensions)
+            kept = await buckets.kept(connection, groups, self.room, minutes_from)
+            minutes = tallies.count(groups, who, kept)
             counted = with_hours(minutes, minutes_from)
             days = await buckets.add(connection, counted, self.room)
             await note_stale(connection, {key[1] for key in days}, "week", "month")
@@ -87,7 +90,7 @@ class Rollup:
             )
         return Cycle(
             len(claimed),
-            len(rows),
+            lines.events,
             len(counted) + len(days),
             [lag[0] for lag in lags],
             time.perf_counter() - started,
@@ -96,7 +99,7 @@ class Rollup:
 
     async def _read(
         self, connection: asyncpg.Connection, claimed: Sequence[Mapping[str, Any]], pages: Mapping[date, int]
-    ) -> list[Row]:
+    ) -> Lines:
         """The events of the claimed flushes.
 
         First reads the ends of their days' partitions. The ledger knows how many there must be; if some are missing
@@ -107,20 +110,29 @@ class Rollup:
         ids = batch_ranges(claimed)
         ends = self._ends(claimed)
         if ends is not None:
-            rows: list[Row] = []
-            for day in days:
-                rows += await connection.fetch(
-                    rows_query("events_at_end", day, self.dimensions, page=ends.get(day, 0), batches=ids)
-                )
-            if len(rows) == sum(flush["events_stored"] for flush in claimed):
-                return rows
+            queries = [
+                rows_query("events_at_end", day, self.dimensions, page=ends.get(day, 0), batches=ids) for day in days
+            ]
+            lines = await self._lines(connection, queries)
+            if lines.events == sum(flush["events_stored"] for flush in claimed):
+                return lines
         between = " OR ".join(f"batch_id BETWEEN {low} AND {high}" for low, high in _journal_ranges(claimed))
-        rows = []
-        for day in days:
-            rows += await connection.fetch(
-                rows_query("events_of_batches", day, self.dimensions, between=between, batches=ids)
-            )
-        return rows
+        queries = [
+            rows_query("events_of_batches", day, self.dimensions, between=between, batches=ids) for day in days
+        ]
+        return await self._lines(connection, queries)
+
+    async def _lines(self, connection: asyncpg.Connection, queries: Sequence[str]) -> Lines:
+        """What these queries for events find, read as COPY text: a fifth of the time that records take."""
+        lines = Lines(len(self.dimensions))
+
+        async def add(text: bytes) -> None:
+            lines.add(text)
+
+        for query in queries:
+            await connection.copy_from_query(query, output=add)
+        lines.end()
+        return lines
 
     def _ends(self, claimed: Sequence[Mapping[str, Any]]) -> dict[date, int] | None:
         """The first page of each day's partition that can have rows of these flushes; None if not known."""
@@ -165,7 +177,7 @@ async def turn(connection: asyncpg.Connection, isolation: str | None = None) -> 
 
 
 def rows_query(name: str, day: date, dimensions: Sequence[str], **given: object) -> str:
-    """A query for a day's events, as rows for `identities.learn` and `tallies.count`. Contains no outside input."""
+    """A query for a day's events, as `Lines` and `from_records` take them. Contains no outside input."""
     values = "".join(f", left({dimension}::text, {MAX_VALUE_CHARACTERS})" for dimension in dimensions)
     return fill(_QUERIES[name], dimensions=values, partition=partition(day), **given)
 

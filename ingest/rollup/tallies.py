@@ -7,13 +7,18 @@ Events of bots are in no total and no dimension; they are all under BOTS.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ingest.rollup import sketches
+from ingest.rollup.alike import Alike
 from ingest.rollup.sketches import Sketch
-from ingest.rollup.who import NOBODY, Row, Who
+from ingest.rollup.who import NOBODY, Who
+
+T = TypeVar("T")
 
 OTHER_NAME: Final = ""
 """Stands for the names that a bucket has no room for: no event's name is empty."""
@@ -84,43 +89,120 @@ class Tally(NamedTuple):
 
 NO_TALLY: Final = Tally(0, Distinct(set()), Distinct(set()))
 Tallies = dict[Key, Tally]
+Name = tuple[str, datetime, str]
+"""(granularity, time_bucket, event_name)."""
+Value = tuple[str, datetime, str, str, str]
+"""(granularity, time_bucket, event_type, event_name, dimension)."""
+NO_VALUES: Final[Mapping[Value, Collection[str]]] = {}
 
 
-def count(rows: Iterable[Row], dimensions: Sequence[str], who: Who = NOBODY) -> Tallies:
-    """Rows counted by minute, in total and by each dimension. A row ends with a value of each; any may be None."""
-    # (minute, type, name, whether by bots) -> rows.
-    groups: dict[tuple[datetime, str, str, bool], list[Row]] = {}
-    for row in rows:
-        group = groups.get(key := (row[0], row[1], row[2], row[8]))
-        if group is None:
-            groups[key] = [row]
-        else:
-            group.append(row)
-    tallies: Tallies = {}
-    for (minute, kind, name, of_bots), group in groups.items():
-        _, _, _, user_ids, browsers, session_ids, moments, _, _, *columns = zip(*group, strict=True)
-        users = who.counted_as(user_ids, browsers)
-        sessions = who.sessions(kind, user_ids, browsers, session_ids, moments)
-        total = "minute", minute, kind, name, *TOTAL
-        tally = Tally(len(group), Distinct(_known(set(users))), Distinct(_known(set(sessions))))
-        if of_bots:
-            tallies["minute", minute, kind, name, *BOTS] = tally
-            # A name takes up room by its total.
-            tallies.setdefault(total, NO_TALLY)
+class Group(NamedTuple):
+    """Events of one minute, type and name, by column as in `Alike`."""
+
+    minute: datetime
+    kind: str
+    name: str
+    of_bots: bool
+    events: Sequence[int]
+    times: Sequence[int]
+    users: Sequence[str | None]
+    browsers: Sequence[str | None]
+    sessions: Sequence[str | None]
+    values: Mapping[str, Sequence[str | None]]
+    """By dimension; without those that none of the events has a value of."""
+
+
+def grouped(alike: Alike, dimensions: Sequence[str]) -> list[Group]:
+    """The events by minute, type, name, and whether they are of bots."""
+    places: defaultdict[tuple[datetime, str, str, bool], list[int]] = defaultdict(list)
+    for place, key in enumerate(zip(alike.minutes, alike.kinds, alike.names, alike.of_bots, strict=True)):
+        places[key].append(place)
+    groups = []
+    for key, some in places.items():
+        # Of one place it would be the value, instead of a tuple.
+        chosen = itemgetter(*some) if len(some) > 1 else partial(_only, some[0])
+        columns = (alike.events, alike.first, alike.users, alike.browsers, alike.sessions)
+        values = {name: chosen(column) for name, column in zip(dimensions, alike.values, strict=True)}
+        known = {name: column for name, column in values.items() if column.count(None) < len(column)}
+        groups.append(Group(*key, *map(chosen, columns), known))  # type: ignore[call-arg]
+    return groups
+
+
+def _only(place: int, column: Sequence[T]) -> tuple[T]:
+    return (column[place],)
+
+
+def by_name(groups: Iterable[Group]) -> dict[Name, int]:
+    """The events of each name in minutes and hours."""
+    found: dict[Name, int] = {}
+    for group in groups:
+        for granularity in ("minute", "hour"):
+            key = granularity, BEGINNINGS[granularity](group.minute), group.name
+            found[key] = found.get(key, 0) + sum(group.events)
+    return found
+
+
+def crowds(groups: Iterable[Group], most: int, minutes_from: datetime) -> dict[Value, Counter[str]]:
+    """The events by value, of minutes and hours with more values of a dimension than `most`."""
+    of_hour: defaultdict[Value, list[Group]] = defaultdict(list)
+    for group in groups:
+        hour = BEGINNINGS["hour"](group.minute)
+        for dimension in group.values if not group.of_bots else ():
+            of_hour["hour", hour, group.kind, group.name, dimension].append(group)
+    found: dict[Value, Counter[str]] = {}
+    for key, some in of_hour.items():
+        dimension = key[4]
+        if len(set().union(*(group.values[dimension] for group in some))) <= most:
             continue
-        tallies[total] = tally
-        for dimension, column in zip(dimensions, columns, strict=True):
-            counts = Counter(column)
-            counts.pop(None, None)
-            if not counts:
+        total: Counter[str] = Counter()
+        for group in some:
+            counted = _counted(group.values[dimension], group.events)
+            total.update(counted)
+            if len(counted) > most and group.minute >= minutes_from:
+                found["minute", group.minute, *key[2:]] = counted
+        found[key] = total
+    return found
+
+
+def count(groups: Iterable[Group], who: Who = NOBODY, kept: Mapping[Value, Collection[str]] = NO_VALUES) -> Tallies:
+    """Events counted by minute, in total and by each dimension. `kept`: the values of minutes that are counted on
+    their own, where not all are; the rest is counted as others."""
+    tallies: Tallies = {}
+    for group in groups:
+        key = "minute", group.minute, group.kind, group.name
+        users = who.counted_as(group.users, group.browsers)
+        sessions = who.sessions(group.kind, group.users, group.browsers, group.sessions, group.times)
+        tally = Tally(sum(group.events), Distinct(_known(set(users))), Distinct(_known(set(sessions))))
+        if group.of_bots:
+            tallies[*key, *BOTS] = tally
+            # A name takes up room by its total.
+            tallies.setdefault((*key, *TOTAL), NO_TALLY)
+            continue
+        tallies[*key, *TOTAL] = tally
+        for dimension, column in group.values.items():
+            values = set(column)
+            if len(values) == 1:
+                tallies[*key, dimension, *values] = tally  # type: ignore[index]
                 continue
-            users_of = _by_value(column, users)
-            sessions_of = _by_value(column, sessions)
-            for value, times in counts.items():
-                tallies["minute", minute, kind, name, dimension, value] = Tally(
-                    times, Distinct(users_of[value]), Distinct(sessions_of[value])
+            chosen = kept.get((*key, dimension))
+            if chosen is not None:
+                counted_as = {value: value if value in chosen or value is None else OTHER_VALUE for value in values}
+                column = list(map(counted_as.__getitem__, column))
+            users_of, sessions_of = _by_value(column, users), _by_value(column, sessions)
+            for value, events in _counted(column, group.events).items():
+                tallies[*key, dimension, value] = Tally(
+                    events, Distinct(users_of[value]), Distinct(sessions_of[value])
                 )
     return tallies
+
+
+def _counted(column: Iterable[str | None], events: Iterable[int]) -> Counter[str]:
+    """Value -> events."""
+    counts: Counter[Any] = Counter()
+    for value, number in zip(column, events, strict=True):
+        counts[value] += number
+    counts.pop(None, None)
+    return counts
 
 
 def _by_value(column: Sequence[str | None], ids: Sequence[str | None]) -> dict[str | None, set[str]]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ingest.rollup import visits
+from ingest.rollup.alike import moment
 from ingest.rollup.visits import Visit
-
-Row = Sequence[Any]
-"""An event: minute, type, name, user_id, anonymous_id, session_id, created_at, authenticated, whether it is a bot's,
-then its values of the dimensions."""
 
 
 class Who(NamedTuple):
@@ -40,19 +36,19 @@ class Who(NamedTuple):
         users: Iterable[str | None],
         browsers: Iterable[str | None],
         sessions: Sequence[str | None],
-        moments: Iterable[datetime],
+        times: Iterable[int],
     ) -> Sequence[str | None]:
-        """The session ids of events of this type; where there is none, that of their visit."""
+        """The session ids of events of this type; where there is none, that of their visit. `times` as in `Alike`."""
         if kind == "system" or not self.visits or None not in sessions:
             return sessions
         return [
-            self._visit(user, browser, moment) if session is None else session
-            for user, browser, session, moment in zip(users, browsers, sessions, moments, strict=True)
+            self._visit(user, browser, time) if session is None else session
+            for user, browser, session, time in zip(users, browsers, sessions, times, strict=True)
         ]
 
-    def _visit(self, user: str | None, browser: str | None, moment: datetime) -> str | None:
+    def _visit(self, user: str | None, browser: str | None, time: int) -> str | None:
         person = self.person(user, browser)
-        return None if person is None else visits.at(self.visits.get(person, ()), moment)
+        return None if person is None else visits.at(self.visits.get(person, ()), moment(time))
 
     def person(self, user: str | None, browser: str | None) -> str | None:
         """The person, as in the view analytics.activity."""

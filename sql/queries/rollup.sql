@@ -51,8 +51,9 @@ WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
 -- piece events --
 -- {partition} is a day's table, {dimensions} an expression for each dimension, {batches} a constant with ranges of
 -- batch_id. None of it is outside input.
-SELECT date_bin('1 minute', created_at, '2000-01-01Z'), type::text, name, user_id, anonymous_id, session_id, created_at,
-    authenticated, device_type IS NOT DISTINCT FROM 'bot'{dimensions}
+-- The time in microseconds, exact for centuries to come, and with an offset by which all have 19 digits.
+SELECT 5000000000000000000 + (date_part('epoch', created_at) * 1000000)::bigint,
+    user_id, anonymous_id, session_id, authenticated, device_type IS NOT DISTINCT FROM 'bot', type::text, name{dimensions}
 FROM {partition}
 
 -- events_at_end (dimensions, partition, page, batches) --
@@ -120,6 +121,21 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS bucket
 GROUP BY place, dimension
+
+-- stored_values --
+-- The values that a dimension of an event has in a bucket
+SELECT place, dimensions ->> dimension AS value
+FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[])
+    WITH ORDINALITY AS wanted (granularity, time_bucket, event_type, event_name, dimension, place)
+CROSS JOIN LATERAL (
+    SELECT dimensions FROM analytics.event_aggregations AS bucket
+    WHERE bucket.granularity = wanted.granularity::analytics.granularity
+        AND bucket.time_bucket = wanted.time_bucket
+        AND bucket.event_type = wanted.event_type::analytics.event_type
+        AND bucket.event_name = wanted.event_name
+        AND jsonb_typeof(bucket.dimensions -> wanted.dimension) = 'string'
+    OFFSET 0
+) AS bucket
 
 -- put --
 INSERT INTO analytics.event_aggregations AS bucket (
