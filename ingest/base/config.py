@@ -233,9 +233,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     geoip_database: Annotated[Path | None, about("MaxMind file (.mmdb) to look up addresses in")] = None
 
     rollup: Annotated[bool, about("Whether `ingest dev` runs a rollup worker; if not, run `ingest rollup`")] = True
-    rollup_interval_seconds: Annotated[float, within(0.1, 60, "How often new events are added to the aggregates")] = (
-        1.0
-    )
+    rollup_interval_seconds: Annotated[
+        float,
+        within(0.1, 60, "How often new events are added to the aggregates; under load, up to five times as long"),
+    ] = 1.0
     rollup_stalled_seconds: Annotated[
         float,
         within(1, 3600, "How long flushes may wait without any being rolled up before that is an error"),

@@ -17,7 +17,7 @@ SELECT journal, first_record, last_record, flushes.events_stored, days, flushed_
 FROM analytics.flushes JOIN analytics.journals ON number = journal
 WHERE rolled_up_at IS NULL
 ORDER BY flushed_at, journal, last_record
-LIMIT 500
+LIMIT 2000
 FOR UPDATE OF flushes
 
 -- mark --
@@ -38,9 +38,9 @@ SELECT count(*)::int AS flushes, coalesce(sum(events_stored), 0)::bigint AS even
     (SELECT greatest(reltuples, 0)::float8 FROM pg_class WHERE oid = 'analytics.event_aggregations'::regclass) AS buckets
 FROM analytics.flushes WHERE rolled_up_at IS NULL
 
--- times --
--- Now, and the earliest minute that is kept
-SELECT clock_timestamp() AS now, now() - ingest.retention('minutes', '7 days') AS minutes_from
+-- minutes_from --
+-- The earliest minute that is kept
+SELECT now() - ingest.retention('minutes', '7 days')
 
 -- partitions --
 -- The days of analytics.events, and how many pages each has now
@@ -56,13 +56,13 @@ SELECT 5000000000000000000 + (date_part('epoch', created_at) * 1000000)::bigint,
     user_id, anonymous_id, session_id, authenticated, device_type IS NOT DISTINCT FROM 'bot', type::text, name{dimensions}
 FROM {partition}
 
--- events_at_end (dimensions, partition, page, batches) --
--- Events of these batches, from a page on
-{events} WHERE ctid >= '({page},0)'::tid AND batch_id <@ {batches}
+-- events_in_pages (dimensions, partition, start, end, batches) --
+-- Events of these batches, from a page to before another
+{events} WHERE ctid >= '({start},0)'::tid AND ctid < '({end},0)'::tid AND batch_id <@ {batches}
 
--- events_of_batches (dimensions, partition, between, batches) --
--- Events of these batches, wherever they are: {between} is for the index, and true for all of them
-{events} WHERE ({between}) AND batch_id <@ {batches}
+-- events_of_batches (dimensions, partition, between, end, batches) --
+-- Events of these batches, wherever they are before a page: {between} is for the index, and true for all of them
+{events} WHERE ({between}) AND ctid < '({end},0)'::tid AND batch_id <@ {batches}
 
 -- events_within (dimensions, partition, batches) --
 -- Events in [$1, $2), except those of these batches

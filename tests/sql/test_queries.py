@@ -25,9 +25,11 @@ FILLED: dict[str, dict[str, Callable[[str], str]]] = {
     },
     "merge": dict.fromkeys(("begin", "insert_all", "insert_each", "copy_recent"), lambda query: fill(query, **MERGE)),
     "rollup": {
-        "events_at_end": lambda _: rows_query("events_at_end", DAY, DIMENSION_NAMES, page=7, batches=FLUSHES),
+        "events_in_pages": lambda _: rows_query(
+            "events_in_pages", DAY, DIMENSION_NAMES, start=7, end=9, batches=FLUSHES
+        ),
         "events_of_batches": lambda _: rows_query(
-            "events_of_batches", DAY, ["os"], between="batch_id BETWEEN 1 AND 2", batches=FLUSHES
+            "events_of_batches", DAY, ["os"], between="batch_id BETWEEN 1 AND 2", end=7, batches=FLUSHES
         ),
         "events_within": lambda _: rows_query("events_within", DAY, [], batches=batch_ranges([])),
     },
