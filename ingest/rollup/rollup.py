@@ -27,6 +27,7 @@ from ingest.rollup.identities import MOST_LINKS
 from ingest.rollup.tallies import BEGINNINGS, Tallies
 
 _TURN_PAUSE_SECONDS: Final = 0.2
+_READING_PAUSE_SECONDS: Final = 0.001
 MAX_EVENTS: Final = 250_000
 """Per transaction, unless a single flush has more. If all differ they take some 150 MB."""
 _EARLIER_PAGES: Final = 512
@@ -142,6 +143,8 @@ class Rollup:
 
         async def add(text: bytes) -> None:
             lines.add(text)
+            # The next text is then as much as a socket holds, instead of a few rows.
+            await asyncio.sleep(_READING_PAUSE_SECONDS)
 
         await connection.copy_from_query(rows_query(name, day, self.dimensions, **given), output=add)
         lines.end()
