@@ -48,7 +48,7 @@ test-long: dev-setup tests/node_modules   ## what `make test` leaves out: more k
 	INGEST_TEST_LONG=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "long or longer"
 
 check: lint           ## what one runs while working: lint, and the tests that start neither a server nor a process
-	$(BIN)/python -m pytest -n 2 -m "quick and not long" tests/test_layers.py tests/test_packaging.py tests/docs tests/commands/test_command_line.py tests/base tests/events tests/intake tests/http tests/journal
+	$(BIN)/python -m pytest -n 2 -m "quick and not long" tests/test_layers.py tests/test_packaging.py tests/docs tests/bench tests/commands/test_command_line.py tests/base tests/events tests/intake tests/http tests/journal
 
 test-database: dev-setup tests/node_modules   ## what concerns the database alone, such as for another server
 	$(BIN)/python -m pytest -m "$(MARKS)"

@@ -26,6 +26,13 @@ class Stored(NamedTuple):
     distinct: int
 
 
+class InLedger(NamedTuple):
+    """How many events the ledger says are stored, and when it said so, by time.monotonic()."""
+
+    events: int
+    at: float
+
+
 class Database:
     """The embedded Postgres of a data folder, through its own psql."""
 
@@ -51,6 +58,14 @@ class Database:
     def stored(self) -> Stored:
         rows, distinct = self.sql("SELECT count(*), count(DISTINCT id) FROM analytics.events").split("|")
         return Stored(int(rows), int(distinct))
+
+    def in_ledger(self) -> InLedger:
+        """Exact at its moment: an event is in the ledger from the commit that stores it."""
+        offset = time.time() - time.monotonic()
+        at, events = self.sql(
+            "SELECT extract(epoch FROM statement_timestamp()), coalesce(sum(events_stored), 0) FROM analytics.flushes"
+        ).split("|")
+        return InLedger(int(events), float(at) - offset)
 
     def forget_events(self) -> None:
         """Empty the table and take a checkpoint, so that all measurements begin alike."""

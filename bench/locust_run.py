@@ -84,7 +84,7 @@ def main() -> int:
         with running_service("--write-keys", WRITE_KEY, "--no-rollup") as service:
             code, tally = run_locust(service, given.users, given.seconds)
             wrong = judge(service, code, tally)
-            peak = service.rss_mb()
+            peak = service.memory_mb()
     except TimeoutError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

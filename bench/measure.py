@@ -15,9 +15,10 @@ from typing import Final, NamedTuple
 from bench import events
 from bench.client import Latencies, OpenLoop, precise_loop
 from bench.load import Answers, next_run, running_load
+from bench.meter import Cpu, Meter
 from bench.noop import running_noop
 from bench.service import Service
-from bench.watch import Watch, cpu_seconds
+from bench.watch import Watch
 
 BATCH_EVENTS: Final = 50
 BATCH_CONNECTIONS: Final = 32
@@ -71,10 +72,11 @@ class Run(NamedTuple):
 
     answers: Answers
     stored_per_second: float
+    stored_during_per_second: float
+    """While the load went on."""
     acknowledged_per_second: float
     peak_mb: float
-    collector_us: float
-    postgres_us: float
+    cpu_us: Cpu
     load_us: float
 
 
@@ -82,27 +84,29 @@ def run_load(service: Service, requests: Requests, seconds: float) -> Run:
     """Run a load, and wait until all of it is in the table, where it stays."""
     database = service.database
     database.forget_events()
-    collector, postgres = [service.process], database.processes()
-    collector_before, postgres_before = cpu_seconds(collector), cpu_seconds(postgres)
+    meter = Meter(service)
+    cpu_before, ledger_before = meter.look(), database.in_ledger()
     with (
         running_load(service.host, requests.texts, requests.connections, seconds, service.folder) as load,
         Watch(service, load.process) as watch,
     ):
+        # The load takes a moment to start, so it still goes on when this is over.
         time.sleep(seconds)
+        in_ledger = database.in_ledger()
         stored_at, metrics = service.wait_stored(load.process, STORE_SECONDS)
         answers = load.answers()
-    collector_cpu = cpu_seconds(collector) - collector_before
-    postgres_cpu = cpu_seconds(postgres) - postgres_before
+    if service.rollup is not None:
+        service.wait_rolled_up(STORE_SECONDS)
+    used = meter.look().since(cpu_before)
     check_once(service, answers, requests.events, metrics)
-    microseconds = 1e6 / answers.accepted
     return Run(
         answers=answers,
         stored_per_second=answers.accepted / (stored_at - answers.first),
+        stored_during_per_second=(in_ledger.events - ledger_before.events) / (in_ledger.at - answers.first),
         acknowledged_per_second=answers.accepted / answers.seconds,
         peak_mb=watch.peak_mb,
-        collector_us=collector_cpu * microseconds,
-        postgres_us=postgres_cpu * microseconds,
-        load_us=watch.load_cpu_seconds * microseconds,
+        cpu_us=used.an_event(answers.accepted),
+        load_us=1e6 * watch.load_cpu_seconds / answers.accepted,
     )
 
 
@@ -115,6 +119,10 @@ class BatchRound(NamedTuple):
     @property
     def ratio(self) -> float:
         return self.service.stored_per_second / self.copy_per_second
+
+    @property
+    def during_ratio(self) -> float:
+        return self.service.stored_during_per_second / self.copy_per_second
 
 
 def measure_batches(service: Service, seconds: float) -> BatchRound:
@@ -207,7 +215,7 @@ def _latency(measured: Latencies) -> Latency:
 
 
 class Memory(NamedTuple):
-    """Resident megabytes of the collector alone: before any load, and in three stages of one full load."""
+    """Megabytes of the collector's processes: before any load, and in three stages of one full load."""
 
     idle_mb: float
     loaded_peak_mb: float
@@ -229,7 +237,7 @@ def measure_memory(service: Service, outage_seconds: float) -> Memory:
     service.database.forget_events()
     requests = batches(service.host)
     seconds = BEFORE_OUTAGE_SECONDS + outage_seconds
-    idle_mb = service.rss_mb()
+    idle_mb = service.memory_mb()
     with (
         running_load(service.host, requests.texts, requests.connections, seconds, service.folder) as load,
         Watch(service) as watch,
@@ -240,7 +248,7 @@ def measure_memory(service: Service, outage_seconds: float) -> Memory:
         frozen = service.database.freeze()
         try:
             time.sleep(outage_seconds)
-            outage_peak_mb, outage_end_mb = watch.peak_mb, service.rss_mb()
+            outage_peak_mb, outage_end_mb = watch.peak_mb, service.memory_mb()
         finally:
             service.database.thaw(frozen)
         thawed_at = time.monotonic()
@@ -255,7 +263,7 @@ def measure_memory(service: Service, outage_seconds: float) -> Memory:
         outage_peak_mb=outage_peak_mb,
         outage_end_mb=outage_end_mb,
         catching_up_peak_mb=watch.peak_mb,
-        end_mb=service.rss_mb(),
+        end_mb=service.memory_mb(),
         accepted=answers.accepted,
         refused_requests=answers.refused,
         catching_up_seconds=stored_at - thawed_at,

@@ -5,63 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from bench import load
 from bench.client import OpenLoop, precise_loop
 from bench.measure import BATCH_EVENTS, OPEN_LOOP_CONNECTIONS, STORE_SECONDS, OnceFailed, batches
+from bench.meter import Cpu, Meter
 from bench.service import Service
-from bench.watch import cpu_seconds
-
-_ROLLUP: Final = "ingest rollup"
-"""The name of the worker's connection in pg_stat_activity."""
-LEADER_SECONDS: Final = 30.0
-
-
-# CPU time.
-
-
-class Cpu(NamedTuple):
-    """CPU seconds."""
-
-    collector: float
-    collector_backends: float
-    worker: float
-    worker_backend: float
-    shared: float
-    """Postgres' shared processes: WAL writer, page writers, autovacuum, postmaster."""
-
-    def since(self, before: Cpu) -> Cpu:
-        return Cpu(*(now - then for now, then in zip(self, before, strict=True)))
-
-
-class Meter:
-    """Measures the processes of a service. The backends must stay the same from first to last reading."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        found = [child for child in service.process.children() if "spawn_main" in " ".join(child.cmdline())]
-        if len(found) != 1:
-            raise RuntimeError(f"the service has {len(found)} rollup workers")
-        self._worker = found[0]
-
-    def look(self) -> Cpu:
-        backends = self._backends()
-        processes = self._service.database.processes()
-        ours = [process for process in processes if backends.get(process.pid) == _ROLLUP]
-        others = [process for process in processes if backends.get(process.pid, _ROLLUP) != _ROLLUP]
-        if not ours:
-            raise RuntimeError("the rollup worker has no connection")
-        shared = [process for process in processes if process.pid not in backends]
-        return Cpu(*(cpu_seconds(group) for group in ([self._service.process], others, [self._worker], ours, shared)))
-
-    def _backends(self) -> dict[int, str]:
-        rows = self._service.database.sql(
-            "SELECT pid, application_name FROM pg_stat_activity WHERE application_name LIKE 'ingest %'"
-        )
-        pairs = (line.split("|") for line in rows.splitlines())
-        return {int(pid): name for pid, name in pairs}
-
 
 # Loads.
 
@@ -114,7 +64,7 @@ class Rolled(NamedTuple):
 
     @property
     def rollup_us(self) -> float:
-        return self.cpu_us.worker + self.cpu_us.worker_backend
+        return self.cpu_us.rollup
 
     @property
     def ingestion_us(self) -> float:
@@ -133,7 +83,7 @@ def measure_load(service: Service, send: Callable[[Service], Sent]) -> Rolled:
     sent = send(service)
     ended = time.monotonic()
     service.wait_stored(None, STORE_SECONDS)
-    _wait_rolled_up(service, STORE_SECONDS)
+    service.wait_rolled_up(STORE_SECONDS)
     waited = time.monotonic() - ended
     used = meter.look().since(before)
     counted = _counted(service) - counted_before
@@ -143,24 +93,8 @@ def measure_load(service: Service, send: Callable[[Service], Sent]) -> Rolled:
     if sum(events for _, events in lags) != sent.accepted:
         raise OnceFailed(f"{sent.accepted} events were acknowledged, and the ledger has others: {len(lags)} flushes")
     p50, p99, longest = (weighted_quantile(lags, share) for share in (0.5, 0.99, 1.0))
-    cpu_us = Cpu(*(1e6 * seconds / sent.accepted for seconds in used))
+    cpu_us = used.an_event(sent.accepted)
     return Rolled(sent.accepted, sent.accepted / sent.seconds, len(lags), p50, p99, longest, waited, cpu_us)
-
-
-def wait_leader(service: Service) -> None:
-    deadline = time.monotonic() + LEADER_SECONDS
-    while service.database.sql(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{_ROLLUP}'") == "0":
-        if time.monotonic() > deadline:
-            raise TimeoutError("no rollup worker is connected")
-        time.sleep(0.1)
-
-
-def _wait_rolled_up(service: Service, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while int(service.database.sql("SELECT count(*) FROM analytics.flushes WHERE rolled_up_at IS NULL")):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"flushes are not rolled up after {seconds:.0f} s")
-        time.sleep(0.1)
 
 
 def _counted(service: Service) -> int:

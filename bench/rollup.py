@@ -21,10 +21,11 @@ import psutil
 from bench import report
 from bench.dashboard import ADMIN_KEY, Timing, measure_dashboard
 from bench.measure import OnceFailed
+from bench.meter import wait_leader
 from bench.queries import BULK_SETTINGS, running
 from bench.queries import load as fill_database
 from bench.report import Line
-from bench.rolled import Rolled, Sent, measure_load, send_all_it_takes, send_steadily, wait_leader
+from bench.rolled import Rolled, Sent, measure_load, send_all_it_takes, send_steadily
 from bench.service import Service, running_service
 from bench.watch import OtherCpu
 from ingest.base.config import Config

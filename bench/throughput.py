@@ -17,6 +17,7 @@ from typing import TypeVar
 from bench import report
 from bench.measure import (
     SINGLE_CONNECTIONS,
+    BatchRound,
     OnceFailed,
     batches,
     measure_batches,
@@ -26,11 +27,17 @@ from bench.measure import (
     run_load,
     singles,
 )
+from bench.meter import wait_leader
 from bench.service import Service, running_service
 from bench.watch import OtherCpu
 
 PARTS = ("batches", "singles", "latency", "memory")
 WARM_UP_SECONDS = 2.0
+VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {
+    "with the rollup worker, as `ingest dev` starts it": ((), 1),
+    "two workers of `ingest serve`, without rollup": (("--no-rollup",), 2),
+}
+"""What else `--variants` measures -> flags and number of workers."""
 T = TypeVar("T")
 
 
@@ -45,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second of the steady rate [1000]")
     parser.add_argument("--outage-seconds", type=float, default=60.0, help="how long Postgres does not answer [60]")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure only this; may be repeated")
+    parser.add_argument(
+        "--variants", action="store_true", help="afterwards batches again: with the rollup worker; with two workers"
+    )
     parser.add_argument("--quick", action="store_true", help="one short round of everything; too noisy to quote")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there instead of after the table")
     return parser
@@ -87,7 +97,30 @@ def measure_all(service: Service, given: argparse.Namespace) -> report.Results:
             single_rounds.append(measure(what, measure_singles, given.seconds, given.connections))
     if "memory" in wanted:
         memory = measure("memory", measure_memory, given.outage_seconds)
-    return report.Results(batch_rounds, single_rounds, latency, memory, measurements.others_cores)
+    return report.Results(batch_rounds, single_rounds, latency, memory, {}, measurements.others_cores)
+
+
+def measure_variant(service: Service, given: argparse.Namespace) -> tuple[list[BatchRound], float]:
+    """Batches alone: the rounds, and the most cores that others used."""
+    if service.rollup is not None:
+        wait_leader(service)
+    run_load(service, batches(service.host), WARM_UP_SECONDS)
+    measurements = Measurements(service)
+    rounds = [
+        measurements.measure(f"batches, round {number}", measure_batches, given.seconds)
+        for number in range(1, given.rounds + 1)
+    ]
+    return rounds, measurements.others_cores
+
+
+def _with_variants(results: report.Results, given: argparse.Namespace) -> report.Results:
+    variants, cores = {}, results.others_cores
+    for what, (flags, workers) in VARIANTS.items():
+        print(f"{what}:", file=sys.stderr, flush=True)
+        with running_service(*flags, workers=workers) as service:
+            variants[what], others = measure_variant(service, given)
+        cores = max(cores, others)
+    return results._replace(variants=variants, others_cores=cores)
 
 
 def main() -> int:
@@ -98,6 +131,8 @@ def main() -> int:
         with running_service("--no-rollup") as service:
             where = report.machine(service.database.version())
             results = measure_all(service, given)
+        if given.variants:
+            results = _with_variants(results, given)
     except (OnceFailed, TimeoutError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from types import TracebackType
@@ -9,9 +10,12 @@ from typing import Final
 
 import psutil
 
+from bench.processes import cpu_seconds, memory_mb
 from bench.service import Service
 
 PERIOD_SECONDS: Final = 0.1
+LOOK_AROUND: Final = 10
+"""Which processes there are is looked up every so many samples, as it takes longer than a sample."""
 
 
 class Watch:
@@ -41,26 +45,19 @@ class Watch:
         self.peak_mb = 0.0
 
     def _run(self) -> None:
-        while not self._stop.wait(PERIOD_SECONDS):
+        processes: list[psutil.Process] = []
+        for sample in itertools.count():
+            if self._stop.wait(PERIOD_SECONDS):
+                return
             try:
-                self.peak_mb = max(self.peak_mb, self._service.rss_mb())
+                if sample % LOOK_AROUND == 0:
+                    processes = self._service.collectors()
+                self.peak_mb = max(self.peak_mb, memory_mb(processes))
                 if self._load is not None:
                     # The CPU time of a process is lost when it ends, so it is read continuously.
                     self.load_cpu_seconds = max(self.load_cpu_seconds, cpu_seconds([self._load]))
             except psutil.NoSuchProcess:
                 continue
-
-
-def cpu_seconds(processes: list[psutil.Process]) -> float:
-    """CPU time that these processes have used so far; ended ones count as 0."""
-    total = 0.0
-    for process in processes:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 class OtherCpu:
