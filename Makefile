@@ -8,7 +8,7 @@ MARKS ?= database and not long
 # Where `make migration` makes one.
 MIGRATIONS ?= sql/migrations
 
-.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format docs bench bench-queries bench-rollup bench-handlers bench-holds throughput clean migration
+.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format docs bench bench-queries bench-rollup bench-handlers bench-holds bench-latency throughput clean migration
 
 help:                 ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 18
@@ -90,6 +90,9 @@ bench-handlers: dev-setup ## leads, onboarding and experiments, compared with a 
 
 bench-holds: dev-setup    ## the longest turn of a collector's loop, whatever is sent to it
 	$(BIN)/python -m bench.holds
+
+bench-latency: dev-setup  ## acknowledgement at 5 to 110 % of capacity, with the load coming whatever the service does
+	$(BIN)/python -m bench.latency
 
 throughput: dev-setup ## events/s against raw COPY, requests/s against bare aiohttp, latency, memory
 	$(BIN)/python -m bench.throughput

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,10 @@ import psutil
 LAST_ANSWERS_SECONDS: Final = 1
 """How long the load generator waits for answers after its last request."""
 RECORD_SEPARATOR: Final = b"\x1e"
+RUN_BITS: Final = 4
+"""`fill` takes a run number of 16 bits: the run is in the upper ones; the lower ones, in load.lua, are the thread."""
+CONTENT_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+ACCEPTED: Final = re.compile(rb'"accepted":(\d+)')
 _SCRIPT = Path(__file__).with_name("load.lua")
 _runs = itertools.count(1)
 

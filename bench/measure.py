@@ -5,18 +5,16 @@ Each checks that everything acknowledged was stored once, and leaves the table e
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import time
 from collections.abc import Sequence
 from statistics import quantiles
 from typing import Final, NamedTuple
 
 from bench import events
-from bench.client import Latencies, OpenLoop, precise_loop
-from bench.load import Answers, next_run, running_load
+from bench.load import Answers, running_load
 from bench.meter import Cpu, Meter
 from bench.noop import running_noop
+from bench.open_loop import Measured, Stage, running_open_loop
 from bench.service import Service
 from bench.watch import Watch
 
@@ -183,35 +181,34 @@ class Latency(NamedTuple):
     p999: float
     longest: float
     late_p99: float
-    """How late the client itself sent; included in the others."""
+    """How late the generator itself was to see to a request; included in the others."""
     requests: int
 
 
 def measure_latency(service: Service, per_second: float, seconds: float) -> Latency:
     service.database.forget_events()
-    requests = singles(service.host)
-    load = OpenLoop(requests.texts, next_run())
-    gc.collect()
-    gc.disable()
-    try:
-        with asyncio.Runner(loop_factory=precise_loop) as runner:
-            measured = runner.run(load.run(service.host, OPEN_LOOP_CONNECTIONS, per_second, seconds))
-    finally:
-        gc.enable()
+    requests, stages = singles(service.host), [Stage(per_second, seconds)]
+    with running_open_loop(service.host, requests.texts, OPEN_LOOP_CONNECTIONS, stages, service.folder) as load:
+        measured = load.measured()
     _, metrics = service.wait_stored(None, STORE_SECONDS)
-    if measured.failed:
-        raise OnceFailed(f"{measured.failed} requests of the open loop failed")
-    sent = len(measured.answers)
-    check_once(service, Answers(sent, sent, measured.accepted, 0, 0.0, 1.0, 0), 1, metrics)
+    if measured.failed or measured.refused:
+        raise OnceFailed(f"of the open loop, {measured.refused} requests were refused and {measured.failed} failed")
+    check_once(service, answers_of(measured), 1, metrics)
     service.database.forget_events()
-    return _latency(measured)
+    return latency_of(measured.latencies, measured.lateness)
 
 
-def _latency(measured: Latencies) -> Latency:
-    cuts = quantiles(measured.answers, n=1000)
-    late = quantiles(measured.lateness, n=100)[98]
+def answers_of(measured: Measured) -> Answers:
+    """An open loop's results as those of a load, for `check_once`."""
+    answered = measured.sent - measured.unanswered
+    return Answers(measured.sent, answered, measured.accepted, measured.refused, 0.0, 1.0, measured.failed)
+
+
+def latency_of(latencies: Sequence[float], lateness: Sequence[float]) -> Latency:
+    cuts = quantiles(latencies, n=1000)
     p50, p90, p99, p999 = (1000 * cuts[place - 1] for place in (500, 900, 990, 999))
-    return Latency(p50, p90, p99, p999, 1000 * max(measured.answers), 1000 * late, len(measured.answers))
+    late_p99 = 1000 * quantiles(lateness, n=100)[98]
+    return Latency(p50, p90, p99, p999, 1000 * max(latencies), late_p99, len(latencies))
 
 
 class Memory(NamedTuple):

@@ -114,8 +114,8 @@ def _against_copy(
     what: str, per_second: Sequence[float], copied: str, ratios: Sequence[float], target: float
 ) -> Line:
     ratio = median(ratios)
-    verdict = _verdict(ratio >= target)
-    return Line(what, _whole(median(per_second)), copied, f"{ratio:.2f}", f">= {target}", verdict)
+    met = verdict(ratio >= target)
+    return Line(what, _whole(median(per_second)), copied, f"{ratio:.2f}", f">= {target}", met)
 
 
 def _cost_lines(runs: Sequence[Run]) -> list[Line]:
@@ -146,7 +146,7 @@ def _single_lines(rounds: Sequence[SingleRound]) -> list[Line]:
             _whole(median(each.application_per_second for each in rounds)),
             f"{ratio:.2f}",
             f">= {SINGLE_TARGET}",
-            _verdict(ratio >= SINGLE_TARGET),
+            verdict(ratio >= SINGLE_TARGET),
         ),
         Line(
             "  against a bare no-op web.Server",
@@ -177,7 +177,7 @@ def _memory_lines(memory: Memory) -> list[Line]:
             "collector memory at full load and through an outage of Postgres, peak",
             f"{peak:.0f} MB",
             target=f"< {MEMORY_TARGET_MB:.0f} MB",
-            verdict=_verdict(peak < MEMORY_TARGET_MB),
+            verdict=verdict(peak < MEMORY_TARGET_MB),
         ),
         Line("  before; full load, peak", f"{memory.idle_mb:.0f} MB; {memory.loaded_peak_mb:.0f} MB"),
         Line("  outage: peak, at its end", f"{memory.outage_peak_mb:.0f} MB, {memory.outage_end_mb:.0f} MB"),
@@ -194,7 +194,7 @@ def _whole(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _verdict(met: bool) -> str:
+def verdict(met: bool) -> str:
     return "met" if met else "missed"
 
 

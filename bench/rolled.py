@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench import load
-from bench.client import OpenLoop, precise_loop
 from bench.measure import BATCH_EVENTS, OPEN_LOOP_CONNECTIONS, STORE_SECONDS, OnceFailed, batches
 from bench.meter import Cpu, Meter
+from bench.open_loop import Stage, running_open_loop
 from bench.service import Service
 
 # Loads.
@@ -26,11 +25,11 @@ class Sent(NamedTuple):
 def send_steadily(service: Service, per_second: float, seconds: float) -> Sent:
     """An open loop of batches: they are sent at their rate whatever the service does."""
     requests = batches(service.host)
-    loop = OpenLoop(requests.texts, load.next_run())
-    with asyncio.Runner(loop_factory=precise_loop) as runner:
-        measured = runner.run(loop.run(service.host, OPEN_LOOP_CONNECTIONS, per_second / BATCH_EVENTS, seconds))
-    if measured.failed:
-        raise OnceFailed(f"{measured.failed} requests of the open loop failed")
+    stages = [Stage(per_second / BATCH_EVENTS, seconds)]
+    with running_open_loop(service.host, requests.texts, OPEN_LOOP_CONNECTIONS, stages, service.folder) as generator:
+        measured = generator.measured()
+    if measured.failed or measured.refused:
+        raise OnceFailed(f"of the open loop, {measured.refused} requests were refused and {measured.failed} failed")
     return Sent(measured.accepted, seconds)
 
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from bench import report
 from bench.measure import (
@@ -29,7 +26,7 @@ from bench.measure import (
 )
 from bench.meter import wait_leader
 from bench.service import Service, running_service
-from bench.watch import OtherCpu
+from bench.watch import Measurements
 
 PARTS = ("batches", "singles", "latency", "memory")
 WARM_UP_SECONDS = 2.0
@@ -38,7 +35,6 @@ VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {
     "two workers of `ingest serve`, without rollup": (("--no-rollup",), 2),
 }
 """What else `--variants` measures -> flags and number of workers."""
-T = TypeVar("T")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,24 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one short round of everything; too noisy to quote")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the JSON there instead of after the table")
     return parser
-
-
-class Measurements:
-    """Runs one measurement after the other, and reports progress on standard error."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._others = OtherCpu(service)
-        self.others_cores = 0.0
-
-    def measure(self, what: str, measure_one: Callable[..., T], *arguments: object) -> T:
-        started = time.monotonic()
-        measured = measure_one(self._service, *arguments)
-        cores = self._others.cores()
-        self.others_cores = max(self.others_cores, cores)
-        words = f"{what}: {time.monotonic() - started:.0f} s; others used {cores:.2f} cores"
-        print(words, file=sys.stderr, flush=True)
-        return measured
 
 
 def measure_all(service: Service, given: argparse.Namespace) -> report.Results:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
 
 import psutil
 
 from bench.processes import cpu_seconds, memory_mb
 from bench.service import Service
+
+T = TypeVar("T")
 
 PERIOD_SECONDS: Final = 0.1
 LOOK_AROUND: Final = 10
@@ -95,3 +99,21 @@ class OtherCpu:
                 continue
             total += times.user + times.system + times.children_user + times.children_system
         return float(total)
+
+
+class Measurements:
+    """Runs one measurement after the other, and reports progress on standard error."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._others = OtherCpu(service)
+        self.others_cores = 0.0
+
+    def measure(self, what: str, measure_one: Callable[..., T], *arguments: object) -> T:
+        started = time.monotonic()
+        measured = measure_one(self._service, *arguments)
+        cores = self._others.cores()
+        self.others_cores = max(self.others_cores, cores)
+        words = f"{what}: {time.monotonic() - started:.0f} s; others used {cores:.2f} cores"
+        print(words, file=sys.stderr, flush=True)
+        return measured
