@@ -8,7 +8,7 @@ MARKS ?= database and not long
 # Where `make migration` makes one.
 MIGRATIONS ?= sql/migrations
 
-.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format docs bench bench-queries bench-rollup bench-handlers bench-holds bench-latency throughput clean migration
+.PHONY: help run setup dev-setup lock hooks check test test-long test-database lint format docs bench bench-queries bench-rollup bench-handlers bench-holds bench-latency bench-profile throughput clean migration
 
 help:                 ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 18
@@ -93,6 +93,9 @@ bench-holds: dev-setup    ## the longest turn of a collector's loop, whatever is
 
 bench-latency: dev-setup  ## acknowledgement at 5 to 110 % of capacity, with the load coming whatever the service does
 	$(BIN)/python -m bench.latency
+
+bench-profile: dev-setup  ## where the CPU time of an event goes, by stage; needs py-spy
+	$(BIN)/python -m bench.profile
 
 throughput: dev-setup ## events/s against raw COPY, requests/s against bare aiohttp, latency, memory
 	$(BIN)/python -m bench.throughput
