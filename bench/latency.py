@@ -167,7 +167,7 @@ def usual_from(
         by_second.setdefault(int(at - since), []).append(latency)
     usual: float | None = None
     for second, found in sorted(by_second.items()):
-        is_usual = len(found) > 1 and quantiles(found, n=100)[98] <= longest
+        is_usual = len(found) > 1 and quantiles(found, n=100, method="inclusive")[98] <= longest
         usual = (float(second) if usual is None else usual) if is_usual else None
     return usual
 

@@ -205,9 +205,9 @@ def answers_of(measured: Measured) -> Answers:
 
 
 def latency_of(latencies: Sequence[float], lateness: Sequence[float]) -> Latency:
-    cuts = quantiles(latencies, n=1000)
+    cuts = quantiles(latencies, n=1000, method="inclusive")
     p50, p90, p99, p999 = (1000 * cuts[place - 1] for place in (500, 900, 990, 999))
-    late_p99 = 1000 * quantiles(lateness, n=100)[98]
+    late_p99 = 1000 * quantiles(lateness, n=100, method="inclusive")[98]
     return Latency(p50, p90, p99, p999, 1000 * max(latencies), late_p99, len(latencies))
 
 
