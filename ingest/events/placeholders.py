@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from string import ascii_letters, digits
-from typing import Final
+from typing import Final, cast
 from unicodedata import normalize
 from urllib.parse import unquote
 
@@ -152,14 +152,20 @@ class Placeholders:
             self._is_word(part) or all(map(self._is_word, _BLANKS.split(part))) for part in _SEPARATORS.split(text)
         )
 
-    def among(self, texts: Sequence[str], together: str) -> set[str]:
-        """Those of some texts that are placeholders. `together`: all of the texts, joined."""
-        if "%" in together:
-            return {text for text in texts if self.has(text)}
+    def are_real(self, values: Sequence[object], longest: int) -> bool:
+        """Whether all are texts of at most `longest` characters, and none is a placeholder. False also if some have a
+        percent sign."""
+        try:
+            together = "".join(values)  # type: ignore[arg-type]
+        except TypeError:
+            return False
+        if "%" in together or max(map(len, values)) > longest:  # type: ignore[arg-type]
+            return False
         real, ends, starts = self.real, self.real_ends, self.real_starts
+        texts = cast(Sequence[str], values)
         # An unfilled template may contain any character, but does not begin with a letter or digit.
         doubtful = [text for text in texts if real.isdisjoint(text) or text[0] not in _LETTERS_AND_DIGITS]
-        return {text for text in doubtful if text[-1:] not in ends and text[:1] not in starts and self.has(text)}
+        return not [text for text in doubtful if text[-1:] not in ends and text[:1] not in starts and self.has(text)]
 
     def _is_word(self, text: str) -> bool:
         key = _key(text)

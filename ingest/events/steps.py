@@ -26,19 +26,16 @@ from ingest.events.anonymity import (
     may_hold_addresses,
     own_number,
 )
-from ingest.events.arrival import (
-    Arrival,
-    Sender,
-    sender_fields_of,
-)
+from ingest.events.arrival import Arrival
 from ingest.events.context import ContextFacts, page_of_properties, read_context
 from ingest.events.drafts import Drafts
 from ingest.events.hazards import has_long_number
 from ingest.events.jsonb import check_object
-from ingest.events.limits import EVENT_TYPES, MAX_ID_CHARACTERS, MAX_NAME_CHARACTERS, READ_USER_AGENT_CHARACTERS
+from ingest.events.limits import EVENT_TYPES, MAX_ID_CHARACTERS, MAX_NAME_CHARACTERS
 from ingest.events.page_fields import NO_PAGE_FIELDS, page_fields
 from ingest.events.payload import RawEvent
 from ingest.events.row import NO_TIME, field
+from ingest.events.senders import set_senders_in_contexts
 from ingest.events.times import corrected_time, impossible, utc_text
 from ingest.events.values.message_ids import MESSAGE_ID_NAMESPACE, NO_IDS, fresh_id, uuid_bytes, uuids_bytes
 from ingest.events.values.timestamps import is_javascript_time, javascript_span, one_text_of, parse_time
@@ -59,6 +56,9 @@ class Processed(NamedTuple):
 
 Step = Callable[[Drafts, Arrival], None]
 
+FEW: Final = 8
+"""So many events are looked at one by one, which is faster for them; of more, a whole column is looked at first."""
+
 
 def process(raws: Sequence[RawEvent], arrival: Arrival, ending: str = "", first: int = 0) -> Processed:
     """`take_through_steps` and `write_lines` in one call."""
@@ -73,7 +73,7 @@ def take_through_steps(raws: Sequence[RawEvent], arrival: Arrival) -> Drafts | B
         step(drafts, arrival)
     if drafts.senders:
         return drafts
-    return _set_senders_in_contexts(drafts, arrival)
+    return set_senders_in_contexts(drafts, arrival)
 
 
 def write_lines(drafts: Drafts, arrival: Arrival, ending: str, first: int) -> Processed:
@@ -121,7 +121,7 @@ def set_type(drafts: Drafts, arrival: Arrival) -> None:
 def set_id(drafts: Drafts, arrival: Arrival) -> None:
     """The event's id. A placeholder is treated as no id: all events that have it would be each other's duplicates."""
     sent = [raw.id for raw in drafts.raws]
-    if (all_keys := uuids_bytes(sent)) is not None:
+    if len(sent) > FEW and (all_keys := uuids_bytes(sent)) is not None:
         drafts.ids, drafts.keys = sent, all_keys  # type: ignore[assignment]
         return
     ids, keys, placeholders = drafts.ids, drafts.keys, arrival.limits.placeholders
@@ -157,7 +157,7 @@ def set_created_at(drafts: Drafts, arrival: Arrival) -> None:
     came = arrival.moment.text if arrival.first_came is None else utc_text(arrival.first_came)
     created_at, client_times, keys = drafts.created_at, drafts.client_times, drafts.keys
     sent = [raw.timestamp for raw in drafts.raws]
-    if (span := javascript_span(sent)) is not None and oldest <= span[0] and span[1] <= newest:
+    if len(sent) > FEW and (span := javascript_span(sent)) is not None and oldest <= span[0] and span[1] <= newest:
         drafts.created_at = sent  # type: ignore[assignment]
         drafts.keys = [
             key + time.encode() if key is not None else None  # type: ignore[union-attr]
@@ -258,16 +258,20 @@ def _decoded(drafts: Drafts) -> list[str]:
 def set_context(drafts: Drafts, arrival: Arrival) -> None:
     """The context, and its facts about page, campaign, device, address and session."""
     max_depth, conceals = arrival.limits.max_depth, arrival.limits.conceals
-    texts = [bytes(raw.context) for raw in drafts.raws]
+    contexts, facts = drafts.contexts, drafts.facts
     # The events of a body often share one.
-    found = {text: read_context(text, max_depth, conceals) for text in {*texts}}
-    drafts.distinct_facts = [facts for _, facts in found.values()]
-    drafts.facts = [found[text][1] for text in texts]
-    drafts.contexts = contexts = [found[text][0] for text in texts]
-    for index, checked in enumerate(contexts):
+    known: dict[bytes, tuple[str | RejectReason, ContextFacts]] = {}
+    for raw in drafts.raws:
+        text = bytes(raw.context)
+        if (read := known.get(text)) is None:
+            read = known[text] = read_context(text, max_depth, conceals)
+            drafts.distinct_facts.append(read[1])
+        checked, found = read
+        facts.append(found)
         if isinstance(checked, RejectReason):
-            drafts.refuse_at(index, *_objection("context", checked, RejectReason.INVALID_CONTEXT))
-            contexts[index] = ""
+            drafts.refuse(contexts, *_objection("context", checked, RejectReason.INVALID_CONTEXT))
+        else:
+            contexts.append(checked)
     if (own := arrival.sender.own) and own_number(own).decode() in "".join({*contexts}):
         drafts.contexts = [conceal_own_number(text.encode(), own).decode() for text in contexts]
     if drafts.refused:
@@ -277,33 +281,39 @@ def set_context(drafts: Drafts, arrival: Arrival) -> None:
 def set_person(drafts: Drafts, arrival: Arrival) -> None:
     """The ids of user, browser and session. Placeholders are not stored: they would merge all users without an id
     into one."""
-    raws, is_placeholder = drafts.raws, arrival.limits.placeholders.has
+    raws = drafts.raws
     drafts.user_ids = _column_of_ids(drafts, arrival, "user_id", [raw.user_id for raw in raws])
     drafts.anonymous_ids = _column_of_ids(drafts, arrival, "anonymous_id", [raw.anonymous_id for raw in raws])
     drafts.session_ids = _column_of_ids(drafts, arrival, "session_id", [raw.session_id for raw in raws])
     if not [facts for facts in drafts.distinct_facts if facts.session_id]:
         return
     for index, facts in enumerate(drafts.facts):
-        if facts.session_id and drafts.session_ids[index] == "\\N" and not is_placeholder(facts.session_id):
-            drafts.session_ids[index] = field(facts.session_id[:MAX_ID_CHARACTERS])
+        named = facts.session_id
+        if named and drafts.session_ids[index] == "\\N" and not arrival.limits.placeholders.has(named):
+            drafts.session_ids[index] = field(named[:MAX_ID_CHARACTERS])
 
 
 def _column_of_ids(drafts: Drafts, arrival: Arrival, name: str, sent: list[Any]) -> list[str]:
     """The COPY text of ids (texts, numbers or None). Refuses those that are too long."""
-    texts = [each for each in sent if each is not None]
-    try:
-        together = "".join(texts)
-    except TypeError:
-        sent = [str(each) if isinstance(each, int) else each for each in sent]
-        texts = [each for each in sent if each is not None]
-        together = "".join(texts)
-    nothing, special = arrival.limits.placeholders.among(texts, together), arrival.hazards.special
-    is_short = len(together) <= MAX_ID_CHARACTERS or max(map(len, texts)) <= MAX_ID_CHARACTERS
-    if is_short and not nothing and not special:
-        return sent if len(texts) == len(sent) else ["\\N" if each is None else each for each in sent]
+    special, placeholders = arrival.hazards.special, arrival.limits.placeholders
+    if len(sent) > FEW and not special and placeholders.are_real(sent, MAX_ID_CHARACTERS):
+        return sent
+    real_ends, real_starts, real = placeholders.real_ends, placeholders.real_starts, placeholders.real
     column: list[str] = []
-    for text in sent:
-        if text is None or text in nothing:
+    for value in sent:
+        if not value and value != 0:
+            column.append("\\N")
+            continue
+        text = value if isinstance(value, str) else str(value)
+        if (
+            (
+                text[-1] not in real_ends
+                and text[0] not in real_starts
+                # An unfilled template may contain any character, but does not begin with a letter or digit.
+                and (real.isdisjoint(text) or not text[0].isalnum())
+            )
+            or "%" in text
+        ) and placeholders.has(text):
             column.append("\\N")
         elif len(text) <= MAX_ID_CHARACTERS:
             column.append(field(text) if special else text)
@@ -338,27 +348,6 @@ def set_sender(drafts: Drafts, arrival: Arrival) -> None:
     drafts.senders = [arrival.sender_fields] * len(drafts.facts)
 
 
-def _set_senders_in_contexts(drafts: Drafts, arrival: Arrival) -> Bites[Drafts]:
-    """Device and address where contexts name a sender, which takes precedence over the request.
-
-    One bite per new sender: hostile user agents cost the parser 3 ms each.
-    """
-    sender_fields, senders = arrival.sender_fields, drafts.senders
-    known: dict[tuple[str | None, str | None, bool], str] = {}
-    for facts in drafts.facts:
-        if facts.user_agent or facts.ip or facts.of_server:
-            key = facts.user_agent, facts.ip, facts.of_server
-            text = known.get(key)
-            if text is None:
-                if known:
-                    yield
-                text = known[key] = sender_fields_of(_sender_in_context(facts, arrival))
-            senders.append(text)
-        else:
-            senders.append(sender_fields)
-    return drafts
-
-
 STEPS: Final[tuple[Step, ...]] = (
     set_name,
     set_type,
@@ -374,22 +363,6 @@ STEPS: Final[tuple[Step, ...]] = (
 
 
 # Properties and context.
-
-
-def _sender_in_context(facts: ContextFacts, arrival: Arrival) -> Sender:
-    """The sender that a context names: a server's SDK puts the device and address of its user there.
-
-    If it does not, none are stored, because the server's own are not those of any user. Clients may name any address,
-    as in other fields. It is only stored: limits apply to the connection's address.
-    """
-    sender = Sender("", "", None, None, ahead=arrival.sender.ahead) if facts.of_server else arrival.sender
-    place = arrival.limits.locate(facts.ip) if facts.ip else None
-    if place is not None and place.address != sender.address:
-        sender = sender._replace(address=place.address, country=place.country, region=place.region)
-    if facts.user_agent:
-        sender = sender._replace(user_agent=facts.user_agent[:READ_USER_AGENT_CHARACTERS])
-    return sender
-
 
 _DETAILS = {
     RejectReason.INVALID_FIELD: "`{}` must be a JSON object",
