@@ -31,7 +31,7 @@ def test_dev_and_its_postgres_ignore_a_restart_in_place(new_folder):
     with running(Service(folder, None, command="dev")) as dev:
         postgres = EmbeddedPostgres(folder / "postgres")
         children = dev.workers()
-        assert len(children) == 1, "the rollup worker"
+        assert len(children) == 2, "the writer and the rollup worker"
         dev.signal(signal.SIGUSR2)
         os.killpg(dev.running_process.pid, signal.SIGUSR2)
         assert dev.post("/v1/events", {"name": "hello"})[0] == 200
