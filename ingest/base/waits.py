@@ -26,3 +26,9 @@ async def first_of(*waits: Awaitable[Any]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def set_done(future: asyncio.Future[None]) -> None:
+    """Wake whoever waits for the future, unless it was cancelled."""
+    if not future.done():
+        future.set_result(None)

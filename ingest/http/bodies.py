@@ -54,10 +54,15 @@ async def read_packed(request: web.BaseRequest, hold: Hold, max_bytes: int, time
         if request.transport is not None and not request.transport.is_closing():
             raise
         raise PayloadRefused(RejectReason.BODY_INCOMPLETE, f"the connection is closed: {error}") from None
+    take_whole(body, hold, max_bytes)
+    return body
+
+
+def take_whole(body: bytes, hold: Hold, max_bytes: int) -> None:
+    """Charge a body that has arrived completely to `hold`. Raises PayloadRefused."""
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
     hold.take(len(body))
-    return body
 
 
 async def _read_rest(request: web.BaseRequest, hold: Hold, max_bytes: int, timeout_seconds: float) -> bytes:

@@ -14,12 +14,16 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from aiohttp import StreamReader, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import _ErrInfo
 
 from ingest.events.values.locations import rate_limit_key
 from ingest.http.admission import Connections, Refusal
-from ingest.http.answers import problem
+from ingest.http.answers import plain, problem
 from ingest.http.budget import Budget, Hold
+from ingest.http.framing import Framing
+from ingest.http.heads import Head, peer_of
+from ingest.http.short_way import Known, Outcome, ShortWay
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +94,20 @@ class ClientConnection(Reader):
     __slots__ = (
         "_broken",
         "_connections",
+        "_framing",
         "_head_bytes",
+        "_held",
         "_later",
         "_on_broken",
         "_opened",
+        "_outcome",
+        "_short_way",
+        "_taken",
         "_unfinished",
         "_whole",
         "address",
         "is_spared",
+        "peer",
         "refusal",
         "since",
         "slot",
@@ -110,6 +120,7 @@ class ClientConnection(Reader):
         budget: Budget,
         on_broken: Callable[[bytes, web.StreamResponse], None],
         connections: Connections,
+        short_way: ShortWay,
     ) -> None:
         super().__init__(
             manager,
@@ -142,10 +153,18 @@ class ClientConnection(Reader):
         self._unfinished: StreamReader | None = None
         # The body of a request that was answered before it was read.
         self.unread: StreamReader | None = None
+        # The request on the short way, what has come after it, and the outcome of one that changes to the other way.
+        self._short_way = short_way
+        self._taken: tuple[Known, bytes] | None = None
+        self._held = b""
+        self._outcome: web.Response | Exception | None = None
+        self._framing = Framing()
+        self.peer = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not inherit from asyncio.Transport.
         self._opened = cast(asyncio.Transport, transport)
+        self.peer = peer_of(transport.get_extra_info("peername"))
         super().connection_made(transport)
         if self._force_close:
             # Dropped before it was connected.
@@ -158,7 +177,7 @@ class ClientConnection(Reader):
     @property
     def is_waiting(self) -> bool:
         """Whether it is idle: all its requests are answered, and there are no unread bytes."""
-        if self._opened is None or self._request_in_progress or self.has_more:
+        if self._opened is None or self._request_in_progress or self._taken is not None or self.has_more:
             return False
         if self._opened.get_write_buffer_size() and time.monotonic() - self.since < LINGER_SECONDS:
             # The client may still be reading its response.
@@ -168,7 +187,7 @@ class ClientConnection(Reader):
     @property
     def has_more(self) -> bool:
         """Whether there are more requests, or parts of one, behind the one being served."""
-        return bool(self._messages or self._later)
+        return bool(self._messages or self._later or self._held)
 
     def _unseen(self) -> int:
         """How many bytes are in the socket's receive buffer."""
@@ -184,19 +203,24 @@ class ClientConnection(Reader):
             self._opened.abort()
 
     def data_received(self, data: bytes) -> None:
-        if not self._later and len(data) <= _PARSED_BYTES:
-            self._parse(data)
-            return
-        if not data:
+        if self._taken is not None:
+            self._hold(data)
+        elif not self._later and len(data) <= _PARSED_BYTES:
+            known = self._short_way.recall(data) if self._is_idle else None
+            if known is not None:
+                self._take(*known)
+            else:
+                self._parse(data)
+        elif not data:
             # aiohttp continues with what it has buffered.
             super().data_received(data)
-            return
-        if not self._later:
-            asyncio.get_running_loop().call_soon(self._parse_later)
-        self._whole = data
-        self._later += [data[at : at + _PARSED_BYTES] for at in range(0, len(data), _PARSED_BYTES)]
-        if self.transport is not None:
-            self.transport.pause_reading()
+        else:
+            if not self._later:
+                asyncio.get_running_loop().call_soon(self._parse_later)
+            self._whole = data
+            self._later += [data[at : at + _PARSED_BYTES] for at in range(0, len(data), _PARSED_BYTES)]
+            if self.transport is not None:
+                self.transport.pause_reading()
 
     def _resume_transport_reading(self) -> None:
         # A handler that reads its body asks for more. What has arrived is parsed first, else it would pile up.
@@ -217,25 +241,115 @@ class ClientConnection(Reader):
         self._parse(data, whole)
 
     def _parse(self, data: bytes, whole: bytes = b"") -> None:
-        super().data_received(data)
-        messages = self._messages
+        # Without its waiter, aiohttp parses and does not wake the task that serves requests.
+        waiter, self._waiter = self._waiter, None
+        messages, earlier, is_new = self._messages, len(self._messages), self._framing.between
+        try:
+            super().data_received(data)
+        finally:
+            self._waiter = waiter
         if not messages:
-            if self._unfinished is None or self._unfinished.is_eof():
+            complete = self._unfinished is None or self._unfinished.is_eof()
+            self._framing.parsed(data, 0, None, complete)
+            if complete:
                 self._add_to_head(len(data))
             return
         self._head_bytes = 0
         message, body = messages[-1]
-        if message.__class__ is _ErrInfo:
+        if isinstance(message, _ErrInfo):
             self._broken = whole or data
             self._end_body(message)
+            self._framing.lose()
         else:
             self._unfinished = None if body.is_eof() else body
+            self._framing.parsed(data, len(messages) - earlier, _length_of(message), body.is_eof())
+            known = self._short_way.learn(data, message) if is_new and self._is_idle else None
+            if known is not None:
+                assert self._parser is not None
+                messages.clear()
+                self._parser.message_consumed()
+                self._take(*known)
+                return
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # The short way.
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the next request may go the short way."""
+        waiter = self._waiter
+        return (
+            waiter is not None
+            and self._framing.between
+            and not waiter.done()
+            and not self._later
+            and self._outcome is None
+            and self.refusal is None
+            and not self.writing_paused
+            and self._short_way.is_open
+            and not self._connections.draining
+        )
+
+    def _take(self, known: Known, body: bytes) -> None:
+        self._taken = known, body
+        self._connections.begin(self)
+        try:
+            outcome = known.take(Head(self.peer, known.headers, known.target, known.url), body, self._settle)
+        except Exception as error:
+            self._settle(error)
+        else:
+            if outcome is not None:
+                self._settle(outcome)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what comes before a request on the short way is answered."""
+        self._held += data
+        if data and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Respond to the request on the short way, or have it done on the ordinary way."""
+        assert self._taken is not None
+        known, body = self._taken
+        self._taken = None
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            # Its client is gone.
+            self._short_way.count(known.path, outcome)
+            return
+        if isinstance(outcome, bytes) and not self._connections.draining:
+            self._short_way.count(known.path, outcome)
+            self._connections.end(self)
+            self._next_keepalive_close_time = self._loop.time() + KEEPALIVE_SECONDS
+            transport.write(self._short_way.text(known.origin, outcome))
+        else:
+            self._outcome = plain(outcome) if isinstance(outcome, bytes) else outcome
+            self._parse(known.request(body))
+        if self._held:
+            held, self._held = self._held, b""
+            transport.resume_reading()
+            self.data_received(held)
+
+    def take_outcome(self) -> web.Response | None:
+        """The response to the request being served, if it came the short way so far. Raises what went wrong there."""
+        outcome, self._outcome = self._outcome, None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _process_keepalive(self) -> None:
+        if self._taken is not None:
+            self._next_keepalive_close_time = self._loop.time() + KEEPALIVE_SECONDS
+        super()._process_keepalive()
+
+    # Broken requests.
 
     def _add_to_head(self, size: int) -> None:
         """`size` bytes of an incomplete head have arrived. Closes the connection if the head is too large."""
         self._head_bytes += size
         if self._head_bytes > _HEAD_BYTES and self._opened is not None and not self._opened.is_closing():
-            if not self._request_in_progress:
+            if not self._request_in_progress and self._taken is None:
                 self._opened.write(_HEAD_TOO_LARGE)
             self.force_close()
 
@@ -266,6 +380,14 @@ class ClientConnection(Reader):
         self._on_broken(self._broken, response)
         response.force_close()
         return response
+
+
+def _length_of(message: RawRequestMessage) -> int | None:
+    """The length of a request's body; None if only the parser knows where it ends, or what comes after it."""
+    if message.chunked or message.upgrade:
+        return None
+    length = message.headers.get("Content-Length", "0")
+    return int(length) if length.isascii() and length.isdigit() else None
 
 
 def _first_line(message: str) -> str:

@@ -29,7 +29,17 @@ class Cors:
         """Add the headers to a response. Never `*` together with credentials: CORS forbids it."""
         origin = request.headers.get("Origin")
         if origin is not None:
-            self._allow(origin, response)
+            response.headers.update(self.headers_for(origin))
+
+    def headers_for(self, origin: str) -> dict[str, str]:
+        """The headers of the response to a request from a page of this origin."""
+        headers = {"Vary": "Origin"}
+        if self._any or origin in self._origins:
+            headers["Access-Control-Allow-Origin"] = origin if self._credentials or not self._any else "*"
+            if self._credentials:
+                headers["Access-Control-Allow-Credentials"] = "true"
+            headers["Access-Control-Expose-Headers"] = f"ETag, Retry-After, {REASON_HEADER}"
+        return headers
 
     def add_unread(self, sent: bytes, response: web.StreamResponse) -> None:
         """Add the headers to the response to a request that could not be parsed, going by the bytes just received.
@@ -38,21 +48,11 @@ class Cors:
         """
         found = _ORIGIN.search(sent)
         if found is not None:
-            self._allow(found[1].decode(), response)
+            response.headers.update(self.headers_for(found[1].decode()))
             return
         response.headers["Vary"] = "Origin"
         if self._any:
             response.headers["Access-Control-Allow-Origin"] = "*"
-
-    def _allow(self, origin: str, response: web.StreamResponse) -> None:
-        headers = response.headers
-        headers["Vary"] = "Origin"
-        if not self._any and origin not in self._origins:
-            return
-        headers["Access-Control-Allow-Origin"] = origin if self._credentials or not self._any else "*"
-        if self._credentials:
-            headers["Access-Control-Allow-Credentials"] = "true"
-        headers["Access-Control-Expose-Headers"] = f"ETag, Retry-After, {REASON_HEADER}"
 
     def preflight(self, request: web.BaseRequest) -> web.Response:
         """The response to OPTIONS. For an origin that is not allowed it grants nothing; the browser enforces that."""

@@ -24,6 +24,7 @@ from ingest.http.census import Census, Seat
 from ingest.http.connections import ClientConnection
 from ingest.http.cors import Cors
 from ingest.http.listener import Listener
+from ingest.http.short_way import ShortWay, Take
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +65,18 @@ class Server:
         admission: Admission,
         seat: Seat | None = None,
         below: tuple[str, str, Handler] | None = None,
+        takers: Mapping[str, Take] | None = None,
     ) -> None:
-        """posts: path -> handler of its POST requests.  below: the same for all paths with a prefix: the prefix,
-        their route in the metrics, the handler.  cors: for paths that are `of_events`, and for the others.
-        answered: counts responses by route and status.  seat: this worker's, if several share the socket."""
+        """posts: path -> handler of its POST requests.  takers: the same for the short way.  below: for all paths
+        with a prefix: the prefix, their route in the metrics, the handler.  cors: for paths that are `of_events`, and
+        for the others.  answered: counts responses by route and status.  seat: this worker's, if several share the
+        socket."""
         self._posts = posts
         self._below = below
         self._cors, self._other_cors = cors
         self._of_events = of_events
         self._answered = answered
+        self.short_way = ShortWay(takers or {}, self._cors, answered)
         self._budget = budget
         # A streamed response sends its headers before its handler returns.
         app.on_response_prepare.append(self._add_cors)
@@ -116,7 +120,7 @@ class Server:
             sock.close()
             return False
         assert server is not None
-        connection = ClientConnection(server, self._budget, self._finish_broken, connections)
+        connection = ClientConnection(server, self._budget, self._finish_broken, connections, self.short_way)
         connections.admit(connection, address, refusal)
         task = asyncio.get_running_loop().create_task(self._open(connection, sock))
         self._opening.add(task)
@@ -190,6 +194,8 @@ class Server:
                 connection.is_spared = path in SPARED
                 if connection.refusal is not None and not connection.is_spared and connections.is_refused(connection):
                     response: web.StreamResponse = _no_room()
+                elif (outcome := connection.take_outcome()) is not None:
+                    response = outcome
                 elif handler is not None and request.method == "POST":
                     response = await handler(request)
                 elif request.method == "OPTIONS":

@@ -13,7 +13,8 @@ from aiohttp import web
 
 from ingest.base.bites import Bites
 from ingest.base.logs import Quiet
-from ingest.base.refusals import PayloadRefused, Refusal, RejectReason
+from ingest.base.refusals import PayloadRefused, RejectReason
+from ingest.base.waits import set_done
 from ingest.events.payload import Payload
 from ingest.events.values.locations import (
     Network,
@@ -24,21 +25,22 @@ from ingest.events.values.locations import (
     public_address,
     rate_limit_key,
 )
-from ingest.http.answers import Brief, answer, problem, refuse
-from ingest.http.bodies import read_packed
-from ingest.http.budget import Budget
+from ingest.http.answers import answer, plain, problem, refuse
+from ingest.http.bodies import read_packed, take_whole
+from ingest.http.budget import Budget, Hold
 from ingest.http.clients import authorization_key
 from ingest.http.encodings import is_packed, unpack
+from ingest.http.heads import Head, head_of
 from ingest.http.public_address import PublicAddress
 from ingest.http.rate_limits import RateLimit, Volume
+from ingest.http.short_way import Outcome, Take
 from ingest.intake.dialects.batches import PART_BYTES
 from ingest.intake.dialects.formats import is_json, to_json
 from ingest.intake.dialects.native import read_native
 from ingest.intake.dialects.segment import read_segment
 from ingest.intake.intake import NOT_WRITTEN, Intake
+from ingest.intake.outcomes import acknowledge, acknowledge_replay
 from ingest.intake.submission import Request, Submission
-from ingest.journal import replays
-from ingest.journal.replays import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,24 @@ class CollectSettings(NamedTuple):
     trusted_proxies: tuple[Network, ...]
 
 
+class _TryLater(PayloadRefused):
+    """The client has used up a limit."""
+
+    def __init__(self, what: str, wait: float) -> None:
+        self.what = what
+        self.retry_after_seconds = int(wait) + 1
+        detail = f"too many {what} from one address; try again in {self.retry_after_seconds} s"
+        super().__init__(RejectReason.RATE_LIMITED, detail)
+
+
+class _Client(NamedTuple):
+    """Who sent a request: the address, the key under which its limits are counted, the write key in its head."""
+
+    address: str
+    share: str
+    key: str | None
+
+
 class CollectHandler:
     """Handles every route that takes events: the client, the body, and the response. The intake does the rest."""
 
@@ -100,9 +120,14 @@ class CollectHandler:
 
     def routes(self) -> dict[str, Handler]:
         """Path -> handler of its POST requests."""
-        max_events = self._settings.max_batch_events
+        return {path: self._handler(path, decode) for path, decode in self._decoders().items()}
 
-        max_event_bytes = self._settings.max_event_bytes
+    def takers(self) -> dict[str, Take]:
+        """Path -> the same for requests that have arrived completely, see http/short_way.py. Not for replays."""
+        return {path: self._taker(path, decode) for path, decode in self._decoders().items()}
+
+    def _decoders(self) -> dict[str, Decode]:
+        max_events, max_event_bytes = self._settings.max_batch_events, self._settings.max_event_bytes
 
         def native(body: bytes) -> Payload | Bites[Payload]:
             return read_native(body, max_events, max_event_bytes)
@@ -110,77 +135,132 @@ class CollectHandler:
         def segment(call: str | None) -> Decode:
             return lambda body: read_segment(body, call, max_events, max_event_bytes)
 
-        handlers = {path: self._handler(path, segment(call)) for path, call in SEGMENT_CALLS.items()}
-        return {NATIVE_PATH: self._handler(NATIVE_PATH, native), **handlers}
+        return {NATIVE_PATH: native, **{path: segment(call) for path, call in SEGMENT_CALLS.items()}}
 
     def _handler(self, path: str, decode: Decode) -> Handler:
-        settings = self._settings
-        max_bytes, timeout_seconds = settings.max_body_bytes, settings.body_timeout_seconds
-        volume = settings.volume
-        observe = self._observe
+        max_bytes, timeout_seconds = self._settings.max_body_bytes, self._settings.body_timeout_seconds
 
         async def handle(request: web.BaseRequest) -> web.Response:
-            address, share = self._sender_of(request)
-            if settings.rate_limit.enabled and (wait := settings.rate_limit.take(share)):
-                return self._refuse_for_now("requests", wait, path)
-            key = self._header_key(request)
-            if volume.enabled and (wait := volume.wait(share)) and not self._is_secret(key):
-                return self._refuse_for_now(_VOLUME, wait, path, request)
-            hold = self._budget.hold(share)
+            head = head_of(request)
+            try:
+                client = self._admit(head)
+            except PayloadRefused as refused:
+                return self._refuse(refused, path, head)
+            hold = self._budget.hold(client.share)
             try:
                 body = await read_packed(request, hold, max_bytes, timeout_seconds)
                 started = time.perf_counter()
-                settled = asyncio.get_running_loop().create_future()
-                unwrap, is_long = _decoder(decode, request, body, max_bytes)
-                if is_long and volume.enabled and (wait := volume.wait_long(share)) and not self._is_secret(key):
-                    return self._refuse_for_now(_VOLUME, wait, path, request)
-                submission = Submission(
-                    Request(
-                        path=path,
-                        decode=unwrap,
-                        body=body,
-                        address=address,
-                        share=share,
-                        headers=request.headers,
-                        header_key=key,
-                        country=self.country_of(request) if settings.trusted_proxies else None,
-                        is_long=is_long,
-                        hold=hold,
-                    ),
-                    settled,
-                )
-                self._intake.submit(submission)
-                await settled
+                done = asyncio.get_running_loop().create_future()
+                submission = self._submit(path, decode, head, client, body, hold, lambda _: set_done(done))
+                await done
             except PayloadRefused as refused:
-                return self._refuse(refused.refusal, path)
+                return self._refuse(refused, path, head)
             finally:
                 hold.release()
-            if submission.refused is not None:
-                if submission.retry_after_seconds is not None:
-                    self._warn_of_proxy(request)
-                return refuse(submission.refused, submission.retry_after_seconds)
-            if not submission.durable:
-                return refuse(NOT_WRITTEN)
-            observe(time.perf_counter() - started)
-            if submission.watch is not None:
-                return await _answer_replay(submission, submission.watch)
-            return _answer(submission.accepted, submission.duplicates, submission.refusals)
+            response = self._response(submission, head, started)
+            if submission.watch is not None and submission.refused is None and submission.durable:
+                response = await acknowledge_replay(submission, submission.watch)
+            return response if isinstance(response, web.Response) else plain(response)
 
         return handle
 
-    def _refuse_for_now(
-        self, what: str, wait: float, path: str, request: web.BaseRequest | None = None
-    ) -> web.Response:
-        if request is not None:
-            self._warn_of_proxy(request)
-        seconds = int(wait) + 1
-        detail = f"too many {what} from one address; try again in {seconds} s"
-        return self._refuse(Refusal(RejectReason.RATE_LIMITED, detail), path, seconds)
+    def _taker(self, path: str, decode: Decode) -> Take:
+        max_bytes = self._settings.max_body_bytes
 
-    def _warn_of_proxy(self, request: web.BaseRequest) -> None:
+        def take(head: Head, body: bytes, done: Callable[[Outcome], None]) -> web.Response | None:
+            try:
+                client = self._admit(head)
+            except PayloadRefused as refused:
+                return self._refuse(refused, path, head)
+            hold = self._budget.hold(client.share)
+
+            def settled(submission: Submission) -> None:
+                hold.release()
+                try:
+                    outcome: Outcome = self._response(submission, head, started)
+                except Exception as error:
+                    outcome = error
+                done(outcome)
+
+            try:
+                take_whole(body, hold, max_bytes)
+                started = time.perf_counter()
+                self._submit(path, decode, head, client, body, hold, settled)
+            except PayloadRefused as refused:
+                hold.release()
+                return self._refuse(refused, path, head)
+            return None
+
+        return take
+
+    def _admit(self, head: Head) -> _Client:
+        """The client, if its limits allow another request. Raises PayloadRefused."""
+        settings = self._settings
+        address, share = self._sender_of(head)
+        if settings.rate_limit.enabled and (wait := settings.rate_limit.take(share)):
+            raise _TryLater("requests", wait)
+        key = _header_key(head)
+        if settings.volume.enabled and (wait := settings.volume.wait(share)) and not self._is_secret(key):
+            raise _TryLater(_VOLUME, wait)
+        return _Client(address, share, key)
+
+    def _submit(
+        self,
+        path: str,
+        decode: Decode,
+        head: Head,
+        client: _Client,
+        body: bytes,
+        hold: Hold,
+        settled: Callable[[Submission], None],
+    ) -> Submission:
+        """Hand a body over to the intake, which calls `settled` in a later turn. Raises PayloadRefused."""
+        settings = self._settings
+        address, share, key = client
+        volume = settings.volume
+        unwrap, is_long = _decoder(decode, head, body, settings.max_body_bytes)
+        if is_long and volume.enabled and (wait := volume.wait_long(share)) and not self._is_secret(key):
+            raise _TryLater(_VOLUME, wait)
+        request = Request(
+            path=path,
+            decode=unwrap,
+            body=body,
+            address=address,
+            share=share,
+            headers=head.headers,
+            header_key=key,
+            country=self._country_of(head) if settings.trusted_proxies else None,
+            is_long=is_long,
+            hold=hold,
+        )
+        submission = Submission(request, settled)
+        self._intake.submit(submission)
+        return submission
+
+    def _response(self, submission: Submission, head: Head, started: float) -> bytes | web.Response:
+        """The response to a settled submission, or only its body for a plain 200."""
+        if submission.refused is not None:
+            if submission.retry_after_seconds is not None:
+                self._warn_of_proxy(head)
+            return refuse(submission.refused, submission.retry_after_seconds)
+        if not submission.durable:
+            return refuse(NOT_WRITTEN)
+        self._observe(time.perf_counter() - started)
+        return acknowledge(submission.accepted, submission.duplicates, submission.refusals)
+
+    def _refuse(self, refused: PayloadRefused, path: str, head: Head) -> web.Response:
+        """The response to a request of which the intake knows nothing yet."""
+        self._intake.refuse(refused.refusal, path)
+        if not isinstance(refused, _TryLater):
+            return refuse(refused.refusal)
+        if refused.what == _VOLUME:
+            self._warn_of_proxy(head)
+        return refuse(refused.refusal, refused.retry_after_seconds)
+
+    def _warn_of_proxy(self, head: Head) -> None:
         """Log that there may be a proxy missing in trusted_proxies, in which case all its clients share one limit."""
-        if "X-Forwarded-For" in request.headers and self._quiet.due():
-            peer = _peer(request)
+        if "X-Forwarded-For" in head.headers and self._quiet.due():
+            peer = head.peer
             if not is_proxy(peer, self._settings.trusted_proxies):
                 logger.warning(
                     "%s exceeds the limit of one address and sends X-Forwarded-For;"
@@ -191,42 +271,44 @@ class CollectHandler:
     def _is_secret(self, key: str | None) -> bool:
         return key is not None and self._settings.is_secret_key(key)
 
-    def _refuse(self, refusal: Refusal, path: str, retry_after_seconds: int | None = None) -> web.Response:
-        self._intake.refuse(refusal, path)
-        return refuse(refusal, retry_after_seconds)
-
     # The client.
 
     def address_of(self, request: web.BaseRequest) -> str:
         """The client's address, as named by trusted proxies if it is behind any; "" if it has none."""
-        address = _peer(request)
-        forwarded = None
-        if self._settings.trusted_proxies:
-            forwarded = ",".join(request.headers.getall("X-Forwarded-For", ())) or None
-        return client_address(address, forwarded, self._settings.trusted_proxies)
-
-    def _sender_of(self, request: web.BaseRequest) -> tuple[str, str]:
-        """The client's address, and the key under which its limits are counted."""
-        if self._settings.trusted_proxies:
-            address = self.address_of(request)
-            return address, rate_limit_key(address)
-        return _sender_at(_peer(request))
+        return self._address_of(head_of(request))
 
     def country_of(self, request: web.BaseRequest) -> str | None:
         """The country named by a trusted proxy; None if it names none, or there is no such proxy."""
-        trusted = self._settings.trusted_proxies
-        return country_from_headers(request.headers) if trusted and is_proxy(_peer(request), trusted) else None
+        return self._country_of(head_of(request))
 
-    def _header_key(self, request: web.BaseRequest) -> str | None:
-        """The write key from headers or query. It takes precedence over the one in the body, which some clients
-        mask."""
-        headers = request.headers
-        credentials = headers.get("Authorization")
-        key = (authorization_key(credentials) if credentials else None) or headers.get("X-Write-Key")
-        # Checking for a query first is faster than parsing the URL.
-        if key or "?" not in request.raw_path:
-            return key
-        return request.query.get("writeKey") or request.query.get("write_key")
+    def _address_of(self, head: Head) -> str:
+        forwarded = None
+        if self._settings.trusted_proxies:
+            forwarded = ",".join(head.headers.getall("X-Forwarded-For", ())) or None
+        return client_address(head.peer, forwarded, self._settings.trusted_proxies)
+
+    def _country_of(self, head: Head) -> str | None:
+        trusted = self._settings.trusted_proxies
+        return country_from_headers(head.headers) if trusted and is_proxy(head.peer, trusted) else None
+
+    def _sender_of(self, head: Head) -> tuple[str, str]:
+        """The client's address, and the key under which its limits are counted."""
+        if self._settings.trusted_proxies:
+            address = self._address_of(head)
+            return address, rate_limit_key(address)
+        return _sender_at(head.peer)
+
+
+def _header_key(head: Head) -> str | None:
+    """The write key from headers or query. It takes precedence over the one in the body, which some clients mask."""
+    headers = head.headers
+    credentials = headers.get("Authorization")
+    key = (authorization_key(credentials) if credentials else None) or headers.get("X-Write-Key")
+    # Checking for a query first is faster than parsing the URL.
+    if key or "?" not in head.target:
+        return key
+    query = head.url.query
+    return query.get("writeKey") or query.get("write_key")
 
 
 @lru_cache(maxsize=4096)
@@ -235,13 +317,7 @@ def _sender_at(peer: str) -> tuple[str, str]:
     return address, rate_limit_key(address)
 
 
-def _peer(request: web.BaseRequest) -> str:
-    """The address of the connection's other end, "" for a Unix socket."""
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    return peer[0] if isinstance(peer, tuple) else ""
-
-
-def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: int) -> tuple[Decode, bool]:
+def _decoder(decode: Decode, request: Head, body: bytes, max_bytes: int) -> tuple[Decode, bool]:
     """The decoder for this body, which first unpacks and unwraps it unless it is plain JSON; and whether decoding it
     takes several bites, or may use much more memory than the body."""
     headers = request.headers
@@ -262,38 +338,6 @@ def _decoder(decode: Decode, request: web.BaseRequest, body: bytes, max_bytes: i
 def _has_many_objects(body: bytes) -> bool:
     # An object takes two bytes. Replacing that many braces is faster than counting all.
     return len(body) > 2 * _MANY_OBJECTS and b"{" in body.replace(b"{", b"[", _MANY_OBJECTS)
-
-
-_ALL_ACCEPTED = {n: b'{"accepted":%d,"rejected":[]}' % n for n in range(1, 1001)}
-
-
-def _answer(accepted: int, duplicates: int, refusals: list[tuple[int, Refusal]]) -> web.Response:
-    """`accepted` includes duplicates: they are in the table once, as promised."""
-    if not refusals and not duplicates:
-        body = _ALL_ACCEPTED.get(accepted) or b'{"accepted":%d,"rejected":[]}' % accepted
-        return Brief(body)
-    extra = {"duplicates": duplicates} if duplicates else {}
-    listed = [
-        {"index": index, "reason": refusal.reason.value, "detail": refusal.detail} for index, refusal in refusals
-    ]
-    if not refusals:
-        return answer(200, {"accepted": accepted, "rejected": listed, **extra})
-    first = refusals[0][1]
-    headers = {"X-Reject-Reason": first.reason.value}
-    if accepted:
-        return answer(200, {"accepted": accepted, "rejected": listed, **extra}, headers)
-    return problem(400, first.reason.value, first.detail, headers, {"accepted": 0, "rejected": listed})
-
-
-async def _answer_replay(submission: Submission, watch: Watch) -> web.Response:
-    """The response to a replay, which also says whether the rows are stored by now."""
-    if not await replays.outcome(watch):
-        return problem(
-            503, "not_stored", "the event is durable, but not known to be stored yet; replay it again later"
-        )
-    refused = [(0, Refusal(RejectReason.DATABASE_REFUSED, why)) for why in watch.refused.values()]
-    accepted = submission.accepted - len(refused)
-    return _answer(accepted, submission.duplicates, [*submission.refusals, *refused])
 
 
 def takes_events(path: str) -> bool:

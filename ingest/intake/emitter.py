@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from ingest.base.waits import set_done
 from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
 from ingest.intake.dialects.native import read_native
 from ingest.intake.intake import NOT_WRITTEN, Intake
@@ -55,7 +56,7 @@ class Emitter:
                 own=True,
                 unseen=unseen,
             ),
-            settled,
+            lambda _: set_done(settled),
         )
         self._intake.submit(submission)
         await settled

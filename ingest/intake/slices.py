@@ -10,7 +10,7 @@ from ingest.base.bites import Bites
 from ingest.base.refusals import Refusal, RejectReason
 from ingest.events.arrival import Arrival
 from ingest.events.drafts import Drafts
-from ingest.events.hazards import ALL_HAZARDS
+from ingest.events.hazards import ALL_HAZARDS, NO_HAZARDS
 from ingest.events.payload import Part, RawEvent
 from ingest.events.steps import Processed, take_through_steps, write_lines
 from ingest.intake.submission import Opened, Submission
@@ -66,6 +66,34 @@ def draft(submission: Submission, opened: Opened) -> list[Drafts | None] | None:
             else:
                 return [found]
     drafts: list[Drafts | None] | None = submission.bite()
+    return drafts
+
+
+def is_plain(opened: Opened) -> bool:
+    """Whether this is one event that may go through the steps together with others: the steps would do the same for
+    each of them, but for the device and address of its sender."""
+    parts, arrival = opened.payload.parts, opened.arrival
+    part = parts[0]
+    return (
+        len(parts) == 1
+        and len(part.events) == 1
+        and part.hazards == NO_HAZARDS
+        and arrival.sent_at is None
+        and arrival.first_came is None
+        and not arrival.authenticated
+        and not arrival.own
+        and not arrival.sender.own
+        and not isinstance(part.events[0], Refusal)
+        and not _is_heavy(part)
+    )
+
+
+def draft_together(several: list[Opened]) -> Drafts | None:
+    """Take plain events, one of each body, through the steps. None if they have to go one by one."""
+    drafts = take_through_steps([opened.payload.parts[0].events[0] for opened in several], several[0].arrival)
+    if not isinstance(drafts, Drafts) or drafts.refused:
+        return None
+    drafts.senders = [opened.arrival.sender_fields for opened in several]
     return drafts
 
 

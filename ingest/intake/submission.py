@@ -6,7 +6,6 @@ one is a class with slots, which are seven times as fast to set as a Struct's fi
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,8 +52,8 @@ class Opened(msgspec.Struct, frozen=True):
 class Submission:
     """A request and its outcome. Made by the handler, changed by the intake only.
 
-    `settled` is done when the outcome is known: `refused` is set if the whole request was refused; otherwise
-    `durable` says whether the accepted events are on stable storage, and `refusals` lists the others.
+    `settled` is called with it when the outcome is known: `refused` is set if the whole request was refused;
+    otherwise `durable` says whether the accepted events are on stable storage, and `refusals` lists the others.
     """
 
     __slots__ = (
@@ -83,7 +82,7 @@ class Submission:
         "written",
     )
 
-    def __init__(self, request: Request, settled: asyncio.Future[None]) -> None:
+    def __init__(self, request: Request, settled: Callable[[Submission], None]) -> None:
         self.request = request
         self.settled = settled
 

@@ -12,7 +12,7 @@ from ingest.intake.tail import TailEntry
 class Turn:
     """Filled by the intake during the turn, then appended and dropped."""
 
-    __slots__ = ("begun", "done", "ending", "for_tail", "keys", "lines", "moment", "rejected_lines")
+    __slots__ = ("begun", "done", "ending", "for_tail", "keys", "lines", "moment", "rejected_lines", "together")
 
     def __init__(self, batch_id: int, moment: Moment) -> None:
         self.moment = moment
@@ -21,6 +21,8 @@ class Turn:
         self.keys: dict[bytes, None] = {}
         self.rejected_lines: list[str] = []
         self.done: list[Submission] = []
+        # Submissions of one plain event each, to go through the steps together.
+        self.together: list[Submission] = []
         # Submissions that are not done but have lines in this turn.
         self.begun: dict[Submission, None] = {}
         # For the tail, if it has followers.
@@ -49,6 +51,23 @@ class Turn:
             self.keys.update(distinct)  # type: ignore[arg-type]
             return lines
         return self._take_each(submission, processed, window)
+
+    def are_new(self, keys: list[bytes | None], window: DedupeWindow) -> bool:
+        """Whether there is no duplicate among events of these keys. If so, their keys are added to those of this
+        turn."""
+        given = [key for key in keys if key is not None]
+        distinct = dict.fromkeys(given)
+        recent, older, in_flight = window.sets()
+        if (
+            len(distinct) < len(given)
+            or not self.keys.keys().isdisjoint(distinct)
+            or not recent.isdisjoint(distinct)
+            or not older.isdisjoint(distinct)
+            or not in_flight.keys().isdisjoint(distinct)
+        ):
+            return False
+        self.keys.update(distinct)
+        return True
 
     def _take_each(self, submission: Submission, processed: Processed, window: DedupeWindow) -> list[str]:
         lines, keys, refused = processed

@@ -20,6 +20,7 @@ from typing import Final
 
 from ingest.base.disk_thread import WorkThread
 from ingest.base.refusals import RejectReason
+from ingest.base.waits import set_done
 from ingest.journal import segments
 from ingest.journal.backlog import Backlog, Written
 from ingest.journal.batch_ids import batch_id
@@ -225,21 +226,21 @@ class Journal:
     async def wait(self, record: OpenRecord) -> None:
         """Return when the record is durable; raise JournalFailed if it could not be made durable."""
         if record.outcome is None:
-            # One future per request: cancelling one must not cancel the others.
-            waiter = asyncio.get_running_loop().create_future()
-            record.waiters.append(waiter)
-            await waiter
+            # A future for each caller: cancelling one must not cancel the others.
+            settled = asyncio.get_running_loop().create_future()
+            record.waiters.append(partial(set_done, settled))
+            await settled
         if not record.outcome:
             raise JournalFailed("the journal could not be written")
 
-    def settle_with(self, records: Sequence[OpenRecord], waiter: asyncio.Future[None]) -> None:
-        """Set the waiter's result when all these records are settled, durable or not; see their `outcome`."""
+    def settle_with(self, records: Sequence[OpenRecord], waiter: Callable[[], None]) -> None:
+        """Call the waiter when all these records are settled, durable or not; see their `outcome`."""
         # Records are settled in order, and few requests span more than one.
         newest = records[0] if len(records) == 1 else max(records, key=lambda record: record.number, default=None)
         if newest is not None and newest.outcome is None:
             newest.waiters.append(waiter)
-        elif not waiter.done():
-            waiter.set_result(None)
+        else:
+            waiter()
 
     async def rotate(self) -> int:
         """Begin a new segment, so that once they are stored, `delete_stored` deletes all lines that are durable now.
@@ -294,9 +295,15 @@ class Journal:
         finally:
             # The lines are in the durable record now, or lost; a handle that lives on must not keep them in memory.
             record.lines, record.rejected_lines, record.keys = [], [], []
-            for waiter in record.waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            waiters, record.waiters = record.waiters, []
+            for waiter in waiters:
+                try:
+                    waiter()
+                except Exception:
+                    # A bug must not affect the other requests of the record.
+                    logger.exception(
+                        "journal %d: a request could not be told of record %d", self.number, record.number
+                    )
             if self._open.opened_at_us:
                 self._begin_write()
             else:

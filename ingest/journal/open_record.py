@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 
 
 class OpenRecord:
@@ -38,7 +38,8 @@ class OpenRecord:
         self.rejected = 0
         self.size = 0
         self.keys: list[bytes] = []
-        self.waiters: list[asyncio.Future[None]] = []
+        # Called when it is settled.
+        self.waiters: list[Callable[[], None]] = []
         # Whether to begin a new segment with this record, however small the current one is.
         self.begins_segment = False
         self.outcome: bool | None = None

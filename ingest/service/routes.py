@@ -126,6 +126,7 @@ def public_server(parts: Parts) -> Server:
         admission=_admission(config, parts.connections_allowed),
         seat=parts.seat,
         below=ofrep.below(),
+        takers=collector.takers(),
     )
 
 

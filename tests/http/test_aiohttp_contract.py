@@ -22,9 +22,12 @@ PRIVATE = {
     "_max_msg_queue_size": "how many requests may wait before nothing more is taken from the socket",
     "_msg_queue_resume_size": "how many may be left when more is taken again",
     "_loop": "the event loop",
+    "_parser": "the parser of what comes, which must be told that a request is done with",
+    "_next_keepalive_close_time": "until when the connection may be idle",
 }
 # Methods of RequestHandler that we extend -> when aiohttp calls them.
 EXTENDED = {
+    "_process_keepalive": "to close the connection if it is idle for too long",
     "_resume_transport_reading": "when whoever reads a body asks for more of it",
     "connection_made": "when the connection has its transport",
     "connection_lost": "when it is closed",
@@ -63,6 +66,14 @@ def test_a_body_can_be_ended_from_outside():
         assert callable(getattr(StreamReader, name, None)), (
             f"aiohttp {aiohttp.__version__} has no StreamReader.{name}()"
         )
+
+
+def test_a_parsed_request_can_be_taken_away():
+    from aiohttp.http import HttpRequestParser
+
+    assert callable(getattr(HttpRequestParser, "message_consumed", None)), (
+        f"aiohttp {aiohttp.__version__} has no HttpRequestParser.message_consumed()"
+    )
 
 
 def test_nothing_else_is_used():

@@ -264,7 +264,7 @@ async def test_a_turn_ends_when_its_time_is_up_and_small_bodies_do_not_wait_for_
     turns: list[int] = []
     advance, run_turn = intake.Intake._advance, intake.Intake._run_turn
 
-    def count_bite(self: Any, *args: Any) -> bool:
+    def count_bite(self: Any, *args: Any) -> bool | None:
         nonlocal bites
         bites += 1
         return advance(self, *args)

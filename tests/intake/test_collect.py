@@ -591,7 +591,7 @@ async def test_every_status_carries_cors_headers(start: Start, monkeypatch, capl
         if answer.status >= 400 and answer.body and "code" not in answer.json():
             assert answer.json()["status"] == "not ready"
     monkeypatch.undo()
-    monkeypatch.setattr("ingest.intake.collect.read_packed", None)
+    monkeypatch.setattr("ingest.intake.collect.Submission", None)
     broken = await client.post({"name": "a"}, **named)
     assert (broken.status, broken.json()["code"]) == (500, "internal_error")
     assert_readable(broken)
