@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
@@ -38,7 +37,7 @@ logger = logging.getLogger(__name__)
 LEAD: Final = "rollup"
 """The name of the lease."""
 REST: Final = 4.0
-"""For so many times as long as a transaction took, none is begun; but at most for MOST_INTERVALS."""
+"""For about so many times as long as a transaction took, none is begun; but at most for MOST_INTERVALS."""
 MOST_INTERVALS: Final = 5
 STAND_BY_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
@@ -163,7 +162,7 @@ class RollupWorker:
     async def _rest(self, connection: asyncpg.Connection, stop: asyncio.Event, worked_seconds: float) -> None:
         """Wait for the interval or, under load, longer: each bucket is then stored less often for as many events."""
         intervals = worked_seconds * REST / self.config.rollup_interval_seconds
-        for place in range(max(1, min(MOST_INTERVALS, math.ceil(intervals)))):
+        for place in range(max(1, min(MOST_INTERVALS, round(intervals)))):
             if place:
                 await self._rollup.sample(connection)
             if await wait_for(stop, self.config.rollup_interval_seconds):
