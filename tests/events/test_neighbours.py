@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,9 @@ from ingest.base.refusals import RejectReason
 from ingest.events.arrival import arrive, moment_of
 from ingest.events.hazards import ALL_HAZARDS, Hazards
 from ingest.events.row import EVENT_COLUMNS
-from ingest.events.steps import process
+from ingest.events.steps import FEW, process
+from ingest.events.values.message_ids import uuid_bytes, uuids_bytes
+from ingest.events.values.timestamps import is_javascript_time, javascript_span, parse_time
 from ingest.intake.dialects.native import decode_native
 from tests.support.steps import LIMITS, NOBODY, NOW
 
@@ -72,8 +75,8 @@ events = st.lists(
     st.fixed_dictionaries(
         {name: st.sampled_from(COMMON[name] * 10 + UNCOMMON[name]) | st.sampled_from(COMMON[name]) for name in COMMON}
     ),
-    min_size=1,
-    max_size=8,
+    min_size=FEW + 1,
+    max_size=FEW + 4,
 )
 Outcome = tuple[list[str], bytes | None] | RejectReason
 
@@ -103,3 +106,24 @@ def test_an_event_is_the_same_alone_and_among_others(sent):
         together = outcomes(sent)
         assert together == [outcomes([event])[0] for event in sent]
         assert together == outcomes(sent, ALL_HAZARDS)
+
+
+def test_values_that_are_of_the_common_kind_only_when_joined():
+    for good, look in ((UUID.format(1), uuids_bytes), (TIME.format(1), javascript_span)):
+        assert look([good, good]) is not None
+        for place in range(2 * len(good) + 1):
+            if place != len(good):
+                joined = good + good
+                assert look([joined[:place], joined[place:]]) is None
+
+
+@pytest.mark.parametrize("sent", UNCOMMON["timestamp"])
+def test_one_time_of_another_form_shows_in_a_column(sent):
+    is_common = isinstance(sent, str) and is_javascript_time(sent) and parse_time(sent) is not None
+    assert (javascript_span([TIME.format(1), sent]) is not None) == is_common
+
+
+@pytest.mark.parametrize("sent", UNCOMMON["id"])
+def test_one_id_of_another_form_shows_in_a_column(sent):
+    is_common = isinstance(sent, str) and len(sent) == 36 and uuid_bytes(sent) is not None and sent not in NO_IDS
+    assert (uuids_bytes([UUID.format(1), sent]) is not None) == is_common
