@@ -19,7 +19,9 @@ STOPPING: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 the terminal being closed."""
 RESTART: Final = signal.SIGUSR2
 _M_MMAP_THRESHOLD: Final = -3
+_M_TRIM_THRESHOLD: Final = -1
 _LARGE_BUFFER_BYTES: Final = 512 * 1024
+_FREE_BYTES: Final = 8 * 1024 * 1024
 
 
 def spawn(target: Callable[..., None], args: tuple[object, ...], name: str) -> BaseProcess:
@@ -56,4 +58,8 @@ def tune_process() -> None:
     with contextlib.suppress(OSError, AttributeError):
         # glibc raises this threshold to the largest buffer ever freed, and then keeps such buffers in a heap that
         # fragments: 120 MB at full load. A fixed threshold returns large ones to the system.
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER_BYTES)
+        # With a fixed threshold, it would return whatever is free at the end of the heap, too: the buffers of one
+        # record, which the next one needs again, page by page, each cleared by the kernel.
+        libc.mallopt(_M_TRIM_THRESHOLD, _FREE_BYTES)

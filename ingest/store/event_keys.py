@@ -55,34 +55,40 @@ class Contents(NamedTuple):
         return [date.fromisoformat(day) for day in sorted({minute[:10] for minute in self.minutes})]
 
 
-def examine(records: Iterable[Record]) -> Contents:
+def examine(record: Record) -> Contents:
     """Separate plain from keyed lines."""
+    columns = record.layout.event_columns
+    created = columns.index("created_at")
+    # Records of older releases have only plain lines.
+    client_time = columns.index("client_time") if "client_time" in columns else None
+    most = max(created, client_time or 0) + 1
+    # Not `splitlines`, which is ten times as slow as a search for one byte.
+    lines = record.event_lines.split(b"\n")
+    del lines[-1]
+    values = [line.split(b"\t", most) for line in lines]
+    minutes = {minute.decode() for minute in {each[created][:16] for each in values}}
+    if client_time is None or {each[client_time] for each in values} <= _PLAIN:
+        return Contents([record.event_lines] if lines else [], [], minutes)
     plain: list[bytes] = []
     keyed: list[Keyed] = []
-    minutes: set[bytes] = set()
-    for record in records:
-        columns = record.layout.event_columns
-        created = columns.index("created_at")
-        # Records of older releases have only plain lines.
-        client_time = columns.index("client_time") if "client_time" in columns else None
-        most = max(created, client_time or 0) + 1
-        # Not `splitlines`, which is ten times as slow as a search for one byte.
-        lines = record.event_lines.split(b"\n")
-        del lines[-1]
-        values = [line.split(b"\t", most) for line in lines]
-        minutes.update([each[created][:16] for each in values])
-        if client_time is None or {each[client_time] for each in values} <= _PLAIN:
-            plain.append(record.event_lines)
-            continue
-        key = columns.index("id")
-        for each, line in zip(values, lines, strict=True):
-            if each[client_time] == b"\\N":
-                plain.append(line + b"\n")
-            else:
-                keyed.append(
-                    Keyed(each[key].decode(), each[created].decode(), each[client_time].decode(), line + b"\n")
-                )
-    return Contents(plain, keyed, {minute.decode() for minute in minutes})
+    key = columns.index("id")
+    for each, line in zip(values, lines, strict=True):
+        line += b"\n"
+        if each[client_time] == b"\\N":
+            plain.append(line)
+        else:
+            keyed.append(Keyed(each[key].decode(), each[created].decode(), each[client_time].decode(), line))
+    return Contents(plain, keyed, minutes)
+
+
+def together(contents: Iterable[Contents]) -> Contents:
+    """The lines of several records, in order."""
+    all_of_them = Contents([], [], set())
+    for plain, keyed, minutes in contents:
+        all_of_them.plain.extend(plain)
+        all_of_them.keyed.extend(keyed)
+        all_of_them.minutes.update(minutes)
+    return all_of_them
 
 
 def known_by(line: bytes, columns: tuple[str, ...]) -> bytes:

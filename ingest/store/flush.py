@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -46,9 +46,11 @@ class Flush(NamedTuple):
     contents: Contents
 
     @classmethod
-    def of(cls, journal: int, records: Sequence[Record]) -> Flush:
-        """Make a flush of these records, separating plain from keyed lines."""
-        return cls(journal, records, event_keys.examine(records))
+    def of(cls, journal: int, records: Sequence[Record], contents: Iterable[Contents] | None = None) -> Flush:
+        """Make a flush of these records. `contents`: of each of them, if they are known."""
+        if contents is None:
+            contents = map(event_keys.examine, records)
+        return cls(journal, records, event_keys.together(contents))
 
     @property
     def last(self) -> int:

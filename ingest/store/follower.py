@@ -18,13 +18,16 @@ from ingest.journal import places
 from ingest.journal.places import Run
 from ingest.journal.segments import Record
 from ingest.postgres.connections import FAILURES
+from ingest.store import event_keys
 from ingest.store.channel import Failed, Given, Lost, Message, Open, Position, Standing, Stored, Taken, Want
+from ingest.store.event_keys import Contents
 from ingest.store.flush import Outcome, TableRefuses
 from ingest.store.ledger import JournalTaken
 
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS: Final = 0.5
+_AFTER_BUG_SECONDS: Final = 5.0
 
 
 class Follower:
@@ -40,6 +43,8 @@ class Follower:
         self._reading = WorkThread(f"journal-{self.number}-read")
         # Read and not taken, oldest first.
         self._records: deque[Record] = deque()
+        # Of those, and of those that are not stored yet, by number.
+        self._contents: dict[int, Contents] = {}
         self._newest: Run | None = None
         # Keys in the newest answers: those for the records that are being stored, and those that were read ahead.
         self._kept: deque[frozenset[bytes]] = deque(maxlen=3)
@@ -64,7 +69,9 @@ class Follower:
         self._newest = answer.newest
         self._kept.append(frozenset(answer.kept))
         for run in answer.runs:
-            records = await self._read_run(run)
+            read = await self._read_run(run)
+            records = [record for record, _ in read]
+            self._contents.update({record.number: contents for record, contents in read})
             found = {record.number for record in records}
             if lost := [span.number for span in run.spans if span.number not in found]:
                 self._send(Lost(self.number, lost))
@@ -73,13 +80,16 @@ class Follower:
         self._asked = False
         self._readable.set()
 
-    async def _read_run(self, run: Run) -> list[Record]:
+    async def _read_run(self, run: Run) -> list[tuple[Record, Contents]]:
         while True:
             try:
-                return await self._reading.run(partial(places.read, run))
+                return await self._reading.run(partial(_read_in_thread, run))
             except OSError as error:
                 logger.warning("segment %s cannot be read now: %s", run.path, error.strerror)
                 await asyncio.sleep(_RETRY_SECONDS)
+            except Exception:
+                logger.exception("records of segment %s cannot be examined; they stay pending", run.path)
+                await asyncio.sleep(_AFTER_BUG_SECONDS)
 
     def _ask(self) -> None:
         if not self._asked and not self._records:
@@ -116,11 +126,15 @@ class Follower:
         self._ask()
         return taken
 
+    def contents_of(self, record: Record) -> Contents:
+        return self._contents[record.number]
+
     def is_kept(self, key: bytes) -> bool:
         return any(key in kept for kept in self._kept)
 
     def release(self, through: int, outcome: Outcome, seconds: float | None) -> None:
         self.stored_through = max(self.stored_through, through)
+        self._contents = {number: each for number, each in self._contents.items() if number > through}
         bad = None if outcome.bad is None else dict(outcome.bad)
         self._send(Stored(self.number, through, outcome.stored, outcome.duplicate, outcome.refused, bad, seconds))
 
@@ -141,3 +155,8 @@ class Follower:
 
     def note_taken(self, error: JournalTaken) -> None:
         self._send(Taken(self.number, str(error)))
+
+
+def _read_in_thread(run: Run) -> list[tuple[Record, Contents]]:
+    """The records, examined here and now, because the writer is waiting for Postgres."""
+    return [(record, event_keys.examine(record)) for record in places.read(run)]

@@ -46,6 +46,7 @@ from ingest.base.waits import first_of
 from ingest.journal.segments import Record
 from ingest.postgres.connections import close
 from ingest.store import copying, partitions
+from ingest.store.event_keys import Contents
 from ingest.store.flush import Flush, Outcome, TableRefuses
 from ingest.store.ledger import JournalTaken, Ledger
 from ingest.store.merge import is_servers
@@ -93,6 +94,9 @@ class Source(Protocol):
     async def take(self, max_bytes: int) -> list[Record]:
         """The oldest records that are not taken yet, in order and of one layout: about `max_bytes` in total, [] when
         there is none now."""
+
+    def contents_of(self, record: Record) -> Contents:
+        """The lines of a taken record, examined."""
 
     def is_kept(self, key: bytes) -> bool:
         """Whether a refused event is already in `analytics.rejected_events`."""
@@ -293,7 +297,8 @@ class Writer:
         if not self._taken:
             return State.TAKE  # The ledger covered them all.
         self._started = time.perf_counter()
-        self._flush = Flush.of(self._source.number, self._taken[: self._patience.most_records])
+        records = self._taken[: self._patience.most_records]
+        self._flush = Flush.of(self._source.number, records, map(self._source.contents_of, records))
         if self._patience.is_over:
             return State.MERGE
         if self._merges_left:

@@ -384,9 +384,8 @@ def line(created: str, client_time: str = "\\N", columns: tuple[str, ...] = row.
 def test_plain_and_keyed_lines_are_distinguished():
     plain = [line("2026-01-02T03:04:05.678Z"), line("2026-01-02T03:04:59+00:00"), line("2026-01-03T00:00:00+00:00")]
     keyed = [line("2026-01-04T00:00:00+00:00", "-infinity"), line("2026-01-04T00:00:01+00:00", "1970-01-01T00:00:00")]
-    found = event_keys.examine(
-        [record(b"".join(plain)), record(plain[0] + keyed[0] + plain[1] + keyed[1]), record(b"")]
-    )
+    records = [record(b"".join(plain)), record(plain[0] + keyed[0] + plain[1] + keyed[1]), record(b"")]
+    found = event_keys.together(map(event_keys.examine, records))
     assert b"".join(found.plain) == b"".join([*plain, plain[0], plain[1]])
     assert found.keyed == [
         Keyed("i", "2026-01-04T00:00:00+00:00", "-infinity", keyed[0]),
@@ -399,7 +398,7 @@ def test_plain_and_keyed_lines_are_distinguished():
 @pytest.mark.parametrize("columns", [("created_at", "id", "name"), ("name", "id", "created_at"), ("created_at",)])
 def test_lines_of_an_older_release_are_all_plain(columns):
     lines = line("2026-01-02T03:04:05.678Z", columns=columns)
-    assert event_keys.examine([record(lines, columns)]) == ([lines], [], {"2026-01-02T03:04"})
+    assert event_keys.examine(record(lines, columns)) == ([lines], [], {"2026-01-02T03:04"})
 
 
 @pytest.mark.parametrize("minutes", [3, 2000])

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ingest.base.refusals import RejectReason
@@ -168,7 +169,9 @@ class Pair:
 
 @asynccontextmanager
 async def pair(folder: Path, **limits: int) -> AsyncIterator[Pair]:
-    made = Pair(claim(folder), **limits)
+    # Whatever is in the lines, the follower reads when it happened.
+    layout = msgspec.structs.replace(LAYOUT, event_columns=("created_at",))
+    made = Pair(claim(folder, layout), **limits)
     made.connect()
     try:
         yield made

@@ -9,7 +9,9 @@ from ingest.journal import places
 from ingest.journal.journal import Journal
 from ingest.journal.journals import Claimed, claim_folder
 from ingest.journal.segments import Layout, Record
+from ingest.store import event_keys
 from ingest.store.channel import Position, Standing, Stored, Taken
+from ingest.store.event_keys import Contents
 from ingest.store.feeder import Feeder
 from ingest.store.flush import Outcome
 from ingest.store.ledger import JournalTaken
@@ -18,13 +20,13 @@ LAYOUT = Layout(7, "0b8f2f6c-3c39-4d0c-9f0e-7a1d9f5b1d11", ("id", "name"), ("rea
 MIB = 1024 * 1024
 
 
-def claimed(folder: Path) -> Claimed:
-    """A folder, made if it is missing, as that of a journal with LAYOUT."""
+def claimed(folder: Path, layout: Layout = LAYOUT) -> Claimed:
+    """A folder, made if it is missing, as that of a journal with this layout."""
     folder.mkdir(exist_ok=True)
-    (folder / "journal.json").write_text(f'{{"number": 7, "identity": "{LAYOUT.identity}"}}')
+    (folder / "journal.json").write_text(f'{{"number": 7, "identity": "{layout.identity}"}}')
     held = claim_folder(folder)
     assert held is not None
-    made = Claimed(folder, os.dup(held._lock), LAYOUT)
+    made = Claimed(folder, os.dup(held._lock), layout)
     held.release()
     return made
 
@@ -86,6 +88,9 @@ class JournalSource:
 
     async def take(self, max_bytes: int) -> list[Record]:
         return await take(self._journal, max_bytes)
+
+    def contents_of(self, record: Record) -> Contents:
+        return event_keys.examine(record)
 
     def is_kept(self, key: bytes) -> bool:
         return False
