@@ -50,9 +50,9 @@ READING_CONNECTIONS: Final = 4
 CALLING_CONNECTIONS: Final = 10
 FEATURES: Final = ("leads", "people", "onboarding", "experiments", "flags", "service")
 """Who share these: the tags of operations, and what the service asks for itself."""
-RESERVED: Final = descriptors.LAST_RESERVE + READING_CONNECTIONS + CALLING_CONNECTIONS + SPARE + CLOSING + 4
-"""Descriptors for all that is opened later: the journal's files, connections to Postgres (also the writer's, one to
-adopt), clients beyond the limit, two of the control socket. One more is for each sibling's metrics."""
+RESERVED: Final = descriptors.LAST_RESERVE + READING_CONNECTIONS + CALLING_CONNECTIONS + SPARE + CLOSING + 6
+"""Descriptors for all that is opened later: the journal's files, connections to Postgres (also one to adopt), clients
+beyond the limit, two of the control socket, three of a new writer. One more is for each sibling's metrics."""
 
 
 class Collector:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from typing import Final, Protocol
 
 from ingest.base.config import Config
@@ -39,6 +40,8 @@ class Process:
 
     def __init__(self, settings: Settings, sock: socket.socket) -> None:
         self._process = spawn(writer_process.run, (settings, sock), "writer")
+        # If this process ends without having stopped it, multiprocessing would wait for it forever.
+        Finalize(None, self._process.kill, exitpriority=10)
 
     @property
     def pid(self) -> int | None:
@@ -103,10 +106,14 @@ class Storing:
 
     async def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self.running = self._launch(self._settings, theirs)
-        channel = Channel(self._receive, self._on_end)
-        await channel.open(ours)
+        try:
+            with theirs:
+                self.running = self._launch(self._settings, theirs)
+            channel = Channel(self._receive, self._on_end)
+            await channel.open(ours)
+        except BaseException:
+            ours.close()
+            raise
         self._channel = channel
         for feeder in self._feeders.values():
             feeder.attach(channel.send)

@@ -100,7 +100,6 @@ class Ledger:
             raise self._taken(await look(connection, self._layout, ownership))
         # From here on no other process stores under these numbers. Noted in the folder before we store anything.
         await asyncio.to_thread(ownership.set_claimed)
-        self.seen = None
         proved = await self._proved(connection, position)
         if proved < position:
             logger.error(
@@ -138,7 +137,8 @@ class Ledger:
                 self.token,
                 ownership.owners,
                 ownership.unclaimed_from,
-                self.seen,
+                # Once it has held the position, nothing that was seen before matters.
+                self.seen if ownership.is_copy else None,
             )
         return position
 

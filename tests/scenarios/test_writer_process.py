@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import socket
 import time
 from functools import partial
 
@@ -72,6 +74,41 @@ def test_a_killed_writer_is_replaced_and_nobody_notices(mortal, tmp_path, comman
         assert metrics["ingest_writer_deaths_total"] == 1
         assert service.log_text().count("the writer died, restarting it: exit code -9") == 1
     assert len(stored_ids(mortal.dsn)) == 5
+
+
+def test_a_copied_folder_whose_writer_is_killed_keeps_the_position_it_has_taken_over(mortal, tmp_path):
+    """The position has moved since the copy was opened: by the writer that died, not by the original."""
+    original = Service(tmp_path / "data", mortal.dsn)
+    with running(original):
+        assert original.post("/v1/events", [{"name": "original"}])[0] == 200
+        original.wait_stored()
+    shutil.copytree(original.data_dir, tmp_path / "copy")
+    copy = Service(tmp_path / "copy", mortal.dsn)
+    with running(copy):
+        for name in ("first", "second"):
+            assert copy.post("/v1/events", [{"name": name}])[0] == 200
+            copy.wait_stored()
+            writer = new_writer(copy)
+            os.kill(writer, signal.SIGKILL)
+            new_writer(copy, writer)
+        assert copy.post("/v1/events", [{"name": "third"}])[0] == 200
+        assert copy.wait_stored()["ingest_journals_taken"] == 0
+    assert len(stored_ids(mortal.dsn)) == 4
+
+
+def test_a_collector_that_fails_to_start_leaves_no_writer_behind(mortal, tmp_path):
+    service = Service(tmp_path / "data", mortal.dsn, command="dev", environ={"INGEST_ROLLUP": "false"})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", service.port))
+        taken.listen()
+        service.start(wait=False)
+        assert service.running_process.wait(30) == 1
+    with running(service):
+        (writer,) = child_processes(service.running_process.pid)
+        # As a bug would end it: not stopped, and not killed either.
+        service.signal(signal.SIGABRT)
+        service.running_process.wait(30)
+        wait_until(partial(is_gone, writer), 10, "the writer is gone")
 
 
 @pytest.mark.longer
