@@ -231,8 +231,8 @@ class Backlog:
         self._memory.extendleft(reversed(self._taken))
         self._taken.clear()
         self._taken_bytes = 0
-        if self._memory:
-            self._readable.set()
+        # Even if there are none: the next one must ask the ledger if this one has not.
+        self._readable.set()
 
     def lose(self, numbers: Collection[int]) -> None:
         """Taken records with these numbers could not be read any more."""

@@ -107,7 +107,7 @@ async def test_a_message_that_cannot_be_handled_ends_the_connection(caplog: pyte
 class Pair:
     """A feeder and a follower that hear each other at once."""
 
-    def __init__(self, claimed: Claimed, most_places: int = 1000) -> None:
+    def __init__(self, claimed: Claimed, most_places: int = 1000, position: int | None = 0) -> None:
         self.lost: list[int] = []
         self.journal = Journal(
             claimed,
@@ -116,7 +116,7 @@ class Pair:
             memory_max_bytes=most_places * places.PLACE_BYTES,
             on_lost=self._lose,
         )
-        self.journal.recover(0)
+        self.journal.recover(position)
         self.accounts = Accounts()
         self.accounts.watch_pending(lambda: self.journal.backlog.events)
         self.kept = {b"kept"}
@@ -168,10 +168,10 @@ class Pair:
 
 
 @asynccontextmanager
-async def pair(folder: Path, **limits: int) -> AsyncIterator[Pair]:
+async def pair(folder: Path, **limits: int | None) -> AsyncIterator[Pair]:
     # Whatever is in the lines, the follower reads when it happened.
     layout = msgspec.structs.replace(LAYOUT, event_columns=("created_at",))
-    made = Pair(claim(folder, layout), **limits)
+    made = Pair(claim(folder, layout), **limits)  # type: ignore[arg-type]
     made.connect()
     try:
         yield made
@@ -242,3 +242,24 @@ async def test_keys_of_replays_and_the_newest_record_are_known_to_the_writer(tmp
         newest = one.follower.newest
         assert newest is not None and lines_of([newest])[0] not in first
         one.store(len(first))
+
+
+async def test_a_writer_that_dies_before_it_has_asked_the_ledger_is_asked_again(tmp_path: Path):
+    """Nothing can be read any more, and only the ledger knows whether it was stored."""
+    async with pair(tmp_path / "j") as one:
+        await one.put("a", "b")
+    for path in (tmp_path / "j").glob("*.segment"):
+        path.unlink()
+    async with pair(tmp_path / "j", position=None) as one:
+        assert one.journal.awaits_ledger and one.journal.backlog.events == 2
+        for _ in range(3):
+            async with asyncio.timeout(5):
+                while not one.follower.awaits_ledger:
+                    assert await one.follower.take(4000) == []
+                    await one.follower.wait_readable()
+            one.follower.close()
+            one.feeder.detach()
+            one.connect()
+            assert not one.follower.awaits_ledger
+        one.follower.advance(2)
+        assert not one.journal.has_backlog and not one.lost
