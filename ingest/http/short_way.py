@@ -38,8 +38,12 @@ _ORDINARY: Final = ("Expect", "Content-Encoding", "Transfer-Encoding", "Upgrade"
 """Requests with any of these headers go the ordinary way."""
 _KNOWN_BYTES: Final = 2048
 """The longest head that is remembered."""
-_KNOWN_HEADS: Final = 2048
+_KNOWN_HEADERS: Final = 32
+"""A header takes some hundred bytes of memory, however short it is."""
+_KNOWN_HEADS: Final = 1024
 _TEXTS: Final = 1024
+_ORIGIN_CHARACTERS: Final = 256
+"""The longest origin whose responses' head is kept."""
 
 
 class Known(msgspec.Struct, frozen=True, eq=False):
@@ -115,7 +119,7 @@ class ShortWay:
         others = CIMultiDict(headers)
         del others["Content-Length"]
         known = Known(before, after, path, take, CIMultiDictProxy(others), message.path, message.url, origin)
-        if end <= _KNOWN_BYTES:
+        if end <= _KNOWN_BYTES and len(headers) <= _KNOWN_HEADERS:
             if len(self._known) >= _KNOWN_HEADS:
                 self._known.clear()
             self._known[before, after] = known
@@ -123,7 +127,8 @@ class ShortWay:
 
     def text(self, origin: str | None, body: bytes) -> bytes:
         """A plain 200 as it is sent."""
-        return self._head(origin, len(body), rfc822_formatted_time()) + body
+        head = self._head if origin is None or len(origin) <= _ORIGIN_CHARACTERS else self._head_of
+        return head(origin, len(body), rfc822_formatted_time()) + body
 
     def _head_of(self, origin: str | None, size: int, date: str) -> bytes:
         headers = plain(b"").headers

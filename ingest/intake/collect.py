@@ -189,6 +189,9 @@ class CollectHandler:
             except PayloadRefused as refused:
                 hold.release()
                 return self._refuse(refused, path, head)
+            except Exception:
+                hold.release()
+                raise
             return None
 
         return take

@@ -32,6 +32,7 @@ from ingest.intake.settings import IntakeSettings
 from ingest.intake.slices import (
     OUR_FAULT,
     SLICE,
+    SLICE_BYTES,
     draft,
     draft_together,
     is_plain,
@@ -124,7 +125,7 @@ class Intake:
             if submission.request.is_long and budget.worked >= budget.work_room and self._must_wait(submission):
                 continue
             self._process(submission, turn, self._advance)
-            if len(turn.together) >= SLICE:
+            if len(turn.together) >= SLICE or turn.together_bytes >= SLICE_BYTES:
                 self._take_together(turn)
             if queue and self._clock() >= deadline:
                 break
@@ -207,6 +208,7 @@ class Intake:
                 and not self._tail.followed
             ):
                 turn.together.append(submission)
+                turn.together_bytes += len(submission.request.body)
                 return None
         return self._take_slice(submission, turn)
 
@@ -220,7 +222,7 @@ class Intake:
     def _take_together(self, turn: Turn) -> None:
         """Process the plain events of several submissions as if they were of one, which takes half as long. If there
         is anything special about any of them, each is processed by itself."""
-        several, turn.together = turn.together, []
+        several, turn.together, turn.together_bytes = turn.together, [], 0
         if len(several) > 1 and self._took_together(several, turn):
             return
         for submission in several:

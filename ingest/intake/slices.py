@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 SLICE: Final = 500
 """The most events, of one part of a body, that go through the steps together: 5 ms, if they are small."""
-_SLICE_BYTES: Final = 32 * 1024
+SLICE_BYTES: Final = 32 * 1024
 """The most bytes of their properties and contexts, unless one event has more: 0.5 µs a byte in the worst case."""
 OUR_FAULT: Final = "internal error: a bug in the collector, which has been logged"
 
@@ -34,7 +34,7 @@ def slice_of(part: Part, start: int) -> list[RawEvent | Refusal]:
         for index in range(start, end):
             event = events[index]
             size += 0 if isinstance(event, Refusal) else len(event.properties) + len(event.context)
-            if size > _SLICE_BYTES:
+            if size > SLICE_BYTES:
                 end = max(start + 1, index)
                 break
     return events if start == 0 and len(events) <= end else events[start:end]
@@ -42,7 +42,7 @@ def slice_of(part: Part, start: int) -> list[RawEvent | Refusal]:
 
 def _is_heavy(part: Part) -> bool:
     """Whether its events may be long, because of their own text or of members next to the batch that they share."""
-    return len(part.text) > _SLICE_BYTES or part.hazards is ALL_HAZARDS
+    return len(part.text) > SLICE_BYTES or part.hazards is ALL_HAZARDS
 
 
 def draft(submission: Submission, opened: Opened) -> list[Drafts | None] | None:

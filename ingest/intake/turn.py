@@ -12,7 +12,18 @@ from ingest.intake.tail import TailEntry
 class Turn:
     """Filled by the intake during the turn, then appended and dropped."""
 
-    __slots__ = ("begun", "done", "ending", "for_tail", "keys", "lines", "moment", "rejected_lines", "together")
+    __slots__ = (
+        "begun",
+        "done",
+        "ending",
+        "for_tail",
+        "keys",
+        "lines",
+        "moment",
+        "rejected_lines",
+        "together",
+        "together_bytes",
+    )
 
     def __init__(self, batch_id: int, moment: Moment) -> None:
         self.moment = moment
@@ -21,8 +32,9 @@ class Turn:
         self.keys: dict[bytes, None] = {}
         self.rejected_lines: list[str] = []
         self.done: list[Submission] = []
-        # Submissions of one plain event each, to go through the steps together.
+        # Submissions of one plain event each, to go through the steps together, and the bytes of their bodies.
         self.together: list[Submission] = []
+        self.together_bytes = 0
         # Submissions that are not done but have lines in this turn.
         self.begun: dict[Submission, None] = {}
         # For the tail, if it has followers.

@@ -271,7 +271,11 @@ class Stores:
             if self._stopping.is_set() or not journal.has_backlog:
                 empty.set()
 
-        await self.storing.feed(feeder)
+        try:
+            await self.storing.feed(feeder)
+        except OSError as error:
+            logger.error("the writer cannot be started: %s", error)
+            empty.set()
         await run_every(_DRAINED_SECONDS, check, empty, what="draining a journal")
         await self.storing.leave(feeder)
         is_clean = await self._leave_no_lines(journal)

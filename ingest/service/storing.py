@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 RESTART_SECONDS: Final = 0.5
 _END_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.02
 
 
 class Running(Protocol):
@@ -40,19 +41,25 @@ class Process:
 
     def __init__(self, settings: Settings, sock: socket.socket) -> None:
         self._process = spawn(writer_process.run, (settings, sock), "writer")
+        # Once it has ended, and is released.
+        self._exit_code: int | None = None
         # If this process ends without having stopped it, multiprocessing would wait for it forever.
-        Finalize(None, self._process.kill, exitpriority=10)
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid
+        self._at_exit = Finalize(None, self._process.kill, exitpriority=10)
 
     async def wait(self) -> object:
-        await asyncio.to_thread(self._process.join)
-        return f"exit code {self._process.exitcode}"
+        # Not in a thread, which may be what is missing now.
+        while self._exit_code is None:
+            self._exit_code = self._process.exitcode
+            if self._exit_code is None:
+                await asyncio.sleep(_LOOK_SECONDS)
+            else:
+                self._at_exit.cancel()
+                self._process.close()
+        return f"exit code {self._exit_code}"
 
     def kill(self) -> None:
-        self._process.kill()
+        if self._exit_code is None:
+            self._process.kill()
 
 
 class Storing:
@@ -74,16 +81,18 @@ class Storing:
         # None before the first journal, between two writers, and in the end.
         self._channel: Channel | None = None
         self.running: Running | None = None
+        self._starting = asyncio.Lock()
         self._restarting: asyncio.Task[None] | None = None
         self._stopped = False
 
     async def feed(self, feeder: Feeder) -> None:
         """Have this journal stored from now on."""
         self._feeders[feeder.journal.number] = feeder
-        if self._channel is not None:
-            feeder.attach(self._channel.send)
-        elif self._restarting is None:
-            await self._start()
+        async with self._starting:
+            if self._channel is not None:
+                feeder.attach(self._channel.send)
+            elif self._restarting is None:
+                await self._start()
 
     async def leave(self, feeder: Feeder) -> None:
         """Have nothing more of this journal stored. Repeatable."""
@@ -95,6 +104,7 @@ class Storing:
         self._stopped = True
         if self._restarting is not None:
             self._restarting.cancel()
+            await asyncio.wait([self._restarting])
         for feeder in list(self._feeders.values()):
             await self.leave(feeder)
         if self._channel is not None:
@@ -109,8 +119,10 @@ class Storing:
         try:
             with theirs:
                 self.running = self._launch(self._settings, theirs)
-            channel = Channel(self._receive, self._on_end)
+            channel = Channel(self._receive, lambda: self._on_end(channel))
             await channel.open(ours)
+            if not channel.is_open:
+                raise OSError("it ended at once")
         except BaseException:
             ours.close()
             raise
@@ -123,8 +135,10 @@ class Storing:
         if feeder is not None and isinstance(message, FromWriter):
             feeder.receive(message)
 
-    def _on_end(self) -> None:
+    def _on_end(self, channel: Channel) -> None:
         """The writer has died, or is about to."""
+        if channel is not self._channel:
+            return
         self._channel = None
         for feeder in self._feeders.values():
             feeder.detach()
@@ -132,27 +146,34 @@ class Storing:
             self._restarting = asyncio.ensure_future(self._restart())
 
     async def _restart(self) -> None:
-        running, self.running = self.running, None
-        why: object = "unknown"
-        if running is not None:
-            why = await _end(running)
-        self._on_death()
-        logger.error("the writer died, restarting it: %s", why)
-        while not self._stopped:
-            await asyncio.sleep(RESTART_SECONDS)
-            try:
-                await self._start()
-                break
-            except OSError as error:
-                logger.error("the writer cannot be started: %s", error)
-        self._restarting = None
+        try:
+            while not self._stopped:
+                try:
+                    running, why = self.running, "it has not started"
+                    if running is not None:
+                        why = str(await _end(running))
+                        self.running = None
+                        self._on_death()
+                    logger.error("the writer died, restarting it: %s", why)
+                    await asyncio.sleep(RESTART_SECONDS)
+                    async with self._starting:
+                        await self._start()
+                    return
+                except Exception as error:
+                    # Whatever it is, such as no memory for a process: nothing is stored without a writer.
+                    logger.error("the writer cannot be started: %r", error)
+                    await asyncio.sleep(RESTART_SECONDS)
+        finally:
+            self._restarting = None
 
 
 async def _end(running: Running) -> object:
     """Wait for its end, or bring it about; returns why it ended."""
     ending = asyncio.ensure_future(running.wait())
-    await asyncio.wait([ending], timeout=_END_SECONDS)
-    if not ending.done():
-        logger.warning("the writer does not end, killing it")
-        running.kill()
+    try:
+        await asyncio.wait([ending], timeout=_END_SECONDS)
+    finally:
+        if not ending.done():
+            logger.warning("the writer does not end, killing it")
+            running.kill()
     return await ending

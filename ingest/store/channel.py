@@ -146,11 +146,20 @@ class Channel(asyncio.Protocol):
         """Begin, on one socket of a connected pair."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=sock)
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
     def send(self, message: Message) -> None:
         """Send a message. Nothing happens if the other end is gone: `on_end` is or was called."""
         if self._transport is not None and not self._transport.is_closing():
             text = _encode(message)
             self._transport.write(_LENGTH.pack(len(text)) + text)
+
+    def abort(self) -> None:
+        """Hang up because something is wrong here; `on_end` is called."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def close(self) -> None:
         """Hang up, without `on_end`. Repeatable."""
@@ -176,8 +185,7 @@ class Channel(asyncio.Protocol):
             except Exception:
                 # A bug. To go on would leave both ends with different ideas of what is stored.
                 logger.exception("a message between collector and writer could not be handled")
-                if self._transport is not None:
-                    self._transport.abort()
+                self.abort()
                 return
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -42,6 +42,7 @@ FLUSH_INTERVAL_SECONDS: Final = 0.1
 """Flushes begin this far apart unless a large one is waiting. However small, a flush costs the writer a millisecond
 and the server's disk a commit, which the journal's fsyncs wait for."""
 _LOOK_SECONDS: Final = 0.02
+_RETRY_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
 
 
@@ -187,6 +188,19 @@ class Feeder:
 
     async def _answer(self, max_bytes: int) -> None:
         """Answer as soon as something is due."""
+        while True:
+            try:
+                answer = await self._next(max_bytes)
+                break
+            except OSError as error:
+                logger.warning("journal %d cannot be read now: %s", self.journal.number, error.strerror or error)
+            except Exception:
+                logger.exception("the next records of journal %d cannot be found", self.journal.number)
+            await asyncio.sleep(_RETRY_SECONDS)
+        if self._send is not None:
+            self._send(answer)
+
+    async def _next(self, max_bytes: int) -> Given:
         journal, backlog = self.journal, self.journal.backlog
         await journal.wait_readable()
         while not self._hurry.is_set() and backlog.waiting_bytes < self._enough_bytes:
@@ -197,16 +211,13 @@ class Feeder:
         places = await journal.take(max_bytes)
         self._given_at = time.monotonic()
         newest = backlog.newest
-        if self._send is not None:
-            self._send(
-                Given(
-                    journal.number,
-                    runs_of(places),
-                    runs_of([newest])[0] if newest is not None else None,
-                    list(self._kept()),
-                    journal.awaits_ledger,
-                )
-            )
+        return Given(
+            journal.number,
+            runs_of(places),
+            runs_of([newest])[0] if newest is not None else None,
+            list(self._kept()),
+            journal.awaits_ledger,
+        )
 
     def _settle(self, stored: Stored) -> None:
         outcome = Outcome(stored.stored, stored.duplicate, stored.refused, stored.bad)

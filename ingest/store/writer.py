@@ -264,6 +264,9 @@ class Writer:
                 return State.TAKE
         if self._connection is None or self._connection.is_closed():
             return State.DOUBT
+        if self._taken and self._taken[0].number <= self._position:
+            # Read before the ledger was asked.
+            await self._release_stored(self._connection, self._position)
         return self._next_flush()
 
     async def _ask_ledger(self) -> State:

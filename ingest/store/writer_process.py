@@ -6,10 +6,12 @@ It ends when the collector hangs up, or dies: whatever it was storing by then, t
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import asyncpg
 import msgspec
@@ -19,10 +21,14 @@ from ingest.base import logs
 from ingest.base.processes import RESTART, STOPPING, tune_process
 from ingest.journal.ownership import Ownership
 from ingest.postgres import connections
-from ingest.store.channel import Channel, Close, Closed, Given, Message, Open, TryNow
+from ingest.store.channel import Channel, Close, Closed, Failed, Given, Message, Open, TryNow
 from ingest.store.follower import Follower
 from ingest.store.ledger import Ledger
 from ingest.store.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS: Final = 2.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +82,25 @@ class _Storing:
     def __init__(self, settings: Settings, opened: Open, channel: Channel) -> None:
         self._number = opened.journal
         self._channel = channel
+        self._settings = settings
+        self._opened = opened
         self._follower = Follower(opened, settings.flush_max_bytes, channel.send)
-        ownership = Ownership(Path(opened.folder))
+        # None until its folder can be read.
+        self._writer: Writer | None = None
+        self._running = asyncio.ensure_future(self._run())
+        self._running.add_done_callback(self._check)
+        self._closing: asyncio.Task[None] | None = None
+
+    async def _run(self) -> None:
+        opened, settings = self._opened, self._settings
+        while True:
+            try:
+                ownership = Ownership(Path(opened.folder))
+                break
+            except OSError as error:
+                reason = f"the folder of journal {self._number} cannot be read: {error.strerror}"
+                self._channel.send(Failed(self._number, reason, is_outage=False, is_table=False))
+            await asyncio.sleep(_RETRY_SECONDS)
         self._writer = Writer(
             self._follower,
             Ledger(opened.layout, ownership, token=opened.token, seen=opened.seen),
@@ -86,14 +109,18 @@ class _Storing:
             statement_timeout_seconds=settings.statement_timeout_seconds,
             gave_up=opened.gave_up,
         )
-        self._stop = asyncio.Event()
-        self._running = asyncio.ensure_future(self._writer.run(self._stop))
-        self._closing: asyncio.Task[None] | None = None
+        await self._writer.run(asyncio.Event())
+
+    def _check(self, running: asyncio.Task[None]) -> None:
+        if not running.cancelled() and (error := running.exception()) is not None:
+            # A bug. Another process begins with what the ledger says.
+            logger.error("the writer of journal %d failed", self._number, exc_info=error)
+            self._channel.abort()
 
     def receive(self, message: Message) -> None:
         if isinstance(message, Given):
             self._follower.given(message)
-        elif isinstance(message, TryNow):
+        elif isinstance(message, TryNow) and self._writer is not None:
             self._writer.try_now()
         elif isinstance(message, Close):
             self._closing = asyncio.ensure_future(self._close())
@@ -101,14 +128,16 @@ class _Storing:
     async def _close(self) -> None:
         self._running.cancel()
         await asyncio.wait([self._running])
-        await self._writer.close()
+        if self._writer is not None:
+            await self._writer.close()
         self._follower.close()
         self._channel.send(Closed(self._number))
 
     def abandon(self) -> None:
         """Nobody is there any more: cut the connection."""
         self._running.cancel()
-        self._writer.drop_connection()
+        if self._writer is not None:
+            self._writer.drop_connection()
         self._follower.close()
 
 

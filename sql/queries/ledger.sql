@@ -40,7 +40,7 @@ WITH advanced AS (
     UPDATE analytics.journals
     SET stored_through = $5, events_stored = events_stored + $6, events_rejected = events_rejected + $7,
         updated_at = now()
-    WHERE number = $1 AND identity = $2::text::uuid AND owner = $3 AND stored_through = $4
+    WHERE number = $1 AND identity = $2::text::uuid AND owner = $3 AND stored_through = $4 AND stored_through < $5
     RETURNING number
 )
 INSERT INTO analytics.flushes (journal, first_record, last_record, events_stored, events_rejected, days, owner)

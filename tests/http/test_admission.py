@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest.http.admission import FIRST_REQUEST_SECONDS, Connections, Limits, Refusal
+from ingest.http.admission import FIRST_REQUEST_SECONDS, SPARE, Connections, Limits, Refusal
 from ingest.http.census import Census, Seat
 from tests.support.amounts import some_of
 from tests.support.collector import Start
@@ -107,7 +107,8 @@ def test_clients_that_hold_connections_keep_nobody_out(database_url: str, tmp_pa
             (worker,) = service.workers()
             assert descriptors(worker) < FEW
             metrics = service.wait_stored()
-            assert metrics["ingest_connections"] <= metrics["ingest_connections_limit"] < FEW
+            # The scrape itself may have a spare place.
+            assert metrics["ingest_connections"] <= metrics["ingest_connections_limit"] + SPARE < FEW
             assert metrics["ingest_connections_dropped_total"] > 0
             assert metrics["ingest_journal_write_failures_total"] == 0
             # A holder that was disconnected got its response before, if it had sent a request.

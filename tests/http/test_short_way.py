@@ -360,3 +360,15 @@ async def test_a_connection_is_not_idle_while_its_record_is_written(client: Clie
         served._next_keepalive_close_time = 0.0
         served._process_keepalive()
         assert await raw.closed()
+
+
+async def test_what_is_remembered_is_bounded_whatever_heads_say(client: Client):
+    """A header takes far more memory than its bytes, and an origin is repeated in the response."""
+    known, texts = short_way(client)._known, short_way(client)._head
+    for number in range(3):
+        many = {f"X-{number}-{index}": "" for index in range(40)}
+        assert (await client.post({"name": "many"}, **many)).status == 200
+        assert (await client.post({"name": "long"}, Origin=f"https://{number}{'x' * 1000}")).status == 200
+    assert not any(len(one.headers) > 32 for one in known.values())
+    assert texts.cache_info().currsize <= 1
+    assert len(await client.events()) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 import uuid
@@ -18,12 +19,13 @@ from ingest.journal import places
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
 from ingest.journal.journals import Claimed
-from ingest.store import channel
-from ingest.store.channel import Channel, Close, Failed, Given, Lost, Message, Open, Position, Stored, Want
+from ingest.store import channel, feeder, writer_process
+from ingest.store.channel import Channel, Close, Closed, Failed, Given, Lost, Message, Open, Position, Stored, Want
 from ingest.store.feeder import Feeder
 from ingest.store.flush import Outcome
 from ingest.store.follower import Follower
 from ingest.store.ledger import Ledger
+from ingest.store.writer_process import Settings
 from tests.support.journals import LAYOUT, lines_of, put
 from tests.support.journals import claimed as claim
 
@@ -263,3 +265,62 @@ async def test_a_writer_that_dies_before_it_has_asked_the_ledger_is_asked_again(
             assert not one.follower.awaits_ledger
         one.follower.advance(2)
         assert not one.journal.has_backlog and not one.lost
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread")]
+)
+async def test_records_that_cannot_be_looked_up_now_are_looked_up_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    monkeypatch.setattr(feeder, "_RETRY_SECONDS", 0.01)
+    async with pair(tmp_path / "j", most_places=2) as one:
+        texts = [f"{n} {'x' * 300}" for n in range(8)]
+        await one.put(*texts)
+        real, failed = one.journal.backlog._reading.run, 0
+
+        async def run(work):
+            nonlocal failed
+            failed += 1
+            if failed <= 3:
+                raise error
+            return await real(work)
+
+        monkeypatch.setattr(one.journal.backlog._reading, "run", run)
+        taken: list[str] = []
+        while len(taken) < len(texts):
+            some = await one.take()
+            one.store(len(some))
+            taken += some
+        assert taken == texts and failed > 3 and one.accounts.unaccounted == 0
+
+
+async def test_a_folder_that_cannot_be_read_is_the_trouble_of_its_journal_alone(tmp_path: Path):
+    """The writer process goes on for the others, and tries again."""
+    ours, theirs = socket.socketpair()
+    settings = Settings(
+        database_url="postgresql://nobody@127.0.0.1:1/none",
+        statement_timeout_seconds=1,
+        flush_max_bytes=4000,
+        log_level="info",
+        log_format="text",
+    )
+    received: list[Message] = []
+    ended: list[bool] = []
+    one = Channel(received.append, lambda: ended.append(True))
+    serving = asyncio.create_task(writer_process.serve(settings, theirs))
+    await one.open(ours)
+    for number, folder in ((7, tmp_path / "missing"), (8, tmp_path)):
+        one.send(Open(number, str(folder), LAYOUT, uuid.uuid4(), None, False, 0))
+    async with asyncio.timeout(10):
+        while not ({Failed, Want} <= {type(message) for message in received}):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert {message.journal for message in received if isinstance(message, Failed)} == {7}
+    assert {message.journal for message in received if isinstance(message, Want)} == {8}
+    one.send(Close(7))
+    async with asyncio.timeout(10):
+        while Closed(7) not in received:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not ended
+    one.close()
+    await asyncio.wait_for(serving, 10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -238,8 +240,18 @@ def environment(database_url: str | None, **more: str) -> dict[str, str]:
     return {**kept, **({"DATABASE_URL": database_url} if database_url else {}), **more}
 
 
+_FIRST_PORT = 10_000
+_PORTS_OF_ONE = 2_000
+_ports = itertools.count(secrets.randbelow(_PORTS_OF_ONE))
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody listens on, and nobody else gets: services are stopped and started again on theirs. So it
+    is not one of those that the system gives to connections, and each process of the tests has its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for _ in range(_PORTS_OF_ONE):
+        port = _FIRST_PORT + worker % 10 * _PORTS_OF_ONE + next(_ports) % _PORTS_OF_ONE
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
