@@ -60,6 +60,8 @@ async def serve(settings: Settings, sock: socket.socket) -> None:
 
     def receive(message: Message) -> None:
         if isinstance(message, Open):
+            if (earlier := storing.get(message.journal)) is not None:
+                earlier.abandon()
             storing[message.journal] = _Storing(settings, message, channel)
         elif (one := storing.get(message.journal)) is not None:
             one.receive(message)
