@@ -56,6 +56,13 @@ class Given(msgspec.Struct, tag=True, array_like=True, frozen=True):
     awaits_ledger: bool
 
 
+class Newest(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The answer to a failure: a record that is newer than those given, if there is one at hand by now."""
+
+    journal: int
+    run: Run | None
+
+
 class Stored(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The records up to `through` are stored; the rest as in flush.Outcome, and in Source.release."""
 
@@ -125,7 +132,7 @@ class Closed(msgspec.Struct, tag=True, array_like=True, frozen=True):
     journal: int
 
 
-ToWriter: TypeAlias = Open | Given | TryNow | Close
+ToWriter: TypeAlias = Open | Given | Newest | TryNow | Close
 FromWriter: TypeAlias = Want | Stored | Lost | Position | Standing | Failed | Taken | Closed
 Message: TypeAlias = ToWriter | FromWriter
 

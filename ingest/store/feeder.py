@@ -13,7 +13,7 @@ from typing import Final
 from ingest.base.refusals import RejectReason
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
-from ingest.journal.places import runs_of
+from ingest.journal.places import Run, runs_of
 from ingest.journal.segments import Record
 from ingest.journal.survey import Gap
 from ingest.store.channel import (
@@ -23,6 +23,7 @@ from ingest.store.channel import (
     FromWriter,
     Given,
     Lost,
+    Newest,
     Open,
     Position,
     Standing,
@@ -179,6 +180,8 @@ class Feeder:
                 self._failed = True
                 self.postgres_up &= not message.is_outage
                 self._complaints.report(message)
+                if self._send is not None:
+                    self._send(Newest(self.journal.number, self._newest()))
             case Taken():
                 self.give_up(message.reason)
                 self._failed = True
@@ -210,14 +213,17 @@ class Feeder:
             await asyncio.sleep(min(remaining, _LOOK_SECONDS))
         places = await journal.take(max_bytes)
         self._given_at = time.monotonic()
-        newest = backlog.newest
         return Given(
             journal.number,
             runs_of(places),
-            runs_of([newest])[0] if newest is not None else None,
+            self._newest(),
             list(self._kept()),
             journal.awaits_ledger,
         )
+
+    def _newest(self) -> Run | None:
+        newest = self.journal.backlog.newest
+        return runs_of([newest])[0] if newest is not None else None
 
     def _settle(self, stored: Stored) -> None:
         outcome = Outcome(stored.stored, stored.duplicate, stored.refused, stored.bad)

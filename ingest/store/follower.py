@@ -65,6 +65,10 @@ class Follower:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def note_newest(self, run: Run | None) -> None:
+        """The collector has a newer record at hand, or none."""
+        self._newest = run
+
     async def _read(self, answer: Given) -> None:
         self._newest = answer.newest
         self._kept.append(frozenset(answer.kept))
@@ -101,14 +105,13 @@ class Follower:
 
     @property
     def newest(self) -> Record | None:
-        if self._records:
-            return self._records[-1]
-        if self._newest is not None:
+        ahead = self._records[-1] if self._records else None
+        if self._newest is not None and (ahead is None or ahead.number < self._newest.spans[-1].number):
             try:
-                return next(iter(places.read(self._newest)), None)
+                return next(iter(places.read(self._newest)), ahead)
             except OSError:
                 pass
-        return None
+        return ahead
 
     async def wait_readable(self) -> None:
         self._ask()

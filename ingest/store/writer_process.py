@@ -21,7 +21,7 @@ from ingest.base import logs
 from ingest.base.processes import RESTART, STOPPING, tune_process
 from ingest.journal.ownership import Ownership
 from ingest.postgres import connections
-from ingest.store.channel import Channel, Close, Closed, Failed, Given, Message, Open, TryNow
+from ingest.store.channel import Channel, Close, Closed, Failed, Given, Message, Newest, Open, TryNow
 from ingest.store.follower import Follower
 from ingest.store.ledger import Ledger
 from ingest.store.writer import Writer
@@ -122,6 +122,8 @@ class _Storing:
     def receive(self, message: Message) -> None:
         if isinstance(message, Given):
             self._follower.given(message)
+        elif isinstance(message, Newest):
+            self._follower.note_newest(message.run)
         elif isinstance(message, TryNow) and self._writer is not None:
             self._writer.try_now()
         elif isinstance(message, Close):
