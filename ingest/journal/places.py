@@ -146,6 +146,9 @@ def _read_damaged(run: Run, span: Span) -> Record | None:
             for piece in reader:
                 if isinstance(piece, Record) and piece.number == span.number:
                     return piece
-    except SegmentError as error:
-        logger.error("segment %s cannot be read: %s", run.path, error)
+    except (OSError, SegmentError) as error:
+        if isinstance(error, OSError) and segments.is_passing(error):
+            raise
+        # The others of the run may be intact.
+        logger.error("record %d of segment %s cannot be read: %s", span.number, run.path, error)
     return None

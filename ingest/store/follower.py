@@ -6,6 +6,7 @@ While a flush is being stored, the next records are asked for, read and examined
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -107,10 +108,9 @@ class Follower:
     def newest(self) -> Record | None:
         ahead = self._records[-1] if self._records else None
         if self._newest is not None and (ahead is None or ahead.number < self._newest.spans[-1].number):
-            try:
+            # It only helps to judge the table: without it, or if it cannot be read now, another one will do.
+            with contextlib.suppress(OSError):
                 return next(iter(places.read(self._newest)), ahead)
-            except OSError:
-                pass
         return ahead
 
     async def wait_readable(self) -> None:
@@ -153,7 +153,6 @@ class Follower:
         is_outage, is_table = isinstance(error, (DatabaseError, *FAILURES)), isinstance(error, TableRefuses)
         if not isinstance(error, (IngestError, *FAILURES)):
             logger.exception("the writer of journal %d failed; its records stay pending", self.number)
-            return
         self._send(Failed(self.number, str(error) or type(error).__name__, is_outage, is_table))
 
     def note_taken(self, error: JournalTaken) -> None:

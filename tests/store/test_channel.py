@@ -20,9 +20,22 @@ from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
 from ingest.journal.journals import Claimed
 from ingest.store import channel, feeder, writer_process
-from ingest.store.channel import Channel, Close, Closed, Failed, Given, Lost, Message, Open, Position, Stored, Want
+from ingest.store.channel import (
+    Channel,
+    Close,
+    Closed,
+    Failed,
+    Given,
+    Lost,
+    Message,
+    Newest,
+    Open,
+    Position,
+    Stored,
+    Want,
+)
 from ingest.store.feeder import Feeder
-from ingest.store.flush import Outcome
+from ingest.store.flush import Outcome, TableRefuses
 from ingest.store.follower import Follower
 from ingest.store.ledger import Ledger
 from ingest.store.writer_process import Settings
@@ -143,6 +156,8 @@ class Pair:
             self.sent.append(message)
             if isinstance(message, Given):
                 self.follower.given(message)
+            elif isinstance(message, Newest):
+                self.follower.note_newest(message.run)
 
         def to_collector(message: Message) -> None:
             self.sent.append(message)
@@ -324,3 +339,18 @@ async def test_a_folder_that_cannot_be_read_is_the_trouble_of_its_journal_alone(
     assert not ended
     one.close()
     await asyncio.wait_for(serving, 10)
+
+
+async def test_after_a_failure_the_writer_knows_the_newest_record_of_then(tmp_path: Path):
+    """With it, the writer finds out whether the table refuses every row, or only those of one client."""
+    async with pair(tmp_path / "j") as one:
+        await one.put("first", "second")
+        await one.take()
+        assert one.follower.newest is None
+        for error in (TableRefuses("no row"), ValueError("a bug")):
+            text = f"after {error}"
+            await one.put(text)
+            one.follower.note_failure(error)
+            newest = one.follower.newest
+            assert newest is not None and lines_of([newest]) == [text]
+            assert isinstance(one.sent[-1], Newest)
