@@ -7,7 +7,6 @@ acknowledged event was not stored exactly once, however long it took.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -316,11 +315,7 @@ def main() -> int:
         return 1
     print(report.table(where, lines(results), results.others_cores))
     print("\nevery acknowledged event was stored once")
-    text = json.dumps(as_json(where, results), indent=2)
-    if given.json:
-        given.json.write_text(text + "\n")
-    else:
-        print("\n" + text)
+    report.write_json(as_json(where, results), given.json)
     return 0
 
 

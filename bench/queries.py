@@ -25,7 +25,7 @@ import asyncpg
 from bench.fill import EVENT_BYTES, Filled, fill, tell
 from bench.promised import Query, make_queries
 from bench.queries_report import Results, Sizes, Storage, Timing, as_json, as_text
-from bench.report import machine
+from bench.report import machine, write_json
 from ingest.base.errors import IngestError
 from ingest.postgres import migrations
 from ingest.postgres.connections import close, connect
@@ -269,11 +269,7 @@ def main() -> int:
         return 130
     where = machine(version)
     print(as_text(where, results))
-    text = json.dumps(as_json(where, results), indent=2)
-    if given.json:
-        given.json.write_text(text + "\n")
-    else:
-        print("\n" + text)
+    write_json(as_json(where, results), given.json)
     return 0 if all(timing.met for timing in results.timings) else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -256,3 +257,12 @@ def _run(run: Run) -> dict[str, Any]:
 
 def _plain(values: Any) -> dict[str, Any]:
     return dict(values._asdict())
+
+
+def write_json(found: Mapping[str, Any], file: Path | None) -> None:
+    """Write the results to a file or, without one, after the table."""
+    text = json.dumps(found, indent=2)
+    if file is not None:
+        file.write_text(text + "\n")
+    else:
+        print("\n" + text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -275,11 +274,7 @@ def main() -> int:
     print(report.table(where, lines(results), results.others_cores))
     if results.steady or results.full or results.stored:
         print("\nevery acknowledged event was counted once")
-    text = json.dumps(as_json(where, results), indent=2)
-    if given.json:
-        given.json.write_text(text + "\n")
-    else:
-        print("\n" + text)
+    report.write_json(as_json(where, results), given.json)
     return 0
 
 

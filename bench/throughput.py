@@ -7,7 +7,6 @@ acknowledged event was not stored exactly once, whatever the speed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -116,11 +115,7 @@ def main() -> int:
         return 1
     print(report.as_text(where, results))
     print("\nevery acknowledged event was stored once")
-    text = json.dumps(report.as_json(where, results), indent=2)
-    if given.json:
-        given.json.write_text(text + "\n")
-    else:
-        print("\n" + text)
+    report.write_json(report.as_json(where, results), given.json)
     return 0
 
 

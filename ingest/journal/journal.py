@@ -25,7 +25,7 @@ from ingest.journal import segments
 from ingest.journal.backlog import Backlog, Written
 from ingest.journal.batch_ids import batch_id
 from ingest.journal.journals import Claimed
-from ingest.journal.open_record import OpenRecord
+from ingest.journal.open_record import OpenRecord, encode
 from ingest.journal.places import Place
 from ingest.journal.recovery import recover
 from ingest.journal.segment_writer import SegmentWriter
@@ -188,7 +188,7 @@ class Journal:
         Raises JournalFull, in which case nothing was added.
         """
         record = self._open
-        encoded, encoded_rejected = _encode(lines), _encode(rejected_lines)
+        encoded, encoded_rejected = encode(lines), encode(rejected_lines)
         size = sum(map(len, encoded)) + sum(map(len, encoded_rejected))
         if record.size and record.size + size > MAX_OPEN_BYTES:
             raise JournalFull("the disk does not keep up")
@@ -388,15 +388,6 @@ class Journal:
         self._segment.close()
         self._closed = True
         self._claimed.release()
-
-
-def _encode(lines: Sequence[str]) -> list[bytes]:
-    """Encode one by one: if they were joined first, a single character outside Latin-1 would make the whole string
-    wide and slow.
-
-    "replace" should never be needed, but one malformed text must not fail the others.
-    """
-    return [line.encode("utf-8", "replace") for line in lines]
 
 
 def _now_us() -> int:

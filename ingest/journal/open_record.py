@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class OpenRecord:
@@ -43,3 +43,12 @@ class OpenRecord:
         # Whether to begin a new segment with this record, however small the current one is.
         self.begins_segment = False
         self.outcome: bool | None = None
+
+
+def encode(lines: Sequence[str]) -> list[bytes]:
+    """Encode one by one: if they were joined first, a single character outside Latin-1 would make the whole string
+    wide and slow.
+
+    "replace" should never be needed, but one malformed text must not fail the others.
+    """
+    return [line.encode("utf-8", "replace") for line in lines]

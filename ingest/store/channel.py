@@ -64,7 +64,7 @@ class Newest(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Stored(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """The records up to `through` are stored; the rest as in flush.Outcome, and in Source.release."""
+    """The records up to `through` are stored; the rest as in flush.Outcome, and in source.py."""
 
     journal: int
     through: int

@@ -32,7 +32,7 @@ _AFTER_BUG_SECONDS: Final = 5.0
 
 
 class Follower:
-    """The source of one writer; see writer.Source. `send` takes messages for the collector."""
+    """The source of one writer; see source.py. `send` takes messages for the collector."""
 
     def __init__(self, opened: Open, flush_max_bytes: int, send: Callable[[Message], None]) -> None:
         self.number = opened.journal
@@ -102,7 +102,7 @@ class Follower:
             self._readable.clear()
             self._send(Want(self.number, self._flush_max_bytes))
 
-    # As Source has it.
+    # As in source.py.
 
     @property
     def newest(self) -> Record | None:
