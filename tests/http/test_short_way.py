@@ -240,6 +240,19 @@ async def test_the_rest_of_a_request_is_not_taken_for_another(ways: BothWays):
     )
 
 
+async def test_what_follows_a_request_after_which_a_connection_may_end(ways: BothWays):
+    """A head that is remembered must not be taken for a request where the parser would not read one."""
+    known = post()
+    await check(ways, [[known, known], *[[known, last, known, known] for last in LAST]])
+    await check(ways, [[known, last + known, known] for last in LAST])
+    upgrade = b"%b /v1/events HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: %b\r\n%b\r\n%b"
+    for method in (b"GET", b"POST", b"CONNECT"):
+        for protocol in (b"websocket", b"h2c", b"tcp"):
+            for body in (b"", EVENT):
+                length = b"Content-Length: %d\r\n" % len(body) if body else b""
+                await check(ways, [[known, upgrade % (method, protocol, length, body), known, known]])
+
+
 @pytest.mark.longer
 async def test_pipelines_of_all_kinds(ways: BothWays):
     """Two to twenty requests in a row, cut at any places."""

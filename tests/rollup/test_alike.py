@@ -160,6 +160,32 @@ def test_values_counted_early_as_others_change_nothing(
     assert early == late
 
 
+@pytest.mark.parametrize("granularity", ["minute", "hour"])
+async def test_a_value_that_has_a_row_is_counted_in_it_however_rare_it_has_become(
+    connection: asyncpg.Connection, granularity: str
+):
+    """The room is taken when others become more frequent, in the same minute or in another one of the hour."""
+    await make_partitions(connection, DAYS)
+    ledger, rollup = Ledger(connection), Rollup(DIMENSION_NAMES, Room(10, 3))
+    first = ["/a", "/b", "/c"]
+    await ledger.flush([Event(NOW, page_path=path) for path in first])
+    await rollup.run_once(connection)
+    later = NOW if granularity == "minute" else NOW + timedelta(minutes=1)
+    crowd = [f"/{number}" for number in range(20)] * 5
+    await ledger.flush([Event(later, page_path=path) for path in [*first, *crowd]])
+    await rollup.run_once(connection)
+    assert await differences(connection) == []
+    rows = await connection.fetch(
+        "SELECT dimensions ->> 'page_path' AS path, event_count AS events FROM analytics.event_aggregations"
+        " WHERE granularity = $1::text::analytics.granularity AND dimensions ? 'page_path'"
+        " AND time_bucket <= $2 ORDER BY 1",
+        granularity,
+        NOW,
+    )
+    counted = {row["path"]: row["events"] for row in rows}
+    assert {path: counted.get(path) for path in first} == dict.fromkeys(first, 2), counted
+
+
 async def test_only_values_that_may_have_a_row_are_counted_on_their_own(connection: asyncpg.Connection):
     """Else a site whose pages are visited once each costs ten times as much."""
     await make_partitions(connection, DAYS)
