@@ -35,6 +35,11 @@ class Connection(asyncio.Protocol):
         # uvloop's transports do not inherit from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._transport.is_closing()
+
     def send(self, request: bytes) -> None:
         self._transport.write(request)
 

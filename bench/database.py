@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -36,12 +37,18 @@ class InLedger(NamedTuple):
 class Database:
     """The embedded Postgres of a data folder, through its own psql."""
 
-    def __init__(self, postgres: EmbeddedPostgres) -> None:
+    def __init__(self, postgres: EmbeddedPostgres, dsn: str | None = None) -> None:
         self._postgres = postgres
+        self.dsn = dsn or postgres.dsn
+
+    def beside(self, name: str) -> Database:
+        """Another database of the same server."""
+        parts = urlsplit(self.dsn)
+        return Database(self._postgres, f"{parts.scheme}://{parts.netloc}/{name}?{parts.query}")
 
     def sql(self, *statements: str) -> str:
         """Run statements, each in its own transaction. Returns their unaligned output."""
-        command = [str(self._postgres.psql_path), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self._postgres.dsn]
+        command = [str(self._postgres.psql_path), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self.dsn]
         for statement in statements:
             command += ["-c", statement]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
@@ -55,8 +62,10 @@ class Database:
     def version(self) -> str:
         return self.sql("SHOW server_version").split()[0]
 
-    def stored(self) -> Stored:
-        rows, distinct = self.sql("SELECT count(*), count(DISTINCT id) FROM analytics.events").split("|")
+    def stored(self, since: str | None = None) -> Stored:
+        """All events, or those of a load that began then."""
+        found = self.sql(f"SELECT count(*), count(DISTINCT id) FROM analytics.events{_received(since)}")
+        rows, distinct = found.split("|")
         return Stored(int(rows), int(distinct))
 
     def in_ledger(self) -> InLedger:
@@ -71,9 +80,10 @@ class Database:
         """Empty the table and take a checkpoint, so that all measurements begin alike."""
         self.sql("TRUNCATE analytics.events", "CHECKPOINT")
 
-    def export_events(self, path: Path) -> None:
-        """Write all rows to a file, in the order in which they were stored, as COPY's text format."""
-        self.sql(f"\\copy (SELECT {_COLUMNS} FROM analytics.events) TO '{path}'")
+    def export_events(self, path: Path, since: str | None = None) -> None:
+        """Write all rows, or those of a load that began then, to a file, in the order in which they were stored, as
+        COPY's text format."""
+        self.sql(f"\\copy (SELECT {_COLUMNS} FROM analytics.events{_received(since)}) TO '{path}'")
 
     def copy_events(self, path: Path) -> float:
         """Store the rows of an exported file with one COPY. Returns the seconds it took, including the COMMIT."""
@@ -106,6 +116,14 @@ class Database:
         """Let the server go on. Repeatable."""
         for pid in reversed(frozen):
             _signal(pid, signal.SIGCONT)
+
+
+def _received(since: str | None) -> str:
+    """The condition for rows of a load that began then. Its events are not older than that, but for their seconds,
+    which are rounded down: so only the partitions of these days are read."""
+    if since is None:
+        return ""
+    return f" WHERE received_at >= '{since}' AND created_at >= timestamptz '{since}' - interval '1 minute'"
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

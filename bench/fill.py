@@ -188,25 +188,44 @@ async def fill(connection: asyncpg.Connection, events: int) -> Filled:
         await connection.execute(_SESSIONS, LEADS, until)
         await connection.execute(_ACTIVITIES)
     tell(f"{LEADS:,} leads and {LEADS:,} onboarding sessions are loaded")
+    await partitions.ensure(connection, filled.days)
+    await partitions.ensure_ahead(connection, today=filled.until.date())
     await _load_events(connection, filled)
     await _aggregate(connection, filled)
     await _index_closed_days(connection)
-    started = time.monotonic()
-    await connection.execute("VACUUM ANALYZE")
-    tell(f"vacuumed and analysed in {time.monotonic() - started:.0f} s")
+    await _vacuum(connection)
     return filled
 
 
-async def _load_events(connection: asyncpg.Connection, filled: Filled) -> None:
-    await partitions.ensure(connection, filled.days)
-    await partitions.ensure_ahead(connection, today=filled.until.date())
+async def grow(connection: asyncpg.Connection, filled: Filled, events: int) -> Filled:
+    """Load further events into what `fill` has filled, until there are so many of these: over the same days, by as
+    many more visitors. Their aggregates are left to a rebuild."""
+    grown = filled._replace(events=events, visitors=max(3, events // 40))
+    await _load_events(connection, grown, filled.events)
+    await _vacuum(connection)
+    return grown
+
+
+async def _load_events(connection: asyncpg.Connection, filled: Filled, begin: int = 0) -> None:
+    """Load the events from number `begin` on, evenly over all days."""
+    count = filled.events - begin
+    # The row numbered `begin` is at the beginning: it would be `begin / count` of the time after this. A moment more,
+    # so that rounding takes none into the day before.
+    span = filled.until - filled.since
+    since = filled.since - span * (begin / count) + timedelta(milliseconds=1)
     started = time.monotonic()
-    for first in range(0, filled.events, CHUNK_EVENTS):
+    for first in range(begin, filled.events, CHUNK_EVENTS):
         last = min(first + CHUNK_EVENTS, filled.events) - 1
-        await connection.execute(_EVENTS, first, last, filled.since, filled.until, filled.events, filled.visitors)
-        speed = (last + 1) / (time.monotonic() - started)
+        await connection.execute(_EVENTS, first, last, since, since + span, count, filled.visitors)
+        speed = (last + 1 - begin) / (time.monotonic() - started)
         left = (filled.events - last - 1) / speed
         tell(f"{last + 1:,} of {filled.events:,} events, {speed:,.0f}/s, {left:.0f} s to go")
+
+
+async def _vacuum(connection: asyncpg.Connection) -> None:
+    started = time.monotonic()
+    await connection.execute("VACUUM ANALYZE")
+    tell(f"vacuumed and analysed in {time.monotonic() - started:.0f} s")
 
 
 async def _aggregate(connection: asyncpg.Connection, filled: Filled) -> None:

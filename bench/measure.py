@@ -49,12 +49,19 @@ def singles(host: str, connections: int = SINGLE_CONNECTIONS) -> Requests:
     return Requests(events.single_requests(2000, host), 1, connections)
 
 
-def check_once(service: Service, answers: Answers, events_per_request: int, metrics: dict[str, float]) -> None:
-    """Raise OnceFailed unless the table holds exactly the acknowledged events, each once.
+def check_once(
+    service: Service,
+    answers: Answers,
+    events_per_request: int,
+    metrics: dict[str, float],
+    since: str | None = None,
+) -> None:
+    """Raise OnceFailed unless the table holds exactly the acknowledged events, each once; of those that came since
+    then, if given.
 
     Requests whose answer did not come in time may be stored or not; an orderly run has none.
     """
-    rows, distinct = service.database.stored()
+    rows, distinct = service.database.stored(since)
     unknown = answers.unanswered * events_per_request
     if not (answers.accepted <= rows <= answers.accepted + unknown and rows == distinct):
         raise OnceFailed(
@@ -79,9 +86,14 @@ class Run(NamedTuple):
 
 
 def run_load(service: Service, requests: Requests, seconds: float) -> Run:
-    """Run a load, and wait until all of it is in the table, where it stays."""
+    """Empty the table, run a load, and wait until all of it is in the table, where it stays."""
+    service.database.forget_events()
+    return add_load(service, requests, seconds)
+
+
+def add_load(service: Service, requests: Requests, seconds: float, since: str | None = None) -> Run:
+    """The same without emptying the table. `since`: the time now by the database's clock, if there are events."""
     database = service.database
-    database.forget_events()
     meter = Meter(service)
     cpu_before, ledger_before = meter.look(), database.in_ledger()
     with (
@@ -96,7 +108,7 @@ def run_load(service: Service, requests: Requests, seconds: float) -> Run:
     if service.rollup is not None:
         service.wait_rolled_up(STORE_SECONDS)
     used = meter.look().since(cpu_before)
-    check_once(service, answers, requests.events, metrics)
+    check_once(service, answers, requests.events, metrics, since)
     return Run(
         answers=answers,
         stored_per_second=answers.accepted / (stored_at - answers.first),

@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+import asyncpg
 import psutil
 
 from bench import report
-from bench.dashboard import ADMIN_KEY, Timing, measure_dashboard
+from bench.fill import Filled, grow
 from bench.measure import OnceFailed
 from bench.meter import wait_leader
 from bench.queries import BULK_SETTINGS, running
@@ -26,14 +29,17 @@ from bench.queries import load as fill_database
 from bench.report import Line
 from bench.rolled import Rolled, Sent, measure_load, send_all_it_takes, send_steadily
 from bench.service import Service, running_service
+from bench.stats_api import ADMIN_KEY, Timing, measure_dashboard
 from bench.watch import OtherCpu
 from ingest.base.config import Config
 from ingest.base.config_sources import load as load_config
 from ingest.base.errors import IngestError
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.rollup import rebuild
+from ingest.rollup import kpis, rebuild, totals
 from ingest.rollup.buckets import Room
+
+T = TypeVar("T")
 
 LAG_TARGET_SECONDS: Final = 3.0
 SHARE_TARGET: Final = 0.2
@@ -46,27 +52,62 @@ DASHBOARD_TARGET_MS: Final = 50.0
 # A full table.
 
 
-def fill_postgres(events: int, folder: Path, *, roll_up: bool = False) -> None:
-    """Load events over thirty days into a database, and stop its server again. `roll_up`: with aggregates as the
-    service makes them, including uniques and dimensions."""
+def fill_postgres(events: int, folder: Path, *, roll_up: bool = False) -> Filled:
+    """Load events over thirty days into a database, and stop its server again. `roll_up`: with aggregates and KPIs as
+    the service makes them, including uniques and dimensions."""
     with running(EmbeddedPostgres(folder, BULK_SETTINGS)) as postgres:
-        asyncio.run(_fill(postgres.dsn, events, load_config({}, {}, folder) if roll_up else None))
+        return asyncio.run(_fill(postgres.dsn, events, load_config({}, {}, folder) if roll_up else None))
 
 
-async def _fill(dsn: str, events: int, config: Config | None) -> None:
+def grow_postgres(filled: Filled, events: int, folder: Path) -> Filled:
+    """Load further events into a database that `fill_postgres` has filled, until there are so many of them. Their
+    aggregates and KPIs are left to `roll_up_postgres`."""
+    with running(EmbeddedPostgres(folder, BULK_SETTINGS)) as postgres:
+        return asyncio.run(_with_connection(postgres.dsn, partial(grow, filled=filled, events=events)))
+
+
+def roll_up_postgres(filled: Filled, folder: Path, kpi_seconds: float = math.inf) -> None:
+    """Make the aggregates of a filled database, and as many of its KPIs of past windows as this takes."""
+    config = load_config({}, {}, folder)
+    with running(EmbeddedPostgres(folder, BULK_SETTINGS)) as postgres:
+        asyncio.run(
+            _with_connection(postgres.dsn, partial(roll_up, filled=filled, config=config, kpi_seconds=kpi_seconds))
+        )
+
+
+async def _with_connection(dsn: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    connection = await connect(dsn, purpose="bench")
+    try:
+        return await work(connection)
+    finally:
+        await close(connection)
+
+
+async def _fill(dsn: str, events: int, config: Config | None) -> Filled:
     filled = await fill_database(dsn, events)
     connection = await connect(dsn, purpose="bench")
     try:
         # The loaded events name the first journal as theirs. It must not be the collector's.
         await connection.execute("INSERT INTO analytics.journals (identity) VALUES (gen_random_uuid())")
         if config is not None:
-            room = Room(names=config.rollup_event_names, values=config.rollup_dimension_values)
-            await rebuild.note(connection, filled.since, filled.until)
-            while await rebuild.run_once(connection, config.rollup_dimensions, room):
-                pass
-            await connection.execute("VACUUM ANALYZE analytics.event_aggregations")
+            await roll_up(connection, filled, config)
+        return filled
     finally:
         await close(connection)
+
+
+async def roll_up(
+    connection: asyncpg.Connection, filled: Filled, config: Config, kpi_seconds: float = math.inf
+) -> None:
+    """Make the aggregates, their totals and KPIs of all days again, as the service does."""
+    room = Room(names=config.rollup_event_names, values=config.rollup_dimension_values)
+    await rebuild.note(connection, filled.since, filled.until)
+    while await rebuild.run_once(connection, config.rollup_dimensions, room):
+        pass
+    await totals.run_once(connection, datetime.now(UTC), seconds=math.inf)
+    await kpis.run_once(connection, datetime.now(UTC), kpis.load(), seconds=kpi_seconds)
+    for table in ("event_aggregations", "bucket_totals", "metrics"):
+        await connection.execute(f"VACUUM ANALYZE analytics.{table}")
 
 
 # The run.
@@ -90,7 +131,7 @@ class Measurements:
         self.others_cores = 0.0
 
     def measure(self, what: str, service: Service, send: Callable[[Service], Sent]) -> Rolled:
-        others = OtherCpu(service)
+        others = OtherCpu(service.processes)
         rolled = measure_load(service, send)
         self.others_cores = max(self.others_cores, cores := others.cores())
         print(f"{what}: {rolled.events:,} events; others used {cores:.2f} cores", file=sys.stderr, flush=True)
@@ -98,7 +139,7 @@ class Measurements:
 
 
 @contextlib.contextmanager
-def warm_service(per_second: float, prepare: Callable[[Path], None] | None = None) -> Iterator[Service]:
+def warm_service(per_second: float, prepare: Callable[[Path], object] | None = None) -> Iterator[Service]:
     with running_service(prepare=prepare) as service:
         wait_leader(service)
         measure_load(service, partial(send_steadily, per_second=per_second, seconds=WARM_UP_SECONDS))

@@ -92,6 +92,11 @@ class Service:
         others = {self.rollup, *self.database.processes()}
         return [self.process, *(each for each in self.process.children(recursive=True) if each not in others)]
 
+    def processes(self) -> list[psutil.Process]:
+        """All of them: the service's, its rollup worker's and Postgres', which may be among its children."""
+        service = psutil.Process(self.process.pid)
+        return [service, *service.children(recursive=True), *self.database.processes()]
+
     def log(self) -> str:
         """The end of its output."""
         return self._log.read_text(errors="replace")[-4000:]
@@ -150,15 +155,16 @@ class Service:
 
 @contextmanager
 def running_service(
-    *flags: str, workers: int = 1, prepare: Callable[[Path], None] | None = None
+    *flags: str, workers: int = 1, prepare: Callable[[Path], object] | None = None, folder: Path | None = None
 ) -> Iterator[Service]:
     """A service on a fresh folder; both are gone afterwards. `prepare` is called with the folder of its Postgres
-    before the start, and may create a database there."""
-    folder = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
+    before the start, and may create a database there. `folder`: take this one, and leave it, with what the service
+    has stored, for the next."""
+    place = folder or Path(tempfile.mkdtemp(prefix="ingest-bench-"))
     try:
         if prepare is not None:
-            prepare(embedded_folder(folder / "data"))
-        service = Service(folder, flags, workers)
+            prepare(embedded_folder(place / "data"))
+        service = Service(place, flags, workers)
         try:
             service.wait_ready()
             yield service
@@ -168,7 +174,8 @@ def running_service(
         finally:
             service.stop()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, TypeVar
 
@@ -67,8 +67,9 @@ class Watch:
 class OtherCpu:
     """How busy other processes keep the machine, from one call of `cores` to the next."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, processes: Callable[[], Iterable[psutil.Process]]) -> None:
+        """`processes` are the measured ones, other than this process and its ended children."""
+        self._processes = processes
         self._before = self._look()
 
     def cores(self) -> float:
@@ -86,13 +87,10 @@ class OtherCpu:
         return time.monotonic(), busy - self._ours()
 
     def _ours(self) -> float:
-        """This process and its ended children; the service with its rollup worker, Postgres, and their ended
-        children."""
+        """This process, the measured ones, and the ended children of all of them."""
         own = psutil.Process().cpu_times()
         total = own.user + own.system + own.children_user + own.children_system
-        service = psutil.Process(self._service.process.pid)
-        # A set, as Postgres may be a child of the service.
-        for process in {service, *service.children(recursive=True), *self._service.database.processes()}:
+        for process in set(self._processes()):
             try:
                 times = process.cpu_times()
             except psutil.NoSuchProcess:
@@ -106,7 +104,7 @@ class Measurements:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._others = OtherCpu(service)
+        self._others = OtherCpu(service.processes)
         self.others_cores = 0.0
 
     def measure(self, what: str, measure_one: Callable[..., T], *arguments: object) -> T:

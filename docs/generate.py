@@ -132,13 +132,13 @@ def _metrics() -> str:
     collector = Metrics(Accounts(), Gauges(journals=tuple, can_accept=lambda: True, budget=Budget(1, lambda: 0.0)), 0)
     collector.watch(Connections(Limits(0, 0, 0), Seat(Census(), 0), str, lambda: 0.0))
     rows = "\n".join(_families(collector.page()))
-    of_rollup = "\n".join(_families(RollupMetrics("rollup-0").page()))
+    of_rollup = "\n".join([row for row in _families(RollupMetrics("rollup-0").page()) if row not in rows])
     return f"""{NOTE}
 # Metrics
 
 `GET /metrics` answers in Prometheus' text format; [Operate](../how-to/operate.md#health-and-metrics) says who may
-read it. Each sample has the label `worker`, and `ingest serve` puts all its workers on one page. `process_…` and
-`python_…` come from the Prometheus client.
+read it. Each sample has the label `worker`, and `ingest serve` puts all its workers on one page. `process_…`,
+`ingest_writer_process_…` (of the process that stores events) and `python_…` come from the Prometheus client.
 
 `received = stored + duplicate + rejected + pending` holds at every moment; `ingest_events_unaccounted` is the
 difference, and anything but zero is a bug.

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from tests.support.collector import client, start
 from tests.support.commands import ingest, ingest_here
-from tests.support.crashes import mortal, mortal_template
+from tests.support.crashes import mortal, mortal_on_disk, mortal_template
 from tests.support.databases import SMALL, Server, execute, memory_folder, run_apart, with_database
 from tests.support.experiment_results import running
 from tests.support.pooler import Pooler
@@ -41,6 +42,7 @@ __all__ = [
     "ingest_here",
     "module_database",
     "mortal",
+    "mortal_on_disk",
     "mortal_template",
     "running",
     "start",
@@ -49,15 +51,27 @@ __all__ = [
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# No timing assertions: by default, an example that takes longer than 0.2 seconds fails, as on a busy machine.
+# CI says whether a commit is sound, with the same examples each time; to look for new ones is for other runs.
+settings.register_profile(
+    "tests",
+    settings(),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
+settings.load_profile("tests")
+
 
 class OutsideServer:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
 
 
-_OF_THE_SERVICE = {"start", "mortal", "module_database"}
+_OF_THE_SERVICE = {"start", "mortal", "mortal_on_disk", "module_database"}
 _RUN_THE_SERVICE = {
-    f"tests.support.{name}" for name in ("service", "collector", "faults", "statistics", "experiments")
+    f"tests.support.{name}"
+    for name in ("service", "collector", "faults", "statistics", "experiments", "dashboard", "dashboards")
 }
 
 

@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "rollup": "base events postgres journal",
     "api": "base events postgres http intake",
     "features": "base events postgres http journal rollup api",
-    "service": "base events postgres http journal store intake rollup api features",
-    "commands": "base events postgres http journal store intake rollup api features service",
+    "dashboard": "base events postgres http intake rollup api features",
+    "service": "base events postgres http journal store intake rollup api features dashboard",
+    "commands": "base events postgres http journal store rollup api features service",
     "__main__": "base commands",
 }
 # No input or output, no clock, no threads.
@@ -34,6 +35,7 @@ PURE = (
     "base.refusals",
     "intake.dedupe",
     "intake.dialects",
+    "intake.recent_entries",
     "journal.accounts",
     "journal.segments",
     "rollup.alike",
@@ -45,6 +47,7 @@ PURE = (
     "api.contact_fields",
     "api.email_addresses",
     "api.tokens",
+    "dashboard.picture",
     "features.leads.lead",
     "features.onboarding.steps",
     "features.onboarding.activities",
@@ -55,6 +58,20 @@ PURE = (
     "features.stats.query",
     "features.stats.steps",
     "features.stats.times",
+    "dashboard.charts",
+    "dashboard.countries",
+    "dashboard.covering",
+    "dashboard.events_range",
+    "dashboard.exposition",
+    "dashboard.formats",
+    "dashboard.funnel_steps",
+    "dashboard.outcomes",
+    "dashboard.refusals",
+    "dashboard.tables",
+    "dashboard.tokens",
+    "dashboard.view",
+    "dashboard.vitals",
+    "dashboard.words",
 )
 IMPURE = {"aiohttp", "asyncpg", "asyncio", "socket", "time", "threading", "prometheus_client"}
 READS_CONFIG = ("base.config", "base.config_sources", "service", "commands", "__main__")

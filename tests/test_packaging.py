@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIREMENTS = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["fuzz"]]
 
 
 def locked() -> dict[str, str]:
@@ -53,3 +54,11 @@ def test_hooks_call_the_tools_of_make_lint() -> None:
     recipe = makefile.partition("\nlint:")[2].partition("\n\n")[0]
     lint = re.findall(r"\$\(BIN\)/([\w-]+)", recipe)
     assert set(tools) == set(lint) != set()
+
+
+def test_the_built_scripts_are_packaged_though_folders_of_their_name_are_ignored() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert build["targets"]["wheel"]["packages"] == ["ingest"]
+    assert "/ingest/web/dist/*" in build["artifacts"]
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert ignored.index("!/ingest/web/dist/") > ignored.index("dist/")

@@ -1,3 +1,4 @@
--- The latest KPIs by day, with their descriptions.
+-- The latest KPIs by day, with their descriptions, but no entry pages one by one.
 select name, time_window_start, dimensions, value_numeric, description from analytics.metrics
-where granularity = 'day' order by time_window_start desc, name, dimensions limit 30;
+where granularity = 'day' and (name <> 'session_entries' or dimensions = '{}')
+order by time_window_start desc, name, dimensions limit 30;

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import orjson
 
-from ingest.api.api_keys import PREFIX, KeyRing
+from ingest.api.api_keys import PREFIX, ApiKey, KeyRing
 from ingest.http.clients import authorization_key, one_of
 
 
@@ -103,7 +103,7 @@ class Authenticator:
             return await self._by_key(given)
         # A configured admin key may contain dots, too.
         if self._is_admin_key(given):
-            return _caller_of([Scope.ADMIN.value], CONFIGURED)
+            return configured_admin()
         if given.count(".") == 2:
             return self._by_token(given)
         raise Unauthorized("the key is unknown")
@@ -112,7 +112,7 @@ class Authenticator:
         key = await self._keys.find(given)
         if key is None:
             raise Unauthorized("the key is unknown, revoked or expired")
-        return _caller_of(key.scopes, str(key.id))
+        return caller_of_key(key)
 
     def _by_token(self, given: str) -> Caller:
         if self._verify is None:
@@ -121,16 +121,37 @@ class Authenticator:
             claims = self._verify(given)
         except InvalidToken as error:
             raise Unauthorized(str(error)) from None
-        role = str(claims["role"])
-        metadata = claims.get("app_metadata")
-        person = metadata.get("role") if isinstance(metadata, dict) else None
-        if role == "service_role":
-            scopes = frozenset(Scope)
-        elif role == "authenticated" and isinstance(person, str):
-            scopes = _OF_PERSON.get(person, frozenset())
-        else:
-            scopes = frozenset()
-        return Caller(role, scopes, _as_text(claims))
+        return caller_of_claims(claims)
+
+
+def caller_of_key(key: ApiKey) -> Caller:
+    """Whoever has this API key."""
+    return _caller_of(key.scopes, str(key.id))
+
+
+def configured_admin() -> Caller:
+    """Whoever has one of the admin keys in the configuration."""
+    return _caller_of([Scope.ADMIN.value], CONFIGURED)
+
+
+def analyst() -> Caller:
+    """Somebody who may read statistics, and has no key of their own."""
+    role, claims, scopes = _OF_SCOPE[Scope.READ]
+    return Caller(role, scopes, orjson.dumps(claims).decode())
+
+
+def caller_of_claims(claims: Mapping[str, Any]) -> Caller:
+    """Whoever has a valid JWT with these claims. Raises Unauthorized."""
+    role = str(claims["role"])
+    metadata = claims.get("app_metadata")
+    person = metadata.get("role") if isinstance(metadata, dict) else None
+    if role == "service_role":
+        scopes = frozenset(Scope)
+    elif role == "authenticated" and isinstance(person, str):
+        scopes = _OF_PERSON.get(person, frozenset())
+    else:
+        scopes = frozenset()
+    return Caller(role, scopes, _as_text(claims))
 
 
 def secret_key_checker(keys: KeyRing, admin_keys: Sequence[str]) -> Callable[[str], bool]:

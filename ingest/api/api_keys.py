@@ -87,6 +87,8 @@ class KeyRing:
         self._pool = pool
         # Hash -> key; replaced whole by `refresh`.
         self._known: dict[bytes, ApiKey] = {}
+        # The same by id.
+        self._by_id: dict[UUID, ApiKey] = {}
         # Ids of keys used since the last refresh, which writes them to the database.
         self._used: set[UUID] = set()
         self._reading = asyncio.Lock()
@@ -105,6 +107,14 @@ class KeyRing:
     def known(self, text: str) -> ApiKey | None:
         """The same without asking the database."""
         key = self._known.get(hash_of(text))
+        if key is None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
+            return None
+        self._used.add(key.id)
+        return key
+
+    def known_by_id(self, key_id: UUID) -> ApiKey | None:
+        """The valid key with this id, for those who have shown the key before."""
+        key = self._by_id.get(key_id)
         if key is None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
             return None
         self._used.add(key.id)
@@ -130,3 +140,4 @@ class KeyRing:
                 used, self._used = self._used, set()
                 rows = await connection.fetch(_QUERIES["refresh"], list(used))
             self._known = {row["hash"]: _key(row) for row in rows}
+            self._by_id = {key.id: key for key in self._known.values()}

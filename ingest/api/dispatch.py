@@ -56,8 +56,8 @@ class Api:
         limits: RequestLimits,
         address_of: Callable[[web.BaseRequest], str],
     ) -> None:
-        self._backend = backend
-        self._authenticator = authenticator
+        self.backend = backend
+        self.authenticator = authenticator
         self.limits = limits
         self.address_of = address_of
         self._quiet = Quiet()
@@ -70,17 +70,17 @@ class Api:
         """A request's address and caller, within their limits and with the scope. Raises Problem."""
         address = self.address_of(request)
         try:
-            caller = await self._authenticator.identify(
+            caller = await self.authenticator.identify(
                 request.headers.get("Authorization"), request.headers.get("X-API-Key")
             )
         except Unauthorized as error:
             # Guessing keys is rate limited like asking without one.
-            _take(self.limits.by_address, rate_limit_key(address))
+            take(self.limits.by_address, rate_limit_key(address))
             raise Problem(401, "unauthorized", str(error), headers=BEARER) from None
         if caller.key is None:
-            _take(self.limits.by_address, rate_limit_key(address))
+            take(self.limits.by_address, rate_limit_key(address))
         else:
-            _take(self.limits.by_key, caller.key)
+            take(self.limits.by_key, caller.key)
         if scope is not None and scope not in caller.scopes:
             raise _wrong_scope(caller, scope)
         return address, caller
@@ -121,7 +121,7 @@ class Api:
     async def _served(self, operation: Operation, request: web.Request) -> web.StreamResponse:
         """The answer of the operation's handler. Raises Problem, Invalid, and what the database raises."""
         address, caller = await self.admit(request, operation.scope)
-        call = Call(self._backend, operation.feature, request, address, caller)
+        call = Call(self.backend, operation.feature, request, address, caller)
         call.session_token = session_token_of(request, needed=operation.session)
         hold = self.limits.budget.hold(rate_limit_key(address))
         try:
@@ -156,13 +156,13 @@ class Api:
             status = STATUS_OF_REASON.get(refusal.reason, 400)
             headers = retry_after() if status == 503 else None
             raise Problem(status, refusal.reason.value, refusal.detail, headers=headers) from None
-        if not self._backend.conceals:
+        if not self.backend.conceals:
             return body
-        text = self._backend.concealed(body.decode("utf-8", "surrogateescape"), call.address)
+        text = self.backend.concealed(body.decode("utf-8", "surrogateescape"), call.address)
         return conceal_own_number(text.encode("utf-8", "surrogateescape"), own_address(call.address))
 
 
-def _take(limit: RateLimit, subject: str) -> None:
+def take(limit: RateLimit, subject: str) -> None:
     """Count a request against a limit. Raises Problem when there is none left."""
     if limit.enabled and (wait := limit.take(subject)):
         seconds = int(wait) + 1

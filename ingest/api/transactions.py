@@ -38,6 +38,19 @@ class Transactions:
 
         Raises Unavailable and TooSlow; what the database says of the rows themselves is raised as it is.
         """
+        on_behalf = self._on_behalf(caller, address, user_agent, settings)
+        async with self._pool.lent(feature) as connection, connection.begun_with(on_behalf):
+            yield connection
+
+    @asynccontextmanager
+    async def reading(self, caller: Caller) -> AsyncIterator[asyncpg.Connection]:
+        """A connection in a read-only transaction with a single snapshot of the database. Raises as `on_behalf`."""
+        begin = f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; {self._on_behalf(caller, '', '', {})}"
+        async with self._pool.lent() as connection, connection.begun_with(begin):
+            yield connection
+
+    def _on_behalf(self, caller: Caller, address: str, user_agent: str, settings: Mapping[str, str]) -> str:
+        """The statement that makes a transaction the caller's."""
         unknown = settings.keys() - set(SETTINGS)
         assert not unknown, unknown
         statement_ms = str(round(self._pool.timeout_seconds * 1000))
@@ -53,10 +66,7 @@ class Transactions:
             "statement_ms": statement_ms,
             "lock_ms": lock_ms,
         }
-        on_behalf = fill(_ON_BEHALF, **{name: quoted(value) for name, value in values.items()})
-        async with self._pool.lent(feature) as connection, connection.transaction():
-            await connection.execute(on_behalf)
-            yield connection
+        return fill(_ON_BEHALF, **{name: quoted(value) for name, value in values.items()})
 
 
 def quoted(text: str) -> str:

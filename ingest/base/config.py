@@ -14,6 +14,7 @@ import msgspec
 
 from ingest.base.errors import IngestError
 from ingest.base.origins import origin
+from ingest.base.paths import OWN, events_path, script_path
 from ingest.base.setting import (
     GIB,
     KB,
@@ -116,6 +117,15 @@ PUBLIC_URL = {
     "what": "a URL such as https://events.example.com or https://example.com/events",
     "metavar": "URL",
 }
+SCRIPT_PATH = {
+    "each": script_path,
+    "what": f"a path such as /js/t.js that does not begin with {', '.join(OWN[:-1])} or {OWN[-1]}, "
+    "nor end in 16 hex digits",
+}
+COLLECT_PATH = {
+    "each": events_path,
+    "what": f"a path such as /js/e that does not begin with {', '.join(OWN[:-1])} or {OWN[-1]}, or /v1/events",
+}
 FERNET = {"each": _fernet_key, "what": "a list of keys, each 32 random bytes in base64url", "secret": True}
 DIMENSIONS = {"each": _dimension, "what": f"a list of {', '.join(DIMENSION_NAMES)}, or none"}
 
@@ -207,6 +217,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             "URL at which clients reach the service; if not set, what trusted_proxies say, or the socket", PUBLIC_URL
         ),
     ] = None
+    script_path: Annotated[str, about("Path of the script that pages load", SCRIPT_PATH)] = "/t.js"
+    collect_path: Annotated[
+        str, about("Path to which that script sends events; /v1/events takes them as well", COLLECT_PATH)
+    ] = "/v1/events"
     metrics_networks: Annotated[
         tuple[str, ...], about("Networks that may read /metrics without a key, unless through a proxy", NETWORKS)
     ] = ("127.0.0.0/8", "::1")
@@ -290,6 +304,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         about("Fernet keys for WhatsApp credentials: the first encrypts, the others still decrypt", FERNET),
     ] = ()
     stats_timeout_seconds: Annotated[float, within(0.1, 600, "Longest statistics query")] = 10.0
+
+    dashboard: Annotated[bool, about("Serve the dashboard at /")] = True
+    dashboard_session_hours: Annotated[
+        float,
+        within(0.1, 24 * 365, "How long a sign-in to the dashboard lasts; with a token, until that expires"),
+    ] = 168.0
+    dashboard_timeout_seconds: Annotated[float, within(0.1, 600, "Longest query of the dashboard")] = 5.0
+    dashboard_requests: Annotated[
+        int, within(1, 1000, "Requests to the dashboard that a worker answers at a time; others wait")
+    ] = 16
+    dashboard_streams: Annotated[int, within(0, 10_000, "Viewers who follow live, for each worker")] = 250
 
     statement_timeout_seconds: Annotated[
         float, within(0.1, 3600, "Longest COPY transaction; after that, reconnect and ask the ledger")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.base.config import AT_LEAST, SETTINGS, Config, ConfigError
+from ingest.base.paths import is_of_script
 from ingest.base.setting import Setting, as_written, read_words, split_words
 
 # A Kubernetes Service called "ingest" puts these into every pod of its namespace: they are not ours, and to
@@ -56,6 +57,9 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], folder: Path) 
             large, small = (_sourced(config, name, given) for name in (larger, smaller))
             factor = {1: "", 2: "twice "}.get(times, f"{times} times ")
             raise ConfigError(f"{large} must be at least {factor}{small}")
+    if is_of_script(config.script_path, config.collect_path):
+        script, collect = (_sourced(config, name, given) for name in ("script_path", "collect_path"))
+        raise ConfigError(f"{collect} must not be a path at which scripts are served; see {script}")
     return config
 
 

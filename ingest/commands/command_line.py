@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 from itertools import takewhile
@@ -78,6 +79,11 @@ COMMANDS = (
     ),
     Command("maintenance", "list the rollup worker's scheduled tasks, or run one of them now", _OF_MAINTENANCE),
     Command("types", "write TypeScript definitions of the database, for supabase-js"),
+    Command(
+        "snippet",
+        "print the lines that make a page send its views and events",
+        ("host", "port", "public_url", "write_keys", "script_path", "collect_path"),
+    ),
     Command("seed", "load sample data once; refuses outside development", (*_WHERE, "environment")),
     Command(
         "encryption",
@@ -103,6 +109,8 @@ class _Parser(argparse.ArgumentParser):
             message = f"{argument}must be one of {known.rstrip(')')}"
         if choices := re.fullmatch("one of the arguments (.*) is required", message):
             message = f"give one of {', '.join(choices[1].split())}"
+        if expected := re.fullmatch("argument (.*): expected one argument", message):
+            message = f"{expected[1]} needs a value: {expected[1]}=VALUE if that begins with dashes"
         if missing := re.fullmatch("the following arguments are required: (.*)", message):
             first, *more = missing[1].split(", ")
             message = f"{' and '.join([first, *more])} {'are' if more else 'is'} required"
@@ -165,11 +173,32 @@ def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
     strange = [word for word in takewhile("--".__ne__, words) if word.startswith("--") and not _is_known(word, leaf)]
     if strange and not command.passes_on:
         raise _unexpected(strange, leaf, own)
-    given, rest = leaf.parse_known_args(words)
+    given, rest = leaf.parse_known_args(words if command.passes_on else list(_joined(words, leaf)))
     if rest and not command.passes_on:
         raise _unexpected(rest, leaf, own)
     given.action, given.rest = action, rest
     return command, given
+
+
+def _joined(words: list[str], leaf: argparse.ArgumentParser) -> Iterator[str]:
+    """The words, with `--flag -value` as `--flag=-value`: argparse takes -value for a flag, but generated keys may
+    begin with a dash."""
+    each = iter(words)
+    for word in each:
+        if word == "--":
+            yield from (word, *each)
+            return
+        option = _flags(leaf).get(word)
+        if option is None or option.nargs is not None:
+            yield word
+            continue
+        value = next(each, None)
+        if value is None:
+            yield word
+        elif value.startswith("-") and not value.startswith("--") and value not in _flags(leaf):
+            yield f"{word}={value}"
+        else:
+            yield from (word, value)
 
 
 def _split_action(words: list[str], command: argparse.ArgumentParser) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from ingest.http.binding import host_in_url
 from ingest.postgres import connections, migrations
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.postgres.lock_waits import Patience
+from ingest.postgres.pool import TooSlow, Unavailable
 from ingest.service.collector import start_collector
 from ingest.service.loops import run_every
 from ingest.service.supervisor import (
@@ -62,7 +64,10 @@ async def _run(config: Config, sock: socket.socket) -> int:
                 guards.append(asyncio.create_task(_keep_running(postgres, stop.asked)))
             if config.rollup:
                 guards.append(asyncio.create_task(keep_rollup_running(config, stop.asked)))
-            _say(_welcome(config, collector.port, own_database=postgres is not None))
+            link = None
+            with contextlib.suppress(Unavailable, TooSlow):
+                link = await collector.sign_in_path() if config.dashboard else None
+            _say(_welcome(config, collector.port, link, own_database=postgres is not None))
             await serve_until_stopped(collector, stop)
     finally:
         stop.asked.set()
@@ -109,9 +114,10 @@ async def _keep_running(postgres: EmbeddedPostgres, stop: asyncio.Event) -> None
     await run_every(CHECK_POSTGRES_SECONDS, check, stop, what="keeping PostgreSQL running")
 
 
-def _welcome(config: Config, port: int, own_database: bool) -> str:
+def _welcome(config: Config, port: int, link: str | None, own_database: bool) -> str:
     where = f"http://{host_in_url(config.host)}:{port}"
-    return f"""
+    dashboard = f"\n  dashboard   {where}{link}  (signs you in, once)" if link is not None else ""
+    return f"""{dashboard}
   events      POST {where}/v1/events
   Segment     {where}  (your SDK's host)
   statistics  {where}/v1/stats/totals

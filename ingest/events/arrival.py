@@ -13,9 +13,15 @@ from ingest.events.row import fields
 from ingest.events.values.locations import Place
 from ingest.events.values.sources import NO_HOSTS, OwnHosts
 from ingest.events.values.user_agents import NO_DEVICE, describe_user_agent
+from ingest.events.values.visitors import Visitor
 
 
 def _nowhere(text: str) -> Place | None:
+    return None
+
+
+def no_visitor(day: str, visitor: Visitor) -> str | None:
+    """For events whose visitor cannot be known."""
     return None
 
 
@@ -24,7 +30,8 @@ class Limits(NamedTuple):
 
     locate: what may be stored of an address that an event names, None if it is not a public one.
     placeholders: values that are not real ids.  conceals: whether addresses lose their last part.
-    own_hosts: hosts that do not count as sources of visits.
+    own_hosts: hosts that do not count as sources of visits.  visitor_of: the id of a cookieless visitor on a day,
+    None if the salt of that day is not known.
     """
 
     max_event_bytes: int
@@ -37,6 +44,7 @@ class Limits(NamedTuple):
     placeholders: Placeholders = Placeholders()
     conceals: bool = False
     own_hosts: OwnHosts = NO_HOSTS
+    visitor_of: Callable[[str, Visitor], str | None] = no_visitor
 
 
 class Sender(NamedTuple):
@@ -68,6 +76,7 @@ class Arrival(NamedTuple):
 
     sent_at: by the client's clock, None if it did not say.  authenticated: whether it carried a credential that is
     not public.  first_came: for a replay, when it first came.  own: whether the service itself made it, not a client.
+    address: the full one, which is never stored unless the sender has it as well.  site: the write key, or "".
     """
 
     moment: Moment
@@ -79,6 +88,8 @@ class Arrival(NamedTuple):
     authenticated: bool = False
     first_came: datetime | None = None
     own: bool = False
+    address: str = ""
+    site: str = ""
 
 
 def moment_of(received_at: datetime, limits: Limits) -> Moment:
@@ -97,13 +108,17 @@ def arrive(
     authenticated: bool = False,
     first_came: datetime | None = None,
     own: bool = False,
+    address: str = "",
+    site: str = "",
 ) -> Arrival:
     """Work out once per request what all its events share. `first_came` is ignored unless it is between the oldest
     accepted time and now."""
     if first_came is not None and not moment.oldest <= first_came <= moment.at:
         first_came = None
     sender_fields = sender_fields_of(sender)
-    return Arrival(moment, sent_at, sender, sender_fields, hazards, limits, authenticated, first_came, own)
+    return Arrival(
+        moment, sent_at, sender, sender_fields, hazards, limits, authenticated, first_came, own, address, site
+    )
 
 
 @lru_cache(maxsize=4096)

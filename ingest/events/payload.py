@@ -31,6 +31,7 @@ class RawEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     referrer: str | None = None
     sentAt: str | int | float | None = None
     sent_at: str | int | float | None = None
+    cookieless: bool | str | None = None
 
 
 class Part(NamedTuple):

@@ -43,6 +43,7 @@ from ingest.events.values.urls import (
     may_hold_credentials,
     strip_credentials,
 )
+from ingest.events.visitors import set_cookieless_visitors
 
 
 class Processed(NamedTuple):
@@ -358,6 +359,7 @@ STEPS: Final[tuple[Step, ...]] = (
     set_context,
     set_person,
     set_page,
+    set_cookieless_visitors,
     set_sender,
 )
 

@@ -26,9 +26,10 @@ class Cors:
         self._credentials = credentials
 
     def add(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Add the headers to a response. Never `*` together with credentials: CORS forbids it."""
+        """Add the headers to a response, unless its handler has: then it is public. Never `*` together with
+        credentials: CORS forbids it."""
         origin = request.headers.get("Origin")
-        if origin is not None:
+        if origin is not None and "Access-Control-Allow-Origin" not in response.headers:
             response.headers.update(self.headers_for(origin))
 
     def headers_for(self, origin: str) -> dict[str, str]:

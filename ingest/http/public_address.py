@@ -11,7 +11,7 @@ from aiohttp import web
 
 from ingest.events.values.locations import Network, is_trusted
 
-_HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _MAX_CHARACTERS: Final = 300
 
@@ -55,7 +55,7 @@ class PublicAddress:
         prefix = _nearest(headers.get("X-Forwarded-Prefix")).rstrip("/")
         return Place(
             "https" if _nearest(headers.get("X-Forwarded-Proto")).lower() == "https" else "http",
-            host if len(host) <= _MAX_CHARACTERS and _HOST.fullmatch(host) else direct.host,
+            host if len(host) <= _MAX_CHARACTERS and HOST.fullmatch(host) else direct.host,
             prefix if len(prefix) <= _MAX_CHARACTERS and _PREFIX.fullmatch(prefix) else "",
         )
 

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
+from ingest.base import paths
 from ingest.base.bites import Bites
 from ingest.base.logs import Quiet
 from ingest.base.refusals import PayloadRefused, RejectReason
@@ -25,7 +26,7 @@ from ingest.events.values.locations import (
     public_address,
     rate_limit_key,
 )
-from ingest.http.answers import answer, plain, problem, refuse
+from ingest.http.answers import answer, plain, refuse
 from ingest.http.bodies import read_packed, take_whole
 from ingest.http.budget import Budget, Hold
 from ingest.http.clients import authorization_key
@@ -38,13 +39,14 @@ from ingest.intake.dialects.batches import PART_BYTES
 from ingest.intake.dialects.formats import is_json, to_json
 from ingest.intake.dialects.native import read_native
 from ingest.intake.dialects.segment import read_segment
-from ingest.intake.intake import NOT_WRITTEN, Intake
+from ingest.intake.intake import Intake
 from ingest.intake.outcomes import acknowledge, acknowledge_replay
+from ingest.intake.recent import NOT_WRITTEN
 from ingest.intake.submission import Request, Submission
 
 logger = logging.getLogger(__name__)
 
-NATIVE_PATH: Final = "/v1/events"
+NATIVE_PATH: Final = paths.EVENTS
 SEGMENT_CALLS: Final = {
     "/v1/batch": None,
     "/v1/b": None,
@@ -85,6 +87,8 @@ class CollectSettings(NamedTuple):
     volume: Volume
     is_secret_key: Callable[[str], bool]
     trusted_proxies: tuple[Network, ...]
+    collect_path: str = NATIVE_PATH
+    """Another path for native events."""
 
 
 class _TryLater(PayloadRefused):
@@ -120,11 +124,13 @@ class CollectHandler:
 
     def routes(self) -> dict[str, Handler]:
         """Path -> handler of its POST requests."""
-        return {path: self._handler(path, decode) for path, decode in self._decoders().items()}
+        found = {path: self._handler(path, decode) for path, decode in self._decoders().items()}
+        return {**found, self._settings.collect_path: found[NATIVE_PATH]}
 
     def takers(self) -> dict[str, Take]:
         """Path -> the same for requests that have arrived completely, see http/short_way.py. Not for replays."""
-        return {path: self._taker(path, decode) for path, decode in self._decoders().items()}
+        found = {path: self._taker(path, decode) for path, decode in self._decoders().items()}
+        return {**found, self._settings.collect_path: found[NATIVE_PATH]}
 
     def _decoders(self) -> dict[str, Decode]:
         max_events, max_event_bytes = self._settings.max_batch_events, self._settings.max_event_bytes
@@ -343,9 +349,10 @@ def _has_many_objects(body: bytes) -> bool:
     return len(body) > 2 * _MANY_OBJECTS and b"{" in body.replace(b"{", b"[", _MANY_OBJECTS)
 
 
-def takes_events(path: str) -> bool:
-    """Whether pages of other sites send events to this path, or read there where to send them."""
-    return path == NATIVE_PATH or path in SEGMENT_CALLS or path.startswith(_PROJECTS)
+def takes_events(collect_path: str = NATIVE_PATH) -> Callable[[str], bool]:
+    """Tells whether pages of other sites send events to a path, or read there where to send them."""
+    sent_to = frozenset({NATIVE_PATH, collect_path, *SEGMENT_CALLS})
+    return lambda path: path in sent_to or path.startswith(_PROJECTS)
 
 
 def segment_settings(public: PublicAddress) -> Callable[[web.Request], Awaitable[web.Response]]:
@@ -376,24 +383,3 @@ def segment_settings(public: PublicAddress) -> Callable[[web.Request], Awaitable
         )
 
     return handle
-
-
-async def root(request: web.Request) -> web.Response:
-    """A summary of the service, for anyone who opens its address in a browser."""
-    return answer(
-        200,
-        {"service": "ingest", "events": f"POST {NATIVE_PATH}", "documentation": "/docs", "openapi": "/openapi.json"},
-    )
-
-
-async def unknown_route(request: web.Request) -> web.Response:
-    """Respond to an unknown path with 404, and to an unsupported method with 405."""
-    methods: set[str] = set()
-    for resource in request.app.router.resources():
-        if resource.canonical != "/{anything}":
-            methods |= (await resource.resolve(request))[1]
-    if methods:
-        allow = {"Allow": ", ".join(sorted(methods | {"OPTIONS"}))}
-        return problem(405, "method_not_allowed", f"{request.path} takes {' or '.join(sorted(methods))}", allow)
-    detail = f"there is no route {request.path}; events go to POST {NATIVE_PATH}, and /docs lists all other routes"
-    return problem(404, "unknown_route", detail)

@@ -12,7 +12,8 @@ import orjson
 from ingest.base.waits import set_done
 from ingest.intake.dialects.decoding import MAX_EVENT_BYTES
 from ingest.intake.dialects.native import read_native
-from ingest.intake.intake import NOT_WRITTEN, Intake
+from ingest.intake.intake import Intake
+from ingest.intake.recent import NOT_WRITTEN
 from ingest.intake.submission import Request, Submission
 
 logger = logging.getLogger(__name__)

@@ -27,6 +27,8 @@ from ingest.events.payload import EVENT_BYTES
 from ingest.events.steps import write_lines
 from ingest.intake.dedupe import DedupeWindow
 from ingest.intake.opening import Opener
+from ingest.intake.recent import NOT_WRITTEN, Recent
+from ingest.intake.recent_entries import KEPT
 from ingest.intake.refused_events import RefusedEvents
 from ingest.intake.settings import IntakeSettings
 from ingest.intake.slices import (
@@ -45,13 +47,12 @@ from ingest.intake.turn import Turn
 from ingest.intake.waiting import Waiting
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalFull
-from ingest.journal.open_record import OpenRecord
+from ingest.journal.open_record import OpenRecord, encode
 
 logger = logging.getLogger(__name__)
 
 TURN_SECONDS: Final = 0.01
 """How long one turn may hold the event loop. A bite that has started by then is finished first."""
-NOT_WRITTEN: Final = Refusal(RejectReason.JOURNAL_UNAVAILABLE, "the journal could not be written")
 
 
 class Intake:
@@ -63,6 +64,7 @@ class Intake:
         window: DedupeWindow,
         accounts: Accounts,
         tail: Tail,
+        recent: Recent,
         settings: IntakeSettings,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -70,6 +72,7 @@ class Intake:
         self._window = window
         self._accounts = accounts
         self._tail = tail
+        self._recent = recent
         self._settings = settings
         self._clock = clock
         self._budget = settings.budget
@@ -96,6 +99,7 @@ class Intake:
         """Count a request refused as a whole as one event, and keep its text if it is worth keeping."""
         self._accounts.received += 1
         self._accounts.reject(refusal.reason)
+        self._recent.refuse(path, [(0, refusal)])
         if self._tail.followed:
             self._tail.publish([TailEntry(path, [], [(0, refusal)])])
         if sender is None:
@@ -282,6 +286,7 @@ class Intake:
         if refusals:
             refusals, rejected_lines = self._refused.book(submission, opened, refusals, turn.ending)
             turn.rejected_lines += rejected_lines
+            self._recent.refuse(submission.request.path, refusals)
         if self._tail.followed:
             turn.for_tail.append(TailEntry(submission.request.path, lines, refusals))
         if not submission.pass_taken(opened):
@@ -307,6 +312,7 @@ class Intake:
             except JournalFull as error:
                 full = Refusal(error.reason, str(error))
                 self._accounts.reject(error.reason, len(turn.lines))
+                self._recent.lose(encode(turn.lines[-KEPT:]), full)
                 # The rest of the large submissions that this turn took a part of is not processed.
                 for submission in turn.begun:
                     self._queue.remove(submission)

@@ -87,6 +87,8 @@ class Opener:
             authenticated=authenticated,
             first_came=first_came,
             own=request.own,
+            address=request.address,
+            site=request.header_key or payload.write_key or "",
         )
         return Opened(payload, arrival)
 

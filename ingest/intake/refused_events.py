@@ -12,6 +12,7 @@ from ingest.events.anonymity import conceal_members, conceal_own, conceal_own_nu
 from ingest.events.arrival import Limits, Sender
 from ingest.events.values.timestamps import parse_time
 from ingest.events.values.urls import strip_credentials
+from ingest.intake.dialects.cookieless import without_ids
 from ingest.intake.dialects.decoding import pieces, sent_at_in
 from ingest.intake.opening import LINE_BYTES
 from ingest.intake.submission import Opened, Submission
@@ -60,10 +61,10 @@ class RefusedEvents:
     def line(
         self, refusal: Refusal, sender: Sender, *, path: str, received_at: str, sent_at: str | None, ending: str
     ) -> str | None:
-        """The line for analytics.rejected_events; None if it is not kept: its reason is in NOT_KEPT, it is empty, or
-        there are too many at once."""
+        """The line for analytics.rejected_events; None if it is not kept: its reason is in NOT_KEPT, it is empty, it
+        is cookieless and cannot be read, or there are too many at once."""
         limit = self._limits.max_event_bytes
-        payload, detail = strip_credentials(refusal.raw[:limit]), refusal.detail
+        payload, detail = strip_credentials(without_ids(refusal.raw[:limit]) or b""), refusal.detail
         size = len(payload) + len(detail) + len(sender.user_agent) + LINE_BYTES
         if refusal.reason in NOT_KEPT or not payload or not self._keep_rejected(size):
             return None

@@ -74,6 +74,7 @@ def is_plain(opened: Opened) -> bool:
     each of them, but for the device and address of its sender."""
     parts, arrival = opened.payload.parts, opened.arrival
     part = parts[0]
+    event = part.events[0]
     return (
         len(parts) == 1
         and len(part.events) == 1
@@ -83,7 +84,8 @@ def is_plain(opened: Opened) -> bool:
         and not arrival.authenticated
         and not arrival.own
         and not arrival.sender.own
-        and not isinstance(part.events[0], Refusal)
+        and not isinstance(event, Refusal)
+        and not event.cookieless
         and not _is_heavy(part)
     )
 

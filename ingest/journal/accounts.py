@@ -24,6 +24,8 @@ class Accounts:
         self.duplicate_in_database = 0
         self.rejected: Counter[RejectReason] = Counter()
         self.cleaned = 0
+        # Cookieless events that were accepted without a visitor.
+        self.without_visitor = 0
         # Callbacks, not counters: each journal counts its own pending events.
         self._pending: list[Callable[[], int]] = []
 

@@ -143,9 +143,14 @@ class Journal:
         return not self.has_backlog or self.stored_through >= number
 
     @property
+    def full_at_bytes(self) -> int:
+        """Bytes on disk beyond which one more full record may not fit within the byte limit."""
+        return self._max_bytes - min(MAX_OPEN_BYTES, self._max_bytes // 8)
+
+    @property
     def has_room(self) -> bool:
         """Whether one more full record fits within the byte limit."""
-        return self.backlog.disk_bytes + min(MAX_OPEN_BYTES, self._max_bytes // 8) <= self._max_bytes
+        return self.backlog.disk_bytes <= self.full_at_bytes
 
     @property
     def is_stalled(self) -> bool:
@@ -302,7 +307,7 @@ class Journal:
                 except Exception:
                     # A bug must not affect the other requests of the record.
                     logger.exception(
-                        "journal %d: a request could not be told of record %d", self.number, record.number
+                        "journal %d: a request was not answered after record %d", self.number, record.number
                     )
             if self._open.opened_at_us:
                 self._begin_write()

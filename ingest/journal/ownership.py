@@ -53,6 +53,8 @@ class Ownership:
         self.owners: list[uuid.UUID] = []
         self.unclaimed_from: int | None = None
         self.is_copy = False
+        # Whether the file's name is known to be durable: a process that was killed may have left it otherwise.
+        self._is_named = False
         self._read()
 
     @classmethod
@@ -119,14 +121,14 @@ class Ownership:
         with contextlib.suppress(FileNotFoundError):
             if self._path.stat().st_size > _COMPACT_BYTES:
                 self._compact()
-        is_new = not self._path.exists()
         with self._path.open("ab") as file:
             # Terminate a torn line, so that it stays separate and is ignored.
             file.write(b"\n" + line.encode() if file.tell() and not self._ends_well() else line.encode())
             file.flush()
             os.fsync(file.fileno())
-        if is_new:
+        if not self._is_named:
             segments.flush_folder(self._path.parent)
+            self._is_named = True
 
     def _ends_well(self) -> bool:
         return self._path.read_bytes().endswith(b"\n")
@@ -143,8 +145,9 @@ class Ownership:
             file.write(kept.encode())
             file.flush()
             os.fsync(file.fileno())
+            # The line that is appended next is durable only once the folder is flushed.
+            self._is_named = False
             partial.rename(self._path)
-            segments.flush_folder(self._path.parent)
 
 
 def _owner_line(token: uuid.UUID) -> str:

@@ -8,9 +8,10 @@ of deleted. A file that cannot be read at all is set aside immediately; none of 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -84,6 +85,7 @@ def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recover
     the time it was written.
     """
     paths, mark = segments.list_segments(folder), segments.read_mark(folder)
+    _sync(folder, paths)
     noted = max(mark.stored_through if mark else 0, _noted_position(paths[-1]) if paths else 0)
     found = survey(paths, max(stored_through or 0, noted), layout, mark)
     known: dict[Path, KnownSegment] = {}
@@ -125,6 +127,24 @@ def recover(folder: Path, layout: Layout, stored_through: int | None) -> Recover
         corrupt_segments,
         torn_bytes,
     )
+
+
+def _sync(folder: Path, paths: Sequence[Path]) -> None:
+    """A process that was killed may have left records, and names of files and folders, that only the kernel's memory
+    has. What is acknowledged from now on must not depend on those."""
+    for path in (*paths, folder, *folder.parents):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if segments.is_passing(error):
+                raise
+            # A folder that is not ours to read is older than the journal; and what is no file cannot be synced.
+            harmless = isinstance(error, PermissionError) or error.errno == errno.EINVAL
+            logger.log(logging.DEBUG if harmless else logging.WARNING, "%s cannot be synced: %s", path, error)
 
 
 def log_damage(path: Path, damage: Damage) -> None:

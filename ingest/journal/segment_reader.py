@@ -86,7 +86,7 @@ class SegmentReader:
             return None
         header = self._header_at(start)
         if header is not None and (record := self._record_at(start, header)) is not None:
-            self.offset = min(start + header.size, self.end)
+            self.offset = self._end_of(start, header)
             return record
         following = self._find_header(start + 1)
         stop = self.end if following is None else following
@@ -117,13 +117,22 @@ class SegmentReader:
                 double = not line.startswith(HEAD + b"1")
                 begin = 2 * len(line) if double and place == 0 else end
                 self.is_sound = place == 0 and (not double or head[end:begin] == line)
-                return begin
+                if self.is_sound:
+                    return begin
+                # If bytes of the second are missing, the first record begins sooner; and if this is a stray copy of
+                # the first line, there may be records before it.
+                return min(begin, self._first_record(end if place == 0 else 0))
             place = head.find(HEAD, place + 1)
-        # The length of the head is unknown, so it ends where the first record begins, found by header or footer.
+        # The length of the head is unknown, so it ends where the first record begins.
         self.is_sound = False
-        found = self._find_header(0)
+        return self._first_record(0)
+
+    def _first_record(self, start: int) -> int:
+        """Where the first record from `start` on begins, found by its header or footer; the end of the file if there
+        is none."""
+        found = self._find_header(start)
         begin = self.size if found is None else found
-        while (footer := self._footer_at(begin)) is not None and footer.size <= begin:
+        while (footer := self._footer_at(begin)) is not None and start + footer.size <= begin:
             begin -= footer.size
         return begin
 
@@ -154,6 +163,15 @@ class SegmentReader:
         if stop < HEADER.size:
             return None
         return decode_header(self._bytes(stop - HEADER.size, HEADER.size), FOOTER_MAGIC)
+
+    def _end_of(self, start: int, header: Header) -> int:
+        """The end of a record that has been read; it comes sooner than its header says if bytes of the footer are
+        missing, and the next record must not be passed over."""
+        end = start + header.size
+        if not header.is_old and self._footer_at(end) is None:
+            following = self._find_header(end - HEADER.size)
+            end = end if following is None else min(end, following)
+        return min(end, self.end)
 
     def _is_whole(self, start: int, header: Header | None) -> bool:
         if header is None or start + header.size > self.end:

@@ -36,6 +36,7 @@ class SegmentWriter:
         self._descriptor: int | None = None
         self._path = folder
         self._offset = 0
+        self._is_empty = True
         # The file with a copy of the newest record's header. None: not open yet.
         self._mark: int | None = None
         self._mark_failed = False
@@ -59,6 +60,7 @@ class SegmentWriter:
             self._abandon_segment(descriptor)
             raise
         self._offset += len(encoded)
+        self._is_empty = False
         return Written(
             record=record, path=self._path, offset=offset, end=self._offset, seconds=time.perf_counter() - started
         )
@@ -97,17 +99,21 @@ class SegmentWriter:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             raise
-        self._descriptor, self._path, self._offset = descriptor, path, len(head)
+        self._descriptor, self._path, self._offset, self._is_empty = descriptor, path, len(head), True
         return descriptor
 
     def _abandon_segment(self, descriptor: int) -> None:
         """After a failed write or fsync the descriptor is never used again: the kernel may have dropped the dirty
         pages and would report the next fsync as successful (https://wiki.postgresql.org/wiki/Fsync_Errors).
-        Acknowledged records in it are durable; the rest is cut off, or found torn at the next start."""
+        Acknowledged records in it are durable; the rest is cut off, or found torn at the next start. A segment
+        without any is deleted: while the disk stays full, each try would leave one."""
         try:
-            os.ftruncate(descriptor, self._offset)
+            if self._is_empty:
+                self._path.unlink(missing_ok=True)
+            else:
+                os.ftruncate(descriptor, self._offset)
         except OSError as error:
-            logger.warning("cannot truncate segment %s after a failed write: %s", self._path.name, error)
+            logger.warning("cannot cut segment %s off after a failed write: %s", self._path.name, error)
         self._close_segment()
 
     def _close_segment(self) -> None:

@@ -87,9 +87,16 @@ async def status(
     return await patience.through(lambda: _compare(connection, files, patience))
 
 
-async def check(connection: asyncpg.Connection, *, folder: Path | None = None) -> None:
-    """Raise MigrationError unless the database has exactly the migrations of this release."""
-    refuse_unless_applied(await status(connection, folder=folder))
+async def check(connection: asyncpg.Connection, *, folder: Path | None = None, may_be_newer: bool = False) -> None:
+    """Raise MigrationError unless the database has exactly the migrations of this release.
+
+    `may_be_newer`: those of later releases do not matter.
+    """
+    found = await status(connection, folder=folder)
+    if may_be_newer:
+        newest = _newest_of_ours(found)
+        found = [m for m in found if m.state is not State.MISSING or m.number < newest]
+    refuse_unless_applied(found)
 
 
 def refuse_unless_applied(migrations: list[Migration]) -> None:
@@ -167,7 +174,7 @@ async def _applied_rows(connection: asyncpg.Connection, patience: Patience | Non
 
 def _refuse_strangers(migrations: list[Migration]) -> None:
     """Raise if a migration is applied that this release has with other content or not at all."""
-    newest = max((m.number for m in migrations if m.state is not State.MISSING), default=0)
+    newest = _newest_of_ours(migrations)
     for migration in migrations:
         if migration.state is State.EDITED:
             raise MigrationError(
@@ -182,6 +189,10 @@ def _refuse_strangers(migrations: list[Migration]) -> None:
             raise MigrationError(
                 f"{migration.name} is applied, but this release has no such file; the installation is incomplete"
             )
+
+
+def _newest_of_ours(migrations: list[Migration]) -> int:
+    return max((m.number for m in migrations if m.state is not State.MISSING), default=0)
 
 
 async def _apply(connection: asyncpg.Connection, file: _File, patience: Patience) -> bool:

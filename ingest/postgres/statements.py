@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, NoReturn
 
 import asyncpg
@@ -60,13 +60,24 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         """Not supported, for the same reason."""
         raise NotImplementedError("prepared statements belong to a session, which a pooler does not keep")
 
+    def begun_with(self, settings: str) -> AbstractAsyncContextManager[None]:
+        """A transaction, committed at the end of the block. `settings`: statements without arguments at its
+        beginning, which share the round trip of BEGIN. Within the block, `transaction()` is not available."""
+        return self._begun(f"BEGIN; {settings}")
+
     @asynccontextmanager
     async def _whole(self) -> AsyncIterator[None]:
         if self.is_in_transaction():
             yield
             return
-        await super().execute("BEGIN")
+        async with self._begun("BEGIN"):
+            yield
+
+    @asynccontextmanager
+    async def _begun(self, begin: str) -> AsyncIterator[None]:
         try:
+            # Also this may fail after BEGIN itself.
+            await super().execute(begin)
             yield
         except BaseException:
             await self._roll_back()

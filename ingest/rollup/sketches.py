@@ -50,7 +50,7 @@ def merged_and_counted(parts: Sequence[Sketch]) -> tuple[Sketch, int]:
     """The union of at least two sketches, and its `count`: cheaper than `merged` and then `count`."""
     union = _united(parts)
     both = union.get_result(tgt_hll_type.HLL_8)
-    if not _is_set(both):
+    if not is_exact(both):
         # As in `count`: parts that were sets leave an estimate that depends on the order.
         union.update(both)
     return both, round(float(union.get_estimate()))
@@ -62,13 +62,13 @@ def count(sketch: Sketch) -> int:
     The same values give the same number, in whatever order they were added or merged: the estimate of a sketch that
     was never merged is sharper, but depends on the order.
     """
-    if _is_set(sketch):
+    if is_exact(sketch):
         return round(float(sketch.get_estimate()))
     # Twice: the first sketch is only copied, with its own estimate.
     return round(float(_united([sketch, sketch]).get_estimate()))
 
 
-def _is_set(sketch: Sketch) -> bool:
+def is_exact(sketch: Sketch) -> bool:
     """Whether it is still the set of its values' hashes, which counts them exactly."""
     return bool(sketch.get_compact_serialization_bytes() < _SET_BYTES)
 

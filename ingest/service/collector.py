@@ -7,6 +7,7 @@ call it. What it returns is stopped by `stop`, which may be called again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -18,6 +19,9 @@ from ingest.api.api_keys import REFRESH_SECONDS, KeyRing
 from ingest.base import descriptors
 from ingest.base.config import Config
 from ingest.base.logs import fields
+from ingest.dashboard.doorkeeper import link_for
+from ingest.dashboard.live import Live
+from ingest.dashboard.vault import Vault
 from ingest.events.values import user_agents
 from ingest.features.experiments import definitions
 from ingest.features.experiments.definitions import Definitions
@@ -27,16 +31,21 @@ from ingest.http.budget import Budget
 from ingest.http.census import Census, Seat
 from ingest.http.server import Server
 from ingest.intake.dedupe import DedupeWindow
+from ingest.intake.recent import Recent
 from ingest.intake.tail import Tail
+from ingest.intake.visitors import Visitors
 from ingest.journal import leftovers
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
 from ingest.journal.replays import Replays
+from ingest.postgres.connections import FAILURES
 from ingest.postgres.pool import Pool
-from ingest.service import control, routes
+from ingest.service import control, dashboards, disk_room, routes, salts
+from ingest.service.disk_room import DiskRoom
 from ingest.service.loops import run_every
 from ingest.service.metrics import Gauges, Metrics, merge
 from ingest.service.routes import Parts
+from ingest.service.salts import Salts
 from ingest.service.stores import Stores
 from ingest.service.storing import Launch, Process
 from ingest.store import watermark
@@ -50,9 +59,19 @@ READING_CONNECTIONS: Final = 4
 CALLING_CONNECTIONS: Final = 10
 FEATURES: Final = ("leads", "people", "onboarding", "experiments", "flags", "service")
 """Who share these: the tags of operations, and what the service asks for itself."""
-RESERVED: Final = descriptors.LAST_RESERVE + READING_CONNECTIONS + CALLING_CONNECTIONS + SPARE + CLOSING + 6
+RESERVED: Final = (
+    descriptors.LAST_RESERVE
+    + READING_CONNECTIONS
+    + CALLING_CONNECTIONS
+    + dashboards.CONNECTIONS
+    + SPARE
+    + CLOSING
+    + 6
+)
 """Descriptors for all that is opened later: the journal's files, connections to Postgres (also one to adopt), clients
-beyond the limit, two of the control socket, three of a new writer. One more is for each sibling's metrics."""
+beyond the limit, two of the control socket, three of a new writer."""
+OF_WORKER: Final = 3
+"""More for each worker: to read its metrics, to read its newest events, and from it as it reads ours."""
 
 
 class Collector:
@@ -65,10 +84,20 @@ class Collector:
         self.port = 0
         self.accounts = Accounts()
         self.tail = Tail(config.anonymise_ip)
+        self.recent = Recent(self.accounts, config.anonymise_ip)
+        self.live = Live(lambda: control.running(config.data_dir), control.recent_snapshots, config.dashboard_streams)
         self.window = DedupeWindow(config.dedupe_window_events)
         self.replays = Replays()
         self.budget = Budget(config.bodies_max_bytes, time.monotonic)
-        self.metrics = Metrics(self.accounts, Gauges(lambda: self.stores.all(), self.is_ready, self.budget), index)
+        self.disk = DiskRoom(config.data_dir)
+        gauges = Gauges(
+            journals=lambda: self.stores.all(),
+            can_accept=self.is_ready,
+            budget=self.budget,
+            writer_pid=self._writer_pid,
+            disk=lambda: self.disk.measured,
+        )
+        self.metrics = Metrics(self.accounts, gauges, index)
         # Set to end the background loops; before that, `closing` says that no more events are wanted.
         self.stopping = asyncio.Event()
         self.closing = False
@@ -82,6 +111,7 @@ class Collector:
             metrics=self.metrics,
             window=self.window,
             replays=self.replays,
+            recent=self.recent,
             stopping=self.stopping,
             launch=launch,
         )
@@ -90,16 +120,25 @@ class Collector:
         self._control: Server | None = None
         assert config.database_url is not None
         self._reading = Pool(config.database_url, "statistics", READING_CONNECTIONS, config.stats_timeout_seconds)
+        self._watching = Pool(
+            config.database_url, "dashboard", dashboards.CONNECTIONS, config.dashboard_timeout_seconds
+        )
         self._calling = Pool(
             config.database_url, "handlers", CALLING_CONNECTIONS, config.statement_timeout_seconds, FEATURES
         )
         self.keys = KeyRing(self._calling)
+        self.visitors = Visitors(self.accounts)
+        self.salts = Salts(self.visitors, self._calling)
         self.experiments = Definitions(self._calling)
 
     @property
     def journal(self) -> Journal:
         """Its own, once the stores have opened it."""
         return self.stores.journal
+
+    def _writer_pid(self) -> int | None:
+        running = self.stores.storing.running
+        return running.pid if running is not None else None
 
     def can_accept(self) -> bool:
         """Whether an event that came now could be made durable. A database outage does not matter here."""
@@ -121,7 +160,9 @@ class Collector:
             ("hanging up on silent connections", self._sweep, SWEEP_SECONDS),
             ("probing a journal that failed", self.stores.probe, PROBE_SECONDS),
             ("reading API keys", self.keys.refresh, REFRESH_SECONDS),
+            ("reading the salts of visitors", self.salts.refresh, salts.LOOK_SECONDS),
             ("reading experiments", self.experiments.refresh, definitions.REFRESH_SECONDS),
+            ("measuring the disk", self.disk.measure, disk_room.MEASURE_SECONDS),
         ):
             self._start(self._loop(what, run_once, seconds))
 
@@ -152,17 +193,22 @@ class Collector:
         self.port = sock.getsockname()[1]
         parts = Parts(
             config=self.config,
+            index=self.index,
             journal=self.journal,
             window=self.window,
             replays=self.replays,
             accounts=self.accounts,
             tail=self.tail,
+            recent=self.recent,
+            live=self.live,
             metrics=self.metrics,
             budget=self.budget,
+            visitors=self.visitors,
             keys=self.keys,
             experiments=self.experiments,
             reading=self._reading,
             calling=self._calling,
+            watching=self._watching,
             can_accept=self.can_accept,
             wait_stored=self.wait_stored,
             clear_journals=self.clear_journals,
@@ -170,7 +216,7 @@ class Collector:
             state=self.state,
             metrics_page=self.metrics_page,
             seat=self._seat,
-            connections_allowed=descriptors.connections_allowed(RESERVED + self.config.workers),
+            connections_allowed=descriptors.connections_allowed(RESERVED + OF_WORKER * self.config.workers),
         )
         self._server = routes.public_server(parts)
         self._control = routes.control_server(parts)
@@ -215,6 +261,10 @@ class Collector:
         pages = await asyncio.gather(*[control.metrics_page(path) for path in siblings])
         return merge([self.metrics.page(), *[page for page in pages if page is not None]])
 
+    async def sign_in_path(self) -> str:
+        """The path of a link that signs in to the dashboard once, as an admin. Raises Unavailable and TooSlow."""
+        return await link_for(self.config.admin_keys[0], Vault(self._watching))
+
     # Stopping.
 
     async def drain(self, hurry: asyncio.Event) -> None:
@@ -231,6 +281,8 @@ class Collector:
         self.draining = True
         # A follower would keep its connection forever.
         self.tail.close()
+        self.recent.close()
+        await self.live.close()
         self.replays.give_up()
         for server in (self._server, self._control):
             if server is not None:
@@ -238,6 +290,7 @@ class Collector:
         self.closing = True
         await self._reading.close()
         await self._calling.close()
+        await self._watching.close()
         self.stopping.set()
         timeout_seconds = self.config.shutdown_timeout_seconds
         tasks = [*self._tasks, *self.stores.tasks]
@@ -257,17 +310,26 @@ class Collector:
 
 
 async def start_collector(
-    config: Config, sock: socket.socket, index: int = 0, census: Census | None = None, *, launch: Launch = Process
+    config: Config,
+    sock: socket.socket,
+    index: int = 0,
+    census: Census | None = None,
+    *,
+    launch: Launch = Process,
+    is_replacement: bool = False,
 ) -> Collector:
     """Start one collector on a bound socket: journal, writer, HTTP. It accepts events when this returns.
 
     `census`: the connections of all workers that share the socket; without it, this is the only one. `launch`: starts
-    the writer.
+    the writer. `is_replacement`: another one of this service had its place before.
     """
     collector = Collector(config, index, census, launch=launch)
     try:
-        await collector.stores.open_own()
+        await collector.stores.open_own(is_replacement=is_replacement)
         user_agents.warm_up()
+        with contextlib.suppress(*FAILURES):
+            # If it fails, the loop reports it.
+            await collector.salts.refresh()
         await collector.listen(sock)
         await collector.stores.storing.feed(collector.stores.feeder)
     except BaseException:

@@ -6,22 +6,26 @@ A Unix socket in the data folder that only the user who runs the service can ope
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Final
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
 from ingest.base.errors import IngestError
 from ingest.base.sockets import find_socket_folder, short_socket_folder
 from ingest.http.binding import bind_unix
+from ingest.intake.recent import SNAPSHOT_SECONDS, Recent, Snapshot
 from ingest.intake.tail import Tail
 
 SIBLING_TIMEOUT_SECONDS: Final = 2.0
 MOST_CLEARING_SECONDS: Final = 60.0
 _MOST_ROLLUPS: Final = 64
+_LONGEST_SNAPSHOT: Final = 256 * 1024
+"""Bytes: twice what one has if each text is of characters that JSON escapes."""
 _CLEAR_PATH: Final = "/journals/clear"
 
 
@@ -60,7 +64,7 @@ def rollups(data_dir: Path) -> list[Path]:
 
 
 def application(
-    page: Callable[[], str], tail: Tail, clear_own: Callable[[float], Awaitable[None]]
+    page: Callable[[], str], tail: Tail, recent: Recent, clear_own: Callable[[float], Awaitable[None]]
 ) -> web.Application:
     """What the control socket serves in addition to the routes that take events."""
 
@@ -68,14 +72,10 @@ def application(
         return web.Response(text=page())
 
     async def follow(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        # Closed as soon as the follower is gone, so that the worker stops writing lines for it.
-        with suppress(ConnectionError):
-            async with aclosing(tail.follow()) as lines:
-                async for line in lines:
-                    await response.write(line)
-        return response
+        return await _stream(request, tail.follow())
+
+    async def newest(request: web.Request) -> web.StreamResponse:
+        return await _stream(request, _encoded(recent.follow()))
 
     async def clear(request: web.Request) -> web.Response:
         await clear_own(min(MOST_CLEARING_SECONDS, float(request.query["seconds"])))
@@ -83,8 +83,32 @@ def application(
 
     # 0 is no limit: a replayed event may be as large as the settings allow.
     app = web.Application(client_max_size=0)
-    app.add_routes([web.get("/metrics", own_metrics), web.get("/tail", follow), web.post(_CLEAR_PATH, clear)])
+    app.add_routes(
+        [
+            web.get("/metrics", own_metrics),
+            web.get("/tail", follow),
+            web.get("/recent", newest),
+            web.post(_CLEAR_PATH, clear),
+        ]
+    )
     return app
+
+
+async def _stream(request: web.Request, follow: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    # Closed as soon as the follower is gone, so that the worker stops writing lines for it.
+    with suppress(ConnectionError):
+        async with aclosing(follow) as lines:
+            async for line in lines:
+                await response.write(line)
+    return response
+
+
+async def _encoded(follow: AsyncGenerator[Snapshot, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(follow) as snapshots:
+        async for snapshot in snapshots:
+            yield msgspec.json.encode(snapshot) + b"\n"
 
 
 def client(path: Path, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
@@ -117,3 +141,20 @@ async def tail_lines(path: Path) -> AsyncIterator[bytes]:
     async with client(path, timeout) as session, session.get("http://worker/tail") as response:
         async for line in response.content:
             yield line
+
+
+async def recent_snapshots(path: Path) -> AsyncGenerator[Snapshot, None]:
+    """A worker's snapshots of its newest events, until it stops, or does not answer, which is no error."""
+    timeout = aiohttp.ClientTimeout(
+        total=None, connect=SIBLING_TIMEOUT_SECONDS, sock_read=SNAPSHOT_SECONDS + SIBLING_TIMEOUT_SECONDS
+    )
+    decode = msgspec.json.Decoder(Snapshot).decode
+    # A worker of another release may have no such path, or say something else there.
+    with suppress(aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError, ValueError):
+        async with (
+            client(path, timeout) as session,
+            session.get("http://worker/recent", read_bufsize=_LONGEST_SNAPSHOT) as response,
+        ):
+            if response.status == 200:
+                async for line in response.content:
+                    yield decode(line)

@@ -21,7 +21,8 @@ _SCHEMA: Final = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
 _ANYTHING: Final = {"type": "object"}
 _WAYS_TO_SEND: Final = """\
 One event, an array, or {"batch": [...], "sentAt": ...}; any content type, gzip or not. `name` is required; `type`,
-`id`, `timestamp`, `user_id`, `anonymous_id`, `session_id`, `properties`, `context`, `url`, `referrer` are optional.
+`id`, `timestamp`, `user_id`, `anonymous_id`, `session_id`, `cookieless`, `properties`, `context`, `url`, `referrer`
+are optional.
 If a write key is required, send it as Basic user name, Bearer token, X-Write-Key header, `writeKey` in the body, or
 `?write_key=`. 200 means that the accepted events are on disk; refused events are listed with their reasons.
 """

@@ -19,9 +19,9 @@ from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.postgres.connections import FAILURES, close
 from ingest.postgres.queries import load_queries
-from ingest.rollup import identity_repairs, kpis, rebuild
+from ingest.rollup import certificate, identity_repairs, kpis, rebuild, totals
 from ingest.rollup.buckets import Room
-from ingest.store import partitions
+from ingest.store import partitions, visitor_salts
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,11 @@ async def _abandoned_sessions(connection: asyncpg.Connection, now: datetime, set
     return f"{count} sessions abandoned" if count else ""
 
 
+async def _visitor_salts(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    erased = await visitor_salts.erase(connection, now.date())
+    return f"{erased} salts erased" if erased else ""
+
+
 async def _pending_events(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
     total = 0
     for _ in range(_MOST_ADOPTIONS):
@@ -112,6 +117,17 @@ async def _weeks_and_months(connection: asyncpg.Connection, now: datetime, setti
     return f"{made} weeks and months rebuilt" if made else ""
 
 
+async def _bucket_totals(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    made = await totals.run_once(connection, now)
+    return f"{made} totals made" if made else ""
+
+
+async def _accounting(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    # It fails if they differ: the time of its last success is the certificate.
+    await certificate.certify(connection, now)
+    return ""
+
+
 async def _kpis_of_now(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
     if not await connection.fetchval(
         "SELECT EXISTS (SELECT FROM analytics.flushes WHERE flushed_at > $1)", now - _LATELY
@@ -139,10 +155,15 @@ TASKS: Final = (
     Task("stale-buckets", "rebuild aggregates after events were erased or people identified", 60, _stale_buckets),
     Task("stale-identities", "find the hours in which one person was counted as two", 300, _stale_identities),
     Task("weeks-and-months", "build the aggregates of weeks and months from their days", 300, _weeks_and_months),
+    Task(
+        "bucket-totals", "sum the hours and days that are over, or have changed, over all events", 60, _bucket_totals
+    ),
+    Task("accounting", "check that the last hours' aggregates have every event, once", 600, _accounting),
     Task("kpis-of-now", "update the KPIs that have per-minute figures", 1, _kpis_of_now),
     Task("kpis", "compute the KPIs that need no raw events, where recent or changed", 60, _kpis),
     Task("kpis-from-events", "compute the KPIs that need raw events", 300, _kpis_from_events),
     Task("abandoned-sessions", "mark inactive onboarding sessions as abandoned", 300, _abandoned_sessions),
+    Task("visitor-salts", "erase the salts of cookieless visitors of days before yesterday", 300, _visitor_salts),
     Task("closed-day-indexes", "index past days of analytics.events", 600, _closed_day_indexes),
     Task("partitions-ahead", "create partitions of analytics.events for the coming days", 3600, _partitions_ahead),
     Task("retention", "delete what is past its retention; events by dropping partitions", 3600, _retention),

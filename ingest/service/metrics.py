@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import Counter as TallyCounter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import accumulate
 
 from prometheus_client import (
@@ -30,10 +31,12 @@ from ingest.http.admission import Connections
 from ingest.http.budget import Budget
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
+from ingest.service.disk_room import Room
 from ingest.store.feeder import Feeder
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000)
+_VERSION = version("ingest")
 _SKEW = (1, 5, 60, 300, 3_600, 86_400)
 
 
@@ -96,6 +99,10 @@ class Gauges:
     journals: Callable[[], Iterable[tuple[Journal, Feeder]]]
     can_accept: Callable[[], bool]
     budget: Budget
+    writer_pid: Callable[[], int | None] = lambda: None
+    """Of the process that stores events, if there is one."""
+    disk: Callable[[], Room | None] = lambda: None
+    """Of the data folder; None if it is not known."""
 
 
 class Metrics:
@@ -127,6 +134,8 @@ class Metrics:
             "ingest_writer_deaths", "Writer processes that died and were replaced", registry=inner
         )
         ProcessCollector(registry=inner)
+        # Finds nothing if there is no such process.
+        ProcessCollector("ingest_writer", lambda: gauges.writer_pid() or "none", registry=inner)
         PlatformCollector(registry=inner)
         inner.register(_Books(accounts, gauges, self.requests))
         self._inner = inner
@@ -190,6 +199,11 @@ class _Books:
         yield CounterMetricFamily(
             "ingest_texts_cleaned", r"\u0000 and lone surrogates replaced by U+FFFD", value=books.cleaned
         )
+        yield CounterMetricFamily(
+            "ingest_cookieless_events_without_visitor",
+            "Cookieless events that no visitor could be made for: the day's salt or the address is not known",
+            value=books.without_visitor,
+        )
         yield _gauge("ingest_events_pending", "Events acknowledged or about to be, not stored yet", books.pending)
         yield _gauge(
             "ingest_events_unaccounted",
@@ -200,8 +214,11 @@ class _Books:
         for (route, status), count in sorted(self._requests.items()):
             answered.add_metric([route, str(status)], count)
         yield answered
+        yield release()
         yield from self._bodies()
+        yield from self._disk()
         yield from self._journals()
+        yield from self._by_journal()
 
     def _bodies(self) -> Iterator[Metric]:
         budget = self._gauges.budget
@@ -214,6 +231,16 @@ class _Books:
         yield CounterMetricFamily(
             "ingest_bodies_dropped", "Slow uploads dropped for others with 503", value=budget.dropped
         )
+
+    def _disk(self) -> Iterator[Metric]:
+        size = GaugeMetricFamily("ingest_disk_bytes", "Size of the file system of the data folder")
+        free = GaugeMetricFamily(
+            "ingest_disk_free_bytes", "Bytes of it that the service may still use, as of ten seconds ago at most"
+        )
+        if (room := self._gauges.disk()) is not None:
+            size.add_metric([], room.size)
+            free.add_metric([], room.free)
+        yield from (size, free)
 
     def _journals(self) -> Iterator[Metric]:
         journals = list(self._gauges.journals())
@@ -253,15 +280,55 @@ class _Books:
         )
         up = all(feeder.postgres_up for _, feeder in journals)
         yield _gauge("ingest_postgres_up", "1 if the last attempt to store reached Postgres", int(up))
+        yield _gauge(
+            "ingest_postgres_changed_timestamp_seconds",
+            "When ingest_postgres_up last changed, Unix time; 0 if never",
+            max((feeder.postgres_changed_at or 0.0 for _, feeder in journals), default=0.0),
+        )
+        yield _gauge(
+            "ingest_stored_timestamp_seconds",
+            "When events were last stored, Unix time; 0 if never",
+            max((feeder.last_stored_at or 0.0 for _, feeder in journals), default=0.0),
+        )
         taken = sum(journal.is_taken for journal, _ in journals)
         yield _gauge("ingest_journals_taken", "Journals that another process has taken over: see the log", taken)
         refuses = any(feeder.table_refuses for _, feeder in journals)
         yield _gauge("ingest_table_refuses", "1 while analytics.events refuses every row", int(refuses))
         yield _gauge("ingest_ready", "1 while events can be accepted", int(self._gauges.can_accept()))
 
+    def _by_journal(self) -> Iterator[Metric]:
+        pending = GaugeMetricFamily(
+            "ingest_journal_pending_events", "Events of a journal that are not stored yet", labels=["journal"]
+        )
+        size = GaugeMetricFamily(
+            "ingest_journal_bytes", "Bytes of a journal on disk, out of journal_max_bytes", labels=["journal"]
+        )
+        full = GaugeMetricFamily(
+            "ingest_journal_full_bytes",
+            "Bytes from which a journal counts as full: journal_max_bytes, less what one record may take",
+            labels=["journal"],
+        )
+        taken = GaugeMetricFamily(
+            "ingest_journal_taken", "1 if another process has taken the journal over", labels=["journal"]
+        )
+        for journal, _ in self._gauges.journals():
+            labels = [str(journal.number)]
+            pending.add_metric(labels, journal.backlog.events)
+            size.add_metric(labels, journal.backlog.disk_bytes)
+            full.add_metric(labels, journal.full_at_bytes)
+            taken.add_metric(labels, int(journal.is_taken))
+        yield from (pending, size, full, taken)
+
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def release() -> Metric:
+    """Which release a worker runs."""
+    family = GaugeMetricFamily("ingest_release", "1, with the version that this worker runs", labels=["version"])
+    family.add_metric([_VERSION], 1)
+    return family
 
 
 def merge(pages: Iterable[str]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -12,9 +15,10 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import Metric
 
 from ingest.rollup.rollup import Cycle
-from ingest.service.metrics import Labelled
+from ingest.service.metrics import Labelled, release
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 
@@ -60,6 +64,16 @@ class RollupMetrics:
         self._run_seconds = Counter(
             "ingest_maintenance_seconds", "Time spent in a scheduled task", ["task"], registry=inner
         )
+        self._last_run = Gauge(
+            "ingest_maintenance_last_timestamp_seconds",
+            "When a scheduled task last ended with this result, Unix time",
+            ["task", "result"],
+            registry=inner,
+        )
+        self._period = Gauge(
+            "ingest_maintenance_period_seconds", "How often a scheduled task runs", ["task"], registry=inner
+        )
+        inner.register(_Release())
         ProcessCollector(registry=inner)
         PlatformCollector(registry=inner)
         self._registry = CollectorRegistry()
@@ -85,7 +99,18 @@ class RollupMetrics:
         """Record a run of a scheduled task; `result` is ok or failed."""
         self._runs.labels(task, result).inc()
         self._run_seconds.labels(task).inc(seconds)
+        self._last_run.labels(task, result).set(time.time())
+
+    def set_periods(self, tasks: Iterable[tuple[str, float]]) -> None:
+        """The names of the scheduled tasks, and their periods in seconds."""
+        for name, seconds in tasks:
+            self._period.labels(name).set(seconds)
 
     def page(self) -> str:
         """The exposition, text format 0.0.4."""
         return generate_latest(self._registry).decode()
+
+
+class _Release:
+    def collect(self) -> Iterator[Metric]:
+        yield release()

@@ -29,7 +29,7 @@ from ingest.rollup.buckets import Room
 from ingest.rollup.progress import Progress, Waiting
 from ingest.rollup.rollup import Rollup
 from ingest.service import control
-from ingest.service.maintenance import Schedule, Settings
+from ingest.service.maintenance import TASKS, Schedule, Settings
 from ingest.service.rollup_metrics import RollupMetrics
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class RollupWorker:
         self.config = config
         self.name, self._socket = control.claim_rollup_socket(config.data_dir)
         self.metrics = RollupMetrics(self.name)
+        self.metrics.set_periods([(task.name, task.period_seconds) for task in TASKS])
         self.leader = False
         self.progress = Progress(config.rollup_stalled_seconds)
         self._lease = Lease(LEAD, config.rollup_lease_seconds)

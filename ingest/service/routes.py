@@ -20,7 +20,8 @@ from ingest.api.operations import Operation
 from ingest.api.problems import Problem
 from ingest.api.transactions import Transactions
 from ingest.base.config import DIMENSION_NAMES, Config
-from ingest.events.arrival import Limits
+from ingest.dashboard.live import Live
+from ingest.events.arrival import Limits, no_visitor
 from ingest.events.placeholders import Placeholders
 from ingest.events.values.locations import CountryDatabase, anonymise, parse_networks
 from ingest.events.values.sources import OwnHosts
@@ -45,24 +46,27 @@ from ingest.intake.collect import (
     SETTINGS_PATH,
     CollectHandler,
     CollectSettings,
-    root,
     segment_settings,
     takes_events,
-    unknown_route,
 )
 from ingest.intake.dedupe import DedupeWindow
 from ingest.intake.emitter import Emitter
 from ingest.intake.intake import Intake
+from ingest.intake.recent import Recent
 from ingest.intake.senders import Senders
 from ingest.intake.settings import IntakeSettings
 from ingest.intake.tail import Tail
+from ingest.intake.visitors import Visitors
 from ingest.intake.write_keys import WriteKeys
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal
 from ingest.journal.replays import Replays
 from ingest.postgres.pool import Pool
-from ingest.service import control, docs
+from ingest.service import control, dashboards, docs, scripts
+from ingest.service.health_sources import health_sources
 from ingest.service.metrics import Metrics
+from ingest.service.scripts import Scripts
+from ingest.service.unrouted import root, unknown_route
 
 if TYPE_CHECKING:
     from ingest.features.onboarding.credentials import Cipher
@@ -78,20 +82,28 @@ _OWN_CONNECTIONS: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts of a collector that its handlers use. reading: the pool for statistics.  calling: for all else."""
+    """The parts of a collector that its handlers use.
+
+    index: the worker's.  reading: the pool for statistics.  watching: for the dashboard.  calling: for all else.
+    """
 
     config: Config
+    index: int
     journal: Journal
     window: DedupeWindow
     replays: Replays
     accounts: Accounts
     tail: Tail
+    recent: Recent
+    live: Live
     metrics: Metrics
     budget: Budget
+    visitors: Visitors
     keys: KeyRing
     experiments: Definitions
     reading: Pool
     calling: Pool
+    watching: Pool
     can_accept: Callable[[], bool]
     wait_stored: Callable[[float], Awaitable[bool]]
     clear_journals: Callable[[float], Awaitable[list[Path]]]
@@ -119,7 +131,7 @@ def public_server(parts: Parts) -> Server:
         posts={**collector.routes(), **ofrep.routes()},
         app=_application(parts, api, ofrep),
         cors=(Cors(config.cors_origins, credentials=True), Cors(config.api_origins, credentials=False)),
-        of_events=takes_events,
+        of_events=takes_events(config.collect_path),
         answered=parts.metrics.requests,
         budget=parts.budget,
         shutdown_timeout_seconds=config.shutdown_timeout_seconds,
@@ -148,14 +160,14 @@ def control_server(parts: Parts) -> Server:
     )
     intake = _intake(parts, (), lambda size: False, replays=parts.replays)
     collector = CollectHandler(settings, intake, parts.budget, parts.metrics.acknowledgement.observe)
-    app = control.application(parts.metrics.page, parts.tail, parts.clear_own)
+    app = control.application(parts.metrics.page, parts.tail, parts.recent, parts.clear_own)
     nobody = Cors((), credentials=False)
     admission = Admission(ConnectionLimits(_OWN_CONNECTIONS, _OWN_CONNECTIONS, _OWN_CONNECTIONS))
     return Server(
         posts=collector.routes(),
         app=app,
         cors=(nobody, nobody),
-        of_events=takes_events,
+        of_events=takes_events(),
         answered=parts.metrics.requests,
         budget=parts.budget,
         shutdown_timeout_seconds=parts.config.shutdown_timeout_seconds,
@@ -179,6 +191,7 @@ def _collect_settings(parts: Parts) -> CollectSettings:
         ),
         is_secret_key=secret_key_checker(parts.keys, config.admin_keys),
         trusted_proxies=parse_networks(config.trusted_proxies),
+        collect_path=config.collect_path,
     )
 
 
@@ -210,7 +223,11 @@ def _intake(
         placeholders=Placeholders(config.placeholder_ids),
         conceals=config.anonymise_ip,
         own_hosts=_own_hosts(config),
+        visitor_of=parts.visitors.id_of,
     )
+    if replays is not None:
+        # The last part of its address is usually missing, and its day is often over: it has no visitor.
+        limits = limits._replace(visitor_of=no_visitor)
     settings = IntakeSettings(
         limits=limits,
         senders=senders,
@@ -221,7 +238,7 @@ def _intake(
         volume=volume if volume is not None and volume.enabled else None,
         replays=replays,
     )
-    return Intake(parts.journal, parts.window, parts.accounts, parts.tail, settings)
+    return Intake(parts.journal, parts.window, parts.accounts, parts.tail, parts.recent, settings)
 
 
 def _own_hosts(config: Config) -> OwnHosts:
@@ -239,7 +256,7 @@ def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
     assert {each.feature for each in operations} <= parts.calling.shares.features
     # These use the other pool.
     operations += stats.operations(StatsTransactions(parts.reading), DIMENSION_NAMES, config.rollup_dimensions)
-    trusted = parse_networks(config.trusted_proxies)
+    public_address = PublicAddress(config.public_url, parse_networks(config.trusted_proxies))
     readers = health.MetricsReaders(parse_networks(config.metrics_networks), config.metrics_keys)
     app = web.Application(client_max_size=config.max_body_bytes)
     app.add_routes(
@@ -247,14 +264,30 @@ def _application(parts: Parts, api: Api, ofrep: Ofrep) -> web.Application:
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz(parts.state)),
             web.get("/metrics", health.metrics(parts.metrics_page, readers, _unless_reader(api))),
-            web.get("/", root),
-            web.get(SETTINGS_PATH, segment_settings(PublicAddress(config.public_url, trusted))),
+            web.get(SETTINGS_PATH, segment_settings(public_address)),
             *api.routes(operations),
             web.put(f"{onboarding.SESSION}/steps/{{step}}", onboarding.unknown_step),
             *docs.routes(operations),
-            web.route("*", "/{anything:.*}", unknown_route),
+            *Scripts(scripts.packaged(), config.script_path, config.collect_path).routes(),
         ]
     )
+    unknown: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    if config.dashboard:
+        sources = dashboards.Sources(
+            config=config,
+            pool=parts.watching,
+            keys=parts.keys,
+            api=api,
+            operations=operations,
+            public_address=public_address,
+            live=parts.live,
+            health=health_sources(config, parts.metrics_page, control.socket_path(config.data_dir, parts.index)),
+        )
+        unknown = dashboards.add_to(app, sources)
+    else:
+        unknown = unknown_route
+        app.add_routes([web.get("/", root)])
+    app.add_routes([web.route("*", "/{anything:.*}", unknown)])
     return app
 
 

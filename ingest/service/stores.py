@@ -14,10 +14,11 @@ from typing import Final
 import asyncpg
 
 from ingest.base.config import Config
-from ingest.base.errors import DatabaseError, IngestError
+from ingest.base.errors import DatabaseError, IngestError, one_line
 from ingest.base.logs import Quiet, fields
 from ingest.base.refusals import RejectReason
 from ingest.intake.dedupe import DedupeWindow
+from ingest.intake.recent import Recent
 from ingest.journal import journals
 from ingest.journal.accounts import Accounts
 from ingest.journal.journal import Journal, JournalFailed, JournalFull
@@ -42,7 +43,8 @@ _LOOKS_BETWEEN_ADOPTIONS: Final = 20
 class Stores:
     """`journal` and `feeder` exist after `open_own`; `adopt` adds to `adopted`.
 
-    The outcome of records is reported to the accounts, the metrics, the window of recent ids and the replays.
+    The outcome of records is reported to the accounts, the metrics, the window of recent ids, the newest events and
+    the replays.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Stores:
         metrics: Metrics,
         window: DedupeWindow,
         replays: Replays,
+        recent: Recent,
         stopping: asyncio.Event,
         launch: Launch = Process,
     ) -> None:
@@ -65,6 +68,7 @@ class Stores:
         self._metrics = metrics
         self._window = window
         self._replays = replays
+        self._recent = recent
         self._stopping = stopping
         self.journal: Journal
         self.feeder: Feeder
@@ -87,15 +91,19 @@ class Stores:
         own = [(self.journal, self.feeder)] if self.is_open else []
         return [*own, *self.adopted.values()]
 
-    async def open_own(self) -> None:
-        """Take a journal that is on disk, or make one with a number from the database."""
+    async def open_own(self, *, is_replacement: bool = False) -> None:
+        """Take a journal that is on disk, or make one with a number from the database.
+
+        `is_replacement`: of a worker that died or was stopped. Its siblings go on when the database is migrated for
+        the next release, and so does it: until the service is restarted, its place must not stay empty.
+        """
         config = self._config
         position = ledger = taken = None
         claimed, connection = await self._claim_and_connect()
         try:
             if connection is not None:
                 try:
-                    await migrations.check(connection)
+                    await migrations.check(connection, may_be_newer=is_replacement)
                     await _report_missing_roles(connection)
                     await partitions.ensure_ahead(
                         connection, today=datetime.now(UTC).date(), days_ahead=config.partitions_ahead_days
@@ -107,6 +115,13 @@ class Stores:
                         position = await ledger.open(connection)
                     except JournalTaken as error:
                         position, taken = error.stored_through, error
+                except connections.FAILURES as error:
+                    # Lost since it was opened. Any other error would be the same without a connection, or worse.
+                    if claimed is None or not (connection.is_closed() or isinstance(error, TimeoutError)):
+                        raise
+                    # The ledger may have its token: it is asked again, with another one.
+                    ledger = None
+                    logger.warning("starting without the database, events wait in the journal: %s", one_line(error))
                 finally:
                     await connections.close(connection)
         except BaseException:
@@ -200,6 +215,7 @@ class Stores:
         self.write_failing = not record.outcome
         if not record.outcome:
             self._accounts.reject(RejectReason.JOURNAL_UNAVAILABLE, record.events)
+        self._recent.settle(record)
 
     def _on_flush(self, seconds: float, outcome: Outcome) -> None:
         self._metrics.flush.observe(seconds)

@@ -26,6 +26,10 @@ _LOOK_SECONDS: Final = 0.02
 class Running(Protocol):
     """A writer that has been launched."""
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process; None once it has ended, or if it has none of its own."""
+
     async def wait(self) -> object:
         """Return why it ended, once it has."""
 
@@ -45,6 +49,10 @@ class Process:
         self._exit_code: int | None = None
         # If this process ends without having stopped it, multiprocessing would wait for it forever.
         self._at_exit = Finalize(None, self._process.kill, exitpriority=10)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._exit_code is None else None
 
     async def wait(self) -> object:
         # Not in a thread, which may be what is missing now.

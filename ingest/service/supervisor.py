@@ -158,7 +158,7 @@ class _Supervisor:
         # Delivers those that were sent while this program replaced its predecessor.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPPING, RESTART))
         try:
-            self._processes = [self._start(index) for index in range(self._config.workers)]
+            self._processes = [self._start(index, is_first=True) for index in range(self._config.workers)]
             first = frozenset(self._processes)
             while not self._signals:
                 for index, process in enumerate(self._processes):
@@ -180,11 +180,11 @@ class _Supervisor:
     def _receive(self, number: int, _: object) -> None:
         self._signals.append(number)
 
-    def _start(self, index: int) -> BaseProcess:
+    def _start(self, index: int, *, is_first: bool = False) -> BaseProcess:
         self._census.clear(index)
         return spawn(
             _run_worker,
-            (self._config, self._sock, index, self._census, self._announce, self._reasons),
+            (self._config, self._sock, index, self._census, self._announce, self._reasons, is_first),
             f"worker-{index}",
         )
 
@@ -274,23 +274,32 @@ async def run_rollup(config: Config) -> None:
 
 
 def _run_worker(
-    config: Config, sock: socket.socket, index: int, census: Census, announce: str, reasons: SimpleQueue[str]
+    config: Config,
+    sock: socket.socket,
+    index: int,
+    census: Census,
+    announce: str,
+    reasons: SimpleQueue[str],
+    is_first: bool,
 ) -> None:
     # This signal is for the supervisor, but may be sent to all processes of the service.
     signal.signal(RESTART, signal.SIG_IGN)
     logs.configure(config.log_level, config.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, sock, index, census, announce))
+            runner.run(_serve(config, sock, index, census, announce, is_first))
     except IngestError as error:
         reasons.put(str(error))
         sys.exit(FAILED_TO_START)
 
 
-async def _serve(config: Config, sock: socket.socket, index: int, census: Census, announce: str) -> None:
+async def _serve(
+    config: Config, sock: socket.socket, index: int, census: Census, announce: str, is_first: bool
+) -> None:
     stop = Stop()
     _ready_to_stop(stop)
-    worker = await start_unless_stopped(start_collector(config, sock, index, census), stop.asked)
+    starting = start_collector(config, sock, index, census, is_replacement=not is_first)
+    worker = await start_unless_stopped(starting, stop.asked)
     if worker is not None:
         logger.info(announce, extra=fields(worker=index))
         await serve_until_stopped(worker, stop)

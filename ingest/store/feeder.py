@@ -49,7 +49,8 @@ _CLOSE_SECONDS: Final = 5.0
 
 class Feeder:
     """One journal's end in the collector. `postgres_up`, `table_refuses`: as the writer has them, changed by its
-    messages. `last_stored_at`: when a record was last released, Unix time."""
+    messages. `postgres_changed_at`: when `postgres_up` last changed; `last_stored_at`: when a record was last
+    released; both in Unix time, None if never."""
 
     def __init__(
         self,
@@ -66,7 +67,8 @@ class Feeder:
         stored, and the Outcome's `bad`.  kept: keys of refused events that are already in
         `analytics.rejected_events`."""
         self.journal = journal
-        self.postgres_up = False
+        self._postgres_up = False
+        self.postgres_changed_at: float | None = None
         self.table_refuses: str | None = None
         self.last_stored_at: float | None = None
         self._ledger = ledger
@@ -140,6 +142,15 @@ class Feeder:
             except TimeoutError:
                 break
         return not self.journal.has_backlog
+
+    @property
+    def postgres_up(self) -> bool:
+        return self._postgres_up
+
+    @postgres_up.setter
+    def postgres_up(self, is_up: bool) -> None:
+        if is_up != self._postgres_up:
+            self._postgres_up, self.postgres_changed_at = is_up, time.time()
 
     async def close(self) -> None:
         """Have the writer forget the journal. Repeatable."""

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
+from ingest.base.errors import DatabaseError
 from ingest.postgres.queries import fill, load_queries
 
 _COPY_PIECE_BYTES: Final = 256 * 1024
@@ -76,11 +77,22 @@ async def copy_lines(
     lines: Iterable[bytes],
     timeout_seconds: float,
 ) -> None:
-    """COPY text lines into a table, given as (schema, name); schema None for a temporary one."""
+    """COPY text lines into a table, given as (schema, name); schema None for a temporary one. Raises DatabaseError if
+    the connection breaks while the server does not read."""
     schema, name = table
-    # asyncpg's own time-out is not in effect while it waits for a server that has stopped reading.
-    async with asyncio.timeout(timeout_seconds):
-        await connection.copy_to_table(name, schema_name=schema, columns=columns, source=_pieces(lines))
+    try:
+        # asyncpg's own time-out is not in effect while it waits for a server that has stopped reading.
+        async with asyncio.timeout(timeout_seconds):
+            await connection.copy_to_table(name, schema_name=schema, columns=columns, source=_pieces(lines))
+    except RuntimeError as error:
+        if not connection.is_closed():
+            raise
+        # When a COPY is cancelled, by our time-out or by others, asyncpg tells the server. Without a connection that
+        # fails on uvloop, and this error is in the place of the cancellation.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from error
+        raise DatabaseError("the connection broke in the middle of a COPY") from error
 
 
 class Merge:

@@ -104,6 +104,46 @@ WHERE $3 = 'day' AND name = 'session_length' AND granularity = 'hour'
     AND time_window_start >= $1 AND time_window_start < $2
 HAVING sum(sample_count) > 0
 
+-- session_entries --
+-- Sessions by the page of their first page view: the first 100 of a window, the rest as {"other": true}, and all as {}
+-- (sample_count: with those that saw no page). Sessions are assigned to hours as for bounce_rate. A day is the sum of its
+-- hours.
+-- counter, sum; hour day; from events
+WITH visits AS (
+    SELECT min(created_at) AS began, max(created_at) AS ended, bool_or(type = 'page_view') AS viewed,
+        (array_agg(left(page_path::text, 255) ORDER BY created_at, received_at, batch_id, batch_position, id)
+            FILTER (WHERE type = 'page_view'))[1] AS page
+    FROM analytics.activity
+    WHERE $3 = 'hour' AND created_at >= $1 - interval '30 minutes' AND created_at < $2 + interval '30 minutes'
+        AND visit IS NOT NULL AND device_type IS DISTINCT FROM 'bot'
+    GROUP BY visit
+), counted AS (
+    SELECT jsonb_build_object('page_path', page) AS dimensions, count(*)::numeric AS sessions, NULL::bigint AS samples
+    FROM visits WHERE began >= $1 AND began < $2 AND viewed
+    GROUP BY page
+    UNION ALL
+    -- 0 where sessions of the hour before went on, which tells such an hour from one that was not computed.
+    SELECT '{}', count(*) FILTER (WHERE began >= $1 AND viewed), count(*) FILTER (WHERE began >= $1)
+    FROM visits WHERE began < $2 AND ended >= $1
+    HAVING count(*) > 0
+    UNION ALL
+    SELECT dimensions, sum(value_numeric), sum(sample_count)::bigint
+    FROM analytics.metrics
+    WHERE $3 = 'day' AND name = 'session_entries' AND granularity = 'hour'
+        AND time_window_start >= $1 AND time_window_start < $2
+    GROUP BY dimensions
+), ranked AS (
+    -- The total and the others are no pages.
+    SELECT *, row_number() OVER (
+        PARTITION BY dimensions IN ('{}', '{"page_path": {"other": true}}') ORDER BY sessions DESC, dimensions
+    ) AS place
+    FROM counted
+)
+SELECT CASE WHEN place <= 100 THEN dimensions ELSE '{"page_path": {"other": true}}' END AS dimensions,
+    sum(sessions) AS value_numeric, sum(samples)::bigint AS sample_count
+FROM ranked
+GROUP BY 1
+
 -- visitor_to_lead_rate --
 -- Leads created in the window, per active user.
 -- rate, average; day week month; from aggregates

@@ -32,9 +32,12 @@ created_at >= $1 AND created_at < $2
     AND {filters}
 
 -- freshness --
--- as_of: buckets have everything stored before this time; minutes_from: the first minute that is kept
+-- What ingest.retention says, which is for no role but the owner's
+-- as_of: buckets have everything stored before this time; minutes_from: the first minute that is kept; events_from: the
+-- first day of events that is, though older ones may not be deleted yet, or be there again with what came late
 SELECT now() AS now, coalesce((SELECT min(flushed_at) FROM analytics.flushes WHERE rolled_up_at IS NULL), now()) AS as_of,
-    now() - ingest.retention('minutes', '7 days') AS minutes_from
+    now() - coalesce(nullif(current_setting('app.retention_minutes', true), '')::interval, '7 days') AS minutes_from,
+    date_trunc('day', now() - coalesce(nullif(current_setting('app.retention_events', true), '')::interval, '90 days'), 'UTC') AS events_from
 
 -- stale --
 -- Weeks and months that are behind their days
@@ -72,25 +75,33 @@ SELECT EXISTS (
 -- rank_values --
 -- Values of a dimension by their events, and NULL for events without one. jsonb sorts null, then texts, then numbers,
 -- and objects last: all texts are between null and 0, so the primary key finds them without reading the table.
--- {"other": true} is for values that had no room. Bots' events are not in the total, nor here.
+-- {"other": true} is for values that had no room. Bots' events are not in the total, nor here. $11 and $12 are values
+-- and their events that no bucket has.
 WITH part AS (
     SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
 ), counted AS (
-    SELECT dimensions -> $6 AS value, sum(event_count) AS events
-    FROM part CROSS JOIN LATERAL (
-        SELECT dimensions, event_count FROM analytics.event_aggregations
-        WHERE granularity = part.granularity::analytics.granularity
-            AND time_bucket >= starts_at AND time_bucket < ends_at
-            AND event_type = ANY ($4::text[]::analytics.event_type[])
-            AND ($5::text IS NULL OR event_name = $5)
-            AND dimensions > jsonb_build_object($6::text, NULL)
-            AND dimensions <= jsonb_build_object($6::text, '{"other": true}'::jsonb)
-            AND dimensions <> '{"device_type": "bot"}'
-        OFFSET 0
-    ) AS bucket
+    SELECT value, sum(events) AS events
+    FROM (
+        SELECT dimensions -> $6 AS value, event_count AS events
+        FROM part CROSS JOIN LATERAL (
+            SELECT dimensions, event_count FROM analytics.event_aggregations
+            WHERE granularity = part.granularity::analytics.granularity
+                AND time_bucket >= starts_at AND time_bucket < ends_at
+                AND event_type = ANY ($4::text[]::analytics.event_type[])
+                AND ($5::text IS NULL OR event_name = $5)
+                AND dimensions > jsonb_build_object($6::text, NULL)
+                AND dimensions <= jsonb_build_object($6::text, '{"other": true}'::jsonb)
+                AND dimensions <> '{"device_type": "bot"}'
+            OFFSET 0
+        ) AS bucket
+        UNION ALL
+        SELECT to_jsonb(value), events FROM unnest($11::text[], $12::bigint[]) AS edge (value, events)
+        WHERE value IS NOT NULL
+    ) AS counted
     GROUP BY value
 ), total AS (
-    SELECT coalesce(sum(event_count), 0) AS events
+    SELECT coalesce(sum(event_count), 0)
+        + (SELECT coalesce(sum(events), 0) FROM unnest($12::bigint[]) AS edge (events)) AS events
     FROM part CROSS JOIN LATERAL (
         SELECT event_count FROM analytics.event_aggregations
         WHERE granularity = part.granularity::analytics.granularity
@@ -136,23 +147,29 @@ GROUP BY time_bucket
 
 -- rank_names --
 -- Names by their events, from some rows of each, such as the total or one value of a dimension; except "", for names
--- that had no room
-SELECT event_name AS value, sum(event_count)::bigint AS events
-FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
-CROSS JOIN LATERAL (
-    SELECT event_name, event_count FROM analytics.event_aggregations
-    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
-        AND event_type = ANY ($4::text[]::analytics.event_type[])
-        AND ($5::text IS NULL OR event_name = $5) AND event_name <> ''
-        AND dimensions = ANY ($6::text[]::jsonb[])
-    OFFSET 0
-) AS bucket
-GROUP BY event_name
+-- that had no room. $11 and $12 are names and their events that no bucket has.
+SELECT value, sum(event_count)::bigint AS events
+FROM (
+    SELECT bucket.*
+    FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+    CROSS JOIN LATERAL (
+        SELECT event_name AS value, event_count FROM analytics.event_aggregations
+        WHERE granularity = part.granularity::analytics.granularity
+            AND time_bucket >= starts_at AND time_bucket < ends_at
+            AND event_type = ANY ($4::text[]::analytics.event_type[])
+            AND ($5::text IS NULL OR event_name = $5) AND event_name <> ''
+            AND dimensions = ANY ($6::text[]::jsonb[])
+        OFFSET 0
+    ) AS bucket
+    UNION ALL
+    SELECT value, events FROM unnest($11::text[], $12::bigint[]) AS edge (value, events)
+) AS counted
+GROUP BY value
 HAVING sum(event_count) > 0 AND (
     $7::bigint IS NULL OR sum(event_count) < $7
-    OR (sum(event_count) = $7 AND NOT $9::boolean AND event_name COLLATE "C" > $8::text COLLATE "C")
+    OR (sum(event_count) = $7 AND NOT $9::boolean AND value COLLATE "C" > $8::text COLLATE "C")
 )
-ORDER BY events DESC, event_name COLLATE "C"
+ORDER BY events DESC, value COLLATE "C"
 LIMIT $10
 
 -- value_buckets --
@@ -186,6 +203,207 @@ CROSS JOIN LATERAL (
 ) AS bucket
 LIMIT $8
 
+-- value_sketches --
+-- Who did the events of these values of a dimension
+SELECT bucket.*
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT dimensions ->> $6 AS value, users_sketch FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5)
+        AND dimensions > jsonb_build_object($6::text, NULL) AND dimensions < jsonb_build_object($6::text, 0)
+        AND dimensions ->> $6 = ANY ($7::text[]) AND users_sketch IS NOT NULL
+    OFFSET 0
+) AS bucket
+LIMIT $8
+
+-- name_sketches --
+-- Who did the events of these names
+SELECT bucket.*
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT event_name AS value, users_sketch FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5) AND dimensions = ANY ($6::text[]::jsonb[])
+        AND event_name = ANY ($7::text[]) AND users_sketch IS NOT NULL
+    OFFSET 0
+) AS bucket
+LIMIT $8
+
+-- stored_by_type --
+-- The buckets of some parts of a range by type, from some rows of each name, such as the total; with sketches only
+-- where they are asked for ($7 users, $8 sessions), as these are nearly all there is to read
+SELECT bucket.*
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT time_bucket, event_type::text AS type, event_count,
+        CASE WHEN $7 THEN users_sketch END AS users_sketch, CASE WHEN $8 THEN sessions_sketch END AS sessions_sketch
+    FROM analytics.event_aggregations
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = ANY ($4::text[]::analytics.event_type[])
+        AND ($5::text IS NULL OR event_name = $5) AND dimensions = ANY ($6::text[]::jsonb[]) AND event_count > 0
+    OFFSET 0
+) AS bucket
+LIMIT $9
+
+-- stored_totals --
+-- The totals over all types and names of some parts of a range, as far as they are there; with sketches as stored_by_type
+SELECT total.*
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS part (granularity, starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT granularity::text, time_bucket, event_count, page_views, conversions,
+        CASE WHEN $4 THEN users_sketch END AS users_sketch, CASE WHEN $5 THEN sessions_sketch END AS sessions_sketch
+    FROM analytics.bucket_totals
+    WHERE granularity = part.granularity::analytics.granularity AND time_bucket >= starts_at AND time_bucket < ends_at
+    OFFSET 0
+) AS total
+LIMIT $6
+
+-- piece token --
+-- What an event's person is called in the sketches of users
+coalesce((
+    SELECT counted_as FROM analytics.people
+    WHERE people.user_id = person AND (activity.user_id IS NOT NULL OR person <> anonymous_id)
+), person) AS token
+
+-- edges --
+-- Events of some short times ($8, $9; $10 is what they belong to) that no bucket has for itself, by type; with the
+-- distinct people, as they are called in sketches, and visits
+SELECT place, type::text, count(*) AS events,
+    array_agg(DISTINCT token) FILTER (WHERE token IS NOT NULL) AS users,
+    array_agg(DISTINCT visit) FILTER (WHERE visit IS NOT NULL) AS sessions
+FROM unnest($8::timestamptz[], $9::timestamptz[], $10::int[]) AS edge (starts_at, ends_at, place)
+CROSS JOIN LATERAL (
+    SELECT type, visit, {token} FROM analytics.activity
+    WHERE created_at >= starts_at AND created_at < ends_at AND {picked}
+    OFFSET 0
+) AS event
+GROUP BY place, type
+
+-- events_by_type --
+-- Counts from events by the starts of buckets ($8), with those of two types
+SELECT width_bucket(created_at, $8::timestamptz[]) - 1 AS place, count(*) AS events,
+    count(*) FILTER (WHERE type = 'page_view') AS page_views,
+    count(*) FILTER (WHERE type = 'conversion') AS conversions,
+    count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
+FROM analytics.activity
+WHERE {picked}
+GROUP BY place
+
+-- piece hours_of_kpis --
+-- Sessions that began in the hours from $1 to before $2, from the KPIs $4, up to `settled`: later hours, from $3 on, may
+-- not have been computed; NULL: none was. `unsettled`: hours that have to be computed (again), or in which there were
+-- sessions but none began, or which failed.
+hours AS MATERIALIZED (
+    SELECT hour, max(sample_count) FILTER (WHERE name <> 'sessions') AS sessions,
+        max(value_numeric) FILTER (WHERE name = 'bounce_rate') AS bounce_rate,
+        max(value_numeric) FILTER (WHERE name = 'session_length') AS seconds,
+        max(value_numeric) FILTER (WHERE name = 'session_entries') AS entries,
+        max(computed_at) FILTER (WHERE name = 'session_entries') AS entries_at,
+        coalesce(min(computed_at) FILTER (WHERE name <> 'sessions') < hour + interval '90 minutes', true)
+            OR count(*) FILTER (WHERE name <> 'sessions') < cardinality($4::text[])
+            OR bool_or(name IS NULL) AS unsettled,
+        coalesce(bool_or(name = 'sessions'), false) AS visited
+    FROM (
+        SELECT time_window_start AS hour, name, value_numeric, sample_count, timestamp AS computed_at
+        FROM analytics.metrics
+        WHERE name = ANY ($4::text[] || 'sessions'::text) AND granularity = 'hour' AND dimensions = '{}'
+            AND time_window_start >= $1 AND time_window_start < $2
+        UNION ALL
+        SELECT time_window_start, NULL, NULL, NULL, NULL FROM analytics.stale_metrics
+        WHERE source = 'events' AND granularity = 'hour' AND time_window_start >= $1 AND time_window_start < $2
+    ) AS known
+    GROUP BY hour
+), settled AS (
+    -- least ignores NULL.
+    SELECT CASE WHEN max(time_window_start) IS NOT NULL THEN least($3::timestamptz, max(time_window_start)) END AS settled
+    FROM analytics.metrics
+    WHERE name = 'bounce_rate' AND granularity = 'hour' AND dimensions = '{}' AND time_window_start < $3
+)
+
+-- hours_of_sessions --
+-- How many sessions began in some hours, bounced, and how long they were
+WITH {hours_of_kpis}
+SELECT settled, array_agg(hour ORDER BY hour) FILTER (WHERE unsettled) AS unsettled,
+    coalesce(sum(sessions) FILTER (WHERE NOT unsettled), 0)::bigint AS sessions,
+    coalesce(sum(sessions * bounce_rate) FILTER (WHERE NOT unsettled), 0)::float8 AS bounces,
+    coalesce(sum(sessions * seconds) FILTER (WHERE NOT unsettled), 0)::float8 AS seconds
+FROM settled LEFT JOIN hours ON hour < settled
+GROUP BY settled
+
+-- hours_of_entries --
+-- In which hours and days the KPI session_entries may be read. `days`: those that are the sums of their hours. Hours
+-- before $5 cannot be read from events and stay as they are: not `unsettled`. `lost`: the last of them with sessions, but
+-- without figures; `waiting`: those that may have had some. Figures may be deleted if they ended before `kpis_from`.
+WITH {hours_of_kpis}, days AS (
+    SELECT day FROM (
+        SELECT date_trunc('day', hour, 'UTC') AS day, sum(entries) AS entries, max(entries_at) AS entries_at
+        FROM hours GROUP BY 1
+        HAVING NOT bool_or(unsettled AND hour >= $5::timestamptz)
+    ) AS summed JOIN analytics.metrics AS kept
+        ON name = 'session_entries' AND granularity = 'day' AND dimensions = '{}' AND time_window_start = day
+    WHERE day >= $1 AND time_window_end <= $2 AND value_numeric = entries AND kept.timestamp >= entries_at
+        AND time_window_end <= (SELECT settled FROM settled)
+        AND NOT EXISTS (
+            SELECT FROM analytics.stale_metrics AS noted
+            WHERE noted.source = 'events' AND noted.granularity = 'day' AND noted.time_window_start = day
+        )
+)
+SELECT settled, array_agg(hour ORDER BY hour) FILTER (WHERE unsettled AND hour >= $5) AS unsettled,
+    max(hour) FILTER (WHERE visited AND entries IS NULL AND hour < $5) AS lost,
+    array_agg(hour ORDER BY hour) FILTER (WHERE NOT visited AND entries IS NULL AND hour < $5) AS waiting,
+    (SELECT array_agg(day) FROM days) AS days,
+    now() - coalesce(nullif(current_setting('app.retention_metrics', true), '')::interval, '365 days') AS kpis_from
+FROM settled LEFT JOIN hours ON hour < settled
+GROUP BY settled
+
+-- last_viewed --
+-- The last hour in some times in which sessions saw a page
+SELECT max(time_bucket)
+FROM unnest($1::timestamptz[], $2::timestamptz[]) AS span (starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT time_bucket FROM analytics.event_aggregations
+    WHERE granularity = 'hour' AND time_bucket >= starts_at AND time_bucket < ends_at
+        AND event_type = 'page_view' AND dimensions = '{}' AND event_count > 0 AND sessions_sketch IS NOT NULL
+    ORDER BY time_bucket DESC LIMIT 1
+) AS bucket
+
+-- piece hours_of_events --
+-- Events of some times ($8, $9), for each hour, or part of one, in which they count: that is [low, high)
+event AS (
+    SELECT starts_at, ends_at, event.* FROM unnest($8::timestamptz[], $9::timestamptz[]) AS span (starts_at, ends_at)
+    CROSS JOIN LATERAL (
+        SELECT visit, person, type, created_at, received_at, batch_id, batch_position, id, page_path,
+            type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) AND {filters} AS matches
+        FROM analytics.activity
+        WHERE created_at >= $1::timestamptz - interval '30 minutes'
+            AND created_at < $2::timestamptz + interval '30 minutes'
+            AND created_at >= starts_at - interval '30 minutes' AND created_at < ends_at + interval '30 minutes'
+            AND visit IS NOT NULL AND ($5 <> 'exclude' OR device_type IS DISTINCT FROM 'bot')
+        OFFSET 0
+    ) AS event
+), hours AS (
+    SELECT event.*, greatest(hour, starts_at) AS low, least(hour + interval '1 hour', ends_at) AS high
+    FROM event CROSS JOIN (VALUES (-1), (0), (1)) AS near (hours)
+    CROSS JOIN LATERAL (SELECT date_trunc('hour', created_at, 'UTC') + hours * interval '1 hour' AS hour) AS hour
+    WHERE hour < ends_at AND hour + interval '1 hour' > starts_at
+)
+
+-- sessions_from_events --
+-- Sessions that began in some times ($8, $9), hour by hour as the KPI bounce_rate counts them, if any of their events is
+-- one of those that are picked
+WITH {hours_of_events}, visits AS (
+    SELECT visit, low, high, count(*) FILTER (WHERE type <> 'system') AS acts, min(created_at) AS began,
+        extract(epoch FROM max(created_at) - min(created_at)) AS seconds, bool_or(matches) AS matches
+    FROM hours
+    WHERE created_at >= low - interval '30 minutes' AND created_at < high + interval '30 minutes'
+    GROUP BY visit, low, high
+)
+SELECT count(*) AS sessions, count(*) FILTER (WHERE acts <= 1) AS bounces, coalesce(sum(seconds), 0)::float8 AS seconds
+FROM visits WHERE began >= low AND began < high AND matches
+
 -- count_events --
 -- Counts from events, by the starts of buckets ($8)
 SELECT width_bucket(created_at, $8::timestamptz[]) - 1 AS place, count(*) AS events,
@@ -194,23 +412,28 @@ FROM analytics.activity
 WHERE {picked}
 GROUP BY place
 
+-- piece value --
+-- The value of the dimension $8, or the name
+CASE $8::text
+    WHEN 'event' THEN name
+    WHEN 'country' THEN left(country::text, 255)
+    WHEN 'device_type' THEN left(device_type::text, 255)
+    WHEN 'browser' THEN left(browser::text, 255)
+    WHEN 'os' THEN left(os::text, 255)
+    WHEN 'page_path' THEN left(page_path::text, 255)
+    WHEN 'referrer_host' THEN left(referrer_host::text, 255)
+    WHEN 'utm_source' THEN left(utm_source::text, 255)
+    WHEN 'utm_medium' THEN left(utm_medium::text, 255)
+    WHEN 'utm_campaign' THEN left(utm_campaign::text, 255)
+END AS value
+
 -- rank_events --
 -- Values of a dimension, or names (if $8 is event), by their events, from events; NULL: no value. After the value $10
--- with $9 events, or after no value if $11.
-SELECT value, count(*) AS events, count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions
+-- with $9 events, or after no value if $11. `total`: the events of these and all that follow.
+SELECT value, count(*) AS events, count(DISTINCT person) AS users, count(DISTINCT visit) AS sessions,
+    sum(count(*)) OVER ()::bigint AS total
 FROM (
-    SELECT person, visit, CASE $8::text
-        WHEN 'event' THEN name
-        WHEN 'country' THEN left(country::text, 255)
-        WHEN 'device_type' THEN left(device_type::text, 255)
-        WHEN 'browser' THEN left(browser::text, 255)
-        WHEN 'os' THEN left(os::text, 255)
-        WHEN 'page_path' THEN left(page_path::text, 255)
-        WHEN 'referrer_host' THEN left(referrer_host::text, 255)
-        WHEN 'utm_source' THEN left(utm_source::text, 255)
-        WHEN 'utm_medium' THEN left(utm_medium::text, 255)
-        WHEN 'utm_campaign' THEN left(utm_campaign::text, 255)
-    END AS value
+    SELECT person, visit, {value}
     FROM analytics.activity
     WHERE {picked}
 ) AS picked
@@ -223,6 +446,92 @@ LIMIT $12
 -- piece sent --
 -- The order in which events were sent; ids decide only for rows without a batch.
 created_at, received_at, batch_id, batch_position, id
+
+-- edges_by_value --
+-- The same as edges, by the value of a dimension or the name ($8), without the visits
+SELECT value, count(*) AS events, array_agg(DISTINCT token) FILTER (WHERE token IS NOT NULL) AS users
+FROM unnest($9::timestamptz[], $10::timestamptz[]) AS edge (starts_at, ends_at)
+CROSS JOIN LATERAL (
+    SELECT {value}, {token} FROM analytics.activity
+    WHERE created_at >= starts_at AND created_at < ends_at AND {picked}
+    OFFSET 0
+) AS event
+GROUP BY value
+
+-- entry_pages --
+-- Pages by the sessions whose first page view they are, from events: none in the half hour before the range, and with
+-- any event that is picked up to half an hour before or after it. $8 to $11 are as $9 to $12 of rank_events.
+WITH event AS MATERIALIZED (
+    SELECT id, created_at, received_at, batch_id, batch_position, type, visit, person, left(page_path::text, 255) AS value,
+        type = ANY ($3::text[]::analytics.event_type[]) AND ($4::text IS NULL OR name = $4) AND {filters} AS matches
+    FROM analytics.activity
+    WHERE created_at >= $1::timestamptz - interval '30 minutes' AND created_at < $2::timestamptz + interval '30 minutes'
+        AND ($5 <> 'exclude' OR device_type IS DISTINCT FROM 'bot')
+), first AS (
+    SELECT DISTINCT ON (visit) visit, person, created_at, value FROM event
+    WHERE type = 'page_view' AND created_at < $2 AND visit IS NOT NULL
+    ORDER BY visit, {sent}
+), picked AS (
+    SELECT person, value
+    FROM first JOIN (SELECT visit FROM event WHERE matches GROUP BY visit) AS matching USING (visit)
+    WHERE created_at >= $1
+)
+SELECT value, count(*) AS events, count(DISTINCT person) AS users, sum(count(*)) OVER ()::bigint AS total
+FROM picked
+GROUP BY value
+HAVING $8::bigint IS NULL OR count(*) < $8
+    OR (count(*) = $8 AND NOT $10::boolean AND (value IS NULL OR value COLLATE "C" > $9::text COLLATE "C"))
+ORDER BY events DESC, value COLLATE "C" NULLS LAST
+LIMIT $11
+
+-- entries --
+-- Pages by the sessions whose first page view they are, hour by hour as the KPI session_entries counts them: from it, for
+-- the hours and days $10 to $12, and from events of other times ($8, $9). $13 to $16 are as $9 to $12 of rank_events.
+-- `total`: of all pages; `other`: of those that are not told apart. There is always a row; without a page if none is left.
+WITH {hours_of_events}, visits AS (
+    SELECT min(created_at) AS began, low, high, bool_or(type = 'page_view') AS viewed,
+        (array_agg(left(page_path::text, 255) ORDER BY {sent}) FILTER (WHERE type = 'page_view'))[1] AS value,
+        (array_agg(person ORDER BY {sent}) FILTER (WHERE type = 'page_view'))[1] AS person
+    FROM hours
+    WHERE created_at >= low - interval '30 minutes' AND created_at < high + interval '30 minutes'
+    GROUP BY visit, low, high
+), found AS (
+    SELECT value, count(*)::numeric AS events, count(DISTINCT person) AS users
+    FROM visits WHERE began >= low AND began < high AND viewed
+    GROUP BY value
+), stored AS MATERIALIZED (
+    SELECT bucket.dimensions, sum(value_numeric) AS events
+    FROM unnest($10::text[], $11::timestamptz[], $12::timestamptz[]) AS part (granularity, starts_at, ends_at)
+    CROSS JOIN LATERAL (
+        SELECT dimensions, value_numeric FROM analytics.metrics
+        WHERE name = 'session_entries' AND granularity = part.granularity::analytics.granularity
+            AND time_window_start >= starts_at AND time_window_start < ends_at
+        OFFSET 0
+    ) AS bucket
+    GROUP BY bucket.dimensions
+), counted AS MATERIALIZED (
+    SELECT value, sum(events) AS events, sum(users)::bigint AS users
+    FROM (
+        SELECT * FROM found
+        UNION ALL
+        SELECT dimensions ->> 'page_path', events, NULL FROM stored
+        WHERE jsonb_typeof(dimensions -> 'page_path') IN ('string', 'null')
+    ) AS known
+    GROUP BY value
+), sums AS (
+    SELECT (SELECT coalesce(sum(events), 0) FROM found)
+        + (SELECT coalesce(sum(events), 0) FROM stored WHERE dimensions = '{}') AS total,
+        (SELECT coalesce(sum(events), 0) FROM counted) AS listed
+), page AS (
+    SELECT * FROM counted
+    WHERE $13::bigint IS NULL OR events < $13
+        OR (events = $13 AND NOT $15::boolean AND (value IS NULL OR value COLLATE "C" > $14::text COLLATE "C"))
+    ORDER BY events DESC, value COLLATE "C" NULLS LAST
+    LIMIT $16
+)
+SELECT value, events::bigint, users, total::bigint, (total - listed)::bigint AS other
+FROM sums LEFT JOIN page ON true
+ORDER BY events DESC NULLS LAST, value COLLATE "C" NULLS LAST
 
 -- funnel_condition (step) --
 -- ingest/features/stats/journeys.py builds a funnel of any number of steps from this and the next five. This condition

@@ -16,7 +16,7 @@ from tests.support.service import Service, running
 
 ADMIN = "an admin key for these tests"
 CONFIG = Path(__file__).parents[1].joinpath("schemathesis.toml")
-EXAMPLES = amount(3, long=12)
+EXAMPLES = amount(2, long=12)
 """Requests of each kind to each operation, besides those that cover each bound of the schema."""
 
 
@@ -24,7 +24,7 @@ EXAMPLES = amount(3, long=12)
 def service(database_url: str, tmp_path: Path):
     settings = (
         "--admin-keys", ADMIN, "--api-rate-limit-per-second", "0",
-        "--encryption-keys", Fernet.generate_key().decode(),
+        f"--encryption-keys={Fernet.generate_key().decode()}",
     )  # fmt: skip
     with running(Service(tmp_path / "data", database_url, *settings)) as service:
         yield service

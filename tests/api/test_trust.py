@@ -265,6 +265,7 @@ async def test_a_proxy_on_this_machine_does_not_open_the_metrics(start: Start, h
 
 
 async def test_the_root_lists_the_documents(client: Client):
+    """For programs; somebody with a browser sees the dashboard."""
     answer = await client.get("/")
     assert answer.status == 200
     links = answer.json()

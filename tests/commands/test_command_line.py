@@ -65,6 +65,9 @@ def test_every_module_of_a_command_is_in_the_table():
         ("rollup --rollup-port 9 --log-level debug", "run", {}, {"rollup_port": "9", "log_level": "debug"}),
         ("migrate --status", None, {"status": True, "dry_run": False, "wait": 60.0}, {}),
         ("serve --no-anonymise-ip --port 1", None, {}, {"anonymise_ip": False, "port": "1"}),
+        ("serve --encryption-keys -a_b= --port 1", None, {}, {"encryption_keys": ["-a_b="], "port": "1"}),
+        ("serve --admin-keys=--a --write-keys -", None, {}, {"admin_keys": ["--a"], "write_keys": ["-"]}),
+        ("keys revoke --data-dir -here -- --data-dir", "revoke", {"key": "--data-dir"}, {"data_dir": "-here"}),
         ("tail --json --config file.toml", None, {"json": True}, {"config": "file.toml"}),
     ],
 )
@@ -97,7 +100,7 @@ def test_the_version_is_printed(ingest_here):
         ("--port 80 serve", ["the command comes first"]),
         ("serve --prot 1", ["`--prot`", "did you mean --port?"]),
         ("serve --port=x", ["port", "from flag --port", "from 0 to 65535", "'x'"]),
-        ("serve --port", ["--port", "expected one argument"]),
+        ("serve --port", ["--port", "needs a value"]),
         ("serve 8080", ["`ingest serve` takes no such argument"]),
         ("serve --max 3", ["unknown setting `--max`"]),
         ("serve --segment-bytes 64MiB --journal-max-bytes 100MiB", ["journal_max_bytes", "at least twice"]),
@@ -134,7 +137,7 @@ def test_the_version_is_printed(ingest_here):
         ("maintenance", ["give one of --list, --run"]),
         ("maintenance --list --run retention", ["--run", "not allowed with", "--list"]),
         ("maintenance --run retentoin", ["unknown task", "did you mean retention?"]),
-        ("psql --data-dir", ["--data-dir", "expected one argument"]),
+        ("psql --data-dir", ["--data-dir", "needs a value"]),
     ],
 )
 def test_a_mistake_is_one_line(ingest_here, arguments, words):

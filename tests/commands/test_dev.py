@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -91,7 +92,10 @@ def try_what_it_says(life: Life) -> None:
     """The commands it suggests work as printed; Ctrl-C stops it."""
     counted = "select event_count from analytics.event_aggregations where granularity = 'day' and dimensions = '{}'"
     with life.start() as dev:
+        wait_until(lambda: "Ctrl-C stops" in dev.log_text(), 60, "what it says")
         assert f"POST http://localhost:{dev.port}/v1/events" in dev.log_text()
+        link = re.search(rf"http://localhost:{dev.port}(/sign-in/\S+)", dev.log_text())
+        assert link is not None and [dev.get(link[1])[0] for _ in range(2)] == [200, 401]
         for secret in ("admin_key", "encryption_keys"):
             assert (life.folder / secret).stat().st_mode & 0o777 == 0o600
         lines = [line.strip() for line in dev.log_text().splitlines() if "curl " in line or " psql " in line]
@@ -100,7 +104,7 @@ def try_what_it_says(life: Life) -> None:
         typed(select)
         typed(totals)
         dev.wait_stored()
-        wait_until(lambda: life.psql(counted) == "1", 20, "the event in the aggregates")
+        wait_until(lambda: life.psql(counted) == "1", 60, "the event in the aggregates")
         assert json.loads(typed(totals).stdout)["events"] == 1
         selected = typed(select).stdout
         assert "hello" in selected and '{"plan": "pro"}' in selected
@@ -115,7 +119,7 @@ def use_it_while_it_starts(life: Life) -> None:
     """A command waits for the database, and leaves it running when it is done."""
     dev = Service(life.folder, None, command="dev").start(wait=False)
     try:
-        wait_until(lambda: is_in_use(life.folder), 20, "the folder in use")
+        wait_until(lambda: is_in_use(life.folder), 60, "the folder in use")
         assert life.psql("select 1") == "1"
         dev.wait_ready()
         assert life.stored() == 1
@@ -157,7 +161,7 @@ def kill_it(life: Life) -> None:
 def kill_its_postgres(life: Life, dev: Service) -> None:
     """It is started again, and nothing is lost."""
     # The page is also complete once it includes the rollup worker's.
-    wait_until(lambda: "ingest_rollup_leader" in dev.metrics(), 20, "the rollup worker is on the page")
+    wait_until(lambda: "ingest_rollup_leader" in dev.metrics(), 60, "the rollup worker is on the page")
     assert dev.metrics()["ingest_events_unaccounted"] == 0
     for pid in pids_in(life.folder):
         os.kill(pid, signal.SIGKILL)

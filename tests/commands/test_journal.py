@@ -86,7 +86,7 @@ async def test_drain_stores_the_events_of_an_orphaned_folder(ingest, database_ur
     folder = tmp_path / "data"
     check_refused(ingest("journal", "drain", "--data-dir", folder, url=database_url), "there is no journal")
     with running(Service(folder, database_url, "--workers", "2")) as two:
-        wait_until(lambda: raw_metrics(two).count("ingest_ready{") == 2, 20, "both workers have made their journals")
+        wait_until(lambda: raw_metrics(two).count("ingest_ready{") == 2, 60, "both workers have made their journals")
         refused = ingest("journal", "drain", "--data-dir", folder, url=database_url)
         check_refused(refused, "is in use by another ingest process")
     with running(Service(folder, NOBODY, "--workers", "2")) as cut_off:

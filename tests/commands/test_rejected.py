@@ -31,7 +31,7 @@ async def test_refused_events_are_listed_and_replayed_once(ingest, database_url,
         def is_kept() -> bool:
             return "\n#5 " in rejected().out
 
-        wait_until(is_kept, 10, "five refused events are kept")
+        wait_until(is_kept, 60, "five refused events are kept")
         listed = rejected().out
         assert "4  too_old" in listed and "1  invalid_type" in listed and listed.index("#5") < listed.index("#1 ")
         assert '{"name": "old 2"' in listed and "the oldest time that is accepted" in listed and "/v1/batch" in listed

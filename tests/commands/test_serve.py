@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.support.commands import NOBODY, check_refused
-from tests.support.service import Service, raw_metrics, received_by, running, wait_until
+from tests.support.service import Service, is_dead, raw_metrics, received_by, running, wait_until
 
 
 async def test_serve_and_the_database_of_another_release(ingest, empty_database_url, connection, database_url):
@@ -25,6 +25,31 @@ async def test_serve_and_the_database_of_another_release(ingest, empty_database_
     refused = ["newer than this release", "999_from_the_future.sql"]
     check_refused(ingest("serve", "--port", "0", url=database_url), *refused)
     check_refused(ingest("migrate", url=database_url), *refused)
+
+
+@pytest.mark.long
+async def test_workers_are_replaced_though_the_database_is_that_of_the_next_release(
+    database_url, connection, tmp_path
+):
+    """As between the two steps of an upgrade: whatever runs goes on, whoever of it dies. Only a start is refused."""
+    with running(Service(tmp_path / "data", database_url, "--workers", "2")) as service:
+        add = "INSERT INTO ingest.migrations (number, name, sha256) VALUES (999, '999_from_the_future.sql', '')"
+        await connection.execute(add)
+        before = service.workers()
+        for worker in before:
+            os.kill(worker, signal.SIGKILL)
+
+        def all_are_new() -> bool:
+            # Who asks while there is no worker waits for one.
+            serving = service.get("/metrics", timeout=60)[1].count("ingest_ready{")
+            return serving == 2 and not {*before} & {*service.workers()}
+
+        wait_until(all_are_new, 60, "two new workers serve")
+        assert service.post("/v1/events", {"name": "hello"}, timeout=60)[0] == 200
+        service.wait_stored(60)
+        await connection.execute("DELETE FROM ingest.migrations WHERE number IN (7, 999)")
+        os.kill(service.workers()[0], signal.SIGKILL)
+        wait_until(lambda: "is not applied" in service.log_text(), 60, "a database that is older is refused")
 
 
 async def test_a_second_service_is_refused_its_port_and_its_folder(ingest, service, shared_database, tmp_path):
@@ -48,7 +73,7 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
             accepted += 1
 
     with running(Service(tmp_path / "data", database_url, "--workers", "2")) as service:
-        wait_until(lambda: raw_metrics(service).count("ingest_ready{") == 2, 20, "both workers serve")
+        wait_until(lambda: raw_metrics(service).count("ingest_ready{") == 2, 60, "both workers serve")
         post(service, 40)
         page = raw_metrics(service)
         assert received_by(page, 0) > 0 and received_by(page, 1) > 0
@@ -62,11 +87,11 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
         assert len(before) == 2
         os.kill(before[0], signal.SIGKILL)
         wait_until(
-            lambda: len(service.workers()) == 2 and before[0] not in service.workers(), 20, "the worker is back"
+            lambda: len(service.workers()) == 2 and before[0] not in service.workers(), 60, "the worker is back"
         )
         assert before[1] in service.workers()
         assert "worker died, restarting it" in service.log_text()
-        wait_until(lambda: raw_metrics(service).count("ingest_ready{") == 2, 20, "both workers serve again")
+        wait_until(lambda: raw_metrics(service).count("ingest_ready{") == 2, 60, "both workers serve again")
         post(service, 20)
         service.wait_stored()
         count = await connection.fetchval("SELECT count(*) FROM analytics.events")
@@ -75,7 +100,7 @@ async def test_two_workers_share_a_port_and_one_that_dies_is_started_again(datab
         # kill -9 of only the supervisor: its workers notice, store what they have, and exit.
         left = [psutil.Process(pid) for pid in service.workers()]
         service.signal(signal.SIGKILL)
-        assert not psutil.wait_procs(left, timeout=15)[1]
+        wait_until(lambda: all(map(is_dead, left)), 60, "the workers are gone")
     with pytest.raises(OSError):
         service.get("/healthz")
 
@@ -99,14 +124,15 @@ def test_a_process_that_is_starting_is_not_cut_short_by_ctrl_c(tmp_path):
     assert blocked & 1 << signal.SIGINT - 1 and blocked & 1 << signal.SIGTERM - 1
 
 
+@pytest.mark.long
 async def test_a_worker_drains_the_journal_of_a_dead_one(ingest, database_url, connection, tmp_path):
     folder = tmp_path / "data"
     with running(Service(folder, database_url, "--workers", "2")) as two:
-        wait_until(lambda: raw_metrics(two).count("ingest_ready{") == 2, 20, "both workers have made their journals")
+        wait_until(lambda: raw_metrics(two).count("ingest_ready{") == 2, 60, "both workers have made their journals")
     assert "Traceback" not in two.log_text()
     # With the database down, both journals fill; then everything dies at once.
     with running(Service(folder, NOBODY, "--workers", "2")) as cut_off:
-        wait_until(lambda: raw_metrics(cut_off).count("ingest_ready{") == 2, 20, "both workers serve")
+        wait_until(lambda: raw_metrics(cut_off).count("ingest_ready{") == 2, 60, "both workers serve")
         for index in range(30):
             assert cut_off.post("/v1/events", {"name": f"kept {index}"})[0] == 200
         page = raw_metrics(cut_off)
@@ -131,7 +157,7 @@ async def test_a_worker_drains_the_journal_of_a_dead_one(ingest, database_url, c
 async def test_ctrl_c_stops_serve_at_once_while_it_waits_for_the_database(tmp_path):
     service = Service(tmp_path / "data", NOBODY, "--workers", "2").start(wait=False)
     try:
-        wait_until(lambda: service.log_text().count("waiting for the database") == 2, 20, "both workers wait")
+        wait_until(lambda: service.log_text().count("waiting for the database") == 2, 60, "both workers wait")
         # A terminal sends it to every process.
         os.killpg(service.running_process.pid, signal.SIGINT)
         assert service.running_process.wait(5) == 0
@@ -143,7 +169,7 @@ async def test_ctrl_c_stops_serve_at_once_while_it_waits_for_the_database(tmp_pa
 async def test_ctrl_c_while_workers_are_starting_is_quiet(database_url, tmp_path):
     service = Service(tmp_path / "data", database_url, "--workers", "2").start(wait=False)
     try:
-        wait_until(lambda: len(service.workers()) == 2, 20, "both workers are processes")
+        wait_until(lambda: len(service.workers()) == 2, 60, "both workers are processes")
         os.killpg(service.running_process.pid, signal.SIGINT)
         assert service.running_process.wait(20) == 0
     finally:

@@ -315,10 +315,17 @@ async def use_every_route(client: Client, peer: str, person: str) -> None:
         "url": f"https://example.com/?ip={peer}", "referrer": f"https://example.com/{peer}",
     }  # fmt: skip
     assert (await client.post(event, **via)).status == 200
+    cookieless = {**event, "cookieless": True, "anonymous_id": person}
+    assert (await client.post(cookieless, **via)).status == 200
     await client.post({"name": "elsewhere", "context": {"ip": "81.2.69.142"}, "properties": {"a": {"ip": V6[0]}}})
     segment = {"type": "track", "event": "s", "userId": person, "context": context, "properties": event["properties"]}
     assert (await client.post({"batch": [segment]}, "/v1/batch", **via)).status == 200
-    for bad in ({**event, "name": ""}, {**event, "timestamp": peer}, {**event, "type": peer}):
+    for bad in (
+        {**event, "name": ""},
+        {**cookieless, "name": ""},
+        {**event, "timestamp": peer},
+        {**event, "type": peer},
+    ):
         assert (await client.post(bad, **via)).status == 400
     assert (await client.post(b'{"name": "x", "ip": "' + peer.encode() + b'"', **via)).status == 400
     assert (await client.post(b'["' + peer.encode() + b'"]', **via)).status == 400

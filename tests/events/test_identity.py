@@ -17,22 +17,12 @@ from ingest.events import row
 from ingest.journal.segments import Layout, Record
 from ingest.store import event_keys, partitions
 from ingest.store.event_keys import Keyed
+from tests.support.clocks import Clock
 from tests.support.collector import Client, Start
 
 BASE = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
 KNOWN = "SELECT id, coalesce(client_time, created_at) AS own, count(*) AS n FROM analytics.events GROUP BY 1, 2"
-
-
-class Clock(datetime):
-    """The collectors' clock, which tests set; it advances by a microsecond with each call."""
-
-    at: datetime = BASE
-
-    @classmethod
-    def now(cls, tz: Any = None) -> Any:
-        cls.at += timedelta(microseconds=1)
-        return cls.at
 
 
 @pytest.fixture
@@ -204,7 +194,7 @@ PLAIN = "INSERT INTO analytics.events (type, name, created_at, id, batch_id) VAL
 async def waits_for_a_lock(connection: asyncpg.Connection, pid: int) -> None:
     """Return when this Postgres backend waits for an advisory lock."""
     query = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND locktype = 'advisory' AND NOT granted)"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await connection.fetchval(query, pid):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -246,7 +236,7 @@ async def test_flushes_of_plain_events_do_not_wait_for_each_other(connection: as
     other = await asyncpg.connect(database_url)
     untimed = [Keyed(str(uuid4()), BASE.isoformat(), "-infinity", b"") for _ in range(2)]
     try:
-        async with connection.transaction(), other.transaction(), asyncio.timeout(20):
+        async with connection.transaction(), other.transaction(), asyncio.timeout(60):
             for one, keyed in ((connection, untimed[:1]), (other, untimed[1:])):
                 assert await event_keys.claim(one, keyed) == keyed
                 assert await event_keys.drop_known(one, ["2026-01-02T03:04"], 7, 7) == 0

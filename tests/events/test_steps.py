@@ -82,6 +82,7 @@ def test_the_steps_are_the_documentation():
         "set_context",
         "set_person",
         "set_page",
+        "set_cookieless_visitors",
         "set_sender",
     ]
 

@@ -185,11 +185,12 @@ async def test_events_that_cannot_be_stored_are_an_honest_503_naming_the_file(
     assert len(await client.events()) == 8, "nothing is erased"
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_a_service_of_several_processes(database_url: str, tmp_path: Path):
     environ = {"INGEST_ADMIN_KEYS": ADMIN}
     data_dir = tmp_path / "data"
     with running(Service(data_dir, database_url, "--workers", "3", environ=environ)) as service:
-        wait_until(lambda: service.get("/metrics")[1].count("ingest_ready{") == 3, 30, "all workers serve")
+        wait_until(lambda: service.get("/metrics")[1].count("ingest_ready{") == 3, 60, "all workers serve")
         for _ in range(6):
             for person in (ANN, BOB):
                 for body in person.bodies:

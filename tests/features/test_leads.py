@@ -16,10 +16,11 @@ import msgspec
 import pytest
 
 from ingest.api.contact_fields import plain_phone
+from ingest.api.csv_cells import disarmed
 from ingest.api.problems import Problem
 from ingest.features.leads.capture import Captured, may_redirect
 from ingest.features.leads.desk import LeadWithInteractions, Page, check_transition
-from ingest.features.leads.export import AT_ONCE, disarmed
+from ingest.features.leads.export import AT_ONCE
 from ingest.features.leads.lead import COLUMNS, TRANSITIONS, Lead
 from tests.support.collector import Answer, Client, Start, errors
 
@@ -655,7 +656,7 @@ EXPORTING = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%marketing.leads
 
 
 async def waiting_exports(client: Client, count: int) -> list[int]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(found := await client.fetch(EXPORTING)) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return [row["pid"] for row in found]
@@ -674,7 +675,7 @@ async def test_an_error_half_way_does_not_look_like_a_complete_file(
         [pid] = await waiting_exports(client, 1)
         await client.fetch("SELECT pg_terminate_backend($1)", pid)
         with pytest.raises(ConnectionResetError):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while piece := await loop.sock_recv(sock, 1 << 20):
                     size += len(piece)
         assert 0 < size < 2500 * 9000
@@ -692,6 +693,6 @@ async def test_concurrent_exports_are_limited_and_a_client_that_leaves_makes_roo
     assert int(answer.headers["Retry-After"]) > 0
     for sock in socks:
         sock.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await admin(client, "GET", "/v1/leads/export?q=nobody")).status == 503:  # noqa: ASYNC110
             await asyncio.sleep(0.02)

@@ -223,12 +223,14 @@ async def test_resuming_a_session(onboarding: Client, connection: asyncpg.Connec
 async def test_no_step_is_skipped_and_a_completed_session_does_not_change(onboarding: Client):
     visitor = await begin(onboarding)
     for number, step in enumerate(STEPS):
+        before = (await visitor.session()).json()
         for later in STEPS[number + 1 :]:
             refused = await visitor.put(later)
             assert await code(refused) == (409, "step_not_reached")
             missing = STEPS[number : STEPS.index(later)]
             assert [error["field"] for error in refused.json()["errors"]] == list(missing)
             assert all(each in refused.json()["detail"] for each in missing)
+        assert (await visitor.session()).json() == before
         assert (await visitor.put(step)).status == 200
     completed = (await visitor.session()).json()
     for step in STEPS:
@@ -236,6 +238,14 @@ async def test_no_step_is_skipped_and_a_completed_session_does_not_change(onboar
     assert await code(await visitor.note(activity_type="form_started", step="testing")) == (409, "session_completed")
     assert (await visitor.session()).json() == completed
     assert Counter(await onboarding.names())["onboarding_step_completed"] == 4
+    # Nor does what was refused leave a trace elsewhere.
+    noted = await onboarding.fetch("SELECT activity_type, step::text FROM onboarding.step_activities")
+    assert sorted(map(tuple, noted)) == sorted(("step_completed", step) for step in STEPS)
+    [changes] = await onboarding.fetch(
+        "SELECT count(*) FROM public.audit_logs WHERE table_name = 'onboarding.sessions' AND operation = 'UPDATE'"
+        " AND changed_columns && ARRAY['business_data', 'whatsapp_config', 'bot_config', 'status']"
+    )
+    assert changes["count"] == len(STEPS)
 
 
 async def test_an_unknown_step(onboarding: Client):

@@ -20,7 +20,7 @@ from tests.support.amounts import some_of
 from tests.support.collector import Start
 from tests.support.service import Service, running, wait_until
 
-FEW = 64
+FEW = 80
 """`ulimit -n`."""
 EVENT = b'{"name":"counted"}'
 WHOLE = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(EVENT), EVENT)
@@ -40,7 +40,7 @@ def few_descriptors(soft: int = FEW, hard: int = FEW) -> Callable[[], None]:
 
 
 def dial(service: Service, sent: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", service.port), timeout=20, source_address=(source, 0))
+    sock = socket.create_connection(("127.0.0.1", service.port), timeout=60, source_address=(source, 0))
     try:
         sock.sendall(sent)
     except OSError:
@@ -90,7 +90,7 @@ def descriptors(pid: int) -> int:
 
 @pytest.mark.parametrize("shape", some_of(SHAPES, 2))
 def test_clients_that_hold_connections_keep_nobody_out(database_url: str, tmp_path: Path, shape: str):
-    """120 of them at `ulimit -n 64`; meanwhile the journal opens one segment after the other."""
+    """120 of them at `ulimit -n 80`; meanwhile the journal opens one segment after the other."""
     flags = ("--segment-bytes", "1MiB", "--journal-max-bytes", "64MiB")
     with running(Service(tmp_path / "data", database_url, *flags, preexec=few_descriptors())) as service:
         before = service.metrics()["ingest_events_received_total"]
@@ -133,7 +133,7 @@ def test_what_was_longest_idle_goes_first(database_url: str, tmp_path: Path):
         for gone in (kept[1], kept[2], kept[3]):
             newcomer = stack.enter_context(dial(service, WHOLE))
             assert status_of(newcomer) == 200
-            wait_until(lambda gone=gone: not is_open(gone), 10, "the longest idle is closed")  # type: ignore[misc]
+            wait_until(lambda gone=gone: not is_open(gone), 60, "the longest idle is closed")  # type: ignore[misc]
         assert is_open(kept[0]) and is_open(kept[4]) and is_open(silent)
 
 
@@ -141,7 +141,7 @@ def test_when_all_are_busy_newcomers_get_503_and_the_operator_is_served(database
     unfinished = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
     with running(Service(tmp_path / "data", database_url, "--max-connections", "8")) as service:
         with holding(service, 8, unfinished) as busy:
-            wait_until(lambda: service.metrics()["ingest_connections"] >= 8, 10, "all have begun")
+            wait_until(lambda: service.metrics()["ingest_connections"] >= 8, 60, "all have begun")
             for _ in range(20):
                 with dial(service, WHOLE) as refused:
                     assert status_of(refused) == 503
@@ -169,7 +169,7 @@ def test_one_address_is_limited_and_a_proxy_is_not(database_url: str, tmp_path: 
         with ExitStack() as stack:
             greedy = stack.enter_context(holding(service, 5, unfinished, "127.0.0.2"))
             proxied = stack.enter_context(holding(service, 12, unfinished, "127.0.0.3"))
-            wait_until(lambda: service.metrics()["ingest_connections"] >= 17, 10, "all have begun")
+            wait_until(lambda: service.metrics()["ingest_connections"] >= 17, 60, "all have begun")
             for source, status in (("127.0.0.2", 503), ("127.0.0.3", 200), ("127.0.0.4", 200)):
                 with dial(service, WHOLE, source) as newcomer:
                     assert status_of(newcomer) == status, source
@@ -201,7 +201,7 @@ def test_limits_are_those_of_all_workers(database_url: str, tmp_path: Path):
     unfinished = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
     flags = ("--workers", "3", "--max-connections", "30", "--max-connections-per-address", "12")
     with running(Service(tmp_path / "data", database_url, *flags)) as service:
-        wait_until(lambda: service.get("/metrics")[1].count("ingest_ready{") == 3, 20, "all workers serve")
+        wait_until(lambda: service.get("/metrics")[1].count("ingest_ready{") == 3, 60, "all workers serve")
 
         def open_of_each() -> list[float]:
             lines = [
@@ -211,23 +211,23 @@ def test_limits_are_those_of_all_workers(database_url: str, tmp_path: Path):
 
         with ExitStack() as stack:
             first = stack.enter_context(holding(service, 12, unfinished, "127.0.0.2"))
-            wait_until(lambda: sum(open_of_each()) >= 12, 10, "all are counted")
+            wait_until(lambda: sum(open_of_each()) >= 12, 60, "all are counted")
             # The worker with the fewest takes the next if it gets to run: a busy machine makes them uneven.
             assert min(open_of_each()) > 0
             with dial(service, WHOLE, "127.0.0.2") as newcomer:
                 assert status_of(newcomer) == 503
             second = stack.enter_context(holding(service, 12, unfinished, "127.0.0.3"))
-            wait_until(lambda: sum(open_of_each()) >= 24, 10, "all are counted")
+            wait_until(lambda: sum(open_of_each()) >= 24, 60, "all are counted")
             assert all(map(is_open, [*first, *second]))
             # The connections of a worker that died no longer count.
             victim = service.workers()[0]
             os.kill(victim, signal.SIGKILL)
-            wait_until(lambda: victim not in service.workers() and len(service.workers()) == 3, 20, "it is back")
-            wait_until(lambda: service.get("/metrics")[1].count("ingest_ready{") == 3, 20, "all workers serve")
+            wait_until(lambda: victim not in service.workers() and len(service.workers()) == 3, 60, "it is back")
+            wait_until(lambda: service.get("/metrics")[1].count("ingest_ready{") == 3, 60, "all workers serve")
             alive = sum(map(is_open, first))
             assert alive < 12
             with holding(service, 12 - alive, unfinished, "127.0.0.2") as more:
-                wait_until(lambda: sum(open_of_each()) >= 24 - (12 - sum(map(is_open, second))), 10, "counted again")
+                wait_until(lambda: sum(open_of_each()) >= 24 - (12 - sum(map(is_open, second))), 60, "counted again")
                 assert all(map(is_open, more))
                 with dial(service, WHOLE, "127.0.0.2") as newcomer:
                     assert status_of(newcomer) == 503
@@ -255,9 +255,10 @@ def test_without_any_descriptor_left_the_worker_neither_spins_nor_gives_up(datab
         (worker,) = service.workers()
         process = psutil.Process(worker)
         before = process.rlimit(psutil.RLIMIT_NOFILE)
-        process.rlimit(psutil.RLIMIT_NOFILE, (descriptors(worker) - 2, before[1]))
+        # Lower than any number that may become free meanwhile: with one, they would be accepted, and refused.
+        process.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))
         with holding(service, 30, WHOLE) as waiting:
-            wait_until(lambda: "cannot accept connections" in service.log_text(), 20, "it is logged")
+            wait_until(lambda: "cannot accept connections" in service.log_text(), 60, "it is logged")
             used = sum(process.cpu_times()[:2])
             time.sleep(2.0)
             # A spinning loop would have used all of the time.
@@ -265,7 +266,7 @@ def test_without_any_descriptor_left_the_worker_neither_spins_nor_gives_up(datab
             assert service.log_text().count("cannot accept connections") == 1
             process.rlimit(psutil.RLIMIT_NOFILE, before)
             # They have been waiting in the listen queue.
-            assert [status_of(sock) for sock in waiting].count(200) >= 29
+            assert [status_of(sock) for sock in waiting].count(200) >= 29, service.log_text()
         assert service.wait_stored()['ingest_connections_refused_total{reason="no_descriptor"}'] > 0
 
 

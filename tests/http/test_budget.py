@@ -154,6 +154,7 @@ async def attacked(service: Service, requests: list[bytes]) -> Counter[str]:
     return statuses
 
 
+@pytest.mark.long
 async def test_300_bodies_of_5_kb_that_unpack_to_5_mb(tmp_path: Path, database_url: str):
     packed = zipped((b"[" + b",".join([b'{"name":"a"}'] * 10_000) + b"]").ljust(BODY_BYTES))
     assert 4_000 < len(packed) < 6_000
@@ -165,7 +166,7 @@ async def test_300_bodies_of_5_kb_that_unpack_to_5_mb(tmp_path: Path, database_u
         assert metrics["ingest_body_bytes"] == 0
 
 
-@pytest.mark.parametrize("packing", some_of(PACKINGS, 2))
+@pytest.mark.parametrize("packing", some_of(PACKINGS, 1))
 async def test_packed_bodies_of_any_shape(tmp_path: Path, database_url: str, packing: str):
     pack, headers = PACKINGS[packing]
     bodies = [pack(body) for body in BODIES.values()]
@@ -191,7 +192,7 @@ UPLOADS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("how", some_of(UPLOADS, 3))
+@pytest.mark.parametrize("how", some_of(UPLOADS, 1))
 async def test_120_uploads_that_stop(tmp_path: Path, database_url: str, how: str):
     with running(Service(tmp_path / "data", database_url, *UNLIMITED)) as service:
         before = peak_mib(service.workers())
@@ -241,13 +242,13 @@ def is_free(client: Client) -> bool:
 
 
 async def wait_free(client: Client) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not is_free(client):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 async def wait_held(client: Client, size: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while client.worker.budget.held < size:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -418,7 +419,7 @@ async def test_responses_that_nobody_reads(start: Start, monkeypatch: pytest.Mon
         # Nothing is read beyond what the system buffers.
         await loop.sock_sendall(sock, refused * 20)
         connection = await connection_of(client, sock)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while connection._unread is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         assert client.worker.budget.held >= connection._unread.size > 64 * 1024
@@ -484,7 +485,7 @@ async def test_short_bodies_do_not_wait_for_memory(start: Start):
         asyncio.create_task(client.post(zipped(json.dumps(agents).encode()), X_Forwarded_For=f"198.51.100.{number}"))
         for number in range(4)
     ]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while client.worker.budget.worked <= 1:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     for _ in range(5):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,69 +17,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from tests.support.impatient import CLIENT_SECONDS, Load
 from tests.support.service import Service, environment, free_port, running, wait_until
-
-CLIENT_SECONDS = 30.0
-
-
-class Load:
-    """Clients of every kind, until it ends. `errors`: whatever any of them saw except a 200.  `acknowledged`: ids."""
-
-    def __init__(self, port: int, kept: int = 4, fresh: int = 4) -> None:
-        self._port = port
-        self._enough = threading.Event()
-        self.errors: list[str] = []
-        self.acknowledged: list[str] = []
-        self.closes_announced = 0
-        kinds = [self._keep] * kept + [self._renew] * fresh
-        self._threads = [threading.Thread(target=kind, daemon=True) for kind in kinds]
-
-    def _post(self, connection: http.client.HTTPConnection) -> bool:
-        """Send one event; returns whether the connection may be used again."""
-        name = str(uuid.uuid4())
-        try:
-            connection.request("POST", "/v1/events", json.dumps({"name": "drained", "id": name}))
-            answer = connection.getresponse()
-            answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            self.errors.append(repr(error))
-            return False
-        if answer.status != 200:
-            self.errors.append(f"status {answer.status}")
-            return False
-        self.acknowledged.append(name)
-        if answer.will_close:
-            self.closes_announced += 1
-        return not answer.will_close
-
-    def _connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=CLIENT_SECONDS)
-
-    def _keep(self) -> None:
-        connection = self._connection()
-        while not self._enough.is_set():
-            if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
-                # Closed by the server between requests; any client checks that before it sends.
-                connection.close()
-            if not self._post(connection):
-                connection.close()
-        connection.close()
-
-    def _renew(self) -> None:
-        while not self._enough.is_set():
-            connection = self._connection()
-            self._post(connection)
-            connection.close()
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._enough.set()
-        for thread in self._threads:
-            thread.join(CLIENT_SECONDS * 2)
 
 
 async def stored(database_url: str) -> list[str]:
@@ -111,17 +46,17 @@ def serving(service: Service) -> int:
     return service.get("/metrics", timeout=CLIENT_SECONDS)[1].count("ingest_ready{")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_workers_are_replaced_one_after_the_other_without_an_error(database_url: str, tmp_path: Path, workers: int):
     # Long enough for each client to send once more, also on a busy machine: that response closes its connection.
     with running(make(tmp_path, database_url, 3.0, "--workers", str(workers))) as service:
-        wait_until(lambda: serving(service) == workers, 20, "all workers serve")
+        wait_until(lambda: serving(service) == workers, 60, "all workers serve")
         with Load(service.port) as load:
             for worker in service.workers():
                 os.kill(worker, signal.SIGTERM)
-                wait_until(lambda worker=worker: worker not in service.workers(), 30, "it ends")  # type: ignore[misc]
-                wait_until(lambda: len(service.workers()) == workers, 30, "another is started")
-                wait_until(lambda: serving(service) == workers, 30, "all workers serve")
+                wait_until(lambda worker=worker: worker not in service.workers(), 60, "it ends")  # type: ignore[misc]
+                wait_until(lambda: len(service.workers()) == workers, 60, "another is started")
+                wait_until(lambda: serving(service) == workers, 60, "all workers serve")
         service.wait_stored()
         assert load.closes_announced > 0
         assert "worker died" not in service.log_text() and "Traceback" not in service.log_text()
@@ -144,7 +79,7 @@ def test_a_service_restarts_in_place_without_an_error(database_url: str, tmp_pat
                     60,
                     "the workers are new",
                 )
-                wait_until(lambda: serving(service) == 2, 30, "all workers serve")
+                wait_until(lambda: serving(service) == 2, 60, "all workers serve")
             assert load.errors == []
             assert service.post("/v1/events", [{"name": "x"}] * (10 + times))[0] == 200
             assert service.post("/v1/events", [{"name": "x"}] * (11 + times))[0] == 413
@@ -214,7 +149,7 @@ def test_while_draining_it_is_not_ready_and_closes_each_connection_after_its_res
             assert (answer.status, answer.will_close) == (200, False)
             answer.read()
         service.signal(signal.SIGTERM)
-        wait_until(lambda: service.get("/readyz")[0] == 503, 20, "it says not ready")
+        wait_until(lambda: service.get("/readyz")[0] == 503, 60, "it says not ready")
         assert '"draining":true' in service.get("/readyz")[1]
         assert service.get("/healthz")[0] == 200
         assert service.metrics()["ingest_ready"] == 0
@@ -263,7 +198,7 @@ def test_a_sigterm_to_all_processes_is_one(database_url: str, tmp_path: Path):
     """As systemd sends it by default: the workers get it twice, and drain all the same."""
     with running(make(tmp_path, database_url, 3600, "--workers", "2")) as service:
         os.killpg(service.running_process.pid, signal.SIGTERM)
-        wait_until(lambda: service.get("/readyz")[0] == 503, 20, "it says not ready")
+        wait_until(lambda: service.get("/readyz")[0] == 503, 60, "it says not ready")
         time.sleep(0.5)
         assert service.post("/v1/events", {"name": "served"})[0] == 200
         service.signal(signal.SIGTERM)

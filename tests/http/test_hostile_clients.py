@@ -278,7 +278,7 @@ async def test_a_client_that_disconnects_mid_body_is_counted(client: Client):
     await client.heard(raw, 1)
     raw.writer.transport.abort()
     await raw.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while client.worker.accounts.received < 4:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert client.worker.accounts.rejected[RejectReason.BODY_INCOMPLETE] == 3

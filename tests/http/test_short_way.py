@@ -200,6 +200,7 @@ async def test_each_case_between_others(ways: BothWays):
     await check(ways, [[post(), case + post()] for case in EVERYTHING])
 
 
+@pytest.mark.long
 async def test_each_case_cut_in_two(ways: BothWays):
     """Within the head, at its end, within the body; what comes last might be taken for a request of its own."""
     cut: list[list[bytes]] = []

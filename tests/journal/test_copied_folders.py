@@ -23,7 +23,6 @@ from ingest.journal import journals
 from ingest.journal.ownership import Ownership
 from ingest.postgres.embedded import EmbeddedPostgres
 from ingest.store import ledger
-from tests.support.amounts import some_of
 from tests.support.crashes import stored_ids
 from tests.support.faults import StubbornClient, kill_postgres
 from tests.support.service import Service, environment, wait_until
@@ -52,7 +51,7 @@ class Folders:
             except OSError:
                 return False
 
-        wait_until(answers, 30, "it answers")
+        wait_until(answers, 60, "it answers")
         return service
 
     def is_running(self, index: int) -> bool:
@@ -142,7 +141,7 @@ class Folders:
 
         for index, service in enumerate(self.services):
             if self.is_running(index):
-                wait_until(lambda service=service: is_settled(service), 30, "it has stored all, or may not")  # type: ignore[misc]
+                wait_until(lambda service=service: is_settled(service), 60, "it has stored all, or may not")  # type: ignore[misc]
 
     def stop(self) -> None:
         for index, service in enumerate(self.services):
@@ -161,7 +160,7 @@ class Folders:
             assert (ran.returncode, ran.stderr) == (0, ""), ran
         for index, service in enumerate(self.services):
             self.start(index)
-            wait_until(lambda service=service: service.get("/readyz")[0] == 200, 20, "it accepts again")  # type: ignore[misc]
+            wait_until(lambda service=service: service.get("/readyz")[0] == 200, 60, "it accepts again")  # type: ignore[misc]
 
         def nothing_waits() -> bool:
             return not any(service.metrics()["ingest_events_pending"] for service in self.services) and not any(
@@ -192,7 +191,9 @@ def taken(service: Service) -> bool:
     return status == 503 and "taken_over" in json.loads(body)
 
 
-@pytest.mark.parametrize("clone", [False, True], ids=["copied", "cloned"])
+@pytest.mark.parametrize(
+    "clone", [pytest.param(False, id="copied"), pytest.param(True, id="cloned", marks=pytest.mark.long)]
+)
 def test_two_live_copies_under_load(folders: Folders, clone: bool):
     """One continues, the other stops accepting and logs why; the accounts still balance after a kill and restart."""
     folders.start(0)
@@ -201,7 +202,7 @@ def test_two_live_copies_under_load(folders: Folders, clone: bool):
     folders.start(folders.copy(0, clone=clone))
     folders.load(1)
     time.sleep(2)
-    wait_until(lambda: taken(folders.services[0]) or taken(folders.services[1]), 20, "one of them stops accepting")
+    wait_until(lambda: taken(folders.services[0]) or taken(folders.services[1]), 60, "one of them stops accepting")
     loser = 0 if taken(folders.services[0]) else 1
     assert loser == (0 if clone else 1), "a folder recognized as a copy must not stop the original"
     assert not taken(folders.services[1 - loser])
@@ -219,6 +220,7 @@ def test_two_live_copies_under_load(folders: Folders, clone: bool):
     folders.resolve_all()
 
 
+@pytest.mark.long
 def test_an_old_copy_started_while_the_database_is_down_then_restarted(folders: Folders):
     """Its new records would reuse numbers of records that were stored since the copy was made."""
     folders.start(0)
@@ -248,6 +250,7 @@ def test_an_old_copy_started_while_the_database_is_down_then_restarted(folders: 
     folders.resolve_all()
 
 
+@pytest.mark.long
 def test_two_copies_started_while_the_database_is_down_use_different_numbers(folders: Folders):
     folders.start(0)
     folders.post(0, 5)
@@ -264,13 +267,14 @@ def test_two_copies_started_while_the_database_is_down_use_different_numbers(fol
         numbers += [record.number for record in _waiting(folder, 0)]
     assert len(numbers) == len(set(numbers)) >= 9
     folders.postgres.start()
-    wait_until(lambda: sum(map(taken, folders.services)) == 2, 30, "two of three stop accepting")
+    wait_until(lambda: sum(map(taken, folders.services)) == 2, 60, "two of three stop accepting")
     folders.settle()
     folders.check_accounting()
     assert len(stored_ids(folders.postgres.dsn)) == 5 + 15
     folders.resolve_all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("down", [False, True], ids=["database up", "database down"])
 def test_the_original_comes_back_after_its_copy_took_over(folders: Folders, down: bool):
     folders.start(0)
@@ -289,7 +293,7 @@ def test_the_original_comes_back_after_its_copy_took_over(folders: Folders, down
     assert folders.post(0, 7) == (200 if down else 503)
     if down:
         folders.postgres.start()
-        wait_until(lambda: taken(folders.services[0]), 30, "it has lost the position")
+        wait_until(lambda: taken(folders.services[0]), 60, "it has lost the position")
         assert folders.services[0].metrics()["ingest_events_pending"] == 7
     folders.check_accounting()
     assert folders.post(copy, 5) == 200
@@ -298,6 +302,7 @@ def test_the_original_comes_back_after_its_copy_took_over(folders: Folders, down
     folders.resolve_all()
 
 
+@pytest.mark.long
 def test_what_is_set_aside_is_kept(folders: Folders):
     folders.start(0)
     folders.post(0, 10)
@@ -310,7 +315,7 @@ def test_what_is_set_aside_is_kept(folders: Folders):
     folders.start(0)
     assert folders.post(0, 7) == 200
     folders.postgres.start()
-    wait_until(lambda: taken(folders.services[0]), 30, "it has lost the position")
+    wait_until(lambda: taken(folders.services[0]), 60, "it has lost the position")
     folders.stop()
     arguments = [sys.executable, "-m", "ingest", "journal", "--data-dir", str(folders.services[0].data_dir)]
 
@@ -337,7 +342,8 @@ def test_what_is_set_aside_is_kept(folders: Folders):
     assert all(one.encode() in lines for one in missing)
 
 
-@pytest.mark.parametrize("seed", some_of(range(4), 1))
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
 def test_copies_that_come_and_go_in_any_order(folders: Folders, seed: int):
     chance = random.Random(seed)
     folders.start(0)

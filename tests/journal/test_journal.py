@@ -237,7 +237,7 @@ async def test_any_error_in_a_write_fails_its_requests_and_leaves_none_waiting(t
     def fail(*given, **named):
         raise error
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with monkeypatch.context() as patch:
             patch.setattr(where, fail)
             outcomes = await asyncio.gather(*[put(journal, f"lost {n}") for n in range(3)], return_exceptions=True)
@@ -257,7 +257,7 @@ async def test_a_callback_that_raises_leaves_no_request_waiting(tmp_path, monkey
     journal = make(tmp_path / "j")
     with monkeypatch.context() as patch:
         patch.setattr(journal, what, lambda *given: 1 / 0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for index in range(3):
                 await put(journal, f"event {index}")
     assert len(await drain(journal)) == 3
@@ -321,7 +321,7 @@ async def test_the_clock_may_say_anything(tmp_path, monkeypatch, clock):
     with monkeypatch.context() as patch:
         moments = iter(clock * 4)
         patch.setattr(time, "time_ns", lambda: next(moments))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for index in range(4):
                 await put(journal, f"event {index}")
         assert journal.oldest_us is not None and journal.oldest_us > 0

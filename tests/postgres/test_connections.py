@@ -36,7 +36,7 @@ async def test_connection_names_its_purpose_and_keeps_no_statements(database_url
 
 
 async def test_statement_without_a_response_is_cancelled(database_url: str):
-    connection = await connections.connect(database_url, purpose="test", statement_timeout_seconds=0.05)
+    connection = await connections.connect(database_url, purpose="test", statement_timeout_seconds=0.5)
     try:
         with pytest.raises(TimeoutError):
             await connection.execute("SELECT pg_sleep(10)")

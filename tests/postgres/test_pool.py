@@ -95,7 +95,7 @@ async def test_a_connection_abandoned_during_its_check_is_closed(database_url: s
                 pass
     other = await connections.connect(database_url, purpose="other")
     left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ingest tests'"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await other.fetchval(left):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     await other.close()

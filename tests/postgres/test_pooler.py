@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,20 +19,19 @@ from ingest.store import partitions
 from tests.support.collector import Start
 from tests.support.events import batch
 from tests.support.faults import StubbornClient
-from tests.support.pooler import PROGRAM, Pooler
+from tests.support.pooler import Pooler, needs_pooler
 from tests.support.rollup_process import RollupProcess, rolling_up, total, verify, wait_rolled_up
 from tests.support.service import Service, running
 
 pytestmark = [
-    pytest.mark.skipif(
-        not Path(PROGRAM).exists() and "CI" not in os.environ,
-        reason="needs Debian's pgbouncer; .ci/on-pooler installs it",
-    ),
+    needs_pooler,
     pytest.mark.direct(reason="poolers of its own"),
 ]
 
 
-@pytest.fixture(params=[False, True], ids=["no reset", "server_reset_query_always"])
+@pytest.fixture(
+    params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["no reset", "server_reset_query_always"]
+)
 def pooler(request: pytest.FixtureRequest, direct_url: str, new_folder) -> Iterator[Pooler]:
     """With and without DISCARD ALL after each transaction: state that must not be left must not be needed either."""
     folder = new_folder()

@@ -124,6 +124,7 @@ CROWDED = st.builds(
 )
 
 
+@pytest.mark.long
 @pytest.mark.longer
 @settings(
     max_examples=amount(20, long=100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -207,6 +208,7 @@ async def test_only_values_that_may_have_a_row_are_counted_on_their_own(connecti
 # Pages.
 
 
+@pytest.mark.long
 async def test_rows_in_pages_that_an_earlier_flush_left(connection: asyncpg.Connection):
     """Whatever the distance: they are found by going back, and through the index."""
     await make_partitions(connection, DAYS)

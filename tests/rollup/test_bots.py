@@ -48,7 +48,7 @@ def traffic(seed: int) -> list[Event]:
     return events
 
 
-@pytest.mark.parametrize("seed", some_of(range(4), 2))
+@pytest.mark.parametrize("seed", some_of(range(4), 1))
 async def test_everything_that_counts_agrees_with_one_query(ask: Asker, connection: asyncpg.Connection, seed: int):
     await store(connection, *traffic(seed), room=Room(2, 1) if seed == 3 else Room(100, 100))
     for mode, condition in CONDITIONS.items():

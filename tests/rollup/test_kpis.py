@@ -202,6 +202,69 @@ async def test_bounces_and_lengths_of_sessions(connection: asyncpg.Connection):
     assert details["histogram"]["10"] == 2
 
 
+async def test_entries_of_sessions(connection: asyncpg.Connection):
+    def seen(page: str | None, session: str, **after: float) -> Event:
+        return Event(HOUR + timedelta(**after), "page", "page_view", session_id=session, page_path=page)
+
+    await stored_and_rolled_up(
+        connection,
+        # An action before the first page; the page after it does not count.
+        Event(HOUR, "click", session_id="a"),
+        seen("/", "a", minutes=1),
+        seen("/docs", "a", minutes=2),
+        seen("/", "b"),
+        seen(None, "without"),
+        Event(HOUR, "click", session_id="no page"),
+        seen("/bot", "bot")._replace(device_type="bot"),
+        # Begun in the hour before: there, its page in this hour is the first.
+        Event(HOUR - timedelta(seconds=1), "click", session_id="earlier"),
+        seen("/docs", "earlier", seconds=1),
+        seen("/" + "x" * 300, "long", hours=-2),
+        # An hour that has the rest of a session, and no first event.
+        seen("/", "goes on", hours=-4, minutes=59),
+        seen("/docs", "goes on", hours=-3, minutes=1),
+    )
+    await compute(connection, "session_entries")
+    root, docs = '{"page_path": "/"}', '{"page_path": "/docs"}'
+
+    async def entered(granularity: str, start: datetime) -> dict[str, tuple[Any, Any]]:
+        found = await figures(connection, "session_entries", granularity, start)
+        return {of: (row[0], row[2]) for of, row in found.items()}
+
+    assert await entered("hour", HOUR) == {"{}": (3, 4), root: (2, None), '{"page_path": null}': (1, None)}
+    assert await entered("hour", at(hours=1.5)) == {"{}": (1, 1), docs: (1, None)}
+    assert await entered("hour", at(hours=3.5)) == {"{}": (0, 0)}
+    assert await entered("hour", at(hours=1.5) - timedelta(hours=4)) == {}
+    assert await entered("day", DAY) == {
+        "{}": (6, 7),
+        root: (3, None),
+        docs: (1, None),
+        '{"page_path": null}': (1, None),
+        f'{{"page_path": "/{"x" * 254}"}}': (1, None),
+    }
+
+
+async def test_entries_by_the_first_hundred_pages(connection: asyncpg.Connection):
+    def seen(page: int, session: str, hour: datetime) -> Event:
+        return Event(hour, "page", "page_view", session_id=session, page_path=f"/{page}")
+
+    early = HOUR - timedelta(hours=3)
+    await stored_and_rolled_up(
+        connection,
+        *[seen(page, f"{page}-{number}", HOUR) for page in range(103) for number in range(2 if page > 2 else 1)],
+        *[seen(page, f"early {page}", early) for page in range(3)],
+    )
+    await compute(connection, "session_entries")
+    rest = '{"page_path": {"other": true}}'
+    hour = await figures(connection, "session_entries", "hour", HOUR)
+    assert hour.pop("{}")[0] == 203 and hour.pop(rest)[0] == 3
+    assert {of: row[0] for of, row in hour.items()} == {f'{{"page_path": "/{page}"}}': 2 for page in range(3, 103)}
+    day = await figures(connection, "session_entries", "day", DAY)
+    # Again the first hundred: without those of the early hour, which add to what the other hour had no place for.
+    assert day.pop("{}")[0] == 206 and day.pop(rest)[0] == 6
+    assert day.keys() == hour.keys()
+
+
 async def test_leads_and_their_rates(connection: asyncpg.Connection):
     await stored_and_rolled_up(connection, *[Event(at(minutes=5), user_id=f"u{n}") for n in range(8)])
     await connection.execute(

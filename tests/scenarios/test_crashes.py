@@ -14,7 +14,7 @@ from tests.support.crashes import stored_ids
 from tests.support.faults import StubbornClient, kill_postgres
 from tests.support.service import Service, parse_metrics, running
 
-KILLS = amount(12, long=50)
+KILLS = amount(5, long=50)
 CLIENTS = 3
 
 
@@ -32,11 +32,12 @@ def ledger(dsn: str) -> tuple[int, int]:
 
 
 @pytest.mark.longer
-def test_random_kills_lose_nothing_and_store_nothing_twice(mortal, tmp_path):
+def test_random_kills_lose_nothing_and_store_nothing_twice(mortal_on_disk, tmp_path):
     """kill -9 of the collector or of Postgres, at random moments under load, the next often before recovery from the
     last. Clients retry what was not acknowledged."""
     chance = random.Random(20260102)
-    service = Service(tmp_path / "data", mortal.dsn, "--segment-bytes", "1MiB", "--journal-max-bytes", "64MiB")
+    limits = ("--segment-bytes", "1MiB", "--journal-max-bytes", "64MiB")
+    service = Service(tmp_path / "data", mortal_on_disk.dsn, *limits)
     with running(service):
         clients = [StubbornClient(service.url) for _ in range(CLIENTS)]
         for client in clients:
@@ -50,23 +51,24 @@ def test_random_kills_lose_nothing_and_store_nothing_twice(mortal, tmp_path):
                 service.kill()
                 service.start(wait=chance.random() < 0.5)
             else:
-                kill_postgres(mortal)
+                kill_postgres(mortal_on_disk)
                 time.sleep(chance.uniform(0, 0.3))
-                mortal.start()
+                mortal_on_disk.start()
         service.wait_ready()
         for client in clients:
             client.finish()
         metrics = service.wait_stored(60)
     acknowledged = set().union(*(client.acknowledged for client in clients))
-    stored = stored_ids(mortal.dsn)
+    stored = stored_ids(mortal_on_disk.dsn)
     assert min(kills.values()) >= KILLS // 3
     assert len(acknowledged) > KILLS * 20
     assert len(stored) == len(set(stored)), "an event is in the table twice"
     assert set(stored) == acknowledged, "every batch was acknowledged in the end, so every event is there, once"
-    assert ledger(mortal.dsn) == (len(stored), len(stored)), "the ledger counts what the table holds"
+    assert ledger(mortal_on_disk.dsn) == (len(stored), len(stored)), "the ledger counts what the table holds"
     assert metrics["ingest_events_unaccounted"] == 0
 
 
+@pytest.mark.long
 def test_the_table_holds_only_events_that_were_sent(mortal, tmp_path):
     """Clients that do not retry: the table holds everything acknowledged, and nothing that was not sent."""
     service = Service(tmp_path / "data", mortal.dsn)
@@ -74,7 +76,7 @@ def test_the_table_holds_only_events_that_were_sent(mortal, tmp_path):
         clients = [StubbornClient(service.url, only_once=True) for _ in range(CLIENTS)]
         for client in clients:
             client.start()
-        for _ in range(4):
+        for _ in range(amount(2, long=6)):
             time.sleep(0.4)
             service.kill()
             service.start()

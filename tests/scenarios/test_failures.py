@@ -8,18 +8,19 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
+import uvloop
 
 import ingest.journal.segment_writer
+from bench.chaos import wire
+from bench.chaos.wire import Break
 from ingest.base.errors import DatabaseError
 from ingest.base.refusals import RejectReason
 from ingest.events import row
@@ -27,12 +28,14 @@ from ingest.journal import journals, segments
 from ingest.journal.journal import Journal
 from ingest.journal.segment_reader import SegmentReader
 from ingest.journal.segments import Layout, Record
+from ingest.postgres import connections
 from ingest.store.ledger import create_journal
+from ingest.store.merge import copy_lines
 from tests.support.amounts import some_of
 from tests.support.collector import Start
 from tests.support.crashes import stored_ids
 from tests.support.events import batch
-from tests.support.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres
+from tests.support.faults import CuttingProxy, StubbornClient, kill_postgres, signal_postgres, small_disk
 from tests.support.service import Service, running, wait_until
 
 # Postgres is down.
@@ -109,16 +112,39 @@ def test_a_worker_added_while_postgres_is_down_waits_and_stops_no_other(mortal, 
         alone.wait_stored()
     kill_postgres(mortal)
     with running(Service(tmp_path / "data", mortal.dsn, "--workers", "2", "--database-wait-seconds", "0.2")) as two:
-        wait_until(lambda: "waiting for the database" in two.log_text(), 20, "the new one waits")
+        wait_until(lambda: "waiting for the database" in two.log_text(), 60, "the new one waits")
         # Longer than it would have waited at the first start.
         time.sleep(1)
         assert two.post("/v1/events", batch(7))[0] == 200
         assert len(serving(two)) == 1
         mortal.start()
-        wait_until(lambda: serving(two) == {"0", "1"}, 20, "the new one serves")
+        wait_until(lambda: serving(two) == {"0", "1"}, 60, "the new one serves")
         two.wait_stored()
     assert "needs a number" in two.log_text()
     assert len(stored_ids(mortal.dsn)) == 12
+
+
+@pytest.mark.parametrize("transaction", range(4))
+async def test_a_collector_with_a_journal_starts_though_its_connection_is_cut_meanwhile(
+    start: Start, database_url, tmp_path, transaction
+):
+    """At each of the transactions of a start, of which the last takes over the position."""
+    first = await start(data_dir=tmp_path / "data")
+    assert (await first.post(batch(3))).status == 200
+    await first.settled()
+    await first.worker.stop()
+    between = wire.before_postgres(database_url)
+    async with between.listening_for_postgres(tmp_path / "wire"):
+        between.break_next(Break("begin", "cut after", 0.0, after=transaction))
+        client = await start(
+            data_dir=tmp_path / "data", database_url=wire.dsn_through(tmp_path / "wire", database_url)
+        )
+        assert between.broken["begin", "cut after"] == 1
+        assert (await client.post(batch(5))).status == 200
+        await client.settled()
+        assert client.worker.accounts.stored == 5
+        await client.worker.stop()
+    assert len(await first.fetch_now("SELECT FROM analytics.events")) == 8
 
 
 async def test_a_worker_that_waits_takes_a_journal_that_gets_free(start: Start, database_url, tmp_path):
@@ -261,7 +287,7 @@ async def test_a_server_that_stops_reading_in_the_middle_of_a_copy_is_given_up_o
         proxy.freeze_after_bytes = 500_000
         events = [{**one, "properties": {"text": "x" * 20_000}} for one in batch(200)]
         assert (await client.post(events)).status == 200
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while client.worker.journal.has_backlog:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert proxy.freeze_after_bytes is None, "it was frozen"
@@ -269,6 +295,48 @@ async def test_a_server_that_stops_reading_in_the_middle_of_a_copy_is_given_up_o
     connection = await asyncpg.connect(database_url)
     assert await connection.fetchval("SELECT count(*) FROM analytics.events") == 200
     await connection.close()
+
+
+def on_uvloop(work: Callable[[], Coroutine[None, None, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work())
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_connection_that_breaks_while_a_copy_waits_is_an_outage_and_hides_no_cancellation(
+    database_url, tmp_path, monkeypatch, is_cancelled
+):
+    """The server stops reading, then the connection breaks, which asyncpg does not notice; then the time is up, or
+    the writer is to stop. On uvloop, as in a writer process: it minds that the connection is closed."""
+    between = wire.before_postgres(database_url)
+    limits: list[asyncio.Timeout] = []
+
+    class Limited(asyncio.Timeout):  # type: ignore[misc]
+        def __init__(self, when: float | None) -> None:
+            super().__init__(when)
+            limits.append(self)
+
+    monkeypatch.setattr(asyncio.timeouts, "Timeout", Limited)
+
+    async def copy() -> None:
+        async with between.listening_for_postgres(tmp_path / "wire"):
+            connection = await connections.connect(wire.dsn_through(tmp_path / "wire", database_url), purpose="tests")
+            await connection.execute("CREATE TEMPORARY TABLE lines (line text)")
+            between.break_next(Break("rows", "drop", 0.1))
+            lines = [b"x" * 999 + b"\n"] * 20_000
+            limits.clear()
+            copying = asyncio.ensure_future(copy_lines(connection, (None, "lines"), ("line",), lines, 600.0))
+            while not connection.is_closed():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            if is_cancelled:
+                copying.cancel()
+            else:
+                limits[0].reschedule(asyncio.get_running_loop().time())
+            with pytest.raises(asyncio.CancelledError if is_cancelled else DatabaseError):
+                await copying
+            assert between.broken["rows", "drop"] == 1
+
+    await asyncio.to_thread(on_uvloop, copy)
 
 
 async def test_a_worker_stops_in_time_although_postgres_does_not_answer(start: Start, database_url, tmp_path):
@@ -279,7 +347,7 @@ async def test_a_worker_stops_in_time_although_postgres_does_not_answer(start: S
         assert (await client.post(events)).status == 200
         while proxy.freeze_after_bytes is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await client.worker.stop()
         accounts = client.worker.accounts
         # Those that came in the first turn may be stored by then.
@@ -288,6 +356,7 @@ async def test_a_worker_stops_in_time_although_postgres_does_not_answer(start: S
     assert len(await again.events()) == 200
 
 
+@pytest.mark.long
 def test_a_postgres_that_freezes_is_given_up_on_and_asked_again(mortal, tmp_path):
     """SIGSTOP under load, longer than the statement time-out; then it continues, with our old transaction still
     open."""
@@ -363,7 +432,7 @@ async def test_the_tail_shows_as_accepted_only_what_is_durable(start: Start, mon
 
     monkeypatch.setattr(ingest.journal.segment_writer, "write_all", failing)
     async with client.control() as session, session.get("http://worker/tail") as response:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not client.worker.tail.followed:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         assert (await client.post([{"name": "lost", "properties": {"a": 1}}, {"name": ""}])).status == 503
@@ -371,7 +440,7 @@ async def test_the_tail_shows_as_accepted_only_what_is_durable(start: Start, mon
         assert (await client.post({"name": "no room"})).status == 503
         monkeypatch.undo()
         assert (await client.post({"name": "kept"})).status == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             lines = [json.loads(await response.content.readline()) for _ in range(4)]
     assert [(each["result"], each.get("reason"), each.get("name")) for each in lines] == [
         ("rejected", "journal_unavailable", None),
@@ -382,22 +451,6 @@ async def test_the_tail_shows_as_accepted_only_what_is_durable(start: Start, mon
     lost = json.loads(lines[0]["payload"])
     assert (lost["name"], lost["properties"]) == ("lost", {"a": 1})
     assert json.loads(lines[2]["payload"])["name"] == "no room" and lines[2]["detail"]
-
-
-@contextmanager
-def small_disk(folder: Path, size: str = "6m") -> Iterator[bool]:
-    """Mount a tmpfs of this size. Returns whether it was permitted."""
-    folder.mkdir()
-    mounted = (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
-        )
-    ).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", folder], check=True)
 
 
 def limit_file_size() -> None:
@@ -497,7 +550,7 @@ def become_folder(path: Path) -> None:
 LOSSES = ["newest emptied", "oldest deleted", "swapped", "a folder", "first line"]
 
 
-@pytest.mark.parametrize("what", some_of(LOSSES, 2))
+@pytest.mark.parametrize("what", some_of(LOSSES, 1))
 def test_segments_that_are_lost_or_moved_are_counted_and_stop_nobody(mortal, tmp_path, what):
     """Some are stored, then Postgres is down and several segments fill; kill -9, and the files are altered."""
     service = Service(tmp_path / "data", mortal.dsn, "--segment-bytes", "1MiB")
@@ -514,7 +567,7 @@ def test_segments_that_are_lost_or_moved_are_counted_and_stop_nobody(mortal, tmp
         with SegmentReader(paths[-1]) as reader:
             newest = max(piece.number for piece in reader if isinstance(piece, Record))
         # The number of the newest record is written after the answer. Without it nobody can know what was there.
-        wait_until(lambda: getattr(segments.read_mark(folder), "number", 0) == newest, 20, "the note")
+        wait_until(lambda: getattr(segments.read_mark(folder), "number", 0) == newest, 60, "the note")
         service.kill()
         if what == "newest emptied":
             os.truncate(paths[-1], 0)
@@ -581,7 +634,7 @@ async def test_an_unclaimed_journal_is_adopted_and_drained(start: Start, databas
         await journal.wait(journal.append([line], 1, []))
     await journal.close()
     await client.worker.stores.adopt()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while client.worker.stores.adopted:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert await client.names() == [f"left {n}" for n in range(10)]
@@ -668,7 +721,7 @@ async def test_two_processes_with_copies_of_one_journal_do_not_lose_or_double_an
         await client.post(batch(1, "more"))
         await client.settled()
     await other.post(batch(5, "other"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "another process" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert other.worker.accounts.pending == 5, "kept, and said: not dropped, not stored over the other's"

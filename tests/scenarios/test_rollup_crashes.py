@@ -6,13 +6,13 @@ import asyncio
 import json
 import random
 import threading
-import uuid
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
 
+from bench.chaos.load import varied_event
 from ingest.store import partitions
 from tests.support.amounts import amount
 from tests.support.rollup_process import (
@@ -31,9 +31,6 @@ MAX_KILLS = 100
 ENOUGH_INTERRUPTED = 3
 """Kills that interrupted a transaction; without them the test proves nothing."""
 EVENTS_A_REQUEST = 100
-HOURS_LATE = (0, 0, 0, 0, 0, 1, 26, 50)
-"""Events are mostly current, the others this many hours old."""
-KINDS = {"page_view": "page_view", "clicked": "user_action", "ordered": "conversion", "searched": "user_action"}
 COUNTRIES = ("DE", "US", "BR", "XX")
 
 
@@ -66,7 +63,7 @@ class VariedClient(threading.Thread):
         number = 0
         while not self._stop_asked.wait(self._pause_seconds):
             number += 1
-            events = [self._event() for _ in range(EVENTS_A_REQUEST)]
+            events = [varied_event(self._chance, self._began) for _ in range(EVENTS_A_REQUEST)]
             body, country = json.dumps(events).encode(), self._chance.choice(COUNTRIES)
             for _ in range(1 + (number % 5 == 0)):
                 status, answer = request(self._url, body, 20, {"CF-IPCountry": country})
@@ -75,24 +72,6 @@ class VariedClient(threading.Thread):
                     return
             self.sent |= {str(event["id"]) for event in events}
             self.repeated += EVENTS_A_REQUEST * (number % 5 == 0)
-
-    def _event(self) -> dict[str, object]:
-        chance = self._chance
-        late = timedelta(hours=chance.choice(HOURS_LATE))
-        moment = (datetime.now(UTC) if not late else self._began) - late
-        name = chance.choice(list(KINDS))
-        campaign = chance.choice(("", "?utm_source=google&utm_medium=cpc", "?utm_source=letter&utm_campaign=may"))
-        return {
-            "id": str(uuid.UUID(int=chance.getrandbits(128), version=4)),
-            "name": name,
-            "type": KINDS[name],
-            "timestamp": moment.isoformat(timespec="milliseconds"),
-            "user_id": chance.choice((None, f"user-{chance.randrange(400)}")),
-            "anonymous_id": chance.choice((None, f"visitor-{chance.randrange(2000)}")),
-            "session_id": chance.choice((None, f"session-{chance.randrange(3000)}")),
-            "url": f"https://shop.example/page-{chance.randrange(8)}{campaign}",
-            "referrer": chance.choice((None, "https://www.google.com/", "https://news.example/today")),
-        }
 
     def finish(self) -> None:
         self._stop_asked.set()
@@ -121,7 +100,7 @@ async def in_the_middle(connection: asyncpg.Connection) -> bool:
     return busy
 
 
-@pytest.mark.longer
+@pytest.mark.long
 async def test_random_kills_of_rollup_workers_count_each_event_once(connection, database_url, tmp_path):
     """kill -9 of one of two workers, at random moments while a collector and plain SQL store events of several days:
     minutes, hours and days equal one count over the events, and so do their uniques."""
@@ -170,13 +149,13 @@ async def test_another_takes_over_when_the_leader_is_killed(connection, database
     with rolling_up(first):
         await the_leader([first])
         with rolling_up(second):
-            wait_until(second.is_up, 30, "the second worker is up")
+            wait_until(second.is_up, 60, "the second worker is up")
             first.kill()
             await insert_today(connection)
             assert await the_leader([second]) is second
             await wait_rolled_up(connection, 30)
             assert await total(connection, "day") == await total(connection, "minute") == 10
-            wait_until(lambda: second.metrics()["ingest_rollup_events_total"] == 10, 30, "its metrics tell of it")
+            wait_until(lambda: second.metrics()["ingest_rollup_events_total"] == 10, 60, "its metrics tell of it")
             assert second.metrics()["ingest_rollup_leader"] == 1
 
 
@@ -186,7 +165,7 @@ async def test_sigterm_ends_a_leader_and_one_that_stands_by_with_success(connect
     leader, standby, third = (RollupProcess(tmp_path / f"rollup-{number}", database_url) for number in range(3))
     with rolling_up(leader), rolling_up(standby):
         await the_leader([leader, standby])
-        wait_until(lambda: leader.is_up() and standby.is_up(), 30, "both workers are up")
+        wait_until(lambda: leader.is_up() and standby.is_up(), 60, "both workers are up")
         await insert_today(connection)
         assert (leader.stop(), standby.stop()) == (0, 0), leader.all_logs() + standby.all_logs()
         assert "Traceback" not in leader.all_logs() + standby.all_logs()

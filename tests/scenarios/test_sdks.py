@@ -21,6 +21,7 @@ import asyncpg
 import pytest
 
 from ingest.postgres import connections
+from tests.support.amounts import some_of
 from tests.support.databases import execute, run_apart, with_database
 from tests.support.service import Service, lent_database, running
 
@@ -278,7 +279,7 @@ def away(url):
         run_apart(lambda: allow(True))
 
 
-@pytest.mark.parametrize("sdk", PROGRAMS)
+@pytest.mark.parametrize("sdk", some_of(PROGRAMS, 1))
 async def test_events_sent_while_the_service_is_down_arrive_once_it_is_up(postgres, template, tmp_path, sdk):
     with lent_database(postgres, template) as url:
         service = Service(tmp_path / "data", url)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from ingest.postgres.embedded import EmbeddedPostgres
+from tests.support.amounts import some_of
 from tests.support.service import Service, running
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("number", some_of([signal.SIGTERM, signal.SIGHUP], 1))
 def test_dev_ends_with_its_postgres(new_folder, number: int):
     folder: Path = new_folder() / "data"
     with running(Service(folder, None, command="dev")) as dev:

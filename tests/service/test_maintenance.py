@@ -55,7 +55,7 @@ def schedule(url: str, *tasks: Task) -> tuple[Schedule, list[tuple[str, str]], l
 
 
 async def until(what: asyncio.Future[None] | asyncio.Event) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await (what.wait() if isinstance(what, asyncio.Event) else what)
 
 

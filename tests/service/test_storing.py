@@ -57,7 +57,7 @@ def made(tmp_path: Path, launch: Launcher, deaths: list[int] | None = None) -> S
 
 
 async def until(true) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -20,6 +20,7 @@ FLUSHES = batch_ranges([{"journal": 1, "first_record": 3, "last_record": 5}])
 MERGE = {"table": "analytics.events", "columns": '"id", "created_at", "name", "type"', "servers": "'^08'"}
 # Queries with arguments, as filled in by the service. The parts of the funnel are prepared as a whole.
 FILLED: dict[str, dict[str, Callable[[str], str]]] = {
+    "certificate": {"counts": lambda query: fill(query, batches=FLUSHES)},
     "event_keys": {
         "lock_and_look": lambda query: fill(query, starts="2026-01-02T03:04:00+00:00", seconds=60),
     },

@@ -28,6 +28,9 @@ analytics.journals            ----  ----           A---     AAAA   AAAA
 analytics.flushes             ----  ----           A---     AAAA   AAAA
 analytics.rejected_events     ----  ----           A---     AAAA   AAAA
 analytics.leases              ----  ----           A---     AAAA   AAAA
+analytics.visitor_salts       ----  ----           ----     ----   ----
+analytics.bucket_totals       ----  ----           A---     AAAA   AAAA
+analytics.saved_funnels       ----  ----           AAAA     AAAA   AAAA
 experiments.experiments       O---  ----           ----     AAAA   AAAA
 experiments.assignments       OOO-  ----           ----     AAAA   AAAA
 whatsapp.accounts             ----  O---           O---     AAAA   AAAA
@@ -36,6 +39,9 @@ public.audit_logs             ----  ----           ----     AA--   AA--
 ingest.migrations             ----  ----           ----     ----   ----
 ingest.api_keys               ----  ----           ----     ----   ----
 ingest.rate_limits            ----  ----           ----     ----   ----
+ingest.secrets                ----  ----           ----     ----   ----
+ingest.spent_tokens           ----  ----           ----     ----   ----
+ingest.shared_views           ----  ----           ----     ----   ----
 analytics.events_20260102     ----  ----           ----     ----   ----
 """
 
@@ -59,6 +65,9 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "analytics.flushes": ("journal", "1", "2", "events_stored"),
     "analytics.rejected_events": ("reason", "ours", "others", "detail"),
     "analytics.leases": ("name", "ours", "others", "holder"),
+    "analytics.visitor_salts": ("day", DAY, "2026-01-03", "created_at"),
+    "analytics.bucket_totals": ("granularity", "hour", "day", "event_count"),
+    "analytics.saved_funnels": ("name", "ours", "others", "within_seconds"),
     "experiments.experiments": ("id", OURS, OTHERS, "description"),
     "experiments.assignments": ("id", OURS, OTHERS, "exposure_count"),
     "whatsapp.accounts": ("id", OURS, OTHERS, "display_name"),
@@ -67,6 +76,9 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "ingest.migrations": ("number", "9001", "9002", "name"),
     "ingest.api_keys": ("name", "ours", "others", "name"),
     "ingest.rate_limits": ("kind", "ours", "others", "subject"),
+    "ingest.secrets": ("purpose", "ours", "others", "created_at"),
+    "ingest.spent_tokens": ("id", OURS, OTHERS, "expires_at"),
+    "ingest.shared_views": ("name", "ours", "others", "query"),
     "analytics.events_20260102": ("id", OURS, OTHERS, "name"),
 }
 
@@ -114,6 +126,9 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
         "%s, gen_random_uuid(), '', now()",
         ("'ours new'", "'others new'"),
     ),
+    "analytics.visitor_salts": ("day, salt", "%s, sha256('new')", ("'2026-01-04'", "'2026-01-05'")),
+    "analytics.bucket_totals": ("granularity, time_bucket", "%s, now()", ("'hour'", "'day'")),
+    "analytics.saved_funnels": ("name, steps", "%s, '{a,b}'", ("'ours new'", "'others new'")),
     "experiments.experiments": ("name", "%s", ("'ours new'", "'others new'")),
     "experiments.assignments": (
         "experiment_id, session_id, variant_id",
@@ -135,6 +150,13 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
     "ingest.migrations": ("number, name, sha256", "%s, 'new', ''", ("9003", "9004")),
     "ingest.api_keys": ("name, shown, hash, scopes", "%s, '', sha256('new'), '{read}'", ("'ours'", "'others'")),
     "ingest.rate_limits": ("kind, subject, hits, last_hit_at", "'new', %s, '{}', now()", ("'ours'", "'others'")),
+    "ingest.secrets": ("purpose, secret", "%s, sha256('new')", ("'ours new'", "'others new'")),
+    "ingest.spent_tokens": ("id, expires_at", "%s, now()", ("gen_random_uuid()", "gen_random_uuid()")),
+    "ingest.shared_views": (
+        "name, page, query, created_by",
+        "%s, '/', '', ''",
+        ("'ours new'", "'others new'"),
+    ),
     "analytics.events_20260102": ("type, name, created_at", "'system', %s, '2026-01-02'", ("'ours'", "'others'")),
 }
 

@@ -28,6 +28,9 @@ LEAST: dict[str, dict[str, str]] = {
         "holder": "'process 1'",
         "expires_at": "now()",
     },
+    "analytics.bucket_totals": {"granularity": "'day'", "time_bucket": "'2026-01-02 00:00+00'"},
+    "analytics.saved_funnels": {"name": "'signup'", "steps": "'{a,b}'"},
+    "analytics.visitor_salts": {"day": "'2026-01-02'", "salt": "sha256('')"},
     "analytics.event_aggregations": {
         "event_type": "'system'",
         "event_name": "'ping'",
@@ -74,6 +77,7 @@ SELECT analytics.ensure_events_partition('2026-01-02');
 INSERT INTO analytics.journals (identity) VALUES ({ID});
 INSERT INTO analytics.leases (name, token, holder, expires_at) VALUES ('taken', {ID}, '', now());
 INSERT INTO analytics.people (user_id, counted_as) VALUES ('parent', 'taken');
+INSERT INTO analytics.saved_funnels (name, steps) VALUES ('taken', '{{a,b}}');
 INSERT INTO marketing.leads (id, email) VALUES ({ID}, 'parent@example.com');
 INSERT INTO onboarding.sessions (id) VALUES ({ID});
 INSERT INTO experiments.experiments (id, name) VALUES ({ID}, 'parent');
@@ -193,11 +197,26 @@ BAD_VALUES: list[tuple[str, str, list[str]]] = [
     ("analytics.leases.name", "leases_name_length", ["''", *longer_than(100)]),
     ("analytics.leases.holder", "leases_holder_length", longer_than(500)),
     ("analytics.leases.token", "leases_token_key", [ID]),
+    ("analytics.saved_funnels.name", "saved_funnels_name_length", ["''", *longer_than(100)]),
+    ("analytics.saved_funnels.name", "saved_funnels_name_key", quoted("taken")),
+    (
+        "analytics.saved_funnels.steps",
+        "saved_funnels_steps_count",
+        ["'{}'", "'{a}'", "array_fill('a'::text, '{11}')"],
+    ),
+    ("analytics.saved_funnels.within_seconds", "saved_funnels_within_range", ["0", "2678401"]),
+    ("analytics.visitor_salts.salt", "visitor_salts_salt_length", ["''", "sha224('')", "sha384('')"]),
+    ("analytics.visitor_salts.erased_at", "visitor_salts_erased", ["now()"]),
     ("analytics.event_aggregations.event_name", "event_aggregations_event_name_length", longer_than(100)),
     ("analytics.event_aggregations.dimensions", "event_aggregations_dimensions_object", NOT_OBJECTS),
     *[
         (f"analytics.event_aggregations.{column}", "event_aggregations_counts_not_negative", ["-1"])
         for column in ("event_count", "unique_users", "unique_sessions")
+    ],
+    ("analytics.bucket_totals.granularity", "bucket_totals_granularity_known", quoted("minute", "week", "month")),
+    *[
+        (f"analytics.bucket_totals.{column}", "bucket_totals_counts_not_negative", ["-1"])
+        for column in ("event_count", "page_views", "conversions")
     ],
     ("analytics.stale_buckets.granularity", "stale_buckets_granularity_known", ["'minute'"]),
     ("analytics.stale_metrics.source", "stale_metrics_source_known", quoted("", "leads")),

@@ -114,6 +114,7 @@ async def test_nobody_but_the_owner_may_call_it(connection: asyncpg.Connection):
     assert open_to == []
 
 
+@pytest.mark.long
 async def test_migrating_loads_it_only_where_the_database_says_so(empty_database_url: str):
     connection = await connections.connect(empty_database_url, purpose="tests")
     try:
@@ -136,6 +137,7 @@ async def test_migrating_elsewhere_loads_nothing(connection: asyncpg.Connection)
 # Deterministic.
 
 
+@pytest.mark.long
 async def test_the_same_seed_gives_the_same_rows_and_another_seed_others(postgres, template, seeded):
     expected = await hashes(seeded)
     assert "" not in expected.values()

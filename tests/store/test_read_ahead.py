@@ -77,7 +77,7 @@ class Storing:
     async def run_until(self, stored: int) -> None:
         stop = asyncio.Event()
         running = asyncio.create_task(self.writer.run(stop))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while self.accounts.stored < stored:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         stop.set()

@@ -113,7 +113,7 @@ async def test_an_event_without_an_id_that_is_refused_again_is_not_replayed_fore
         json.dumps({"batch": [{"name": "a", "properties": {"bad": 1}}, {"name": "b", "properties": {"bad": 2}}]}),
     )
     await connection.execute(REFUSE)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await replay(client, None)
     assert await client.events() == []
 
@@ -140,6 +140,7 @@ async def test_a_replay_is_not_marked_while_its_row_is_not_stored(
     assert len(await client.events()) == 40 and await not_replayed(connection) == 0
 
 
+@pytest.mark.long
 async def test_a_collector_that_dies_before_it_stores_a_replay_loses_nothing(
     database_url: str, connection: asyncpg.Connection, tmp_path: Path
 ):

@@ -23,7 +23,7 @@ from ingest.service.collector import Collector, start_collector
 from tests.support.service import parse_metrics
 from tests.support.writer_task import WriterTask
 
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 60.0
 QUICK = {"shutdown_timeout_seconds": 2, "partitions_ahead_days": 1}
 
 

@@ -7,17 +7,21 @@ import re
 import socket
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from ingest.http.connections import ClientConnection
+from ingest.http.server import Server
 from tests.support.collector import Client, Start
 
 OWN = b"(way)"
 """In an id: stands for a text that is different on each way, so that they are not each other's duplicates."""
 _WAYS = (b"(one)", b"(two)")
 _TIME = re.compile(rb"\r\nDate: [^\r\n]+|\d{4}-\d\d-\d\dT[0-9:.]+")
-_PATIENCE_SECONDS = 20.0
+_WAIT = re.compile(rb"(?<=Retry-After: )\d+|(?<=try again in )\d+")
+_LIMITED = re.compile(rb"(?<=HTTP/1.1 429 Too Many Requests)((?:\r\n[^\r\n]+)*?\r\nContent-Length: )\d+")
+"""Its length is that of a text with how long to wait."""
+_PATIENCE_SECONDS = 60.0
 _ROWS = """
     SELECT (to_jsonb(e) - '{id,created_at,received_at,batch_id,batch_position,client_time}'::text[])::text AS row
     FROM analytics.%s AS e WHERE batch_id >> 40 = $1
@@ -25,7 +29,7 @@ _ROWS = """
 
 
 class Said(NamedTuple):
-    """All that a server said, without times, and whether it closed the connection."""
+    """All that a server said, without times and how long to wait, and whether it closed the connection."""
 
     text: bytes
     closed: bool
@@ -90,16 +94,25 @@ def short_way(worker: Client) -> Any:
 
 
 async def converse(worker: Client, pieces: Sequence[bytes]) -> Said:
-    """Send these pieces on a new connection, each when the server has read the one before."""
+    """Send these pieces on a new connection, each when the worker has read the one before."""
+    assert worker.worker._server is not None
+    return await converse_with(worker.worker._server, worker.worker.port, pieces)
+
+
+async def converse_with(server: Server, port: int, pieces: Sequence[bytes], idle: Collection[int] = ()) -> Said:
+    """The same with a server that listens on this port. `idle`: the pieces, by index, that are sent only once the
+    server has nothing to do for this connection, or has closed it."""
     loop, sock = asyncio.get_running_loop(), socket.socket()
     sock.setblocking(False)
     try:
-        await loop.sock_connect(sock, ("127.0.0.1", worker.worker.port))
+        await loop.sock_connect(sock, ("127.0.0.1", port))
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            while (served := _other_end(worker, sock)) is None:  # noqa: ASYNC110
+            while (served := _other_end(server, sock)) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             sent, said = 0, b""
-            for piece in pieces:
+            for index, piece in enumerate(pieces):
+                while index in idle and _is_open(served) and not served.is_waiting:  # noqa: ASYNC110
+                    await asyncio.sleep(0.0005)
                 try:
                     await loop.sock_sendall(sock, piece)
                 except ConnectionError:
@@ -115,11 +128,15 @@ async def converse(worker: Client, pieces: Sequence[bytes]) -> Said:
                 except ConnectionError:
                     more = b""
                 if not more:
-                    return Said(_TIME.sub(b"", said), closed=True)
+                    return Said(_timeless(said), closed=True)
                 said += more
-            return Said(_TIME.sub(b"", said), closed=False)
+            return Said(_timeless(said), closed=False)
     finally:
         sock.close()
+
+
+def _timeless(said: bytes) -> bytes:
+    return _LIMITED.sub(rb"\1", _WAIT.sub(b"", _TIME.sub(b"", said)))
 
 
 def _is_open(served: ClientConnection) -> bool:
@@ -134,9 +151,8 @@ def _bytes(served: ClientConnection, which: str) -> int:
     return int(received if which == "received" else sent - again)
 
 
-def _other_end(worker: Client, sock: socket.socket) -> ClientConnection | None:
-    assert worker.worker._server is not None
-    for one in worker.worker._server.connections:
+def _other_end(server: Server, sock: socket.socket) -> ClientConnection | None:
+    for one in server.connections:
         assert isinstance(one, ClientConnection)
         if one.transport is not None and one.transport.get_extra_info("peername") == sock.getsockname():
             return one

@@ -22,8 +22,8 @@ ENOUGH_MEMORY: Final = 8 << 30
 
 def memory_folder() -> Path | None:
     """Where the server that all tests share should be: each makes and drops a database of 500 files, which takes a
-    quarter of the time in memory. None, for the disk, where memory is short, as in a container. Servers that are
-    killed are on disk, and so are all journals."""
+    quarter of the time in memory. None, for the disk, where memory is short, as in a container. Servers
+    that are killed at random moments are on disk, and so are all journals."""
     return MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ENOUGH_MEMORY else None
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
@@ -17,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import psutil
 
 from ingest.postgres.embedded import EmbeddedPostgres
-from tests.support.service import request
+from tests.support.service import is_dead, request, wait_until
 
 
 class CuttingProxy:
@@ -131,12 +133,13 @@ def kill_postgres(postgres: EmbeddedPostgres) -> None:
     if pid is None:
         return
     postmaster = psutil.Process(pid)
-    for process in [postmaster, *postmaster.children(recursive=True)]:
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    for process in processes:
         try:
             process.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
             pass
-    psutil.wait_procs([postmaster], timeout=10)
+    wait_until(lambda: all(map(is_dead, processes)), 60, "Postgres is gone")
 
 
 def signal_postgres(postgres: EmbeddedPostgres, number: int) -> None:
@@ -151,16 +154,38 @@ def signal_postgres(postgres: EmbeddedPostgres, number: int) -> None:
             pass
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str = "6m") -> Iterator[bool]:
+    """Mount a tmpfs of this size. Returns whether it was permitted."""
+    folder.mkdir()
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
+        )
+    ).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", folder], check=True)
+
+
 class StubbornClient(threading.Thread):
     """Sends batches of events with ids, each repeatedly until it is acknowledged, as SDKs do.
 
     `acknowledged` are the ids for which a 200 came. `only_once` sends nothing again: batches not acknowledged at
-    the first try are in `unknown`.
+    the first try are in `unknown`. `others`: more services, to which it turns when one refuses it or does not answer;
+    the list may change while it runs.
     """
 
-    def __init__(self, url: str, batch: int = 20, *, only_once: bool = False) -> None:
+    def __init__(
+        self, url: str, batch: int = 20, *, only_once: bool = False, others: Sequence[str] | None = None
+    ) -> None:
         super().__init__(daemon=True)
-        self._url = f"{url}/v1/events"
+        self._url = url
+        self._others: Sequence[str] = others if others is not None else ()
+        # Where the next batch goes: `_url` comes before `_others`.
+        self._turn = 0
         self._batch = batch
         self._only_once = only_once
         self._stop_asked = threading.Event()
@@ -181,8 +206,9 @@ class StubbornClient(threading.Thread):
 
     def _deliver(self, body: bytes, ids: set[str]) -> None:
         while True:
+            services = [self._url, *self._others]
             try:
-                status, _ = request(self._url, body, 10)
+                status, _ = request(f"{services[self._turn % len(services)]}/v1/events", body, 10)
             except OSError:
                 self.broken += 1
                 status = 0
@@ -190,6 +216,7 @@ class StubbornClient(threading.Thread):
             if status == 200:
                 self.acknowledged |= ids
                 return
+            self._turn += 1
             if self._only_once:
                 self.unknown |= ids
                 return

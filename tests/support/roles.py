@@ -50,6 +50,9 @@ INSERT INTO analytics.flushes (journal, first_record, last_record) VALUES (1, 1,
 INSERT INTO analytics.rejected_events (reason) VALUES ('ours'), ('others');
 INSERT INTO analytics.leases (name, token, holder, expires_at)
     VALUES ('ours', '{OURS}', '', now()), ('others', '{OTHERS}', '', now());
+INSERT INTO analytics.visitor_salts (day, salt) VALUES ('{DAY}', sha256('ours')), ('2026-01-03', sha256('others'));
+INSERT INTO analytics.bucket_totals (granularity, time_bucket) VALUES ('hour', '{DAY}'), ('day', '{DAY}');
+INSERT INTO analytics.saved_funnels (name, steps) VALUES ('ours', '{{a,b}}'), ('others', '{{a,b}}');
 INSERT INTO experiments.experiments (id, name, status, targeting_rules, test_variants) VALUES
     ('{OURS}', 'ours', 'running', '{{"country": "DE"}}', '[{{"id": "b"}}]'),
     ('{OTHERS}', 'others', 'draft', '{{}}', '[]');
@@ -66,6 +69,10 @@ INSERT INTO ingest.api_keys (name, shown, hash, scopes)
     VALUES ('ours', '', sha256('ours'), ARRAY['read']), ('others', '', sha256('others'), ARRAY['read']);
 INSERT INTO ingest.rate_limits (kind, subject, hits, last_hit_at)
     VALUES ('ours', '', '{{}}', now()), ('others', '', '{{}}', now());
+INSERT INTO ingest.secrets (purpose, secret) VALUES ('ours', sha256('ours')), ('others', sha256('others'));
+INSERT INTO ingest.spent_tokens (id, expires_at) VALUES ('{OURS}', now()), ('{OTHERS}', now());
+INSERT INTO ingest.shared_views (name, page, query, created_by)
+    VALUES ('ours', '/', '', ''), ('others', '/', '', '');
 INSERT INTO ingest.migrations (number, name, sha256) VALUES (9001, 'ours', ''), (9002, 'others', '');
 """
 """A row that is ours and one that is another's, or represents it, in every table. Our experiment is running."""

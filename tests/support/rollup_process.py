@@ -6,14 +6,14 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 
-from tests.support.service import environment, free_port, parse_metrics, request
+from tests.support.service import HERE, environment, free_port, parse_metrics, request
 
 LEADS = "this worker is now the rollup leader"
 LEADS_NO_MORE = "this worker is no longer the rollup leader"
@@ -22,12 +22,19 @@ LEADS_NO_MORE = "this worker is no longer the rollup leader"
 class RollupProcess:
     """`ingest rollup` in its own process, with its own data folder."""
 
-    def __init__(self, data_dir: Path, database_url: str, *flags: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        database_url: str,
+        *flags: str,
+        program: Sequence[str] = HERE,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self._log = data_dir.parent / f"{data_dir.name}.log"
-        self._environ = environment(database_url)
+        self._environ = environment(database_url, **(environ or {}))
         self._command = [
-            sys.executable, "-m", "ingest", "rollup", "--data-dir", str(data_dir), "--host", "127.0.0.1",
+            *program, "rollup", "--data-dir", str(data_dir), "--host", "127.0.0.1",
             "--rollup-port", str(self.port), "--rollup-interval-seconds", "0.1",
             "--rollup-lease-seconds", "1", *flags,
         ]  # fmt: skip

@@ -15,6 +15,10 @@ class WriterTask:
     def __init__(self, settings: Settings, sock: socket.socket) -> None:
         self._task = asyncio.ensure_future(writer_process.serve(settings, sock.dup()))
 
+    @property
+    def pid(self) -> int | None:
+        return None
+
     async def wait(self) -> object:
         await asyncio.wait([self._task])
         return "cancelled" if self._task.cancelled() else self._task.exception()

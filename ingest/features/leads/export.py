@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import logging
-import re
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +18,7 @@ from aiohttp import web
 from ingest.api import fields
 from ingest.api.access import Scope
 from ingest.api.calls import Call
+from ingest.api.csv_cells import csv_lines, disarmed
 from ingest.api.operations import Documented, Operation
 from ingest.api.problems import Problem
 from ingest.base.errors import one_line
@@ -39,9 +37,6 @@ _STUCK_SECONDS: Final = 60.0
 _BUSY_SECONDS: Final = 10
 _QUERIES: Final = load_queries("leads")
 _CONTENT_TYPES: Final = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
-# At the beginning of a cell, and after any character that a spreadsheet may be set to take for the end of one.
-_FORMULA: Final = re.compile(r"((?:^|[;,|\t\r\n])[\s\"']*)([=+\-@\uff1d\uff0b\uff0d\uff20])")
-_BEGINNING: Final = re.compile(r"[\t\r\n]")
 _RESET: Final = struct.pack("ii", 1, 0)
 _PLAIN: Final = frozenset(("phone_number", "created_at", "updated_at"))
 """Columns that cannot hold a formula: they have digits or times. The + before a phone number stays."""
@@ -132,7 +127,12 @@ async def _next(
 
 async def _begin(call: Call) -> web.StreamResponse:
     form = call.query.format
-    headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="leads.{form}"'}
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Disposition": f'attachment; filename="leads.{form}"',
+        # Names and notes are anybody's words: a browser is not to take them for a page.
+        "X-Content-Type-Options": "nosniff",
+    }
     response = web.StreamResponse(headers=headers)
     response.content_type = _CONTENT_TYPES[form]
     response.charset = "utf-8"
@@ -166,13 +166,6 @@ def _encoded(rows: Sequence[asyncpg.Record], form: str) -> bytes:
     return csv_lines([[_cell(name, row) for name in COLUMNS] for row in rows])
 
 
-def csv_lines(rows: Sequence[Sequence[str]]) -> bytes:
-    """Lines of CSV (RFC 4180), in UTF-8."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerows(rows)
-    return text.getvalue().encode()
-
-
 def _cell(name: str, row: Mapping[str, Any]) -> str:
     value = row[name]
     if value is None:
@@ -182,9 +175,3 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
     elif isinstance(value, datetime):
         value = value.isoformat()
     return str(value) if name in _PLAIN else disarmed(str(value))
-
-
-def disarmed(text: str) -> str:
-    """The text, with a ' before anything that a spreadsheet would take for a formula, whatever its separator."""
-    guarded = _FORMULA.sub(r"\1'\2", text)
-    return f"'{guarded}" if _BEGINNING.match(guarded) else guarded

@@ -103,10 +103,10 @@ async def top(connection: asyncpg.Connection, query: Query, dimensions: Sequence
     if parts is not None:
         ranked, more = await _ranked_buckets(connection, query, parts)
         others = await _others(connection, query, parts)
-        counted = Counted(ranked, "aggregates", await _has_other(connection, query, parts))
+        counted = Counted(ranked, "aggregates", await has_other(connection, query, parts))
     else:
-        check_events_range(query.start, query.end, _why_events(query, dimensions))
-        ranked, more = await _ranked_events(connection, query)
+        check_events_range(query.start, query.end, why_events(query, dimensions))
+        ranked, more = await ranked_events(connection, query)
         counted = Counted(ranked, "events")
     last = next(reversed(ranked), None)
     return {
@@ -144,7 +144,7 @@ async def _by_bucket(
     parts = await _parts(connection, query, dimensions, freshness, found, end)
     may_read_events = query.end - query.start <= MAX_EVENTS_RANGE
     if parts is not None:
-        at_least = await _has_other(connection, query, parts)
+        at_least = await has_other(connection, query, parts)
         try:
             counts = await _count_buckets(connection, query, parts, found)
             if counts or not at_least or not may_read_events or query.asks_others:
@@ -152,7 +152,7 @@ async def _by_bucket(
         except TooMany as error:
             if not may_read_events:
                 raise Refused("too_many_rows", str(error), 422) from None
-    check_events_range(query.start, query.end, _why_events(query, dimensions))
+    check_events_range(query.start, query.end, why_events(query, dimensions))
     rows = await connection.fetch(QUERIES["count_events"], *reading.picked(query, found[0], end), found)
     return Counted({row["place"]: Count(row["events"], row["users"], row["sessions"]) for row in rows}, "events")
 
@@ -166,7 +166,7 @@ async def _parts(
     end: datetime,
 ) -> list[Part] | None:
     """The stored buckets that answer the query; None if they cannot."""
-    if len(query.filters) > 1 or not query.filters.keys() <= set(dimensions) or _rows(query) is None:
+    if len(query.filters) > 1 or not query.filters.keys() <= set(dimensions) or rows_of(query) is None:
         return None
     parts = times.cover_each(found, end, query.granularity, await reading.stale(connection))
     if parts is None or any(part.granularity == "minute" and part.start < freshness.minutes_from for part in parts):
@@ -174,7 +174,7 @@ async def _parts(
     return parts
 
 
-def _why_events(query: Query, dimensions: Sequence[str]) -> str:
+def why_events(query: Query, dimensions: Sequence[str]) -> str:
     if len(query.filters) > 1:
         return "more than one filter is answered from events"
     if not query.filters.keys() <= set(dimensions) or query.dimension not in {"", "event", *dimensions}:
@@ -191,7 +191,7 @@ def _arguments(query: Query, parts: Sequence[Part]) -> tuple[object, ...]:
     return *reading.columns(parts), query.types, query.event
 
 
-def _rows(query: Query) -> list[str] | None:
+def rows_of(query: Query) -> list[str] | None:
     """The rows of aggregates, by their `dimensions`, that add up to a query with at most one filter; None if no
     rows do. For events without a value, these are all rows with one, to be subtracted from the total."""
     people, bots = query.bots != "only", query.bots != "exclude"
@@ -201,15 +201,15 @@ def _rows(query: Query) -> list[str] | None:
     if dimension == "device_type":
         # This row has everything that bots did.
         is_bot = wanted == "bot"
-        return [_row(dimension, wanted)] if (bots if is_bot else people) else []
-    return [_row(dimension, wanted)] if query.bots == "exclude" else None
+        return [row_of(dimension, wanted)] if (bots if is_bot else people) else []
+    return [row_of(dimension, wanted)] if query.bots == "exclude" else None
 
 
-def _row(dimension: str, wanted: Value) -> str:
+def row_of(dimension: str, wanted: Value) -> str:
     return orjson.dumps({dimension: {"other": True} if wanted is OTHER else wanted}).decode()
 
 
-async def _has_other(connection: asyncpg.Connection, query: Query, parts: Sequence[Part]) -> bool:
+async def has_other(connection: asyncpg.Connection, query: Query, parts: Sequence[Part]) -> bool:
     """Whether some of these events may have been counted as `other`, for lack of room."""
     columns = reading.columns(parts)
     if query.event not in (None, OTHER_EVENT) and await connection.fetchval(
@@ -218,7 +218,7 @@ async def _has_other(connection: asyncpg.Connection, query: Query, parts: Sequen
         return True
     if not query.filters or OTHER in query.filters.values() or None in query.filters.values():
         return False
-    other = _row(next(iter(query.filters)), OTHER)
+    other = row_of(next(iter(query.filters)), OTHER)
     return bool(await connection.fetchval(QUERIES["has_buckets"], *columns, query.types, query.event, other))
 
 
@@ -239,7 +239,7 @@ async def _count_buckets(
     def place(row: Mapping[str, Any]) -> int:
         return bisect_right(found, row["time_bucket"]) - 1
 
-    wanted = _rows(query)
+    wanted = rows_of(query)
     assert wanted is not None
     if None in query.filters.values():
         return await _count_without(connection, query, parts, place) if wanted else {}
@@ -247,7 +247,7 @@ async def _count_buckets(
     for row in wanted:
         limit = MAX_STORED_ROWS + 1 - len(rows)
         rows += await connection.fetch(QUERIES["buckets"], *_arguments(query, parts), row, limit)
-        _check_rows(rows)
+        check_rows(rows)
     return await _merged([row for row in rows if row["event_count"]], place)
 
 
@@ -265,7 +265,7 @@ async def _count_without(
     return {where: Count(number, None, None) for where, number in events.items() if number}
 
 
-def _check_rows(rows: Sequence[object]) -> None:
+def check_rows(rows: Sequence[object]) -> None:
     if len(rows) > MAX_STORED_ROWS:
         message = (
             f"this takes more than {MAX_STORED_ROWS} buckets; ask for less time, a larger granularity, one event,"
@@ -311,13 +311,15 @@ async def _ranked_buckets(
 ) -> tuple[dict[str | None, Count], bool]:
     """A page of a ranking, with None for no value, and whether there is another."""
     of_names = query.dimension == "event"
-    by = _rows(query) if of_names else query.dimension
+    by = rows_of(query) if of_names else query.dimension
     rows = await connection.fetch(
         QUERIES["rank_names" if of_names else "rank_values"],
         *_arguments(query, parts),
         by,
         *(query.after or (None, None, None)),
         query.limit + 1,
+        [],
+        [],
     )
     ranked = rows[: query.limit]
     stored = await connection.fetch(
@@ -328,7 +330,7 @@ async def _ranked_buckets(
         MAX_STORED_ROWS + 1,
     )
     try:
-        _check_rows(stored)
+        check_rows(stored)
     except TooMany as error:
         raise Refused("too_many_rows", str(error), 422) from None
     uniques = await _merged(stored, lambda row: row["value"])
@@ -339,7 +341,7 @@ async def _ranked_buckets(
     return counts, len(rows) > query.limit
 
 
-async def _ranked_events(connection: asyncpg.Connection, query: Query) -> tuple[dict[str | None, Count], bool]:
+async def ranked_events(connection: asyncpg.Connection, query: Query) -> tuple[dict[str | None, Count], bool]:
     rows = await connection.fetch(
         QUERIES["rank_events"],
         *reading.picked(query, query.start, query.end),

@@ -16,7 +16,7 @@ from ingest.postgres.queries import fill
 async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
     """How many people did the steps in this order, the last within a given time of the first."""
     check_events_range(query.start, query.end, "a funnel is answered from events")
-    freshness = await reading.freshness(connection)
+    as_of = await connection.fetchval("SELECT now()")
     row = await connection.fetchrow(
         funnel_query(len(query.steps)),
         *reading.picked(query, query.start, query.end),
@@ -26,7 +26,7 @@ async def funnel(connection: asyncpg.Connection, query: Query) -> Any:
     )
     people = [row[f"people_{step}"] for step in range(1, len(query.steps) + 1)]
     return {
-        **_about(query, freshness, query.start, query.end),
+        **_about(query, as_of, query.start, query.end),
         "within_seconds": int(query.within.total_seconds()),
         "steps": [
             {
@@ -68,7 +68,7 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
     check_events_range(query.start, query.end, "retention is answered from events")
     start, end = times.begin(query.start, granularity, zone), times.up(query.end, granularity, zone)
     found = list(times.starts(start, end, granularity, zone))
-    freshness = await reading.freshness(connection)
+    as_of = await connection.fetchval("SELECT now()")
     rows = await connection.fetch(
         QUERIES["retention"],
         *reading.picked(query, start, end),
@@ -79,7 +79,7 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
     counts = {(row["cohort"], row["period"]): row["people"] for row in rows}
     begun = sum(one < now for one in found)
     return {
-        **_about(query, freshness, start, end),
+        **_about(query, as_of, start, end),
         "granularity": granularity,
         "cohorts": [
             {
@@ -94,10 +94,10 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
     }
 
 
-def _about(query: Query, freshness: reading.Freshness, start: datetime, end: datetime) -> dict[str, Any]:
+def _about(query: Query, as_of: datetime, start: datetime, end: datetime) -> dict[str, Any]:
     return {
         "source": "events",
-        "as_of": freshness.now.isoformat(),
+        "as_of": as_of.isoformat(),
         "from": start.astimezone(query.zone).isoformat(),
         "to": end.astimezone(query.zone).isoformat(),
     }

@@ -33,7 +33,7 @@ def parse(endpoint: str, given: Iterable[tuple[str, str]], dimensions: Sequence[
     texts, funnel_steps, absent, metric_dimensions = _sorted_out(endpoint, given, dimensions)
     values: dict[str, Any] = dict(absent)
     for name, text in texts.items():
-        values[name] = _read(name, text, _parameter(name, dimensions))
+        values[name] = read(name, text, _parameter(name, dimensions))
     zone = values.pop("timezone", UTC)
     start, end = _range(values.pop("from", None), values.pop("to", None), zone, now)
     filters = {name: values[name] for name in dimensions if name in values}
@@ -72,13 +72,13 @@ def _sorted_out(
     several: dict[str, list[str]] = {name: [] for name in REPEATABLE}
     of_metrics: dict[str, str] = {}
     for name, text in given:
-        _check_text(name, text)
+        check_text(name, text)
         if name in several and name in allowed:
             several[name].append(text)
         elif endpoint == "metrics" and name.startswith(_METRIC_DIMENSION):
-            of_metrics[name.removeprefix(_METRIC_DIMENSION)] = _read(name, text, DIMENSION_VALUE)
+            of_metrics[name.removeprefix(_METRIC_DIMENSION)] = read(name, text, DIMENSION_VALUE)
         elif name not in allowed:
-            raise _unknown("parameter", name, (*allowed, "dimension.<key>") if endpoint == "metrics" else allowed)
+            raise unknown("parameter", name, (*allowed, "dimension.<key>") if endpoint == "metrics" else allowed)
         elif name in texts:
             raise Refused("bad_parameter", f"{name} is given twice")
         else:
@@ -87,7 +87,7 @@ def _sorted_out(
     for name, value in (("none", None), ("other", OTHER)):
         for text in several[name]:
             # Every event has a name, so only `other` is possible for event.
-            of = _read(name, text, one_of((*dimensions, "event") if name == "other" else dimensions))
+            of = read(name, text, one_of((*dimensions, "event") if name == "other" else dimensions))
             if of in texts or of in absent:
                 raise Refused("bad_parameter", f"{of} is given twice")
             absent[of] = OTHER_EVENT if of == "event" else value
@@ -101,7 +101,8 @@ def _read_steps(several: Mapping[str, list[str]]) -> list[EventStep]:
         raise Refused("bad_parameter", f"steps must be {steps.WHAT}") from None
 
 
-def _check_text(name: str, text: str) -> None:
+def check_text(name: str, text: str) -> None:
+    """Raise Refused if Postgres could not store it as text."""
     if not is_well_formed(name + text):
         raise Refused("bad_parameter", f"{_shown(name)} is not UTF-8")
     if "\0" in name or "\0" in text:
@@ -114,7 +115,8 @@ def _parameter(name: str, dimensions: Sequence[str]) -> Parameter:
     return PARAMETERS.get(name, FILTER_VALUE)
 
 
-def _read(name: str, text: str, parameter: Parameter) -> Any:
+def read(name: str, text: str, parameter: Parameter) -> Any:
+    """The value of a parameter. Raises Refused, with what it must be."""
     try:
         if not text and parameter is not FILTER_VALUE:
             raise ValueError
@@ -124,7 +126,8 @@ def _read(name: str, text: str, parameter: Parameter) -> Any:
         raise Refused("bad_parameter", message) from None
 
 
-def _unknown(what: str, name: str, allowed: Sequence[str]) -> Refused:
+def unknown(what: str, name: str, allowed: Sequence[str]) -> Refused:
+    """The refusal of a name that does not exist, with the closest that does."""
     close = difflib.get_close_matches(name[:100].lower(), allowed, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return Refused(f"unknown_{what}", f"unknown {what} {_shown(name)}; {hint}Allowed are {', '.join(allowed)}")

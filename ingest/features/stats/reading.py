@@ -22,11 +22,13 @@ QUERIES: Final = load_queries("stats")
 
 
 class Freshness(NamedTuple):
-    """as_of: buckets have everything that was stored before.  minutes_from: minutes are kept from then on."""
+    """as_of: buckets have everything that was stored before.  minutes_from: minutes are kept from then on.
+    events_from: so are events."""
 
     now: datetime
     as_of: datetime
     minutes_from: datetime
+    events_from: datetime
 
 
 class StatsTransactions:

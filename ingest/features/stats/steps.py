@@ -10,6 +10,7 @@ from ingest.events.limits import EVENT_TYPES, MAX_NAME_CHARACTERS, MAX_VALUE_CHA
 
 KINDS: Final = ("event", "type", "page")
 """What may be before the colon of a step."""
+MOST: Final = 10
 WHAT: Final = (
     "2 to 10 steps such as page_view,type:page_view,page:/pricing: the name of an event, of 1 to"
     f" {MAX_NAME_CHARACTERS} characters; type: and one of {', '.join(EVENT_TYPES)}; or page: and the path of a page"
@@ -32,14 +33,24 @@ def read(together: Sequence[str], single: Sequence[str]) -> list[EventStep]:
     if together and single:
         raise ValueError
     # Several are taken literally: steps=a&steps=b,c has two.
-    texts = _split(together[0]) if len(together) == 1 else together or single
-    if not 2 <= len(texts) <= 10:
+    texts = split(together[0]) if len(together) == 1 else together or single
+    if not 2 <= len(texts) <= MOST:
         raise ValueError
-    return [_step(text) for text in texts]
+    return [read_one(text) for text in texts]
 
 
-def _split(text: str) -> list[str]:
-    """The texts between commas. One in double quotes may have commas in it, and "" for a quote."""
+def joined(texts: Sequence[str]) -> str:
+    """One text of several, which `split` takes apart again."""
+    return ",".join(_quoted(text) if "," in text or text.startswith('"') else text for text in texts)
+
+
+def _quoted(text: str) -> str:
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"'
+
+
+def split(text: str) -> list[str]:
+    """The texts between commas. One in double quotes may have commas in it, and "" for a quote. Raises ValueError."""
     texts = []
     place = 0
     while found := _UP_TO_COMMA.match(text, place):
@@ -51,9 +62,10 @@ def _split(text: str) -> list[str]:
     raise ValueError
 
 
-def _step(text: str) -> EventStep:
-    kind, _, value = text.partition(":")
-    if kind not in KINDS:
+def read_one(text: str) -> EventStep:
+    """The step that is written like this. Raises ValueError."""
+    kind, colon, value = text.partition(":")
+    if not colon or kind not in KINDS:
         kind, value = "event", text
     if not 1 <= len(value) <= (MAX_VALUE_CHARACTERS if kind == "page" else MAX_NAME_CHARACTERS):
         raise ValueError

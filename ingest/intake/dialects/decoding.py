@@ -28,6 +28,7 @@ from ingest.intake.dialects.batches import (
     decode_respelled,
     read_parts,
 )
+from ingest.intake.dialects.cookieless import is_shared, marked
 from ingest.intake.dialects.spellings import CREDENTIALS, UNREADABLE, Spellings
 
 
@@ -180,6 +181,9 @@ def _share(part: Part, beside: dict[str, Raw], decoders: Decoders, known: Spelli
         for piece, event in zip(sent[start : start + _SHARED_AT_ONCE], part.events[start:], strict=False):
             events.append(event if isinstance(event, Refusal) else decode_respelled(piece, decoders, known, beside))
         yield size * len(events[start:])
+    if is_shared(beside):
+        # Of those that are refused it must be known as well.
+        sent = [marked(piece) for piece in sent]
     # The hazards of the shared members are not known.
     return Part(part.text, events, ALL_HAZARDS, sent)
 

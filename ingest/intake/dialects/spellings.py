@@ -33,12 +33,13 @@ class Spellings(NamedTuple):
 
 def spellings(fields: tuple[str, ...], others: Mapping[str, str], ignored: tuple[str, ...]) -> Spellings:
     """The Spellings of a dialect. others: alias -> field.  ignored: names of fields that are not stored."""
-    own = {_fold(field): field for field in fields if not field.startswith("_")}
-    folded = {_fold(name): field for name, field in others.items()} | own
-    return Spellings(frozenset(fields), folded, frozenset(map(_fold, (*ignored, *CREDENTIALS))))
+    own = {fold(field): field for field in fields if not field.startswith("_")}
+    folded = {fold(name): field for name, field in others.items()} | own
+    return Spellings(frozenset(fields), folded, frozenset(map(fold, (*ignored, *CREDENTIALS))))
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
+    """A name without what does not matter in it."""
     return name.replace("_", "").replace("-", "").lower()
 
 
@@ -70,7 +71,7 @@ def _sorted(members: Mapping[str, Raw], known: Spellings) -> tuple[dict[str, Raw
     fields = {name: value for name, value in members.items() if name in known.fields}
     rest: dict[str, Raw] = {}
     for name, value in members.items():
-        folded = _fold(name)
+        folded = fold(name)
         if name in known.fields or folded in known.ignored:
             continue
         field = known.others.get(folded)

@@ -1,0 +1,2 @@
+// The snippet is a script of its own.
+window.record = (n) => ingest.track('soak', { n })

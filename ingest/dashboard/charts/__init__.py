@@ -1,0 +1,1 @@
+"""Charts, as markup made on the server: without scripts, inline styles or colours. Pure."""
