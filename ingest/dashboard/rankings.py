@@ -265,7 +265,7 @@ async def _entries(connection: asyncpg.Connection, query: Query, now: datetime) 
 
 async def _from_events(connection: asyncpg.Connection, query: Query, as_of: datetime) -> Ranking:
     rows = await connection.fetch(
-        QUERIES["rank_events"],
+        QUERIES["rank_people"],
         *reading.picked(query, query.start, query.end),
         query.dimension,
         *(query.after or (None, None, None)),

@@ -1,8 +1,8 @@
 """Which hours of a range have KPIs of the sessions that began in them, and which times are read from events instead.
 
-An hour's KPIs are read where they are settled: over for half an hour, and with nothing noted for it since. The
-running hour, the two before it, hours that are to be computed (again), and the parts of hours at the ends are read
-from events.
+An hour's KPIs are read where they are settled: computed when it was over for half an hour, and with nothing noted for
+it since. The running hour, hours that are to be computed (again), and the parts of hours at the ends are read from
+events.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ingest.features.stats.query import Query
 from ingest.features.stats.reading import QUERIES
 
 HOUR: Final = timedelta(hours=1)
-_RECENT: Final = timedelta(hours=2)
 
 Span = tuple[datetime, datetime]
 
@@ -42,9 +41,7 @@ async def hours_of(
     """The hours of a query's range. `asked`: the query that tells them, from its fourth argument on `arguments`."""
     start, end = (_kept_bound(bound, events_from) for bound in (query.start, query.end))
     first, last = times.up(start, "hour"), times.begin(end, "hour")
-    row = await connection.fetchrow(
-        QUERIES[asked], first, max(first, last), times.begin(now, "hour") - _RECENT, *arguments
-    )
+    row = await connection.fetchrow(QUERIES[asked], first, max(first, last), times.begin(now, "hour"), *arguments)
     settled = max(first, min(row["settled"] or first, last))
     spans = [(start, first), *((hour, hour + HOUR) for hour in row["unsettled"] or ()), (settled, end)]
     if first > last:

@@ -23,6 +23,7 @@ from ingest.dashboard.session_hours import HOUR, Span, between, columns, hours_o
 from ingest.features.stats import reading
 from ingest.features.stats.query import MAX_EVENTS_RANGE, Query
 from ingest.features.stats.reading import QUERIES
+from ingest.postgres.queries import fill
 
 _KPIS: Final = ["bounce_rate", "session_length"]
 _TOO_LONG: Final = f"with filters, known for at most {MAX_EVENTS_RANGE.days} days, as it is read from events"
@@ -84,8 +85,9 @@ async def sessions_of(connection: asyncpg.Connection, query: Query, now: datetim
 async def _from_events(connection: asyncpg.Connection, query: Query, spans: Sequence[Span]) -> Sessions:
     if not spans:
         return Sessions()
+    among = f"WHERE visit IN ({QUERIES['matching_visits']})" if query.filters or query.event is not None else ""
     row = await connection.fetchrow(
-        QUERIES["sessions_from_events"],
+        fill(QUERIES["sessions_from_events"], among=among),
         *reading.picked(query, spans[0][0], spans[-1][1]),
         *columns(spans),
     )

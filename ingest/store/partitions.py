@@ -37,7 +37,8 @@ async def ensure_ahead(connection: asyncpg.Connection, *, today: date, days_ahea
 
 
 async def index_closed_days(connection: asyncpg.Connection) -> int:
-    """Create the indexes that closed days lack, one after the other, without blocking writers; returns how many.
+    """Create the indexes that closed days lack, one after the other, without blocking writers; returns how many. Days
+    that were given one are vacuumed and analysed: only then an index alone answers.
 
     Needs a dedicated connection outside a transaction, as CONCURRENTLY requires. May be interrupted: an unfinished
     index is replaced at the next call. One process at a time creates indexes, the others return 0 immediately. If an
@@ -51,6 +52,7 @@ async def index_closed_days(connection: asyncpg.Connection) -> int:
     if await is_direct(connection):
         await connection.execute("SET statement_timeout = 0")
     made = 0
+    days: set[str] = set()
     try:
         for missing in await connection.fetch("SELECT * FROM analytics.missing_closed_day_indexes()"):
             if not await lease.renew(connection):
@@ -60,7 +62,13 @@ async def index_closed_days(connection: asyncpg.Connection) -> int:
                 if missing["leftover"] is not None:
                     await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {missing['leftover']}")
                 await connection.execute(missing["statement"])
+                days.add(missing["partition_name"])
                 made += 1
+        for day in sorted(days):
+            if not await lease.renew(connection):
+                break
+            with contextlib.suppress(asyncpg.UndefinedTableError):
+                await connection.execute(f'VACUUM (ANALYZE, SKIP_LOCKED) analytics."{day}"')
     finally:
         if not connection.is_closed():
             await lease.release(connection)

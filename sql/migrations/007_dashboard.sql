@@ -167,6 +167,110 @@ LEFT JOIN analytics.identities AS identity
     ON identity.anonymous_id = event.anonymous_id AND event.user_id IS NULL;
 
 
+-- Counting
+
+CREATE FUNCTION analytics.key_bytes(
+    name text, user_id text, anonymous_id text, session_id text, page_path text, referrer_host text,
+    utm_source text, utm_medium text, utm_campaign text, browser text, os text
+) RETURNS int LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN coalesce(octet_length(name), 0) + coalesce(octet_length(user_id), 0) + coalesce(octet_length(anonymous_id), 0)
+    + coalesce(octet_length(session_id), 0) + coalesce(octet_length(page_path), 0) + coalesce(octet_length(referrer_host), 0)
+    + coalesce(octet_length(utm_source), 0) + coalesce(octet_length(utm_medium), 0) + coalesce(octet_length(utm_campaign), 0)
+    + coalesce(octet_length(browser), 0) + coalesce(octet_length(os), 0);
+COMMENT ON FUNCTION analytics.key_bytes(text, text, text, text, text, text, text, text, text, text, text) IS
+    'How long the texts are that statistics count an event by, in bytes';
+
+-- What statistics count events by, of days that are over, without the rest of the rows: nine tenths of a row are properties,
+-- context, URLs and the like. A B-tree takes no entry longer than 2,704 bytes, and these texts may be longer: events for
+-- which they are have an index of their own, which is nearly always empty. So a late event never fails for its length.
+CREATE OR REPLACE FUNCTION analytics.missing_closed_day_indexes(older_than interval DEFAULT '6 hours')
+RETURNS TABLE (partition_name text, index_name text, statement text, leftover text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH closed AS (
+        SELECT pg_class.oid, relname::text AS name
+        FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
+            AND (to_date(right(relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' < now() - older_than
+    ), wanted (place, suffix, definition) AS (VALUES
+        -- Events by what they tell: properties @> '{"plan": "pro"}'
+        (1, 'properties_gin', 'USING gin (properties jsonb_path_ops)'),
+        -- Events of one name
+        (2, 'name_created_at', '(name, created_at)'),
+        -- What a user did
+        (3, 'user_id_created_at', '(user_id, created_at) WHERE user_id IS NOT NULL'),
+        -- What a browser did, also before its user was known
+        (4, 'anonymous_id_created_at', '(anonymous_id, created_at) WHERE anonymous_id IS NOT NULL'),
+        -- What happened on a page
+        (5, 'page_created_at', '(page_host, page_path, created_at) WHERE page_host IS NOT NULL'),
+        -- What analytics.counted_activity reads
+        (6, 'counted', '(created_at) INCLUDE (id, received_at, type, name, user_id, anonymous_id, session_id, page_path,'
+            ' referrer_host, utm_source, utm_medium, utm_campaign, device_type, browser, os, country, batch_id,'
+            ' batch_position) WHERE analytics.key_bytes(name, user_id, anonymous_id, session_id, page_path, referrer_host,'
+            ' utm_source, utm_medium, utm_campaign, browser, os) <= 2000'),
+        (7, 'counted_long', '(created_at) WHERE analytics.key_bytes(name, user_id, anonymous_id, session_id, page_path,'
+            ' referrer_host, utm_source, utm_medium, utm_campaign, browser, os) > 2000')
+    )
+    SELECT closed.name, named.index_name,
+        format('CREATE INDEX CONCURRENTLY IF NOT EXISTS %I ON analytics.%I %s',
+            named.index_name, closed.name, wanted.definition),
+        CASE WHEN found.indexrelid IS NOT NULL THEN format('analytics.%I', named.index_name) END
+    FROM closed
+    CROSS JOIN wanted
+    CROSS JOIN LATERAL (SELECT closed.name || '_' || wanted.suffix AS index_name) AS named
+    LEFT JOIN (pg_index AS found JOIN pg_class AS known ON known.oid = found.indexrelid)
+        ON found.indrelid = closed.oid AND known.relname = named.index_name
+    -- An index that is being made is not valid yet, either, but no leftover.
+    WHERE found.indisvalid IS NOT TRUE AND NOT EXISTS (
+        SELECT FROM pg_stat_progress_create_index AS progress WHERE progress.index_relid = found.indexrelid
+    )
+    ORDER BY closed.name, wanted.place
+$$;
+
+CREATE VIEW analytics.counted_activity WITH (security_invoker = true) AS
+SELECT
+    event.*,
+    coalesce(event.user_id, identity.user_id, event.anonymous_id) AS person,
+    coalesce(event.session_id, CASE WHEN event.type <> 'system' THEN (
+        SELECT CASE WHEN visit.ended_at >= event.created_at THEN visit.session_id END
+        FROM analytics.visits AS visit
+        WHERE visit.person = CASE
+                WHEN event.user_id IS NOT NULL THEN event.user_id
+                WHEN identity.user_id IS NOT NULL THEN identity.user_id
+                ELSE event.anonymous_id
+            END
+            AND visit.started_at <= event.created_at
+        ORDER BY visit.started_at DESC LIMIT 1
+    ) END) AS visit
+FROM (
+    -- Of days that are over, each row is in one of two indexes; see missing_closed_day_indexes().
+    SELECT id, created_at, received_at, type, name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source,
+        utm_medium, utm_campaign, device_type, browser, os, country, batch_id, batch_position
+    FROM analytics.events
+    WHERE created_at < date_trunc('day', now() - interval '6 hours', 'UTC')
+        AND analytics.key_bytes(name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source, utm_medium,
+            utm_campaign, browser, os) <= 2000
+    UNION ALL
+    SELECT id, created_at, received_at, type, name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source,
+        utm_medium, utm_campaign, device_type, browser, os, country, batch_id, batch_position
+    FROM analytics.events
+    WHERE created_at < date_trunc('day', now() - interval '6 hours', 'UTC')
+        AND analytics.key_bytes(name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source, utm_medium,
+            utm_campaign, browser, os) > 2000
+    UNION ALL
+    SELECT id, created_at, received_at, type, name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source,
+        utm_medium, utm_campaign, device_type, browser, os, country, batch_id, batch_position
+    FROM analytics.events
+    WHERE created_at >= date_trunc('day', now() - interval '6 hours', 'UTC')
+) AS event
+LEFT JOIN analytics.identities AS identity
+    ON identity.anonymous_id = event.anonymous_id AND event.user_id IS NULL;
+
+COMMENT ON VIEW analytics.counted_activity IS
+    'analytics.activity with the columns that statistics count by, which it reads from the indexes of days that are over: for long ranges';
+
+
 -- Entry pages
 
 -- A row for each page of each hour: found by time, and not among those of all other KPIs.
@@ -188,6 +292,10 @@ BEGIN
     ALTER TABLE ingest.shared_views ENABLE ROW LEVEL SECURITY;
     REVOKE ALL ON ingest.secrets, ingest.spent_tokens, ingest.shared_views
         FROM PUBLIC, anon, authenticated, service_role;
+
+    -- Under row security of what it reads, as analytics.activity
+    REVOKE ALL ON analytics.counted_activity FROM PUBLIC, anon, authenticated, service_role;
+    GRANT SELECT ON analytics.counted_activity TO authenticated, service_role;
 
     -- Analysts name funnels, too: it changes no data.
     ALTER TABLE analytics.saved_funnels ENABLE ROW LEVEL SECURITY;

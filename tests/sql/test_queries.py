@@ -40,6 +40,9 @@ FILLED: dict[str, dict[str, Callable[[str], str]]] = {
             ("funnel_condition", "funnel_begin", "funnel_step", "funnel_first", "funnel_count"),
             lambda _: funnel_query(10),
         ),
+        "sessions_from_events": lambda query: fill(
+            query, among=f"WHERE visit IN ({load_queries('stats')['matching_visits']})"
+        ),
     },
     "transactions": {
         "on_behalf": lambda query: re.sub(r"\{[a-z_]+\}", "E'x'", query),
@@ -84,7 +87,7 @@ def is_query(text: str) -> bool:
 
 def test_statistics_know_every_dimension():
     loaded = load_queries("stats")
-    for name in ("count_events", "rank_events", "retention"):
+    for name in ("count_events", "rank_events", "rank_people", "retention"):
         assert set(re.findall(r"\$6::jsonb ->> '(\w+)' IS NULL", loaded[name])) == set(DIMENSION_NAMES), name
         assert set(re.findall(r"'(\w+)' <> ALL \(\$7::text\[\]\)", loaded[name])) == set(DIMENSION_NAMES), name
     assert set(re.findall(r"WHEN '(\w+)' THEN left", loaded["rank_events"])) == set(DIMENSION_NAMES)

@@ -136,7 +136,7 @@ CHANGES = {
         DROP,
     ),
     "a column that is gone": Change(
-        "DROP VIEW analytics.activity; ALTER TABLE analytics.events DROP COLUMN utm_term",
+        "DROP VIEW analytics.activity, analytics.counted_activity; ALTER TABLE analytics.events DROP COLUMN utm_term",
         "ALTER TABLE analytics.events ADD COLUMN utm_term text",
     ),
     "a column that has another name": Change(
@@ -144,7 +144,8 @@ CHANGES = {
         "ALTER TABLE analytics.events RENAME COLUMN area TO region",
     ),
     "a column of another type": Change(
-        "DROP VIEW analytics.activity; ALTER TABLE analytics.events ALTER COLUMN received_at DROP DEFAULT,"
+        "DROP VIEW analytics.activity, analytics.counted_activity;"
+        " ALTER TABLE analytics.events ALTER COLUMN received_at DROP DEFAULT,"
         " ALTER COLUMN received_at TYPE int USING 7",
         "ALTER TABLE analytics.events ALTER COLUMN received_at TYPE timestamptz USING now()",
     ),
