@@ -13,25 +13,32 @@ CASE $5::text WHEN 'exclude' THEN device_type IS DISTINCT FROM 'bot' WHEN 'only'
     AND ('country' <> ALL ($7::text[]) OR country IS NULL)
     AND ($6::jsonb ->> 'device_type' IS NULL OR device_type::text = $6::jsonb ->> 'device_type')
     AND ('device_type' <> ALL ($7::text[]) OR device_type IS NULL)
-    AND CASE WHEN $6::jsonb ->> 'browser' IS NULL THEN true WHEN char_length($6::jsonb ->> 'browser') < 255 THEN browser = $6::jsonb ->> 'browser'
+    AND CASE WHEN $6::jsonb ->> 'browser' IS NULL THEN true
+        WHEN char_length($6::jsonb ->> 'browser') < 255 THEN browser = $6::jsonb ->> 'browser'
         ELSE left(browser, 255) = $6::jsonb ->> 'browser' END
     AND ('browser' <> ALL ($7::text[]) OR browser IS NULL)
-    AND CASE WHEN $6::jsonb ->> 'os' IS NULL THEN true WHEN char_length($6::jsonb ->> 'os') < 255 THEN os = $6::jsonb ->> 'os'
+    AND CASE WHEN $6::jsonb ->> 'os' IS NULL THEN true
+        WHEN char_length($6::jsonb ->> 'os') < 255 THEN os = $6::jsonb ->> 'os'
         ELSE left(os, 255) = $6::jsonb ->> 'os' END
     AND ('os' <> ALL ($7::text[]) OR os IS NULL)
-    AND CASE WHEN $6::jsonb ->> 'page_path' IS NULL THEN true WHEN char_length($6::jsonb ->> 'page_path') < 255 THEN page_path = $6::jsonb ->> 'page_path'
+    AND CASE WHEN $6::jsonb ->> 'page_path' IS NULL THEN true
+        WHEN char_length($6::jsonb ->> 'page_path') < 255 THEN page_path = $6::jsonb ->> 'page_path'
         ELSE left(page_path, 255) = $6::jsonb ->> 'page_path' END
     AND ('page_path' <> ALL ($7::text[]) OR page_path IS NULL)
-    AND CASE WHEN $6::jsonb ->> 'referrer_host' IS NULL THEN true WHEN char_length($6::jsonb ->> 'referrer_host') < 255 THEN referrer_host = $6::jsonb ->> 'referrer_host'
+    AND CASE WHEN $6::jsonb ->> 'referrer_host' IS NULL THEN true
+        WHEN char_length($6::jsonb ->> 'referrer_host') < 255 THEN referrer_host = $6::jsonb ->> 'referrer_host'
         ELSE left(referrer_host, 255) = $6::jsonb ->> 'referrer_host' END
     AND ('referrer_host' <> ALL ($7::text[]) OR referrer_host IS NULL)
-    AND CASE WHEN $6::jsonb ->> 'utm_source' IS NULL THEN true WHEN char_length($6::jsonb ->> 'utm_source') < 255 THEN utm_source = $6::jsonb ->> 'utm_source'
+    AND CASE WHEN $6::jsonb ->> 'utm_source' IS NULL THEN true
+        WHEN char_length($6::jsonb ->> 'utm_source') < 255 THEN utm_source = $6::jsonb ->> 'utm_source'
         ELSE left(utm_source, 255) = $6::jsonb ->> 'utm_source' END
     AND ('utm_source' <> ALL ($7::text[]) OR utm_source IS NULL)
-    AND CASE WHEN $6::jsonb ->> 'utm_medium' IS NULL THEN true WHEN char_length($6::jsonb ->> 'utm_medium') < 255 THEN utm_medium = $6::jsonb ->> 'utm_medium'
+    AND CASE WHEN $6::jsonb ->> 'utm_medium' IS NULL THEN true
+        WHEN char_length($6::jsonb ->> 'utm_medium') < 255 THEN utm_medium = $6::jsonb ->> 'utm_medium'
         ELSE left(utm_medium, 255) = $6::jsonb ->> 'utm_medium' END
     AND ('utm_medium' <> ALL ($7::text[]) OR utm_medium IS NULL)
-    AND CASE WHEN $6::jsonb ->> 'utm_campaign' IS NULL THEN true WHEN char_length($6::jsonb ->> 'utm_campaign') < 255 THEN utm_campaign = $6::jsonb ->> 'utm_campaign'
+    AND CASE WHEN $6::jsonb ->> 'utm_campaign' IS NULL THEN true
+        WHEN char_length($6::jsonb ->> 'utm_campaign') < 255 THEN utm_campaign = $6::jsonb ->> 'utm_campaign'
         ELSE left(utm_campaign, 255) = $6::jsonb ->> 'utm_campaign' END
     AND ('utm_campaign' <> ALL ($7::text[]) OR utm_campaign IS NULL)
 

@@ -73,6 +73,26 @@ async def test_every_endpoint_answers_about_nothing(ask: Asker, endpoint: str):
     assert datetime.fromisoformat(found["as_of"]).tzinfo is not None
 
 
+@pytest.mark.parametrize(
+    ("asked", "events"),
+    [
+        ({"page_path": "p" * 254, "country": "DE"}, 1),
+        ({"page_path": "p" * 255, "country": "DE"}, 3),
+        ({"page_path": "p" * 255, "country": "DE "}, 0),
+        ({"page_path": "p" * 253, "country": "DE"}, 0),
+    ],
+)
+async def test_two_filters_compare_what_buckets_have(
+    ask: Asker, connection: asyncpg.Connection, asked: dict[str, str], events: int
+):
+    """Values are cut to 255 characters, and nothing else is done to them."""
+    paths = ["p" * length for length in (254, 255, 256, 300)]
+    moment = at("2025-03-01T12:00:00")
+    await store(connection, *[Event(moment, page_path=path, country="DE") for path in paths])
+    found = await ask("totals", **asked, from_="2025-03-01", to="2025-03-04")
+    assert (found["source"], found["events"]) == ("events", events)
+
+
 # Time.
 
 ZONES = ("UTC", "Europe/Berlin", "Europe/London", "America/Sao_Paulo", "Asia/Kolkata", "Asia/Kathmandu",
