@@ -120,7 +120,7 @@ docs: dev-setup       ## the pages that are made from the code: commands, config
 	$(BIN)/python -m docs.generate
 
 bench: dev-setup      ## Locust against a fresh service, all kinds of clients: 1,000+ events/s, everything stored once
-	$(BIN)/python -m bench.locust_run
+	$(BIN)/python -m bench.locust_run --report bench/results/bench.md
 
 bench-queries: dev-setup  ## latency of the promised queries with 10 million events; needs 15 GB of disk
 	$(BIN)/python -m bench.queries

@@ -12,12 +12,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import psutil
 
 from bench import acknowledged
+from bench.report import machine, machine_lines
 from bench.service import WRITE_KEY, Service, running_service
 from bench.stats_api import ADMIN_KEY
 
@@ -149,6 +151,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--html", type=Path, default=REPORT, metavar="PATH", help="Locust's report [bench/results/locust.html]"
     )
+    parser.add_argument("--report", type=Path, metavar="PATH", help="write the outcome there, as a page of Markdown")
     parser.add_argument(
         "--until", type=int, default=0, metavar="N", help="end as soon as each kind of thing was done so often [no]"
     )
@@ -159,11 +162,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     try:
         with running_service(*SETTINGS) as service:
-            found = run(service, given)
+            found, version = run(service, given), service.database.version()
     except (TimeoutError, OSError, subprocess.TimeoutExpired, RuntimeError, psutil.Error) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     print(as_text(found))
+    if given.report is not None:
+        command = " ".join(["python -m bench.locust_run", *(sys.argv[1:] if arguments is None else arguments)])
+        given.report.parent.mkdir(parents=True, exist_ok=True)
+        given.report.write_text(as_markdown(found, machine(version), datetime.now(UTC).date(), command))
     if given.html.exists():
         print(f"Locust's report: {_shown(given.html)}")
     for words in found.wrong:
@@ -180,6 +187,37 @@ def as_text(found: Outcome) -> str:
         f"{tally.accepted:,} events acknowledged, {tally.mean:,.0f} a second,"
         f" {tally.slowest_window:,.0f} a second in the slowest {WINDOW_SECONDS} s;"
         f" collector memory {found.peak_mb:.0f} MB\nand {kinds or 'nothing else'}"
+    )
+
+
+def as_markdown(found: Outcome, where: Mapping[str, Any], today: date, command: str) -> str:
+    """The page that `make bench` writes."""
+    tally = found.tally
+    rows = {
+        "verdict": "**FAILED**" if found.wrong else "**passed**",
+        "events acknowledged": f"{tally.accepted:,}",
+        "a second, with all users": f"{tally.mean:,.0f}",
+        f"a second, in the slowest {WINDOW_SECONDS} s": f"{tally.slowest_window:,.0f}",
+        **{f"{kind} acknowledged": f"{count:,}" for kind, count in found.counts.items() if kind != "events"},
+        "memory of the collector, all users gone": f"{found.peak_mb:.0f} MB",
+    }
+    return "\n".join(
+        [
+            "# Locust: all kinds of clients at once",
+            "",
+            "Written by `make bench` (`bench/locust_run.py`);"
+            " [who does what](../README.md#make-bench-or-python--m-benchlocust_run).",
+            "",
+            f"- {today}: `{command}`",
+            *machine_lines(where, "the load, the service and Postgres share"),
+            "",
+            "| | |",
+            "| --- | ---: |",
+            *[f"| {what} | {value} |" for what, value in rows.items()],
+            "",
+            *([f"- {words}" for words in found.wrong] or ["All of it is stored, once, and in the totals."]),
+            "",
+        ]
     )
 
 

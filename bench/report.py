@@ -60,6 +60,15 @@ def machine(postgres_version: str) -> dict[str, Any]:
     }
 
 
+def machine_lines(where: Mapping[str, Any], sharing: str) -> list[str]:
+    """The same as lines of a page; `sharing`: what else runs there, such as "the load and Postgres share"."""
+    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
+    return [
+        f"- {where['cores']} cores, {where['cpu']}, {where['memory_gb']} GB, {where['system']}, which {sharing}",
+        f"- Python {where['python']}, PostgreSQL {where['postgres']}, {packages}",
+    ]
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from bench.chaos.run import Outcome
-from bench.report import machine
+from bench.report import machine, machine_lines
 
 _EXPLAINED: Final = "../README.md#make-chaos-or-python--m-benchchaos"
 
@@ -22,7 +22,6 @@ def text(outcome: Outcome) -> str:
 
 def _head(outcome: Outcome) -> list[str]:
     plan, where = outcome.plan, machine(outcome.postgres)
-    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
     started = (
         f"python -m bench.chaos --seed {plan.seed} --kills {plan.kills} --events {plan.events}"
         f" --minutes {plan.seconds / 60:g}"
@@ -33,9 +32,10 @@ def _head(outcome: Outcome) -> list[str]:
         f"Written by `make chaos` (`bench/chaos`); [what each word means]({_EXPLAINED}).",
         "",
         f"- {outcome.began:%Y-%m-%d}, seed {plan.seed}: `{started}`",
-        f"- {where['cores']} cores, {where['cpu']}, {where['memory_gb']} GB, {where['system']}, which the load, the"
-        f" proxies, the service and Postgres share; load average of up to {outcome.busiest:.0f}",
-        f"- Python {where['python']}, PostgreSQL {where['postgres']}, {packages}",
+        *machine_lines(
+            where,
+            f"the load, the proxies, the service and Postgres share; load average of up to {outcome.busiest:.0f}",
+        ),
     ]
 
 

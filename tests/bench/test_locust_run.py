@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from bench import acknowledged, locust_run
-from bench.locust_run import SETTINGS, Outcome, Tally, judge_load, tally_of
+from bench.locust_run import SETTINGS, Outcome, Tally, as_markdown, judge_load, tally_of
+from bench.report import machine
 from bench.service import Service, running_service
 
 SHORT = ("--users", "48", "--at-least", "0", "--seconds", "300")
@@ -32,6 +34,16 @@ def test_only_whole_seconds_with_all_users_count_for_the_rate():
     tally = written(1, 2000, 2000, 2000, 2000, 2000, 3000, 3000, 3000, 3000, 1)
     assert tally.per_second == [2000] * 5 + [3000] * 4
     assert (tally.accepted, tally.slowest_window) == (22_002, 2000.0)
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [([], "**passed**"), (["3 events are missing"], "**FAILED**")])
+def test_the_page_says_what_was_acknowledged_and_what_was_wrong(wrong: list[str], verdict: str):
+    found = Outcome(written(1, 2000, 2000, 2000, 2000, 2000, 1), {"events": 10_002, "leads": 7}, 81.4, wrong)
+    text = as_markdown(found, machine("18.4"), date(2026, 1, 2), "python -m bench.locust_run")
+    for row in (f"verdict | {verdict}", "events acknowledged | 10,002", "leads acknowledged | 7"):
+        assert f"| {row} |" in text
+    assert all(words in text for words in wrong)
+    assert "2026-01-02: `python -m bench.locust_run`" in text
 
 
 def test_a_second_without_an_answer_is_a_slow_one():
