@@ -22,6 +22,7 @@ def text(outcome: Outcome) -> str:
 
 def _head(outcome: Outcome) -> list[str]:
     plan, where = outcome.plan, machine(outcome.postgres)
+    busiest = f"load average of up to {outcome.busiest:.0f}"
     started = (
         f"python -m bench.chaos --seed {plan.seed} --kills {plan.kills} --events {plan.events}"
         f" --minutes {plan.seconds / 60:g}"
