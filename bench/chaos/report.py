@@ -33,10 +33,7 @@ def _head(outcome: Outcome) -> list[str]:
         f"Written by `make chaos` (`bench/chaos`); [what each word means]({_EXPLAINED}).",
         "",
         f"- {outcome.began:%Y-%m-%d}, seed {plan.seed}: `{started}`",
-        *machine_lines(
-            where,
-            f"the load, the proxies, the service and Postgres share; load average of up to {outcome.busiest:.0f}",
-        ),
+        *machine_lines(where, f"the load, the proxies, the service and Postgres share; {busiest}"),
     ]
 
 
