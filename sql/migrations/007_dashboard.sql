@@ -169,18 +169,7 @@ LEFT JOIN analytics.identities AS identity
 
 -- Counting
 
-CREATE FUNCTION analytics.key_bytes(
-    name text, user_id text, anonymous_id text, session_id text, page_path text, referrer_host text,
-    utm_source text, utm_medium text, utm_campaign text, browser text, os text
-) RETURNS int LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN coalesce(octet_length(name), 0) + coalesce(octet_length(user_id), 0) + coalesce(octet_length(anonymous_id), 0)
-    + coalesce(octet_length(session_id), 0) + coalesce(octet_length(page_path), 0) + coalesce(octet_length(referrer_host), 0)
-    + coalesce(octet_length(utm_source), 0) + coalesce(octet_length(utm_medium), 0) + coalesce(octet_length(utm_campaign), 0)
-    + coalesce(octet_length(browser), 0) + coalesce(octet_length(os), 0);
-COMMENT ON FUNCTION analytics.key_bytes(text, text, text, text, text, text, text, text, text, text, text) IS
-    'How long the texts are that statistics count an event by, in bytes';
-
--- What statistics count events by, of days that are over, without the rest of the rows: nine tenths of a row are properties,
+-- What statistics count events by, of days that are over, without the rest of the rows: most of a row is properties,
 -- context, URLs and the like. A B-tree takes no entry longer than 2,704 bytes, and these texts may be longer: events for
 -- which they are have an index of their own, which is nearly always empty. So a late event never fails for its length.
 CREATE OR REPLACE FUNCTION analytics.missing_closed_day_indexes(older_than interval DEFAULT '6 hours')
@@ -193,7 +182,13 @@ AS $$
         FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
         WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
             AND (to_date(right(relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' < now() - older_than
-    ), wanted (place, suffix, definition) AS (VALUES
+    ), texts (bytes) AS (VALUES (
+        'octet_length(name) + coalesce(octet_length(user_id), 0) + coalesce(octet_length(anonymous_id), 0)'
+            ' + coalesce(octet_length(session_id), 0) + coalesce(octet_length(page_path), 0)'
+            ' + coalesce(octet_length(referrer_host), 0) + coalesce(octet_length(utm_source), 0)'
+            ' + coalesce(octet_length(utm_medium), 0) + coalesce(octet_length(utm_campaign), 0)'
+            ' + coalesce(octet_length(browser), 0) + coalesce(octet_length(os), 0)'
+    )), wanted (place, suffix, definition) AS (VALUES
         -- Events by what they tell: properties @> '{"plan": "pro"}'
         (1, 'properties_gin', 'USING gin (properties jsonb_path_ops)'),
         -- Events of one name
@@ -207,10 +202,8 @@ AS $$
         -- What analytics.counted_activity reads
         (6, 'counted', '(created_at) INCLUDE (id, received_at, type, name, user_id, anonymous_id, session_id, page_path,'
             ' referrer_host, utm_source, utm_medium, utm_campaign, device_type, browser, os, country, batch_id,'
-            ' batch_position) WHERE analytics.key_bytes(name, user_id, anonymous_id, session_id, page_path, referrer_host,'
-            ' utm_source, utm_medium, utm_campaign, browser, os) <= 2000'),
-        (7, 'counted_long', '(created_at) WHERE analytics.key_bytes(name, user_id, anonymous_id, session_id, page_path,'
-            ' referrer_host, utm_source, utm_medium, utm_campaign, browser, os) > 2000')
+            ' batch_position) WHERE ' || (SELECT bytes FROM texts) || ' <= 2000'),
+        (7, 'counted_long', '(created_at) WHERE ' || (SELECT bytes FROM texts) || ' > 2000')
     )
     SELECT closed.name, named.index_name,
         format('CREATE INDEX CONCURRENTLY IF NOT EXISTS %I ON analytics.%I %s',
@@ -249,15 +242,19 @@ FROM (
         utm_medium, utm_campaign, device_type, browser, os, country, batch_id, batch_position
     FROM analytics.events
     WHERE created_at < date_trunc('day', now() - interval '6 hours', 'UTC')
-        AND analytics.key_bytes(name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source, utm_medium,
-            utm_campaign, browser, os) <= 2000
+        AND octet_length(name) + coalesce(octet_length(user_id), 0) + coalesce(octet_length(anonymous_id), 0)
+            + coalesce(octet_length(session_id), 0) + coalesce(octet_length(page_path), 0) + coalesce(octet_length(referrer_host), 0)
+            + coalesce(octet_length(utm_source), 0) + coalesce(octet_length(utm_medium), 0) + coalesce(octet_length(utm_campaign), 0)
+            + coalesce(octet_length(browser), 0) + coalesce(octet_length(os), 0) <= 2000
     UNION ALL
     SELECT id, created_at, received_at, type, name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source,
         utm_medium, utm_campaign, device_type, browser, os, country, batch_id, batch_position
     FROM analytics.events
     WHERE created_at < date_trunc('day', now() - interval '6 hours', 'UTC')
-        AND analytics.key_bytes(name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source, utm_medium,
-            utm_campaign, browser, os) > 2000
+        AND octet_length(name) + coalesce(octet_length(user_id), 0) + coalesce(octet_length(anonymous_id), 0)
+            + coalesce(octet_length(session_id), 0) + coalesce(octet_length(page_path), 0) + coalesce(octet_length(referrer_host), 0)
+            + coalesce(octet_length(utm_source), 0) + coalesce(octet_length(utm_medium), 0) + coalesce(octet_length(utm_campaign), 0)
+            + coalesce(octet_length(browser), 0) + coalesce(octet_length(os), 0) > 2000
     UNION ALL
     SELECT id, created_at, received_at, type, name, user_id, anonymous_id, session_id, page_path, referrer_host, utm_source,
         utm_medium, utm_campaign, device_type, browser, os, country, batch_id, batch_position
