@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import time
@@ -217,15 +218,21 @@ async def test_compression_does_not_evade_the_limit(start: Start, body: bytes):
     client = await start(journal_max_bytes="512MiB", retention_days=3650, address_events_per_second=per_second)
     assert len(body) < 50_000
     began = time.monotonic()
-    answers = [await client.post(body, User_Agent="u" * 1000) for _ in range(25)]
-    statuses = [answer.status for answer in answers]
-    assert set(statuses) == {200, 429} and statuses[0] == 200
+    answers = [await client.post(body, User_Agent="u" * 1000)]
+    # On a busy machine one may take too long to be acknowledged: then it is not, stored or not.
+    while answers[-1].status != 200 and time.monotonic() < began + 60:
+        await asyncio.sleep(1)
+        answers.append(await client.post(body, User_Agent="u" * 1000))
+    answers += [await client.post(body, User_Agent="u" * 1000) for _ in range(24)]
+    by_status = {status: [answer for answer in answers if answer.status == status] for status in (200, 429, 503)}
+    assert by_status[200] and by_status[429] and sum(map(len, by_status.values())) == len(answers)
     seconds = time.monotonic() - began
     rows = await client.fetch("SELECT count(*), max(length(user_agent)) AS agent FROM analytics.events")
-    assert rows[0]["count"] == sum(answer.json()["accepted"] for answer in answers)
+    accepted = sum(answer.json()["accepted"] for answer in by_status[200] + by_status[429])
+    assert accepted <= rows[0]["count"] <= accepted + 10_000 * len(by_status[503])
     assert rows[0]["agent"] <= 512
     assert rows[0]["count"] <= per_second * (10 + seconds) + 10_000
-    assert_limited(next(answer for answer in answers if answer.status == 429))
+    assert_limited(by_status[429][0])
 
 
 async def test_kept_refusals_are_bounded_by_bytes(start: Start):
