@@ -174,8 +174,13 @@ async def _verify(world: World, first: str, last: str) -> str:
     return lines[-1] if lines else f"exit code {done.returncode}"
 
 
+def alike(line: str) -> str:
+    """A line of a log without what differs each time: numbers, ids, and the folders that files are in."""
+    return re.sub(r"[0-9a-f-]{8,}|\d+", "…", re.sub(r"/(?:[^/\s'\"()]+/)+", "", line)[:160])
+
+
 def _complaints(world: World) -> Counter[str]:
-    """The last line of each traceback in the logs, without what differs each time."""
+    """The last line of each traceback in the logs, and how often."""
     found: Counter[str] = Counter()
     for path in world.folder.rglob("*.log"):
         is_inside = False
@@ -183,7 +188,7 @@ def _complaints(world: World) -> Counter[str]:
             if line.startswith("Traceback"):
                 is_inside = True
             elif is_inside and line[:1] not in (" ", ""):
-                found[re.sub(r"[0-9a-f-]{8,}|\d+", "…", line[:160])] += 1
+                found[alike(line)] += 1
                 is_inside = False
     return found
 

@@ -219,6 +219,19 @@ def test_a_seed_decides_what_breaks():
 
 # The judgement.
 
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("OSError: [Errno 5] I/O error: '/a/b-1/journals/000003/lock'", "OSError: [Errno …] I/O error: 'lock'"),
+        ("ImportError: /home/me/.venv/lib/x.so: failed", "ImportError: x.so: failed"),
+        ("ImportError: no 'b' in 'h' (/opt/py/h.py)", "ImportError: no 'b' in 'h' (h.py)"),
+    ],
+)
+def test_a_complaint_does_not_say_where_files_are(line: str, shown: str):
+    assert judge.alike(line) == shown
+
+
 FOUND = Found(
     acknowledged=100,
     stored=102,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from ingest.base.refusals import RejectReason
 from ingest.http.rate_limits import Volume
+from ingest.journal import journal
 from tests.support.collector import Answer, Start
 
 SECRET = "an-admin-key-of-the-tests"
@@ -212,27 +212,23 @@ PACKED = gzip.compress(json.dumps(batch(10_000)).encode())
     ],
     ids=["a user agent", "an address beside the batch", "user agents in contexts"],
 )
-async def test_compression_does_not_evade_the_limit(start: Start, body: bytes):
+async def test_compression_does_not_evade_the_limit(start: Start, body: bytes, monkeypatch: pytest.MonkeyPatch):
     """An address may send a fixed amount and no more, however small the bodies that carry it."""
+    # What of a body waits for a slow disk is more than 8 MiB here, and would be refused for that.
+    monkeypatch.setattr(journal, "MAX_OPEN_BYTES", 512 * 1024 * 1024)
     per_second = 1000
     client = await start(journal_max_bytes="512MiB", retention_days=3650, address_events_per_second=per_second)
     assert len(body) < 50_000
     began = time.monotonic()
-    answers = [await client.post(body, User_Agent="u" * 1000)]
-    # On a busy machine one may take too long to be acknowledged: then it is not, stored or not.
-    while answers[-1].status != 200 and time.monotonic() < began + 60:
-        await asyncio.sleep(1)
-        answers.append(await client.post(body, User_Agent="u" * 1000))
-    answers += [await client.post(body, User_Agent="u" * 1000) for _ in range(24)]
-    by_status = {status: [answer for answer in answers if answer.status == status] for status in (200, 429, 503)}
-    assert by_status[200] and by_status[429] and sum(map(len, by_status.values())) == len(answers)
+    answers = [await client.post(body, User_Agent="u" * 1000) for _ in range(25)]
+    statuses = [answer.status for answer in answers]
+    assert set(statuses) == {200, 429} and statuses[0] == 200
     seconds = time.monotonic() - began
     rows = await client.fetch("SELECT count(*), max(length(user_agent)) AS agent FROM analytics.events")
-    accepted = sum(answer.json()["accepted"] for answer in by_status[200] + by_status[429])
-    assert accepted <= rows[0]["count"] <= accepted + 10_000 * len(by_status[503])
+    assert rows[0]["count"] == sum(answer.json()["accepted"] for answer in answers)
     assert rows[0]["agent"] <= 512
     assert rows[0]["count"] <= per_second * (10 + seconds) + 10_000
-    assert_limited(by_status[429][0])
+    assert_limited(next(answer for answer in answers if answer.status == 429))
 
 
 async def test_kept_refusals_are_bounded_by_bytes(start: Start):
