@@ -58,7 +58,9 @@ async def unknown(client: Client) -> float:
 # One visitor.
 
 
-async def test_all_collectors_agree_also_after_a_restart(start: Start, connection: asyncpg.Connection):
+async def test_all_collectors_agree_also_after_a_restart(
+    start: Start, connection: asyncpg.Connection, clock: type[Clock]
+):
     first, second = await asyncio.gather(start(**BEHIND_PROXY), start(**BEHIND_PROXY))
     await send(first, "first")
     await send(second, "second")
@@ -75,7 +77,7 @@ async def test_all_collectors_agree_also_after_a_restart(start: Start, connectio
     assert found["another"] not in (expected, None, "from the client")
 
 
-async def test_many_that_begin_at_once_agree(start: Start, connection: asyncpg.Connection):
+async def test_many_that_begin_at_once_agree(start: Start, connection: asyncpg.Connection, clock: type[Clock]):
     clients = await asyncio.gather(*[start(**BEHIND_PROXY) for _ in range(5)])
     for index, client in enumerate(clients):
         await send(client, str(index))
