@@ -210,6 +210,7 @@ def test_limits_are_those_of_all_workers(database_url: str, tmp_path: Path):
     unfinished = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
     flags = ("--workers", "3", "--max-connections", "30", "--max-connections-per-address", "12")
     with running(Service(tmp_path / "data", database_url, *flags)) as service:
+
         def all_serve() -> bool:
             return service.get("/metrics")[1].count("ingest_ready{") == len(service.workers()) == 3
 
