@@ -59,7 +59,7 @@ class Life:
         return int(self.psql("select count(*) from analytics.events"))
 
     def check_stopped(self, dev: Service) -> None:
-        assert dev.running_process.wait(20) == 0, dev.log_text()
+        assert dev.running_process.wait(60) == 0, dev.log_text()
         assert dev.log_text().endswith("\nstopped; every accepted event is stored\n"), dev.log_text()
         assert "Traceback" not in dev.log_text()
         assert pids_in(self.folder) == []
@@ -78,7 +78,7 @@ def test_the_life_of_a_development_folder(ingest, folder):
         kill_its_postgres(life, dev)
         check_password(ingest, folder)
         dev.signal(signal.SIGINT)
-        dev.running_process.wait(20)
+        dev.running_process.wait(60)
         assert pids_in(folder) == []
 
 
@@ -124,7 +124,7 @@ def use_it_while_it_starts(life: Life) -> None:
         dev.wait_ready()
         assert life.stored() == 1
         os.killpg(dev.running_process.pid, signal.SIGINT)
-        dev.running_process.wait(20)
+        dev.running_process.wait(60)
     finally:
         dev.kill()
 
@@ -155,7 +155,7 @@ def kill_it(life: Life) -> None:
     with life.start() as dev:
         assert dev.post("/v1/events", [{"name": "before the kill"}] * 10)[0] == 200
         dev.signal(signal.SIGKILL)
-        dev.running_process.wait(10)
+        dev.running_process.wait(60)
 
 
 def kill_its_postgres(life: Life, dev: Service) -> None:

@@ -48,7 +48,7 @@ def test_a_reader_that_goes_away_is_no_error(arguments):
     process.stdout.close()
     errors = process.stderr.read().decode()
     process.stderr.close()
-    process.wait(10)
+    process.wait(60)
     assert "Error" not in errors and "Traceback" not in errors, errors
 
 

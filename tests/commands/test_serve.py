@@ -171,7 +171,7 @@ async def test_ctrl_c_while_workers_are_starting_is_quiet(database_url, tmp_path
     try:
         wait_until(lambda: len(service.workers()) == 2, 60, "both workers are processes")
         os.killpg(service.running_process.pid, signal.SIGINT)
-        assert service.running_process.wait(20) == 0
+        assert service.running_process.wait(60) == 0
     finally:
         service.kill()
     assert "Traceback" not in service.log_text() and "Error" not in service.log_text()

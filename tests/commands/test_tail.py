@@ -31,7 +31,7 @@ def following(service: Service, *flags: str):
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
         process.stderr.close()
 
@@ -56,7 +56,7 @@ async def test_tail_shows_accepted_and_refused_events_and_the_reason(service):
             assert word in lines[1]
         assert "\033" not in "".join(lines)
         tail.send_signal(signal.SIGINT)
-        assert tail.wait(10) == 0
+        assert tail.wait(60) == 0
         assert tail.stderr.read() == ""
     with following(service, "--json") as tail:
         assert service.post("/v1/events", b"nonsense")[0] == 400
@@ -67,5 +67,5 @@ async def test_tail_shows_accepted_and_refused_events_and_the_reason(service):
         tail.stdout.close()
         for _ in range(2):
             service.post("/v1/events", {"name": "after"})
-        assert tail.wait(10) == 0
+        assert tail.wait(60) == 0
         assert tail.stderr.read() == ""

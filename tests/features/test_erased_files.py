@@ -460,7 +460,7 @@ def test_killed_at_any_moment_each_file_is_the_old_one_or_the_new_one(tmp_path: 
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
-        process.wait(20)
+        process.wait(60)
         process.stdout.close()
         content = path.read_bytes()
         is_old = content == old

@@ -117,7 +117,7 @@ class Passed:
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait(20)
+            process.wait(60)
 
 
 def test_a_socket_that_is_passed_outlives_the_services(database_url: str, tmp_path: Path):
@@ -142,7 +142,7 @@ def test_while_draining_it_is_not_ready_and_closes_each_connection_after_its_res
     database_url: str, tmp_path: Path
 ):
     with running(make(tmp_path, database_url, 600)) as service:
-        kept = [http.client.HTTPConnection("127.0.0.1", service.port, timeout=20) for _ in range(3)]
+        kept = [http.client.HTTPConnection("127.0.0.1", service.port, timeout=60) for _ in range(3)]
         for connection in kept:
             connection.request("POST", "/v1/events", b'{"name":"before"}')
             answer = connection.getresponse()
@@ -160,7 +160,7 @@ def test_while_draining_it_is_not_ready_and_closes_each_connection_after_its_res
                 assert (answer.status, answer.will_close) == (200, True)
                 answer.read()
         # All requests sent at once are answered, and only the last response closes the connection.
-        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as piped:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as piped:
             one = b'POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n{"name":"piped"}'
             piped.sendall(one * 3)
             seen = b""

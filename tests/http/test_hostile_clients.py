@@ -236,10 +236,10 @@ async def test_a_body_that_stalls_is_a_408_and_the_connection_ends(start: Start)
     for begun in (CHUNKED + chunk(b'{"name":'), post(GOOD)[:-3], CHUNKED + b"ff"):
         async with await client.raw() as raw:
             await raw.send(begun)
-            answer = await raw.answer(2)
+            answer = await raw.answer()
             assert (answer.status, answer.json()["code"]) == (408, "body_timeout")
             assert answer.headers["connection"] == "close"
-            assert await raw.closed(3)
+            assert await raw.closed()
     assert await client.names() == []
     assert client.worker.accounts.rejected[RejectReason.BODY_TIMEOUT] == 3
 
@@ -249,7 +249,7 @@ async def test_a_body_that_trickles_in_has_the_same_time_limit(start: Start):
     async with await client.raw() as raw:
         await raw.send(CHUNKED)
         trickle = asyncio.create_task(send_slowly(raw, [chunk(b" ")] * 100, 0.02))
-        assert (await raw.answer(2)).status == 408
+        assert (await raw.answer()).status == 408
         trickle.cancel()
     async with await client.raw() as raw:
         await send_slowly(raw, [post(GOOD)[index : index + 5] for index in range(0, len(post(GOOD)), 5)], 0.002)
@@ -484,15 +484,15 @@ async def test_expect_100_is_continued_or_refused_before_the_body(start: Start):
         head, body = post(GOOD, NATIVE_PATH, "Expect: 100-continue").split(b"\r\n\r\n")
         for _ in range(2):
             await raw.send(head + b"\r\n\r\n")
-            assert (await raw.answer(2)).status == 100
+            assert (await raw.answer()).status == 100
             await raw.send(body)
-            assert (await raw.answer(2)).status == 200
+            assert (await raw.answer()).status == 200
         # Sent without waiting for the 100.
         await raw.send(post(GOOD, NATIVE_PATH, "Expect: 100-continue"))
-        answer = await raw.answer(2)
-        assert (answer if answer.status != 100 else await raw.answer(2)).status == 200
+        answer = await raw.answer()
+        assert (answer if answer.status != 100 else await raw.answer()).status == 200
         await raw.send(post(b" " * 2000, NATIVE_PATH, "Expect: 100-continue").partition(b" " * 2000)[0])
-        answer = await raw.answer(2)
+        answer = await raw.answer()
         assert (answer.status, answer.headers["connection"]) == (413, "close")
         assert await raw.closed()
     assert await client.names() == ["good"] * 3
@@ -522,7 +522,7 @@ async def test_silent_connections_are_closed(client: Client):
         assert not await silent.closed(0.1)
         clock[0] = FIRST_REQUEST_SECONDS + 1
         await connections.sweep()
-        assert await silent.closed(2) and await slow.closed(2)
+        assert await silent.closed() and await slow.closed()
         await served.send(post(GOOD))
         assert (await served.answer()).status == 200
 
@@ -541,7 +541,7 @@ async def test_a_good_client_loses_nothing_among_attackers(start: Start, caplog)
 
     async def exchange(raw: Raw, *sent: bytes) -> None:
         await raw.send(*sent)
-        answer = await raw.answer(5)
+        answer = await raw.answer()
         assert_documented(answer)
         statuses.add(answer.status)
 

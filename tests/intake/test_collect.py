@@ -784,7 +784,7 @@ async def test_a_retry_in_flight_waits_for_the_first_try(client: Client, monkeyp
         gate = threading.Event()
 
         def write_slowly(descriptor, content, gate=gate, fails=fails, write=segment_writer.write_all):
-            gate.wait(20)
+            gate.wait(60)
             if fails:
                 raise OSError(5, "Input/output error")
             write(descriptor, content)

@@ -170,7 +170,7 @@ async def test_if_the_disk_does_not_keep_up_requests_are_refused_before_memory_i
     journal = make(tmp_path / "j")
     release = __import__("threading").Event()
     real = segment_writer.write_all
-    monkeypatch.setattr(segment_writer, "write_all", lambda *given: (release.wait(10), real(*given))[1])
+    monkeypatch.setattr(segment_writer, "write_all", lambda *given: (release.wait(60), real(*given))[1])
     first = journal.append(["first\n"], 1, [])
     await asyncio.sleep(0.01)
     chunk = "x" * MIB + "\n"
@@ -299,7 +299,7 @@ async def test_a_hanging_write_is_reported(tmp_path, monkeypatch):
     journal = make(tmp_path / "j")
     release = threading.Event()
     real = segment_writer.write_all
-    monkeypatch.setattr(segment_writer, "write_all", lambda *given: (release.wait(10), real(*given))[1])
+    monkeypatch.setattr(segment_writer, "write_all", lambda *given: (release.wait(60), real(*given))[1])
     waiting = asyncio.ensure_future(put(journal, "event"))
     await asyncio.sleep(0.01)
     assert not journal.is_stalled

@@ -111,7 +111,7 @@ async def kept_from(cause: str, connection: asyncpg.Connection, database_url: st
 
 
 def readiness(worker: RollupProcess) -> tuple[int, dict[str, object]]:
-    status, body = request(f"http://127.0.0.1:{worker.port}/readyz", timeout=20)
+    status, body = request(f"http://127.0.0.1:{worker.port}/readyz", timeout=60)
     return status, json.loads(body)
 
 

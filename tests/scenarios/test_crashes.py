@@ -143,7 +143,7 @@ def test_sigterm_under_load_answers_what_is_in_flight_and_stores_what_was_accept
         service.signal(signal.SIGTERM)
         service.signal(signal.SIGTERM)
         assert service.process is not None
-        assert service.process.wait(20) == 0
+        assert service.process.wait(60) == 0
         for client in clients:
             client.finish()
     stored = stored_ids(mortal.dsn)

@@ -287,7 +287,7 @@ async def test_events_sent_while_the_service_is_down_arrive_once_it_is_up(postgr
             program = start_sdk(sdk, service.url, sdk, "batched", tracks=20, batch=20)
             try:
                 # At first the port accepts and nobody answers; then it is closed for a while.
-                door.settimeout(20)
+                door.settimeout(60)
                 door.accept()[0].close()
                 door.close()
                 with running(service):
@@ -375,7 +375,7 @@ del CORS["Cookie"]
 
 def send(service: Service, method: str, path: str, headers: dict[str, str], body: bytes = b""):
     """Send one request with exactly these headers. Returns the answer's status, headers and body."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
     try:
         connection.putrequest(method, path, skip_accept_encoding=True)
         if method == "POST":

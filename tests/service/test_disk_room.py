@@ -11,7 +11,7 @@ from tests.support.collector import Start
 
 async def test_the_disk_of_the_data_folder_is_measured(start: Start):
     client = await start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while client.worker.disk.measured is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     used = shutil.disk_usage(client.worker.config.data_dir)

@@ -338,7 +338,7 @@ async def test_a_folder_that_cannot_be_read_is_the_trouble_of_its_journal_alone(
             await asyncio.sleep(0.01)
     assert not ended
     one.close()
-    await asyncio.wait_for(serving, 10)
+    await asyncio.wait_for(serving, 60)
 
 
 async def test_after_a_failure_the_writer_knows_the_newest_record_of_then(tmp_path: Path):

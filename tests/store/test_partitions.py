@@ -131,7 +131,7 @@ async def test_copy_continues_while_days_are_created(connection: asyncpg.Connect
             )
 
     days = [DAY + timedelta(days=n) for n in range(1, 15)]
-    made, _ = await asyncio.wait_for(asyncio.gather(partitions.ensure(connection, days), copy()), 30)
+    made, _ = await asyncio.wait_for(asyncio.gather(partitions.ensure(connection, days), copy()), 60)
     assert made == 14
     assert await connection.fetchval("SELECT count(*) FROM analytics.events") == 1000
 
@@ -150,7 +150,7 @@ async def test_of_two_sessions_in_a_race_one_creates_it(
     waiting = asyncio.ensure_future(partitions.ensure(other, [DAY]))
     await until_a_session_waits(connection)
     await first.commit()
-    assert await asyncio.wait_for(waiting, 5) == 0
+    assert await asyncio.wait_for(waiting, 60) == 0
     await second.commit()
     assert await names(connection) == ["analytics.events_20260102"]
 
@@ -162,7 +162,7 @@ async def test_second_creates_it_if_the_first_rolls_back(connection: asyncpg.Con
     waiting = asyncio.ensure_future(partitions.ensure(other, [DAY]))
     await until_a_session_waits(connection)
     await first.rollback()
-    assert await asyncio.wait_for(waiting, 5) == 1
+    assert await asyncio.wait_for(waiting, 60) == 1
 
 
 async def test_detached_day_comes_back_with_its_rows(connection: asyncpg.Connection):

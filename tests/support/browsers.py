@@ -197,8 +197,8 @@ class Browser:
         for process in doomed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
-        psutil.wait_procs(doomed, timeout=10)
+        self._process.wait(60)
+        psutil.wait_procs(doomed, timeout=60)
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]

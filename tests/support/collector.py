@@ -49,7 +49,7 @@ class Raw:
         self.writer.writelines(pieces)
         await self.writer.drain()
 
-    async def answer(self, seconds: float = 10.0, *, of_head: bool = False) -> Answer:
+    async def answer(self, seconds: float = 60.0, *, of_head: bool = False) -> Answer:
         """The next answer. Raises IncompleteReadError when the connection was closed instead."""
         async with asyncio.timeout(seconds):
             head = await self.reader.readuntil(b"\r\n\r\n")
@@ -59,7 +59,7 @@ class Raw:
             body = await self.reader.readexactly(size)
             return Answer(int(first.split()[1]), headers, body)
 
-    async def closed(self, seconds: float = 10.0) -> bool:
+    async def closed(self, seconds: float = 60.0) -> bool:
         """Whether the server closes the connection without sending anything more."""
         try:
             async with asyncio.timeout(seconds):

@@ -64,7 +64,7 @@ class Dashboard:
 
     def sign_in(self, key: str = ADMIN_KEY) -> str:
         """The same, of a session of one's own, to sign out of."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=60)
         try:
             form = urlencode({"key": key, "next": "/"})
             connection.request("POST", "/sign-in", form, {"Content-Type": "application/x-www-form-urlencoded"})

@@ -133,6 +133,6 @@ pidfile = {folder}/pgbouncer.pid
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         if self.process is not None:
-            self.process.wait(10)
+            self.process.wait(60)
         (self.folder / "pgbouncer.pid").unlink(missing_ok=True)
         (self.folder / ".s.PGSQL.6432").unlink(missing_ok=True)

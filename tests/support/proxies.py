@@ -102,7 +102,7 @@ class Proxy(ABC):
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(20)
+                self.process.wait(60)
 
     def log_text(self) -> str:
         texts = [path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))]

@@ -101,7 +101,7 @@ class Reader:
         with log.open("wb") as out:
             process = subprocess.Popen(["bash", "-c", script], cwd=self.folder, env=environ, stdout=out, stderr=out)
         try:
-            wait_until(lambda: printed in log.read_text() or process.poll() is not None, 30, printed)
+            wait_until(lambda: printed in log.read_text() or process.poll() is not None, 60, printed)
             process.terminate()
             code = process.wait(30)
         finally:

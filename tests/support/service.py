@@ -118,7 +118,7 @@ class Service:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.process.wait(10)
+        self.process.wait(60)
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -132,7 +132,7 @@ class Service:
             lambda: len(now := set(self.workers())) == len(before) and not before & now, seconds, "new workers"
         )
 
-    def stop(self, seconds: float = 30.0) -> int:
+    def stop(self, seconds: float = 60.0) -> int:
         """Send SIGTERM. Returns the exit code."""
         assert self.process is not None
         if self.process.poll() is None:
@@ -150,7 +150,7 @@ class Service:
         """Samples by name, and by name{label="value",…} without the worker, summed over the workers."""
         return parse_metrics(self.get("/metrics")[1])
 
-    def wait_stored(self, seconds: float = 30.0) -> dict[str, float]:
+    def wait_stored(self, seconds: float = 60.0) -> dict[str, float]:
         """Wait until nothing is pending. Returns the metrics then."""
         deadline = time.monotonic() + seconds
         while True:
