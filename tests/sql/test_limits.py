@@ -47,8 +47,7 @@ async def test_types_are_the_enums(connection: asyncpg.Connection):
 
 
 def test_statistics_cut_values_at_the_same_length():
-    lengths = [
-        length for query in load_queries("stats").values() for length in re.findall(r"left\(.*?, (\d+)\)", query)
-    ]
+    queries = load_queries("stats_events").values()
+    lengths = [length for query in queries for length in re.findall(r"left\(.*?, (\d+)\)", query)]
     assert len(lengths) > 30
     assert set(lengths) == {str(limits.MAX_VALUE_CHARACTERS)}

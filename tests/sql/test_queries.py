@@ -34,14 +34,14 @@ FILLED: dict[str, dict[str, Callable[[str], str]]] = {
         ),
         "events_within": lambda _: rows_query("events_within", DAY, [], batches=batch_ranges([])),
     },
-    "stats": {
+    "stats_events": {
         "funnel": lambda _: funnel_query(2),
         **dict.fromkeys(
             ("funnel_condition", "funnel_begin", "funnel_step", "funnel_first", "funnel_count"),
             lambda _: funnel_query(10),
         ),
         "sessions_from_events": lambda query: fill(
-            query, among=f"WHERE visit IN ({load_queries('stats')['matching_visits']})"
+            query, among=f"WHERE visit IN ({load_queries('stats_events')['matching_visits']})"
         ),
     },
     "transactions": {
@@ -86,7 +86,7 @@ def is_query(text: str) -> bool:
 
 
 def test_statistics_know_every_dimension():
-    loaded = load_queries("stats")
+    loaded = load_queries("stats_events")
     for name in ("count_events", "rank_events", "rank_people", "retention"):
         assert set(re.findall(r"\$6::jsonb ->> '(\w+)' IS NULL", loaded[name])) == set(DIMENSION_NAMES), name
         assert set(re.findall(r"'(\w+)' <> ALL \(\$7::text\[\]\)", loaded[name])) == set(DIMENSION_NAMES), name

@@ -18,7 +18,7 @@ from ingest.postgres.queries import load_queries
 
 MAX_STORED_ROWS: Final = 25_000
 """Buckets read for one answer: their sketches take up to some 200 MB."""
-QUERIES: Final = load_queries("stats")
+QUERIES: Final = load_queries("stats_buckets") | load_queries("stats_kpis") | load_queries("stats_events")
 
 
 class Freshness(NamedTuple):
