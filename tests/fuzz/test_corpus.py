@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from ingest.events import row
 from ingest.http import short_way
+from ingest.http.connections import ClientConnection
 from ingest.intake.dialects import decoding, native
 from ingest.journal.segment_reader import SegmentReader
 from tests.fuzz import __main__ as command
 from tests.fuzz.corpus import minimise, write
+from tests.fuzz.heads import HASTY
 from tests.fuzz.targets import CORPUS, NAMES, SEPARATOR, WORDS, corpus_of, opened
 from tests.support.amounts import LONG, amount
 
 MOST_CORPUS_BYTES: Final = 300_000
 POST = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nCookie: a=1\r\nCookie: b=2\r\nContent-Length: 2\r\n\r\n{}"
+TOO_LARGE = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n" + b" " * 3000
 LINES = b"\x07" + SEPARATOR.join([b"a", b"tab\there", b"", b"line\nbreak", b"back\\slash"])
 BATCH = b'[{"name":"a"},{"name":"b"}]'
 # Two records; three bytes of the first one's footer are deleted.
@@ -88,6 +92,16 @@ def _lose_the_last(*arguments: Any) -> Any:
 _whole = decoding.whole
 
 
+def _closed(connection: ClientConnection) -> web.Response | None:
+    response = _take_outcome(connection)
+    if response is not None:
+        response.force_close()
+    return response
+
+
+_take_outcome = ClientConnection.take_outcome
+
+
 def check_once(name: str, data: bytes, url: str | None = None) -> None:
     with opened(name, url) as target:
         target.check(data)
@@ -107,8 +121,10 @@ def check_once(name: str, data: bytes, url: str | None = None) -> None:
             CUT_FOOTER,
         ),
         ("heads", short_way, "CIMultiDict", lambda found: CIMultiDict(dict(found)), POST + SEPARATOR + POST),
+        # Sent in haste, which is no excuse: the body had come.
+        ("heads", ClientConnection, "take_outcome", _closed, TOO_LARGE + HASTY + POST),
     ],
-    ids=["payload", "event", "recovery", "heads"],
+    ids=["payload", "event", "recovery", "heads", "heads in haste"],
 )
 def test_a_fault_is_noticed(
     name: str, place: Any, attribute: str, fault: Any, data: bytes, monkeypatch: pytest.MonkeyPatch
