@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from tests.support.amounts import amount
 from tests.support.service import Service, running
 
 ADMIN = "an admin key for these tests"
 CONFIG = Path(__file__).parents[1].joinpath("schemathesis.toml")
-EXAMPLES = amount(2, long=12)
+EXAMPLES = 12
 """Requests of each kind to each operation, besides those that cover each bound of the schema."""
 
 
@@ -30,7 +29,7 @@ def service(database_url: str, tmp_path: Path):
         yield service
 
 
-@pytest.mark.longer
+@pytest.mark.long
 def test_schemathesis_finds_nothing(service: Service, tmp_path: Path):
     status, body = service.post("/v1/onboarding/sessions", {})
     assert status == 201
