@@ -63,10 +63,8 @@ async def check(connection: asyncpg.Connection, view: View) -> Ranking:
 async def test_any_range_in_any_zone(changing: asyncpg.Connection, query: str, zone: str):
     view = view_of(f"{query}&timezone={zone}")
     found = await check(changing, view)
-    # Where a day began before midnight in UTC, part of it is settled.
-    has_kpis = found.source == "aggregates"
-    assert has_kpis == (view.days > 1 or zone in ("Asia/Kolkata", "Europe/Berlin"))
-    assert all((row.visitors is None) == has_kpis for row in found.rows)
+    # Also of today, the first hours are settled.
+    assert found.source == "aggregates" and all(row.visitors is None for row in found.rows)
     assert not found.shifted
     if query != LONGEST and view.start > NOW - timedelta(days=28):
         assert not found.at_least
