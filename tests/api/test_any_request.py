@@ -227,7 +227,7 @@ async def status_of(client: Client, sent: bytes, raw: Raw | None) -> tuple[int, 
         raw = await client.raw()
     try:
         await raw.send(sent)
-        answer = await raw.answer()
+        answer = await raw.answer(30)
     except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
         await raw.close()
         return HUNG_UP, None

@@ -145,8 +145,6 @@ async def test_without_automatic_views_only_calls_are_views(visitor: Visitor, sh
 # Pages that come back, and pages that nobody sees.
 
 REMEMBERS = "<script>addEventListener('pageshow', (event) => { window.kept = event.persisted })</script>"
-
-
 UNLOCKED = "navigator.locks.query().then(({ held, pending }) => !held.length && !pending.length)"
 
 

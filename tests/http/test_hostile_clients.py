@@ -239,7 +239,7 @@ async def test_a_body_that_stalls_is_a_408_and_the_connection_ends(start: Start)
             answer = await raw.answer()
             assert (answer.status, answer.json()["code"]) == (408, "body_timeout")
             assert answer.headers["connection"] == "close"
-            assert await raw.closed()
+            assert await raw.closed(3)
     assert await client.names() == []
     assert client.worker.accounts.rejected[RejectReason.BODY_TIMEOUT] == 3
 
@@ -522,7 +522,7 @@ async def test_silent_connections_are_closed(client: Client):
         assert not await silent.closed(0.1)
         clock[0] = FIRST_REQUEST_SECONDS + 1
         await connections.sweep()
-        assert await silent.closed() and await slow.closed()
+        assert await silent.closed(2) and await slow.closed(2)
         await served.send(post(GOOD))
         assert (await served.answer()).status == 200
 

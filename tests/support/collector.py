@@ -49,8 +49,10 @@ class Raw:
         self.writer.writelines(pieces)
         await self.writer.drain()
 
-    async def answer(self, seconds: float = 60.0, *, of_head: bool = False) -> Answer:
-        """The next answer. Raises IncompleteReadError when the connection was closed instead."""
+    async def answer(self, seconds: float = 20.0, *, of_head: bool = False) -> Answer:
+        """The next answer. Raises IncompleteReadError when the connection was closed instead.
+
+        In less time than the service gives a body or a first request, so that a test sees whose limit it was."""
         async with asyncio.timeout(seconds):
             head = await self.reader.readuntil(b"\r\n\r\n")
             first, *lines = head.decode("utf-8", "surrogateescape").split("\r\n")[:-2]
@@ -59,7 +61,7 @@ class Raw:
             body = await self.reader.readexactly(size)
             return Answer(int(first.split()[1]), headers, body)
 
-    async def closed(self, seconds: float = 60.0) -> bool:
+    async def closed(self, seconds: float = 10.0) -> bool:
         """Whether the server closes the connection without sending anything more."""
         try:
             async with asyncio.timeout(seconds):
