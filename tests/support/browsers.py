@@ -283,6 +283,14 @@ class Tab:
         """Click as a person does, with the mouse."""
         await self.drive("await page.click(selector)", selector=selector)
 
+    async def follow(self, selector: str) -> None:
+        """Click a link, and wait until the page that it leads to has loaded.
+
+        Unlike `until`, this runs nothing in the page that is left, which the browser then would not keep for the way
+        back.
+        """
+        await self.drive("await Promise.all([page.waitForNavigation(), page.click(selector)])", selector=selector)
+
     async def until(self, true: str, seconds: float = SECONDS) -> Any:
         """Wait until an expression is true in the page, and return its value."""
         # Not puppeteer's waitForFunction, which a strict Content-Security-Policy forbids.

@@ -17,7 +17,7 @@ from tests.support.sites import Network, Site
 
 Row = dict[str, Any]
 
-SECONDS = 20.0
+SECONDS = 60.0
 """How long an event may take from the page to the table."""
 
 
