@@ -29,6 +29,11 @@ OUTCOMES: Final = get_args(Outcome)
 TONES: Final = {"converted": "good", "lost": "bad"}
 _TYPES: Final = ("call_made", "email_sent", "demo_scheduled", "meeting_held", "message_sent", "note")
 """Suggestions: the list is open."""
+_DONE: Final = {
+    "status": "The status is saved.",
+    "notes": "The notes are saved.",
+    "interaction": "The interaction is recorded.",
+}
 
 
 # The list, and its export.
@@ -74,6 +79,7 @@ async def _one(ask: Ask) -> Mapping[str, Any]:
         "name": " ".join(filter(None, [lead["first_name"], lead["last_name"]])) or lead["email"],
         "changes": TRANSITIONS[lead["status"]],
         "refusal": _refusal(lead["status"], ask.more.get("refused", "")),
+        "done": _DONE.get(ask.more.get("done", "")),
         "outcomes": OUTCOMES,
         "types": _TYPES,
         "tones": TONES,
@@ -94,16 +100,16 @@ def _refusal(status: str, wanted: str) -> str:
 # What is done about a lead.
 
 
-async def _change(ask: Ask, form: Mapping[str, str], body: Mapping[str, Any]) -> str:
+async def _change(ask: Ask, form: Mapping[str, str], field: str, value: str | None) -> str:
     id = known_id(ask.more["id"], "lead")
-    await ask.call("PATCH", "/v1/leads/{id}", parameters={"id": id}, body=body)
-    return _back(id, form)
+    await ask.call("PATCH", "/v1/leads/{id}", parameters={"id": id}, body={field: value})
+    return _back(id, form, done=field)
 
 
 async def _set_status(ask: Ask, form: Mapping[str, str]) -> str:
     wanted = form.get("status", "")
     try:
-        return await _change(ask, form, {"status": wanted})
+        return await _change(ask, form, "status", wanted)
     except Problem as problem:
         if problem.status != 409 or wanted not in STATUSES:
             raise
@@ -112,7 +118,7 @@ async def _set_status(ask: Ask, form: Mapping[str, str]) -> str:
 
 
 async def _set_notes(ask: Ask, form: Mapping[str, str]) -> str:
-    return await _change(ask, form, {"notes": _lines(form.get("notes", "")) or None})
+    return await _change(ask, form, "notes", _lines(form.get("notes", "")) or None)
 
 
 async def _interact(ask: Ask, form: Mapping[str, str]) -> str:
@@ -128,7 +134,7 @@ async def _interact(ask: Ask, form: Mapping[str, str]) -> str:
         if form.get(name):
             body[name] = _local(form[name], zone, name).isoformat()
     await ask.call("POST", "/v1/leads/{id}/interactions", parameters={"id": id}, body=body)
-    return _back(id, form)
+    return _back(id, form, done="interaction")
 
 
 def _lines(text: str) -> str:
@@ -150,10 +156,10 @@ def _local(text: str, zone: tzinfo, name: str) -> datetime:
 
 
 def _back(id: str, form: Mapping[str, str], **more: str) -> str:
-    """The lead's page with the range that it had."""
+    """The lead's page with the range that it had, and what became of the form."""
     query = [] if len(form.get("query", "")) > _MAX_QUERY else parse_qsl(form.get("query", ""))
-    query = [(name, value) for name, value in query if name != "refused"] + list(more.items())
-    return f"/leads/{id}?{urlencode(query)}" if query else f"/leads/{id}"
+    query = [(name, value) for name, value in query if name not in ("refused", "done")] + list(more.items())
+    return f"/leads/{id}?{urlencode(query)}"
 
 
 PANELS: Final = (
@@ -178,7 +184,7 @@ PAGES: Final = (
         "lead.html",
         panels=["lead-events", "lead-history"],
         load=_one,
-        parameters=["refused"],
+        parameters=["refused", "done"],
         scope=Scope.ADMIN,
         in_navigation=False,
         has_filters=False,

@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 import pytest
 
@@ -260,23 +260,28 @@ async def test_the_status_changes_as_it_may(client: Client, admin: Viewer):
 
     assert await offered() == ["contacted", "qualified", "lost"]
     answer = await admin.post(f"{page}/status", {"status": "contacted", "query": "period=7d&timezone=Asia/Kolkata"})
-    assert answer.headers["Location"] == f"{page}?period=7d&timezone={quote('Asia/Kolkata', safe='')}"
+    assert answer.headers["Location"] == f"{page}?period=7d&timezone={quote('Asia/Kolkata', safe='')}&done=status"
+    assert "The status is saved." in text_of((await admin.get(answer.headers["Location"])).body)
     await admin.post(f"{page}/status", {"status": "converted"})
     assert await offered() == [] and "a customer now" in text_of((await admin.get(page)).body)
     refused = await admin.post(f"{page}/status", {"status": "lost"})
     assert refused.status == 303
     body = text_of((await admin.get(refused.headers["Location"])).body)
     assert "The status was not changed: A lead that is converted keeps this status." in body
+    assert "is saved" not in body
     assert (await admin.post(f"{page}/status", {"status": "nonsense"})).status == 422
     changes = await client.fetch("SELECT properties FROM analytics.events WHERE name = 'lead_status_changed'")
     assert {json.loads(row["properties"])["to"] for row in changes} == {"contacted", "converted"}
     for words in ("<b>Call 555</b>", "converted", ""):
         assert b'role="alert"' not in (await admin.get(f"{page}?refused={quote(words)}")).body
+        assert b'class="done"' not in (await admin.get(f"{page}?done={quote(words)}")).body
 
 
 async def test_notes_are_kept_as_typed(client: Client, admin: Viewer):
     id = await lead(client, "ann@shop.example", notes="before")
-    assert (await admin.post(f"/leads/{id}/notes", {"notes": "one\r\n  two <b>"})).status == 303
+    answer = await admin.post(f"/leads/{id}/notes", {"notes": "one\r\n  two <b>"})
+    assert answer.status == 303 and answer.headers["Location"] == f"/leads/{id}?done=notes"
+    assert "The notes are saved." in text_of((await admin.get(answer.headers["Location"])).body)
     [row] = await client.fetch("SELECT notes FROM marketing.leads")
     assert row["notes"] == "one\n  two <b>"
     assert (await admin.post(f"/leads/{id}/notes", {"notes": "w" * 10_001})).status == 422
@@ -290,7 +295,9 @@ async def test_an_interaction_is_added(client: Client, admin: Viewer):
     fields = {"interaction_type": "call_made", "subject": "<b>Prices", "description": "a\r\nb", "outcome": "positive",
               "scheduled_at": "2026-01-31T18:00", "completed_at": "2026-07-01T09:30", "zone": "Europe/Berlin",
               "query": "period=7d"}  # fmt: skip
-    assert (await admin.post(path, fields)).headers["Location"] == f"/leads/{id}?period=7d"
+    location = (await admin.post(path, fields)).headers["Location"]
+    assert location == f"/leads/{id}?period=7d&done=interaction"
+    assert "The interaction is recorded." in text_of((await admin.get(location)).body)
     [row] = await client.fetch("SELECT * FROM marketing.lead_interactions")
     assert (row["interaction_type"], row["subject"], row["description"], row["outcome"]) == (
         "call_made", "<b>Prices", "a\nb", "positive",
@@ -316,8 +323,9 @@ async def test_an_interaction_is_added(client: Client, admin: Viewer):
 
 async def test_a_form_leads_only_back_to_the_lead(client: Client, admin: Viewer):
     id = await lead(client, "ann@shop.example")
-    for query in ("//evil.example", "a=b\r\nSet-Cookie: c=d", "x" * 5000, "=&%zz&refused=lost"):
+    for query in ("//evil.example", "a=b\r\nSet-Cookie: c=d", "x" * 5000, "=&%zz&refused=lost&done=status"):
         answer = await admin.post(f"/leads/{id}/notes", {"notes": "a", "query": query})
         assert answer.status == 303 and "Set-Cookie" not in answer.headers
         assert re.fullmatch(rf"/leads/{id}(\?[\x21-\x7e]*)?", answer.headers["Location"]), query
         assert "refused" not in answer.headers["Location"]
+        assert parse_qs(answer.headers["Location"].partition("?")[2])["done"] == ["notes"]

@@ -32,6 +32,13 @@ if (zone && !isTold()) {
   if (shown && shown !== zone && !isNamed && isTold()) location.reload()
 }
 
+// That something has been saved is said once, not whenever the page is loaded again.
+const address = new URL(location)
+if (address.searchParams.has('done')) {
+  address.searchParams.delete('done')
+  history.replaceState(history.state, '', address)
+}
+
 // In the page's time zone, if the browser knows it.
 const clockIn = (timeZone) => new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium', timeZone })
 let clock = clockIn()

@@ -110,6 +110,17 @@ async def test_what_opens_is_sound_too(full: Dashboard, viewer: Viewer) -> None:
     assert await faults(tab) == []
 
 
+async def test_that_something_is_saved_is_said_once(full: Dashboard, viewer: Viewer) -> None:
+    await viewer.know(full)
+    tab = await viewer.tab(width=NARROW)
+    assert await visit(tab, full, next(page for page in pages.catalogue().pages if page.path == "/leads/{id}"))
+    await tab.follow("form[action$='/notes'] button")
+    await settled(tab)
+    assert await text(tab, ".done") == "The notes are saved." and await faults(tab) == []
+    await tab.drive("await page.reload()")
+    assert await tab.do("return document.querySelector('.done')") is None
+
+
 async def test_hostile_text_is_shown_as_text(full: Dashboard, viewer: Viewer) -> None:
     await viewer.know(full)
     tab = await viewer.tab(full.url("/?period=7d"))
