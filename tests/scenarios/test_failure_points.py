@@ -189,7 +189,7 @@ async def die_at_first_start(world: World, client: Client, point: str) -> None:
 
 
 async def test_killed_at_points_of_each_kind_nothing_is_lost_or_stored_twice(mortal_on_disk):
-    """One at random of each kind; all of them, and pairs, are in `make test-long`."""
+    """One at random of each kind; all of them, and pairs, are in `make test-system`."""
     async with small_world(mortal_on_disk) as (world, client):
         random = Random()
         chosen = [random.choice(sorted(each for each in KNOWN if each.startswith(role)))
