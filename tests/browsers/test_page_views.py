@@ -147,7 +147,6 @@ async def test_without_automatic_views_only_calls_are_views(visitor: Visitor, sh
 # Pages that come back, and pages that nobody sees.
 
 REMEMBERS = "<script>addEventListener('pageshow', (event) => { window.kept = event.persisted })</script>"
-
 IDLE = f"""window.ingest && !ingest.q?.map && navigator.locks.query().then(
   ({{ held, pending }}) => !held.length && !pending.length && !{QUEUED}.length)"""
 
@@ -215,6 +214,7 @@ async def test_a_request_without_an_answer_does_not_keep_a_page_from_it(visitor:
         await shop.network.requests(sent + 1)
         await tab.follow("a")
         await tab.until("window.ingest && !ingest.q?.map")
+        # Long enough for it to ask for the lock, which it does after 0.2 seconds.
         await asyncio.sleep(0.5)
         reasons.append(await back(tab, "/first"))
         shop.network.let_go()

@@ -284,7 +284,7 @@ class Tab:
         await self.drive("await page.click(selector)", selector=selector)
 
     async def follow(self, selector: str) -> None:
-        """Click a link, and wait until the page that it leads to has loaded.
+        """Click a link or a button, and wait until the page that it leads to has loaded.
 
         Unlike `until`, this runs nothing in the page that is left, which the browser then would not keep for the way
         back.
