@@ -36,7 +36,7 @@ from ingest.base.config_sources import load as load_config
 from ingest.base.errors import IngestError
 from ingest.postgres.connections import close, connect
 from ingest.postgres.embedded import EmbeddedPostgres
-from ingest.rollup import kpis, rebuild, totals
+from ingest.rollup import kpis, rebuild, slices, totals
 from ingest.rollup.buckets import Room
 
 T = TypeVar("T")
@@ -105,8 +105,9 @@ async def roll_up(
     while await rebuild.run_once(connection, config.rollup_dimensions, room):
         pass
     await totals.run_once(connection, datetime.now(UTC), seconds=math.inf)
+    await slices.run_once(connection, datetime.now(UTC), seconds=math.inf)
     await kpis.run_once(connection, datetime.now(UTC), kpis.load(), seconds=kpi_seconds)
-    for table in ("event_aggregations", "bucket_totals", "metrics"):
+    for table in ("event_aggregations", "bucket_totals", "visit_slices", "metrics"):
         await connection.execute(f"VACUUM ANALYZE analytics.{table}")
 
 

@@ -17,6 +17,7 @@ from ingest.dashboard.covering import Cover, Kept
 from ingest.features.stats import counts, reading
 from ingest.features.stats.query import MAX_EVENTS_RANGE, Query, Refused, check_events_range
 from ingest.features.stats.reading import MAX_STORED_ROWS, QUERIES, Freshness
+from ingest.features.stats.slices import sliced
 from ingest.features.stats.times import Part
 
 T = TypeVar("T")
@@ -106,7 +107,8 @@ async def measure(
             if found or not at_least or not may_read_events:
                 return Measured(found, "aggregates", freshness.as_of, at_least, cover.shifted)
     check_events(query, freshness, counts.why_events(query, dimensions))
-    rows = await connection.fetch(QUERIES["events_by_type"], *reading.picked(query, starts[0], query.end), starts)
+    read = await sliced(connection, query, [(starts[0], query.end)], starts)
+    rows = await connection.fetch(QUERIES["count_slices"], *read.arguments, starts)
     measures = {
         row["place"]: Measures(
             row["events"],
@@ -117,7 +119,7 @@ async def measure(
         )
         for row in rows
     }
-    return Measured(measures, "events", freshness.now)
+    return Measured(measures, "events", read.as_of(freshness))
 
 
 def check_events(query: Query, freshness: Freshness, why: str) -> None:

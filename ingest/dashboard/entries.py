@@ -16,10 +16,11 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from ingest.dashboard.session_hours import HOUR, Hours, Span, between, columns, hours_of, joined, length
-from ingest.features.stats import reading, times
+from ingest.dashboard.session_hours import HOUR, Hours, between, columns, hours_of, length
+from ingest.features.stats import reading, slices, times
 from ingest.features.stats.query import MAX_EVENTS_RANGE, Query, Refused
 from ingest.features.stats.reading import QUERIES, Freshness
+from ingest.features.stats.slices import Span, joined
 from ingest.features.stats.times import Part
 
 _KPIS: Final = ["session_entries"]
@@ -56,10 +57,10 @@ async def entries_of(connection: asyncpg.Connection, query: Query, now: datetime
     if length(kept) > MAX_EVENTS_RANGE + HOUR:
         raise Refused("range_too_large", _NOT_COMPUTED)
     parts = _parts(first, hours.settled, spans, hours.row["days"] or ())
-    low, high = (kept[0][0], kept[-1][1]) if kept else (hours.start, hours.start)
+    read = await slices.sliced(connection, query, kept or [(hours.start, hours.start)], around=slices.HALF_HOUR)
     rows = await connection.fetch(
-        QUERIES["entries"],
-        *reading.picked(query, low, high),
+        slices.of_visits("entries", picked=False),
+        *read.arguments,
         *columns(kept),
         *reading.columns(parts),
         *(query.after or (None, None, None)),

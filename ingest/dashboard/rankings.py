@@ -14,9 +14,9 @@ from ingest.dashboard import counting, entries
 from ingest.dashboard.counting import NOTHING, PAGE_VIEW, Distinct
 from ingest.dashboard.covering import Cover
 from ingest.dashboard.view import View
-from ingest.features.stats import counts, reading
+from ingest.features.stats import counts, reading, slices
 from ingest.features.stats.query import OTHER, OTHER_EVENT, Query, Refused, Value
-from ingest.features.stats.reading import MAX_STORED_ROWS, QUERIES
+from ingest.features.stats.reading import MAX_STORED_ROWS, QUERIES, Freshness
 
 ENTRY_PAGE: Final = "entry_page"
 COUNTED: Final[Mapping[str, str]] = {
@@ -100,7 +100,7 @@ async def ranking(
         if cover is not None:
             return await _from_aggregates(connection, query, dimensions, cover, freshness.as_of)
     counting.check_events(query, freshness, counts.why_events(query, dimensions))
-    return await _from_events(connection, query, freshness.now)
+    return await _from_events(connection, query, freshness)
 
 
 # From aggregates.
@@ -263,35 +263,34 @@ async def _entries(connection: asyncpg.Connection, query: Query, now: datetime) 
 # From events.
 
 
-async def _from_events(connection: asyncpg.Connection, query: Query, as_of: datetime) -> Ranking:
+async def _from_events(connection: asyncpg.Connection, query: Query, freshness: Freshness) -> Ranking:
+    of_pages = query.dimension == "page_path"
+    read = await slices.sliced(connection, query, [(query.start, query.end)])
     rows = await connection.fetch(
-        QUERIES["rank_people"],
-        *reading.picked(query, query.start, query.end),
-        query.dimension,
+        QUERIES["rank_pages" if of_pages else "rank_people"],
+        *read.arguments,
         *(query.after or (None, None, None)),
         query.limit + 1,
+        *([] if of_pages else [query.dimension]),
     )
     total = rows[0]["total"] if rows else 0
     if query.after is not None:
-        row = await connection.fetchrow(
-            QUERIES["events_by_type"], *reading.picked(query, query.start, query.end), [query.start]
-        )
+        row = await connection.fetchrow(QUERIES["count_slices"], *read.arguments, [query.start])
         total = row["events"] if row else 0
-    return _ranked(query.dimension, rows, query, total, as_of)
+    return _ranked(query.dimension, rows, query, total, read.as_of(freshness))
 
 
 async def _filtered_entries(connection: asyncpg.Connection, query: Query) -> Ranking:
     freshness = await reading.freshness(connection)
     counting.check_events(query, freshness, "entry pages with filters are read from events")
-    picked = reading.picked(query, query.start, query.end)
-    rows = await connection.fetch(
-        QUERIES["entry_pages"], *picked, *(query.after or (None, None, None)), query.limit + 1
-    )
+    read = await slices.sliced(connection, query, [(query.start, query.end)], around=slices.HALF_HOUR)
+    asked = slices.of_visits("entry_pages", picked=True), *read.arguments, query.start, query.end
+    rows = await connection.fetch(*asked, *(query.after or (None, None, None)), query.limit + 1)
     total = rows[0]["total"] if rows else 0
     if query.after is not None:
-        first = await connection.fetchrow(QUERIES["entry_pages"], *picked, None, None, None, 1)
+        first = await connection.fetchrow(*asked, None, None, None, 1)
         total = first["total"] if first else 0
-    return _ranked(ENTRY_PAGE, rows, query, total, freshness.now)
+    return _ranked(ENTRY_PAGE, rows, query, total, read.as_of(freshness))
 
 
 def _ranked(what: str, rows: Sequence[Mapping[str, Any]], query: Query, total: int, as_of: datetime) -> Ranking:

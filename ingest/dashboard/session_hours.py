@@ -16,10 +16,9 @@ import asyncpg
 from ingest.features.stats import times
 from ingest.features.stats.query import Query
 from ingest.features.stats.reading import QUERIES
+from ingest.features.stats.slices import Span, joined
 
 HOUR: Final = timedelta(hours=1)
-
-Span = tuple[datetime, datetime]
 
 
 class Hours(NamedTuple):
@@ -47,19 +46,6 @@ async def hours_of(
     if first > last:
         spans, settled = [(start, end)], first
     return Hours(start, end, first, settled, joined(spans), row)
-
-
-def joined(spans: Iterable[Span]) -> list[Span]:
-    """Spans in order of time, without empty ones, and those that follow each other as one."""
-    found: list[Span] = []
-    for low, high in spans:
-        if low >= high:
-            continue
-        if found and found[-1][1] >= low:
-            found[-1] = found[-1][0], max(found[-1][1], high)
-        else:
-            found.append((low, high))
-    return found
 
 
 def between(spans: Iterable[Span], start: datetime, end: datetime) -> list[Span]:

@@ -19,11 +19,10 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from ingest.dashboard.session_hours import HOUR, Span, between, columns, hours_of, length
-from ingest.features.stats import reading
+from ingest.dashboard.session_hours import HOUR, between, columns, hours_of, length
+from ingest.features.stats import reading, slices
 from ingest.features.stats.query import MAX_EVENTS_RANGE, Query
-from ingest.features.stats.reading import QUERIES
-from ingest.postgres.queries import fill
+from ingest.features.stats.slices import Span
 
 _KPIS: Final = ["bounce_rate", "session_length"]
 _TOO_LONG: Final = f"with filters, known for at most {MAX_EVENTS_RANGE.days} days, as it is read from events"
@@ -85,12 +84,9 @@ async def sessions_of(connection: asyncpg.Connection, query: Query, now: datetim
 async def _from_events(connection: asyncpg.Connection, query: Query, spans: Sequence[Span]) -> Sessions:
     if not spans:
         return Sessions()
-    among = f"WHERE visit IN ({QUERIES['matching_visits']})" if query.filters or query.event is not None else ""
-    row = await connection.fetchrow(
-        fill(QUERIES["sessions_from_events"], among=among),
-        *reading.picked(query, spans[0][0], spans[-1][1]),
-        *columns(spans),
-    )
+    read = await slices.sliced(connection, query, spans, around=slices.HALF_HOUR)
+    asked = slices.of_visits("sessions", picked=bool(query.filters) or query.event is not None)
+    row = await connection.fetchrow(asked, *read.arguments, *columns(spans))
     return Sessions(row["sessions"], row["bounces"], row["seconds"])
 
 

@@ -17,6 +17,7 @@ TASKS: Final[Mapping[str, str]] = {
     "stale-identities": "Finds hours in which one person was counted as two",
     "weeks-and-months": "Adds up weeks and months",
     "bucket-totals": "Counts each past hour's and day's visitors over all events",
+    "visit-slices": "Sums each past hour's visits, which filters are counted from",
     "accounting": "Checks that the last hours' figures have every event, once",
     "kpis-of-now": "Computes this minute's KPIs",
     "kpis": "Computes the KPIs that aggregates suffice for",

@@ -19,7 +19,7 @@ from ingest.base.logs import Quiet
 from ingest.base.waits import wait_for
 from ingest.postgres.connections import FAILURES, close
 from ingest.postgres.queries import load_queries
-from ingest.rollup import certificate, identity_repairs, kpis, rebuild, totals
+from ingest.rollup import certificate, identity_repairs, kpis, rebuild, slices, totals
 from ingest.rollup.buckets import Room
 from ingest.store import partitions, visitor_salts
 
@@ -122,6 +122,11 @@ async def _bucket_totals(connection: asyncpg.Connection, now: datetime, settings
     return f"{made} totals made" if made else ""
 
 
+async def _visit_slices(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
+    made = await slices.run_once(connection, now)
+    return f"{made} hours sliced" if made else ""
+
+
 async def _accounting(connection: asyncpg.Connection, now: datetime, settings: Settings) -> str:
     # It fails if they differ: the time of its last success is the certificate.
     await certificate.certify(connection, now)
@@ -158,6 +163,7 @@ TASKS: Final = (
     Task(
         "bucket-totals", "sum the hours and days that are over, or have changed, over all events", 60, _bucket_totals
     ),
+    Task("visit-slices", "sum the visits of hours that are over, or have changed, for filters", 60, _visit_slices),
     Task("accounting", "check that the last hours' aggregates have every event, once", 600, _accounting),
     Task("kpis-of-now", "update the KPIs that have per-minute figures", 1, _kpis_of_now),
     Task("kpis", "compute the KPIs that need no raw events, where recent or changed", 60, _kpis),

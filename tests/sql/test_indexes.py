@@ -73,6 +73,8 @@ async def test_every_table_has_some_except_small_ones_of_the_service(
         "analytics.stale_identities",
         "analytics.stale_metrics",
         "analytics.bucket_totals",
+        "analytics.sliced_hours",
+        "analytics.visit_slices",
         "analytics.saved_funnels",
         "analytics.visitor_salts",
     }

@@ -40,9 +40,11 @@ FILLED: dict[str, dict[str, Callable[[str], str]]] = {
             ("funnel_condition", "funnel_begin", "funnel_step", "funnel_first", "funnel_count"),
             lambda _: funnel_query(10),
         ),
-        "sessions_from_events": lambda query: fill(
-            query, among=f"WHERE visit IN ({load_queries('stats_events')['matching_visits']})"
+        **dict.fromkeys(
+            ("sessions", "entry_pages"),
+            lambda query: fill(query, among="AND visit IN (SELECT visit FROM picked_visits)"),
         ),
+        "entries": lambda query: fill(query, among=""),
     },
     "transactions": {
         "on_behalf": lambda query: re.sub(r"\{[a-z_]+\}", "E'x'", query),
@@ -87,7 +89,10 @@ def is_query(text: str) -> bool:
 
 def test_statistics_know_every_dimension():
     loaded = load_queries("stats_events")
-    for name in ("count_events", "rank_events", "rank_people", "retention"):
+    for name in ("count_slices", "rank_events", "rank_people", "rank_pages", "retention"):
         assert set(re.findall(r"\$6::jsonb ->> '(\w+)' IS NULL", loaded[name])) == set(DIMENSION_NAMES), name
         assert set(re.findall(r"'(\w+)' <> ALL \(\$7::text\[\]\)", loaded[name])) == set(DIMENSION_NAMES), name
     assert set(re.findall(r"WHEN '(\w+)' THEN left", loaded["rank_events"])) == set(DIMENSION_NAMES)
+    # Pages have a query of their own.
+    by_slice = set(re.findall(r"WHEN '(\w+)' THEN \w+", loaded["rank_people"]))
+    assert by_slice >= set(DIMENSION_NAMES) - {"page_path"}

@@ -512,6 +512,7 @@ async def test_functions_have_a_fixed_search_path_and_definers_are_few(connectio
         "ingest.advance_session()": False,
         "ingest.forget_changed_total()": False,
         "ingest.forget_totals_of_deleted()": False,
+        "ingest.forget_slices()": False,
         "ingest.enrich_event()": False,
         "ingest.keep_lead_normalised()": False,
         "ingest.link_session()": False,

@@ -30,6 +30,8 @@ analytics.rejected_events     ----  ----           A---     AAAA   AAAA
 analytics.leases              ----  ----           A---     AAAA   AAAA
 analytics.visitor_salts       ----  ----           ----     ----   ----
 analytics.bucket_totals       ----  ----           A---     AAAA   AAAA
+analytics.sliced_hours        ----  ----           A---     AAAA   AAAA
+analytics.visit_slices        ----  ----           A---     AAAA   AAAA
 analytics.saved_funnels       ----  ----           AAAA     AAAA   AAAA
 experiments.experiments       O---  ----           ----     AAAA   AAAA
 experiments.assignments       OOO-  ----           ----     AAAA   AAAA
@@ -67,6 +69,8 @@ COLUMNS: dict[str, tuple[str, str, str, str]] = {
     "analytics.leases": ("name", "ours", "others", "holder"),
     "analytics.visitor_salts": ("day", DAY, "2026-01-03", "created_at"),
     "analytics.bucket_totals": ("granularity", "hour", "day", "event_count"),
+    "analytics.sliced_hours": ("hour", DAY, "2026-01-03", "is_complete"),
+    "analytics.visit_slices": ("number", "1", "2", "events"),
     "analytics.saved_funnels": ("name", "ours", "others", "within_seconds"),
     "experiments.experiments": ("id", OURS, OTHERS, "description"),
     "experiments.assignments": ("id", OURS, OTHERS, "exposure_count"),
@@ -128,6 +132,13 @@ INSERTS: dict[str, tuple[str, str, tuple[str, str]]] = {
     ),
     "analytics.visitor_salts": ("day, salt", "%s, sha256('new')", ("'2026-01-04'", "'2026-01-05'")),
     "analytics.bucket_totals": ("granularity, time_bucket", "%s, now()", ("'hour'", "'day'")),
+    "analytics.sliced_hours": ("hour", "%s", ("'2026-01-04'", "'2026-01-05'")),
+    "analytics.visit_slices": (
+        "number, hour, first_at, last_at, events, page_views, conversions, acts, pages, events_of_pages,"
+        " page_views_of_pages, conversions_of_pages",
+        "%s, now(), now(), now(), 1, 0, 0, 1, '{/}', '{1}', '{0}', '{0}'",
+        ("3", "4"),
+    ),
     "analytics.saved_funnels": ("name, steps", "%s, '{a,b}'", ("'ours new'", "'others new'")),
     "experiments.experiments": ("name", "%s", ("'ours new'", "'others new'")),
     "experiments.assignments": (

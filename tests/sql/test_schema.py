@@ -29,6 +29,13 @@ LEAST: dict[str, dict[str, str]] = {
         "expires_at": "now()",
     },
     "analytics.bucket_totals": {"granularity": "'day'", "time_bucket": "'2026-01-02 00:00+00'"},
+    "analytics.sliced_hours": {"hour": "'2026-01-02 00:00+00'"},
+    "analytics.visit_slices": {
+        **dict.fromkeys(("hour", "first_at", "last_at"), "'2026-01-02 00:00+00'"),
+        **dict.fromkeys(("number", "events", "page_views", "conversions", "acts"), "1"),
+        "pages": "'{/}'",
+        **dict.fromkeys(("events_of_pages", "page_views_of_pages", "conversions_of_pages"), "'{1}'"),
+    },
     "analytics.saved_funnels": {"name": "'signup'", "steps": "'{a,b}'"},
     "analytics.visitor_salts": {"day": "'2026-01-02'", "salt": "sha256('')"},
     "analytics.event_aggregations": {

@@ -52,6 +52,11 @@ INSERT INTO analytics.leases (name, token, holder, expires_at)
     VALUES ('ours', '{OURS}', '', now()), ('others', '{OTHERS}', '', now());
 INSERT INTO analytics.visitor_salts (day, salt) VALUES ('{DAY}', sha256('ours')), ('2026-01-03', sha256('others'));
 INSERT INTO analytics.bucket_totals (granularity, time_bucket) VALUES ('hour', '{DAY}'), ('day', '{DAY}');
+INSERT INTO analytics.sliced_hours (hour) VALUES ('{DAY}'), ('2026-01-03');
+INSERT INTO analytics.visit_slices (hour, number, first_at, last_at, events, page_views, conversions, acts, pages,
+    events_of_pages, page_views_of_pages, conversions_of_pages)
+    SELECT '{DAY}', number, '{DAY}', '{DAY}', 1, 0, 0, 1, '{{/}}', '{{1}}', '{{0}}', '{{0}}'
+    FROM generate_series(1, 2) AS number;
 INSERT INTO analytics.saved_funnels (name, steps) VALUES ('ours', '{{a,b}}'), ('others', '{{a,b}}');
 INSERT INTO experiments.experiments (id, name, status, targeting_rules, test_variants) VALUES
     ('{OURS}', 'ours', 'running', '{{"country": "DE"}}', '[{{"id": "b"}}]'),

@@ -23,6 +23,7 @@ from ingest.features.stats.query import (
     check_events_range,
 )
 from ingest.features.stats.reading import MAX_STORED_ROWS, QUERIES, Freshness
+from ingest.features.stats.slices import sliced
 from ingest.features.stats.times import Part
 
 _TOTAL: Final = "{}"
@@ -153,7 +154,8 @@ async def _by_bucket(
             if not may_read_events:
                 raise Refused("too_many_rows", str(error), 422) from None
     check_events_range(query.start, query.end, why_events(query, dimensions))
-    rows = await connection.fetch(QUERIES["count_events"], *reading.picked(query, found[0], end), found)
+    read = await sliced(connection, query, [(found[0], end)], found)
+    rows = await connection.fetch(QUERIES["count_slices"], *read.arguments, found)
     return Counted({row["place"]: Count(row["events"], row["users"], row["sessions"]) for row in rows}, "events")
 
 

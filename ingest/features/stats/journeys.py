@@ -10,6 +10,7 @@ import asyncpg
 from ingest.features.stats import reading, times
 from ingest.features.stats.query import Query, check_events_range
 from ingest.features.stats.reading import QUERIES
+from ingest.features.stats.slices import sliced
 from ingest.postgres.queries import fill
 
 
@@ -69,9 +70,10 @@ async def retention(connection: asyncpg.Connection, query: Query, now: datetime)
     start, end = times.begin(query.start, granularity, zone), times.up(query.end, granularity, zone)
     found = list(times.starts(start, end, granularity, zone))
     as_of = await connection.fetchval("SELECT now()")
+    read = await sliced(connection, query, [(start, end)], found)
     rows = await connection.fetch(
         QUERIES["retention"],
-        *reading.picked(query, start, end),
+        *read.arguments,
         found,
         query.return_event,
         query.periods,
