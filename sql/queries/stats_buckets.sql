@@ -1,5 +1,10 @@
 -- Statistics from aggregates: ingest/features/stats/. Everything from a request is passed as an argument.
 
+-- limits --
+-- For the transaction: a statement and a wait for a lock may take so many ms, $1 and $2, and a sort at least $3 bytes
+SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true),
+    set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), $3::bigint) / 1024 || 'kB', true)
+
 -- freshness --
 -- What ingest.retention says, which is for no role but the owner's
 -- as_of: buckets have everything stored before this time; minutes_from: the first minute that is kept; events_from: the

@@ -16,7 +16,7 @@ import pytest
 
 from ingest.base.config import DIMENSION_NAMES
 from ingest.dashboard.figures import visits
-from ingest.dashboard.rankings import COUNTED, ENTRY_PAGE, ranking
+from ingest.dashboard.rankings import COUNTED, ranking
 from ingest.dashboard.series import METRICS, series
 from ingest.dashboard.view import View
 from ingest.features.stats import journeys

@@ -765,6 +765,22 @@ def test_cleaning_counts_for_segment_too():
     assert segment(rb'{"type":"page","name":"\u0000"}').cleaned == 1
 
 
+@pytest.mark.parametrize(
+    "member", ["sentAt", "sent_at", "writeKey", "write_key", "api_key", "token", "batch", "other"]
+)
+@pytest.mark.parametrize(("body", "cleaned", "count"), CLEANED, ids=[body.decode() for body, _, _ in CLEANED])
+def test_so_do_those_next_to_a_batch_however_it_is_decoded(member: str, body: bytes, cleaned: bytes, count: int):
+    events = b'{"name":"a","user_id":"u"}'
+    text = b'{"%b":"%b","batch":[%b]}' % (member.encode(), body, events)
+    whole = native(text)
+    # Another event cannot be read, so that all are decoded one by one.
+    apart = native(text.replace(events, events + b',{"name":7}'))
+    for payload in (whole, apart):
+        assert payload.cleaned == count
+        told = payload.sent_at if member in ("sentAt", "sent_at") else payload.write_key
+        assert told == (json.loads(b'"%b"' % cleaned) if member not in ("batch", "other") else None)
+
+
 HAZARDS = [
     (b'{"name":"a"}', CLEAN),
     (b'{ "name" : "a" }', CLEAN),

@@ -18,6 +18,9 @@ from ingest.postgres.queries import load_queries
 
 MAX_STORED_ROWS: Final = 25_000
 """Buckets read for one answer: their sketches take up to some 200 MB."""
+SORT_BYTES: Final = 16 * 1024 * 1024
+"""What a sort or a hash of a query may take, if the server's work_mem is less: with its default, 4 MB, the sessions
+of a long range are sorted on disk."""
 QUERIES: Final = load_queries("stats_buckets") | load_queries("stats_kpis") | load_queries("stats_events")
 
 
@@ -47,9 +50,10 @@ class StatsTransactions:
                 connection.transaction(isolation="repeatable_read", readonly=True),
             ):
                 await connection.execute(
-                    "SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)",
+                    QUERIES["limits"],
                     str(round(seconds * 1000)),
                     str(round(min(LOCK_SECONDS, seconds) * 1000)),
+                    SORT_BYTES,
                 )
                 yield connection
         except TooSlow:

@@ -108,7 +108,8 @@ class _Reading:
         members: dict[str, bytes] = {}
         beside: list[tuple[bytes, bytes]] = []
         while mark == _COMMA:
-            key, at = scan.member(at + 1)
+            start = at + 1
+            key, at = scan.member(start)
             if key == _BATCH and body.startswith(b"[", at):
                 # The last of several counts, as with a decoder.
                 self.parts, self._count = [], 0
@@ -119,10 +120,14 @@ class _Reading:
                     raise CannotSplit
             else:
                 end = yield from scan.end_of_value(at)
+                # An escape and its replacement have the same length.
+                text, cleaned = yield from clean_in_bites(body[start:end])
+                self.cleaned += cleaned
+                value = text[at - start : at - start + LONGEST_MEMBER + 1]
                 if key in names:
-                    members[names[key]] = body[at : min(end, at + LONGEST_MEMBER)].strip(_WHITESPACE)
+                    members[names[key]] = value[:LONGEST_MEMBER].strip(_WHITESPACE)
                 elif len(beside) <= MOST_BESIDE:
-                    beside.append((key, body[at : min(end, at + LONGEST_MEMBER + 1)].strip(_WHITESPACE)))
+                    beside.append((key, value.strip(_WHITESPACE)))
             at, mark = end, body[end]
         if mark != _CLOSED_OBJECT or at + 1 != len(body):
             raise CannotSplit
