@@ -70,13 +70,10 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    changed timestamptz;
+    -- As either table calls it.
+    changed constant timestamptz :=
+        coalesce(to_jsonb(NEW) ->> 'time_bucket', to_jsonb(NEW) ->> 'time_window_start')::timestamptz;
 BEGIN
-    IF TG_TABLE_NAME = 'stale_buckets' THEN
-        changed := NEW.time_bucket;
-    ELSE
-        changed := NEW.time_window_start;
-    END IF;
     DELETE FROM analytics.sliced_hours WHERE hour = changed;
     -- Without such a row there are none.
     IF FOUND THEN

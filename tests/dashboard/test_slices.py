@@ -75,6 +75,13 @@ async def other(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     await opened.close()
 
 
+@pytest.fixture
+async def holder(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    opened = await connections.connect(database_url, purpose="tests")
+    yield opened
+    await opened.close()
+
+
 async def store(connection: asyncpg.Connection, some: Sequence[Event]) -> None:
     await Ledger(connection).flush(some)
     assert await Rollup(DIMENSION_NAMES, ROOM).run_once(connection) is not None
@@ -195,7 +202,10 @@ async def test_after_an_erasure(counted: asyncpg.Connection):
 
 
 async def test_a_change_meanwhile_is_noticed(
-    counted: asyncpg.Connection, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    counted: asyncpg.Connection,
+    other: asyncpg.Connection,
+    holder: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """An event that is stored and counted while its hour is made, from a snapshot that does not have it."""
     await slices.run_once(counted, NOW)
@@ -204,12 +214,12 @@ async def test_a_change_meanwhile_is_noticed(
     waiting = "SELECT pg_advisory_xact_lock(7) WHERE $1::timestamptz IS NOT NULL"
     monkeypatch.setitem(slices._QUERIES, "clear", waiting)
     await counted.execute("DELETE FROM analytics.visit_slices WHERE hour = $1", HOUR)
-    await other.execute("SELECT pg_advisory_lock(7)")
-    making = asyncio.ensure_future(slices.run_once(counted, NOW))
     async with asyncio.timeout(60):
-        await until_waiting(other)
-        await store(other, [Event(HOUR, "late", anonymous_id="newcomer", country="DE")])
-        await other.execute("SELECT pg_advisory_unlock(7)")
+        async with holder.transaction():
+            await holder.execute("SELECT pg_advisory_xact_lock(7)")
+            making = asyncio.ensure_future(slices.run_once(counted, NOW))
+            await until_waiting(other)
+            await store(other, [Event(HOUR, "late", anonymous_id="newcomer", country="DE")])
         assert await making == 0
     assert await counted.fetchval(THERE, HOUR) is None
     assert await counted.fetchval(ROWS, HOUR) == 0

@@ -70,7 +70,7 @@ async def sliced(
         rest += of_events
     read = sorted({times.begin(half, "hour") for half in halves})
     first, last = (read[0], read[-1] + 2 * HALF_HOUR) if read else (low, low)
-    others = {hour for hour in hours if first <= hour < last}.difference(read)
+    others = set(times.starts(first, last, "hour")).difference(read)
     other_halves = {each for hour in read for each in (hour, hour + HALF_HOUR)}.difference(halves)
     longest = max(rest, key=lambda part: part[1] - part[0], default=(low, low))
     short = [part for part in rest if part != longest]
