@@ -276,10 +276,11 @@ async def test_flags_assignments_and_exposures_agree_for_every_history(start: St
     client = await start(admin_keys=(ADMIN_KEY,), api_rate_limit_per_second=0)
     await run(client, "button", traffic_percentage=70, targeting_rules={"country": ["DE", "AT"]})
     chance = random.Random(3)
-    people = [uuid4() for _ in range(6)]
+    # So many that not all of them get the same variant.
+    people = [uuid4() for _ in range(15)]
     seen: dict[str, set[str]] = {}
     for step in range(150):
-        session = f"visit {chance.randrange(6)}" if chance.random() < 0.8 else None
+        session = f"visit {chance.randrange(15)}" if chance.random() < 0.8 else None
         person = chance.choice(people) if session is None or chance.random() < 0.5 else None
         country = chance.choice(["DE", "AT", "JP"])
         unit = {"session_id": session, "user_id": str(person) if person else None}
