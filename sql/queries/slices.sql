@@ -1,17 +1,20 @@
 -- Slices of visits: ingest/rollup/slices.py
 
--- missing --
--- Hours over by $1 that have no slices, as far back as events are kept, the latest first
-SELECT hour
-FROM (
-    SELECT min(to_date(right(relname, 8), 'YYYYMMDD'))::timestamp AT TIME ZONE 'UTC' AS first
+-- piece kept --
+-- From when on events are kept: they are dropped when the service's retention_days are over, or the database's setting
+(
+    SELECT greatest(
+        min(to_date(right(relname, 8), 'YYYYMMDD'))::timestamp AT TIME ZONE 'UTC',
+        date_trunc('day', $1::timestamptz - ingest.retention('events', '90 days'), 'UTC')
+    ) AS first
     FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
     WHERE inhparent = 'analytics.events'::regclass AND relname ~ '^events_[0-9]{8}$'
 ) AS kept
-CROSS JOIN LATERAL generate_series(
-    greatest(first, date_trunc('day', $1::timestamptz - ingest.retention('events', '90 days'), 'UTC')),
-    $1::timestamptz - interval '1 hour', '1 hour'
-) AS over (hour)
+
+-- missing --
+-- Hours over by $1 that have no slices, as far back as events are kept, the latest first
+SELECT hour
+FROM {kept} CROSS JOIN LATERAL generate_series(first, $1::timestamptz - interval '1 hour', '1 hour') AS over (hour)
 WHERE NOT EXISTS (SELECT FROM analytics.sliced_hours AS made WHERE made.hour = over.hour AND is_complete)
 ORDER BY hour DESC
 LIMIT $2
@@ -85,9 +88,7 @@ UPDATE analytics.sliced_hours SET is_complete = true WHERE hour = $1 AND token =
 -- forget --
 -- Of days whose events are not kept any more
 WITH old AS (
-    DELETE FROM analytics.sliced_hours
-    WHERE hour < date_trunc('day', $1::timestamptz - ingest.retention('events', '90 days'), 'UTC')
-    RETURNING hour
+    DELETE FROM analytics.sliced_hours USING {kept} WHERE hour < first RETURNING hour
 ), gone AS (
     DELETE FROM analytics.visit_slices USING old WHERE visit_slices.hour = old.hour
 )

@@ -252,9 +252,14 @@ async def test_a_run_takes_a_limited_time_and_the_latest_come_first(counted: asy
     assert made == sorted(made, reverse=True) and len(made) > 40
 
 
-async def test_they_go_with_their_events(counted: asyncpg.Connection):
+@pytest.mark.parametrize("how", ["the database's setting", "their partitions"])
+async def test_they_go_with_their_events(counted: asyncpg.Connection, how: str):
     await slices.run_once(counted, NOW)
-    await counted.execute("SET app.retention_events = '1 day'")
+    if how == "their partitions":
+        for ago in range(2, 6):
+            await counted.execute(f"DROP TABLE IF EXISTS analytics.events_{NOW - timedelta(days=ago):%Y%m%d}")
+    else:
+        await counted.execute("SET app.retention_events = '1 day'")
     await slices.run_once(counted, NOW)
     assert await counted.fetchval(THERE, HOUR) is None
     assert await counted.fetchval(ROWS, HOUR) == 0
