@@ -11,17 +11,14 @@ thrown away if it has changed meanwhile.
 
 from __future__ import annotations
 
-import logging
 import time
 from datetime import datetime, timedelta
 from typing import Final
 
 import asyncpg
 
-from ingest.base.errors import one_line
+from ingest.base.errors import IngestError, one_line
 from ingest.postgres.queries import load_queries
-
-logger = logging.getLogger(__name__)
 
 SECONDS: Final = 15.0
 """How long one run may go on beginning hours: anybody can send events for any number of them."""
@@ -35,22 +32,31 @@ _QUERIES: Final = load_queries("slices")
 
 async def run_once(connection: asyncpg.Connection, now: datetime, seconds: float = SECONDS) -> int:
     """Make the hours that are missing at `now`, the latest first; none is begun after `seconds`. Returns how many
-    were made. An hour that fails does not stop the others.
+    were made. An hour that fails does not stop the others; at the end IngestError says how many did, and why the
+    first.
 
     Must not be called in a transaction.
     """
     until = time.monotonic() + seconds
     made = 0
+    failed: list[str] = []
     await connection.execute(_QUERIES["forget"], now)
     for (hour,) in await connection.fetch(_QUERIES["missing"], now - SETTLED, _MOST):
         if time.monotonic() >= until:
             break
-        made += await _make(connection, hour)
+        try:
+            made += await _make(connection, hour)
+        except asyncpg.PostgresError as error:
+            if connection.is_closed():
+                raise
+            failed.append(f"{hour.isoformat()}: {one_line(error)}")
+    if failed:
+        raise IngestError(f"slices of {len(failed)} hours could not be made, such as {failed[0]}")
     return made
 
 
 async def _make(connection: asyncpg.Connection, hour: datetime) -> bool:
-    """Make an hour's slices; returns whether they are there now."""
+    """Make an hour's slices. False if it has changed meanwhile: a later run makes them."""
     token = await connection.fetchval(_QUERIES["begin"], hour)
     try:
         # One snapshot, taken after `begin`: what it does not have deletes the row that `complete` looks for.
@@ -60,12 +66,6 @@ async def _make(connection: asyncpg.Connection, hour: datetime) -> bool:
             if await connection.fetchval(_QUERIES["complete"], hour, token) is None:
                 raise _Changed
     except (_Changed, asyncpg.SerializationError):
-        # It is made in a later run.
-        return False
-    except asyncpg.PostgresError as error:
-        if connection.is_closed():
-            raise
-        logger.warning("slices of %s failed: %s", hour.isoformat(), one_line(error))
         return False
     return True
 
